@@ -1,0 +1,1 @@
+"""A Transformer framework to learn from and to keep using."""

@@ -1,0 +1,5 @@
+"""The error of a public door: something a user gave us is wrong, and they can mend it."""
+
+
+class UserError(ValueError):
+    """One line: the file, the line or tensor, what was found and what was expected."""
