@@ -1,0 +1,96 @@
+"""Random numbers that belong to the thing they are for: Philox4x32-10.
+
+A counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"):
+four words of output are a fixed function of four words of counter and two of key. The key says
+which dropout (seed; layer, site), the counter says which number of it (optimizer step, the text's
+own number in the data set, position in the text, channel). Nothing depends on where a token lies
+in the packed batch, so company, order and accumulation leave every mask as it is.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minisft.array import array_module
+
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+WEYL = 0x9E3779B9, 0xBB67AE85
+WORD = 0xFFFFFFFF
+ROUNDS = 10
+
+# The sites of one layer that draw dropout masks; the number goes into the key.
+EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT = range(4)
+# Who draws an order or initial values, in the place of a layer.
+SHUFFLE, INITIAL = 0xFFFF, 0xFFFE
+
+
+def philox(counter, key, xp=np):
+    """counter: four uint32 arrays of one shape, key: two ints -> four uint32 arrays of that shape.
+
+    Salmon et al. 2011, section 3.3 and figure 2; ten rounds.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = int(key[0]) & WORD, int(key[1]) & WORD
+    m0, m1 = (xp.uint64(m) for m in MULTIPLIERS)
+    half = xp.uint64(32)
+    for _ in range(ROUNDS):
+        product0 = c0.astype(xp.uint64) * m0
+        product1 = c2.astype(xp.uint64) * m1
+        high0, low0 = (product0 >> half).astype(xp.uint32), product0.astype(xp.uint32)
+        high1, low1 = (product1 >> half).astype(xp.uint32), product1.astype(xp.uint32)
+        c0, c1, c2, c3 = high1 ^ c1 ^ xp.uint32(k0), low1, high0 ^ c3 ^ xp.uint32(k1), low0
+        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
+    return c0, c1, c2, c3
+
+
+@dataclass(frozen=True)
+class Stream:
+    """All random numbers of one optimizer step; a site of it makes the words of one mask."""
+
+    seed: int
+    step: int
+
+    def tokens(self, layer, site, texts, positions, width):
+        """texts (N,), positions (N,) -> words (N,width) uint32, one for each token and channel."""
+        return self._words(layer, site, texts[:, None], positions[:, None], 0, width)
+
+    def scores(self, layer, text, positions, n_head, n_keys):
+        """query positions (Tq,) of one text -> words (H,Tq,Tk) uint32, one for each score."""
+        xp = array_module(positions)
+        heads = xp.arange(n_head)[:, None, None] << 20
+        return self._words(layer, SCORES, text, positions[None, :, None], heads, n_keys)
+
+    def _words(self, layer, site, texts, positions, heads, width):
+        # Counter (step, text, position, head << 20 | last // 4); word last % 4 of the output.
+        xp = array_module(positions)
+        last = heads + xp.arange((width + 3) // 4)
+        shape = xp.broadcast_shapes(xp.shape(texts), positions.shape, last.shape)
+        counter = [xp.broadcast_to(xp.asarray(c).astype(xp.uint32), shape)
+                   for c in (self.step, texts, positions, last)]
+        words = xp.stack(philox(counter, (self.seed, layer << 16 | site), xp), axis=-1)
+        return words.reshape(*shape[:-1], -1)[..., :width]
+
+
+def permutation(n, seed, epoch):
+    """-> an order of n things (n,) int64 that only the seed and the epoch decide."""
+    index = np.arange(n, dtype=np.uint32)
+    fixed = np.full(n, epoch, dtype=np.uint32)
+    zero = np.zeros(n, dtype=np.uint32)
+    high, low, _, _ = philox((fixed, zero, zero, index), (seed, SHUFFLE << 16))
+    return np.argsort(high.astype(np.uint64) << np.uint64(32) | low, kind="stable")
+
+
+def normal(shape, seed, number):
+    """-> standard normal values float64 of that shape: the initial values of parameter `number`.
+
+    Box and Muller 1958, from two uniform numbers of 32 bits each.
+    """
+    size = int(np.prod(shape))
+    index = np.arange((size + 1) // 2, dtype=np.uint32)
+    fixed = np.full(len(index), number, dtype=np.uint32)
+    zero = np.zeros(len(index), dtype=np.uint32)
+    first, second, _, _ = philox((fixed, zero, zero, index), (seed, INITIAL << 16))
+    radius = np.sqrt(-2 * np.log((first + 0.5) / 2.0**32))
+    angle = 2 * np.pi * (second + 0.5) / 2.0**32
+    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    return pairs.ravel()[:size].reshape(shape)
