@@ -1,0 +1,72 @@
+"""A packed batch: sequences laid end to end, no padding anywhere."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of N tokens in all; `texts` are the sequences' own numbers in the data set."""
+
+    ids: np.ndarray           # (N,)
+    positions: np.ndarray     # (N,) position of each token within its sequence
+    cu_seqlens: np.ndarray    # (B+1,) where each sequence begins; the last entry is N
+    texts: np.ndarray         # (B,)
+    labels: np.ndarray | None = None     # (B,) a class each, or (N,) the next token of each token
+
+    @property
+    def lengths(self):
+        """-> tokens of each sequence (B,)."""
+        return np.diff(self.cu_seqlens)
+
+    @property
+    def last(self):
+        """-> the row of each sequence's last token (B,)."""
+        return self.cu_seqlens[1:] - 1
+
+    @property
+    def token_texts(self):
+        """-> the number of the text that each token belongs to (N,)."""
+        return np.repeat(self.texts, self.lengths)
+
+
+def pack(sequences, labels=None, texts=None):
+    """B arrays of token ids, B labels or B arrays of labels -> Batch.
+
+    Raises ValueError for no sequences, an empty one, or labels of another length.
+    """
+    lengths = np.array([len(s) for s in sequences], dtype=np.int64)
+    if len(lengths) == 0 or lengths.min() == 0:
+        raise ValueError(f"a batch needs sequences of one token or more, got lengths {lengths}")
+    if labels is not None:
+        if len(labels) != len(lengths):
+            raise ValueError(f"{len(lengths)} sequences but {len(labels)} labels")
+        if np.ndim(labels[0]) == 1:
+            if [len(row) for row in labels] != lengths.tolist():
+                raise ValueError("labels for each token differ in length from their sequences")
+            labels = np.concatenate(labels)
+        labels = np.asarray(labels, dtype=np.int64)
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    return Batch(
+        ids=np.concatenate(sequences).astype(np.int64),
+        positions=np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths),
+        cu_seqlens=cu_seqlens,
+        texts=np.arange(len(lengths)) if texts is None else np.asarray(texts, dtype=np.int64),
+        labels=labels,
+    )
+
+
+def by_tokens(lengths, order, batch_tokens):
+    """lengths of all texts (M,), an order -> lists of text numbers, each at most that many tokens.
+
+    A text longer than `batch_tokens` is a batch of its own.
+    """
+    batches, filled = [], batch_tokens + 1
+    for number in order:
+        if filled + lengths[number] > batch_tokens:
+            batches.append([])
+            filled = 0
+        batches[-1].append(int(number))
+        filled += lengths[number]
+    return batches

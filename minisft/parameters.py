@@ -1,0 +1,103 @@
+"""Parameters: named views into one buffer of values and one of gradients.
+
+Zeroing, the gradient norm and AdamW are then each one pass over one array. The buffer is ordered
+by layer and, within it, by what decays and what does not, so that a learning rate or a decay is
+a number for each run of the buffer.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class Parameter:
+    """A named array with its gradient; `grad` is None while it is frozen."""
+
+    def __init__(self, name, shape, layer, decays, scale=0.0, fill=0.0):
+        self.name, self.shape, self.layer, self.decays = name, tuple(shape), layer, decays
+        self.scale, self.fill = scale, fill     # initial values: fill + scale * normal
+        self.value = self.grad = None
+
+    @property
+    def size(self):
+        """-> number of values."""
+        return int(np.prod(self.shape))
+
+    def add_grad(self, gradient):
+        """gradient of this parameter's shape; a frozen parameter lets it go by."""
+        if self.grad is not None:
+            self.grad += gradient
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stretch of the flat buffer whose parameters share layer and decay."""
+
+    start: int
+    stop: int
+    layer: int
+    decays: bool
+
+
+class Parameters:
+    """The store: `values` and `grads` are flat (P,), `runs` says what lies where."""
+
+    def __init__(self, parameters, dtype=np.float32, xp=np):
+        self.all = {p.name: p for p in parameters}
+        if len(self.all) != len(parameters):
+            raise ValueError("two parameters have the same name")
+        self.dtype, self.xp = np.dtype(dtype), xp
+        for p in parameters:
+            p.value = xp.zeros(p.shape, dtype=dtype)
+        self.train(lambda p: True)
+
+    def __getitem__(self, name):
+        return self.all[name]
+
+    def __iter__(self):
+        return iter(self.all.values())
+
+    @property
+    def live(self):
+        """-> the parameters that are trained, in the order of the buffer."""
+        return [p for p in self._ordered if p.grad is not None]
+
+    @property
+    def size(self):
+        """-> number of values, trained and frozen."""
+        return sum(p.size for p in self)
+
+    def train(self, wanted):
+        """wanted(parameter) -> bool says which are trained; lays both buffers anew."""
+        self._ordered = sorted(self, key=lambda p: (p.layer, not p.decays))
+        live = [p for p in self._ordered if wanted(p)]
+        self.values, views = self._lay(live)
+        self.grads = self.xp.zeros_like(self.values)
+        self.frozen_values, frozen_views = self._lay([p for p in self._ordered if not wanted(p)])
+        for p in self:
+            p.grad = None
+        self.runs, start = [], 0
+        for p in live:
+            p.grad = self.grads[start:start + p.size].reshape(p.shape)
+            last = self.runs[-1] if self.runs else None
+            if last and (last.layer, last.decays) == (p.layer, p.decays):
+                self.runs[-1] = Run(last.start, start + p.size, p.layer, p.decays)
+            else:
+                self.runs.append(Run(start, start + p.size, p.layer, p.decays))
+            start += p.size
+        for p, view in (views | frozen_views).items():
+            p.value = view
+
+    def _lay(self, parameters):
+        """-> one flat array with these parameters' values, and a view into it for each."""
+        flat = self.xp.empty(sum(p.size for p in parameters), dtype=self.dtype)
+        views, start = {}, 0
+        for p in parameters:
+            views[p] = flat[start:start + p.size].reshape(p.shape)
+            views[p][...] = p.value
+            start += p.size
+        return flat, views
+
+    def zero_grad(self):
+        """Sets every gradient to zero."""
+        self.grads[...] = 0
