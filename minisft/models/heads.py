@@ -1,0 +1,140 @@
+"""What stands on top of GPT-2: a language model with the tied matrix, or a classifier."""
+
+import numpy as np
+
+from minisft.array import array_module
+from minisft.layers import Layer, Linear
+from minisft.models.gpt2 import GPT2, initialise
+from minisft.ops import cross_entropy, linear
+from minisft.parameters import Parameters
+
+
+class Model(Layer):
+    """A trunk and its head, with one store for all parameters."""
+
+    def build(self, dtype, seed):
+        """Lays all parameters into one store and fills it with initial values."""
+        self.store = Parameters(self.parameters(), dtype)
+        initialise(self.store, seed)
+
+    def train_layers(self, which):
+        """"all", "head", or "last:K" (the last K blocks, the last LayerNorm and the head).
+
+        Raises ValueError for anything else.
+        """
+        blocks = self.trunk.config.n_layer
+        last = which.removeprefix("last:")
+        if which == "all":
+            lowest = 0
+        elif which == "head":
+            lowest = self.head_layer
+        elif which.startswith("last:") and last.isdecimal() and 1 <= int(last) <= blocks:
+            lowest = blocks + 1 - int(last)
+        else:
+            raise ValueError(f"layers to train are {which!r}, expected all, head or last:K with "
+                             f"K from 1 to {blocks}")
+        self.store.train(lambda p: p.layer >= lowest)
+
+    @property
+    def head_layer(self):
+        """-> the number of the layer that `train_layers("head")` trains."""
+        return self.trunk.config.n_layer + 1
+
+
+class Classifier(Model):
+    """`score` (C,K), no bias, on the last token of each text, as GPT2ForSequenceClassification.
+
+    The last block computes only what those tokens need, forward and backward.
+    """
+
+    def __init__(self, config, names, dtype=np.float32, seed=0):
+        self.names = tuple(names)
+        self.trunk = GPT2(config)
+        self.score = Linear("score", config.n_embd, len(self.names), config.n_layer + 2,
+                            bias=False)
+        self.build(dtype, seed)
+
+    @property
+    def head_layer(self):
+        return self.trunk.config.n_layer + 2
+
+    def forward(self, batch, stream=None):
+        """Batch -> logits (B,K)."""
+        return self.score.forward(self.trunk.forward(batch, stream, last_only=True))
+
+    def backward(self, dlogits):
+        """dlogits (B,K) -> gradient of the embedded tokens (N,C), or None where layers freeze."""
+        return self.trunk.backward(self.score.backward(dlogits))
+
+    def loss(self, batch, stream=None, weights=None, smoothing=0.0):
+        """Batch with labels (B,) -> loss summed over the texts, denominator, logits (B,K)."""
+        logits = self.forward(batch, stream)
+        xp = array_module(logits)
+        (loss, denominator), cache = cross_entropy.forward(
+            logits, xp.asarray(batch.labels), weights, smoothing)
+        self.keep(cache)
+        return loss, denominator, logits
+
+    def loss_backward(self):
+        """Adds the gradients of the summed loss; -> gradient of the embedded tokens (N,C)."""
+        (cache,) = self.take()
+        return self.backward(cross_entropy.backward(1.0, cache))
+
+
+class LanguageModel(Model):
+    """Next-token prediction; the output matrix is the token table (Press and Wolf 2017) or its own.
+
+    With the tied matrix one parameter gets two gradients.
+    """
+
+    def __init__(self, config, tied=True, dtype=np.float32, seed=0):
+        self.trunk = GPT2(config)
+        self.lm_head = None if tied else Linear("lm_head", config.n_embd, config.vocab_size,
+                                                config.n_layer + 2, bias=False)
+        self.build(dtype, seed)
+
+    def forward(self, batch, stream=None, rows=None, last_only=False, past=None):
+        """Batch -> logits (N,V), or of some rows, or (B,V) of each sequence's last token."""
+        hidden = self.trunk.forward(batch, stream, last_only, past)
+        n = len(hidden)
+        if rows is not None:
+            hidden = hidden[rows]
+        if self.lm_head is not None:
+            self.keep(None, rows, n)
+            return self.lm_head.forward(hidden)
+        logits, cache = linear.forward(hidden, self.trunk.wte.w.value.T)
+        self.keep(cache, rows, n)
+        return logits
+
+    def backward(self, dlogits):
+        """dlogits as `forward` returned them -> gradient of the embedded tokens (N,C)."""
+        cache, rows, n = self.take()
+        if cache is None:
+            dhidden = self.lm_head.backward(dlogits)
+        else:
+            hidden, wte = cache
+            dhidden = dlogits @ wte.T
+            w = self.trunk.wte.w
+            if w.grad is not None:
+                w.add_grad(dlogits.T @ hidden)
+        if rows is not None:
+            xp = array_module(dhidden)
+            scattered = xp.zeros((n, dhidden.shape[-1]), dtype=dhidden.dtype)
+            scattered[rows] = dhidden
+            dhidden = scattered
+        return self.trunk.backward(dhidden)
+
+    def loss(self, batch, stream=None):
+        """Batch with the next token of each token (N,) as labels -> summed loss, denominator,
+        logits of the rows that count."""
+        rows = np.flatnonzero(batch.labels != cross_entropy.IGNORE)
+        logits = self.forward(batch, stream, rows)
+        xp = array_module(logits)
+        (loss, denominator), cache = cross_entropy.forward(logits, xp.asarray(batch.labels[rows]))
+        self.loss_cache = cache
+        return loss, denominator, logits
+
+    def loss_backward(self):
+        """Adds the gradients of the summed loss; -> gradient of the embedded tokens (N,C)."""
+        cache, self.loss_cache = self.loss_cache, None
+        return self.backward(cross_entropy.backward(1.0, cache))
