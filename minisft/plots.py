@@ -1,0 +1,194 @@
+"""The two pictures of a run: learning curves and the confusion matrix, as PNG files.
+
+Figures are made without pyplot, so neither the backend nor any global setting is touched.
+"""
+
+import math
+import textwrap
+import warnings
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+_DPI = 120
+_TRAIN, _VALID, _RATE, _BEST = "#4c78a8", "#d95f02", "#7f7f7f", "#1b7837"
+
+
+def curves(history, path, best_step=None):
+    """history {"steps": [...], "epochs": [...]} -> PNG: losses left, accuracy and rate right."""
+    steps, epochs = history.get("steps", []), history.get("epochs", [])
+    best_step = history.get("best_step") if best_step is None else best_step
+    figure = Figure(figsize=(11, 4.6), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    left, right = figure.subplots(1, 2)
+    _losses(left, steps, epochs)
+    twin = _accuracy_and_rate(right, steps, epochs)
+    seen = [entry["step"] for entry in (*steps, *epochs)]
+    for axes in (left, right):
+        axes.set_xlabel("optimizer step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e6e6e6", lw=0.6)
+        if seen:
+            span = max(seen) - min(seen) + 1
+            axes.set_xlim(min(seen) - 1, max(seen) + 0.03 * span)
+        else:
+            axes.text(0.5, 0.5, "no steps were taken", transform=axes.transAxes, ha="center")
+        if best_step is not None:
+            label = _best_label(epochs, best_step) if axes is left else None
+            axes.axvline(best_step, color=_BEST, ls="--", lw=1.2, zorder=1, label=label)
+    lines = [axes.get_legend_handles_labels()[0] for axes in (left, right, twin) if axes]
+    handles = sum(lines, [])
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles),
+                      frameon=False)
+    _save(figure, path)
+
+
+def confusion(matrix, names, path, title="Confusion matrix"):
+    """matrix (K,K) rows = truth, names (K,) -> PNG: count and share of the row in each cell."""
+    counts = np.asarray(matrix)
+    k = len(names)
+    if counts.shape != (k, k):
+        raise ValueError(f"confusion: matrix {counts.shape}, {k} names")
+    cell = min(1.25, max(0.42, 4.2 / k))                            # inches
+    font = min(11, max(7, cell * 72 * 0.30))                        # points
+    letter = 0.58 * font / 72                                       # inches, about
+    names = [_drawable(name, 24 if k <= 20 else 18) for name in names]
+    wrapped = [textwrap.wrap(name, int(cell / letter), break_long_words=False) for name in names]
+    if k <= 8 and all(len(lines) <= 2 for lines in wrapped):    # more would meet the next row
+        names = ["\n".join(lines) for lines in wrapped]
+    longest = max(len(line) for name in names for line in name.split("\n")) * letter
+    upright = longest > cell * 1.05
+    grid = cell * k
+    size = (max(grid + longest + 2.0, 5.0), grid + (longest if upright else 0.35) + 1.4)
+
+    figure = Figure(figsize=size, dpi=_DPI, layout="compressed")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    axes = figure.subplots()
+    share = _write_cells(axes, counts, cell)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(k), names, fontsize=font, parse_math=False,
+                    rotation=90 if upright else 0)
+    axes.set_yticks(range(k), names, fontsize=font, parse_math=False)
+    axes.set_xticks(np.arange(k + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(k + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="#d9d9d9", lw=0.6)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted class", labelpad=8)
+    axes.set_ylabel("true class", labelpad=8)
+    title = textwrap.fill(_drawable(title, 160), int(size[0] * 8.5))
+    figure.suptitle(title, fontsize=13, parse_math=False)
+    bar = figure.colorbar(image, ax=axes, fraction=0.22 / grid, aspect=grid / 0.22, pad=0.15 / grid,
+                          format=PercentFormatter(1, decimals=0))
+    bar.set_label("share of the true class (row)")
+    bar.outline.set_visible(False)
+    _save(figure, path)
+
+
+def _write_cells(axes, counts, cell):
+    """counts (K,K), cell in inches -> share of each row (K,K); both written into the cells."""
+    k = len(counts)
+    totals = counts.sum(axis=1, keepdims=True)                      # (K,1)
+    share = np.divide(counts, totals, out=np.zeros((k, k)), where=totals > 0)
+    decimals = 1 if k <= 8 else 0
+    letters = max(len(f"{counts.max():,}"), 4 + 2 * decimals)
+    size = min(13, cell * 72 * 0.26, cell * 72 * 0.86 / (0.62 * letters))
+    for i, j in np.ndindex(k, k):
+        if counts[i, j]:
+            percent = f"{share[i, j]:.{decimals}%}"
+            if share[i, j] < 0.5 * 0.1**(2 + decimals):
+                percent = f"<{0.1**(2 + decimals):.{decimals}%}"
+            text = f"{counts[i, j]:,}\n{percent}"
+        else:
+            text = "0" if k <= 8 else ""     # zeros would hide the pattern of a large matrix
+        axes.text(j, i, text, ha="center", va="center", fontsize=size, linespacing=1.15,
+                  color="white" if share[i, j] > 0.55 else "#222222")
+    return share
+
+
+def _losses(axes, steps, epochs):
+    """Training loss of each step, smoothed over it, validation loss at the ends of epochs."""
+    x, loss = _column(steps, "step"), _column(steps, "loss")
+    axes.set_title("Loss")
+    axes.set_ylabel("cross-entropy (nats)")
+    if len(x):
+        few = "." if len(x) <= 60 else None
+        axes.plot(x, loss, color=_TRAIN, alpha=0.3 if len(x) > 2 else 1, lw=1, marker=few,
+                  label="training, each step")
+    if len(x) > 2:
+        axes.plot(x, _smooth(loss), color=_TRAIN, lw=2, label="training, smoothed")
+    xv, valid = _column(epochs, "step"), _column(epochs, "valid_loss")
+    if np.isfinite(valid).any():
+        axes.plot(xv, valid, color=_VALID, lw=1.5, marker="o", ms=5, label="validation")
+    if not np.isfinite(loss).all():
+        axes.text(0.98, 0.97, f"no finite loss at {(~np.isfinite(loss)).sum()} of {len(x)} steps",
+                  transform=axes.transAxes, ha="right", va="top", color="#b2182b",
+                  bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85})
+
+
+def _accuracy_and_rate(axes, steps, epochs):
+    """Accuracy on the left scale, learning rate on the right one; the right one or None."""
+    x, rate = _column(steps, "step"), _column(steps, "lr")
+    xv, accuracy = _column(epochs, "step"), _column(epochs, "valid_accuracy")
+    scored, rated = np.isfinite(accuracy).any(), np.isfinite(rate).any()
+    if scored:
+        axes.plot(xv, accuracy, color=_VALID, lw=1.5, marker="s", ms=5,
+                  label="validation accuracy", zorder=3)
+        axes.set_ylabel("validation accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    rates = axes.twinx() if scored and rated else axes
+    if rated:
+        rates.plot(x, rate, color=_RATE, lw=1.3, marker="." if len(x) <= 2 else None,
+                   label="learning rate")
+        rates.set_ylabel("learning rate")
+        rates.set_ylim(bottom=0)
+        rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+        rates.spines["top"].set_visible(False)    # a twin draws all four again
+    axes.set_title("Validation accuracy and learning rate" if scored else "Learning rate")
+    return rates if rates is not axes else None
+
+
+def _best_label(epochs, best_step):
+    """The legend's words for the chosen state of the model."""
+    found = [entry["epoch"] for entry in epochs if entry.get("step") == best_step]
+    return f"chosen: epoch {found[0]}" if found else f"chosen: step {best_step}"
+
+
+def _column(entries, key):
+    """list of dicts -> (n,) floats; absent, None and infinite become NaN (a gap in the line)."""
+    values = [entry.get(key) for entry in entries]
+    values = np.array([math.nan if value is None else float(value) for value in values])
+    return np.where(np.isfinite(values), values, math.nan)
+
+
+def _smooth(values):
+    """values (n,) -> mean of the finite neighbours on both sides (n,): no lag."""
+    n, i = len(values), np.arange(len(values))
+    reach = min(25, n // 12)
+    # Halved towards the ends: a full window would bend the line there, a tiny one be noise.
+    reach = np.clip(np.minimum(i, n - 1 - i), reach // 2, reach)    # (n,)
+    start, stop = np.maximum(i - reach, 0), np.minimum(i + reach + 1, n)
+    finite = np.isfinite(values)
+    total = np.concatenate([[0], np.cumsum(np.where(finite, values, 0))])
+    count = np.concatenate([[0], np.cumsum(finite)])
+    total = total[stop] - total[start]                              # (n,)
+    count = count[stop] - count[start]                              # (n,)
+    return np.divide(total, count, out=np.full(n, math.nan), where=count > 0)
+
+
+def _drawable(text, limit):
+    """Any string -> one printable line of at most `limit` characters."""
+    line = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else "?" for c in line) or "(no name)"
+    return line if len(line) <= limit else line[:limit - 1] + "…"
+
+
+def _save(figure, path):
+    """Write the PNG; the same figure gives the same bytes."""
+    with warnings.catch_warnings():
+        # The default font lacks many scripts; a name drawn as boxes must not stop a run.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})

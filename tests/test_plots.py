@@ -1,0 +1,100 @@
+"""The pictures of a run exist, survive odd input, and leave matplotlib's settings alone."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minisft import plots
+
+
+def png_size(path):
+    """PNG file -> (width, height) in pixels, from its header."""
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+def history(n_steps, n_epochs, accuracy=0.9):
+    steps = [{"step": i + 1, "loss": 1 / (i + 1), "lr": 1e-4, "grad_norm": 1.0}
+             for i in range(n_steps)]
+    epochs = [{"epoch": e + 1, "step": (e + 1) * n_steps // n_epochs, "valid_loss": 0.5,
+               "valid_accuracy": accuracy} for e in range(n_epochs)]
+    return {"steps": steps, "epochs": epochs}
+
+
+@pytest.mark.parametrize("n_steps, n_epochs, accuracy", [
+    (0, 0, None), (1, 0, None), (1, 1, 1.0), (2, 1, None), (500, 3, 0.9),
+])
+def test_curves(n_steps, n_epochs, accuracy, tmp_path):
+    path = tmp_path / "curves.png"
+    plots.curves(history(n_steps, n_epochs, accuracy), path, best_step=n_steps or None)
+    assert png_size(path) == (1320, 552)
+
+
+def test_curves_with_gaps(tmp_path):
+    broken = history(30, 1)
+    broken["steps"][4]["loss"] = math.nan
+    broken["steps"][5]["loss"] = math.inf
+    broken["steps"][6] = {"step": 7}
+    broken["epochs"][0] |= {"valid_loss": None}
+    del broken["epochs"][0]["valid_accuracy"]
+    plots.curves(broken, tmp_path / "gaps.png")
+    for entry in broken["steps"]:
+        entry["loss"] = math.nan
+    plots.curves(broken | {"best_step": 30}, tmp_path / "nothing.png")
+    assert png_size(tmp_path / "gaps.png") == png_size(tmp_path / "nothing.png") == (1320, 552)
+
+
+def test_smoothing_is_a_centred_mean_that_skips_gaps():
+    line = np.arange(60.0)
+    assert plots._smooth(line)[5:-5] == pytest.approx(line[5:-5])
+    line[30] = math.nan
+    smooth = plots._smooth(line)
+    assert np.isfinite(smooth).all()
+    assert smooth[30] == pytest.approx(30) and smooth[31] == pytest.approx(31 + 1 / 10)
+    assert np.isnan(plots._smooth(np.full(3, math.nan))).all()
+
+
+@pytest.mark.parametrize("k", [2, 4, 20])
+def test_confusion(k, tmp_path, rng):
+    counts = rng.integers(0, 20_000, (k, k))
+    counts[0] = 0
+    path = tmp_path / "confusion.png"
+    plots.confusion(counts.tolist(), [f"class {i}" for i in range(k)], path, "A title")
+    width, height = png_size(path)
+    assert 120 * 0.42 * k < min(width, height) and max(width, height) < 120 * (1.25 * k + 5)
+
+
+def test_confusion_with_hostile_names(tmp_path):
+    names = ["$x_{$", "a|b\n\tc", "", "\x00\x1b", "日本語", "long " * 40, "𝒜\ud800", r"\frac"]
+    plots.confusion(np.eye(8, dtype=int), names, tmp_path / "c.png", "$title_{ " + "long " * 60)
+    assert png_size(tmp_path / "c.png")[0] < 2000
+    with pytest.raises(ValueError, match="3 names"):
+        plots.confusion(np.eye(2), ["a", "b", "c"], tmp_path / "no.png")
+
+
+def test_same_input_same_bytes(tmp_path):
+    for name in "ab":
+        plots.curves(history(40, 2), tmp_path / f"curves_{name}")
+        plots.confusion([[3, 1], [0, 4]], ["no", "yes"], tmp_path / f"confusion_{name}")
+    for kind in ("curves", "confusion"):
+        a, b = (tmp_path / f"{kind}_{name}" for name in "ab")
+        assert a.read_bytes() == b.read_bytes()
+        assert b"Software" not in a.read_bytes()
+
+
+def test_matplotlib_is_left_as_it_was(tmp_path):
+    """In a fresh process, since any other test may have imported pyplot."""
+    code = f"""
+import sys, matplotlib
+from minisft import plots
+before = list(dict.items(matplotlib.rcParams))    # reading them one by one imports pyplot
+plots.curves({history(3, 1)!r}, {str(tmp_path / "curves.png")!r})
+plots.confusion([[1, 0], [0, 1]], ["a", "b"], {str(tmp_path / "confusion.png")!r})
+assert "matplotlib.pyplot" not in sys.modules
+assert list(dict.items(matplotlib.rcParams)) == before
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)

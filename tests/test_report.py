@@ -1,0 +1,155 @@
+"""Reports: what a user's text may hold must not break a table, and every section is there."""
+
+import re
+
+import numpy as np
+import pytest
+
+from minisft import metrics, report
+
+HOSTILE = ("a | b `code` <script>alert(1)</script>\nnew\r\n\u2028line "
+           "*x* _y_ [l](u) ![i](u) $z$ \\| &")
+NAMES = ["good|bad", "<b>"]
+
+
+def tables(text):
+    """Markdown -> list of tables, each a list of rows of cells split at unescaped pipes."""
+    found, rows = [], []
+    for line in [*text.split("\n"), ""]:
+        if line.startswith("|"):
+            rows.append(re.split(r"(?<!\\)(?:\\\\)*\|", line)[1:-1])
+        elif rows:
+            found.append(rows)
+            rows = []
+    return found
+
+
+def some_results():
+    logp = np.log([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.99, 0.01]])
+    return metrics.classification([0, 0, 1, 1], logp, NAMES) | {
+        "train_seconds": 12.5, "tokens_per_second": 34567.8, "epochs_run": 2, "best_epoch": 1}
+
+
+def some_data(**changes):
+    return {"train_path": "train_set.csv", "test_path": "test|set.csv", "n_train": 10_000,
+            "n_valid": 10, "n_test": 4, "labels": NAMES, "cut_train": 3, "cut_test": 0,
+            "cleaned": {"html|tags": 1203}, "shared_with_training": 2, "majority": 0.5} | changes
+
+
+HISTORY = {
+    "steps": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 0.5}],
+    "epochs": [{"epoch": 1, "step": 2, "valid_loss": 0.75, "valid_accuracy": 0.5},
+               {"epoch": 2, "step": 3, "valid_loss": 0.8}],
+}
+SETTINGS = {"model": "gpt2|x", "lr": 5e-5, "seed": 20261124, "freeze": True, "test": None,
+            "betas": [0.9, 0.999], HOSTILE: HOSTILE}
+MISTAKES = [{"text": HOSTILE, "line": 7, "truth": NAMES[0], "prediction": NAMES[1],
+             "p_truth": 1e-7, "p_prediction": 0.99}]
+
+
+def write(folder, results=None, data=None, mistakes=MISTAKES):
+    path = folder / "report.md"
+    report.write_report(path, results or some_results(), data or some_data(), SETTINGS, HISTORY,
+                        mistakes)
+    return path.read_bytes().decode("utf-8")
+
+
+def test_hostile_text_breaks_no_table(tmp_path):
+    text = write(tmp_path)
+    found = tables(text)
+    assert len(found) == 7
+    for rows in found:
+        assert len({len(row) for row in rows}) == 1, rows
+    assert "<script" not in text and "<b>" not in text and "\u2028" not in text
+    row = next(row for rows in found for row in rows if "alert" in row[-1] and row[0] == " 7 ")
+    assert row[2:5] == [" 1.0e-07 ", " &lt;b&gt; ", " 0.9900 "]
+
+
+def test_escape():
+    assert report.escape("a|b\n`c` <i>") == r"a\|b \`c\` &lt;i&gt;"
+    assert report.escape("") == report.escape(" \n") == "(empty)"
+    assert report.escape("snake_case and _this_") == r"snake_case and \_this\_"
+    assert report.escape("x\x00\ud800\u202ey") == "x\ufffd\ufffd\ufffdy"
+    assert report.escape("x" * 200) == "x" * 200
+    assert report.escape("x" * 201) == "x" * 199 + "…"
+    assert report.escape("|" * 300) == r"\|" * 199 + "…"    # cut first: no half escape
+
+
+def test_every_section_and_figure(tmp_path):
+    text = write(tmp_path)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.M)
+    assert headings == ["Report", "Classes", "Confusion", "The worst mistakes", "Data", "Learning",
+                        "Settings"]
+    low, high = metrics.wilson(2, 4)
+    assert "**50.00%** of 4 test texts are classified correctly" in text
+    assert f"95% interval {low:.2%} to {high:.2%}" in text
+    assert "most frequent class would give 50.00%" in text
+    for row in ("| training texts | 10,000 |", r"| texts cleaned: html\|tags | 1,203 |",
+                "| test texts that also stand in training | 2 |", "| training time (s) | 12.5 |",
+                "| seed | 20261124 |", "| lr | 5e-05 |", "| freeze | yes |", "| test | not set |",
+                "| betas | \\[0.9, 0.999\\] |", "| 1 (chosen) | 2 | 1.5000 | 0.7500 | 50.00% |",
+                "| 2 | 3 | 0.5000 | 0.8000 | - |"):
+        assert row in text, row
+    assert "Some test texts also stand in training" in text
+    assert "optimistic. Expect less" not in text
+
+
+def test_without_a_test_set_it_says_so(tmp_path):
+    data = some_data(test_path=None, n_test=0, cut_test=None, shared_with_training=None)
+    text = write(tmp_path, data=data)
+    assert "There is no test set" in text and "optimistic" in text
+    assert "4 validation texts are classified" in text and "stand in training" not in text
+
+
+def test_pictures_are_linked_when_they_are_there(tmp_path):
+    assert "![" not in write(tmp_path).replace(r"!\[", "")
+    (tmp_path / "curves.png").touch()
+    (tmp_path / "confusion.png").touch()
+    text = write(tmp_path)
+    assert "![Learning curves](curves.png)" in text
+    assert "![Confusion matrix](confusion.png)" in text
+
+
+def test_many_classes_and_nothing_wrong(tmp_path):
+    names = [f"c{i}" for i in range(30)]
+    labels = np.arange(60) % 30
+    logp = np.log(np.where(labels[:, None] == np.arange(30), 0.71, 0.01))
+    text = write(tmp_path, metrics.classification(labels, logp, names), mistakes=[])
+    assert "No text was put into a wrong class." in text
+    assert "No text was classified wrongly." in text
+    logp[:2] = logp[2]
+    text = write(tmp_path, metrics.classification(labels, logp, names), mistakes=[])
+    assert "| c0 | c2 | 1 | 50.0% |" in text
+
+
+def test_worst_mistakes_are_sorted_and_wrong():
+    logp = np.log([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.01, 0.99], [0.2, 0.8]])
+    texts, lines, labels = ["v", "w", "x", "y", "z"], [2, 3, 4, 5, 6], [0, 0, 1, 0, 0]
+    got = report.worst_mistakes(texts, lines, labels, logp, NAMES)
+    assert [m["text"] for m in got] == ["y", "w", "z"]
+    assert [m["line"] for m in got] == [5, 3, 6]
+    assert got[0] | {"p_truth": 0, "p_prediction": 0} == {
+        "text": "y", "line": 5, "truth": NAMES[0], "prediction": NAMES[1], "p_truth": 0,
+        "p_prediction": 0}
+    assert (got[0]["p_truth"], got[0]["p_prediction"]) == pytest.approx((0.01, 0.99))
+    assert len(report.worst_mistakes(texts, lines, labels, logp, NAMES, k=1)) == 1
+    assert report.worst_mistakes([], [], [], np.zeros((0, 2)), NAMES) == []
+    with pytest.raises(ValueError, match="4 lines"):
+        report.worst_mistakes(texts, lines[:4], labels, logp, NAMES)
+
+
+def test_completion_report(tmp_path):
+    results = metrics.exact_match(["yes", "no"], ["yes", HOSTILE]) | {"loss": 1.0, "best_epoch": 2}
+    samples = [{"prompt": HOSTILE, "expected": "no", "generated": HOSTILE},
+               {"prompt": "q", "expected": "yes", "generated": ""}]
+    path = tmp_path / "report.md"
+    report.write_completion_report(path, results, some_data(), SETTINGS, HISTORY, samples)
+    text = path.read_text(encoding="utf-8")
+    assert "**50.00%** of 2 test completions" in text and "| perplexity, e^loss | 2.7183 |" in text
+    assert "| q | yes | (empty) |" in text
+    for rows in tables(text):
+        assert len({len(row) for row in rows}) == 1, rows
+    report.write_completion_report(path, results | {"loss": 1e6}, some_data(test_path=None), {},
+                                   {"steps": [], "epochs": []}, [])
+    text = path.read_text(encoding="utf-8")
+    assert "There is no test set" in text and "No epoch was completed." in text
