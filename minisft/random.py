@@ -20,8 +20,8 @@ ROUNDS = 10
 
 # The sites of one layer that draw dropout masks; the number goes into the key.
 EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT = range(4)
-# Who draws an order or initial values, in the place of a layer.
-SHUFFLE, INITIAL = 0xFFFF, 0xFFFE
+# Who draws an order, initial values or a next token stands in the place of a layer.
+SHUFFLE, INITIAL, SAMPLE = 0xFFFF, 0xFFFE, 0xFFFD
 
 
 def philox(counter, key, xp=np):
