@@ -34,11 +34,13 @@ class Batch:
 def pack(sequences, labels=None, texts=None):
     """B arrays of token ids, B labels or B arrays of labels -> Batch.
 
-    Raises ValueError for no sequences, an empty one, or labels of another length.
+    Raises ValueError for no sequences, an empty one, or labels or texts of another number.
     """
     lengths = np.array([len(s) for s in sequences], dtype=np.int64)
     if len(lengths) == 0 or lengths.min() == 0:
         raise ValueError(f"a batch needs sequences of one token or more, got lengths {lengths}")
+    if texts is not None and len(texts) != len(lengths):
+        raise ValueError(f"{len(lengths)} sequences but {len(texts)} numbers of texts")
     if labels is not None:
         if len(labels) != len(lengths):
             raise ValueError(f"{len(lengths)} sequences but {len(labels)} labels")

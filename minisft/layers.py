@@ -87,12 +87,13 @@ class Linear(Layer):
 
     def part_backward(self, dy, cache, columns):
         """dy (N,columns) -> dx (N,in)."""
-        if self.w.grad is None:
+        live = [p for p in (self.w, self.b) if p is not None and p.grad is not None]
+        if not live:
             return dy @ cache[1].T
         dx, dw, db = linear.backward(dy, cache)
-        self.w.grad[:, columns] += dw
-        if self.b is not None:
-            self.b.grad[columns] += db
+        for p, gradient in ((self.w, dw), (self.b, db)):
+            if p in live:
+                p.grad[..., columns] += gradient
         return dx
 
 

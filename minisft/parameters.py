@@ -25,6 +25,8 @@ class Parameter:
 
     def add_grad(self, gradient):
         """gradient of this parameter's shape; a frozen parameter lets it go by."""
+        if gradient.shape != self.shape:     # += would spread a smaller one without a word
+            raise ValueError(f"{self.name} has shape {self.shape}, its gradient {gradient.shape}")
         if self.grad is not None:
             self.grad += gradient
 

@@ -17,6 +17,16 @@ class Model(Layer):
         self.store = Parameters(self.parameters(), dtype)
         initialise(self.store, seed)
 
+    loss_cache = None
+
+    def loss_backward(self):
+        """Adds the gradients of the summed loss; -> gradient of the embedded tokens (N,C)."""
+        if self.loss_cache is None:
+            raise RuntimeError(f"{type(self).__name__}.loss_backward needs a forward of its own "
+                               "before")
+        cache, self.loss_cache = self.loss_cache, None
+        return self.backward(cross_entropy.backward(1.0, cache))
+
     def train_layers(self, which):
         """"all", "head", or "last:K" (the last K blocks, the last LayerNorm and the head).
 
@@ -70,15 +80,9 @@ class Classifier(Model):
         """Batch with labels (B,) -> loss summed over the texts, denominator, logits (B,K)."""
         logits = self.forward(batch, stream)
         xp = array_module(logits)
-        (loss, denominator), cache = cross_entropy.forward(
+        (loss, denominator), self.loss_cache = cross_entropy.forward(
             logits, xp.asarray(batch.labels), weights, smoothing)
-        self.keep(cache)
         return loss, denominator, logits
-
-    def loss_backward(self):
-        """Adds the gradients of the summed loss; -> gradient of the embedded tokens (N,C)."""
-        (cache,) = self.take()
-        return self.backward(cross_entropy.backward(1.0, cache))
 
 
 class LanguageModel(Model):
@@ -130,11 +134,6 @@ class LanguageModel(Model):
         rows = np.flatnonzero(batch.labels != cross_entropy.IGNORE)
         logits = self.forward(batch, stream, rows)
         xp = array_module(logits)
-        (loss, denominator), cache = cross_entropy.forward(logits, xp.asarray(batch.labels[rows]))
-        self.loss_cache = cache
+        (loss, denominator), self.loss_cache = cross_entropy.forward(
+            logits, xp.asarray(batch.labels[rows]))
         return loss, denominator, logits
-
-    def loss_backward(self):
-        """Adds the gradients of the summed loss; -> gradient of the embedded tokens (N,C)."""
-        cache, self.loss_cache = self.loss_cache, None
-        return self.backward(cross_entropy.backward(1.0, cache))

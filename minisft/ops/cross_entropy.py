@@ -22,7 +22,7 @@ def forward(z, labels, weights=None, smoothing=0.0, ignore=IGNORE):
     t, counted = _targets(z, labels, weights, smoothing, ignore)
     logp = log_softmax(z)                                              # (1)
     # 0 * -inf is no number, and a class without mass adds nothing
-    loss = -xp.sum(xp.where(t > 0, t * logp, 0))                       # (3)
+    loss = -xp.sum(t * xp.where(t > 0, logp, 0))                       # (3)
     denominator = counted.sum() if weights is None else xp.where(
         counted, weights[xp.where(counted, labels, 0)], 0).sum()
     return (loss, denominator), (logp, t)
@@ -32,6 +32,7 @@ def backward(dloss, cache):
     """dloss () -> dz (N,K)."""
     logp, t = cache
     xp = array_module(logp)
+    dloss = xp.asarray(dloss, dtype=logp.dtype)     # a float64 scalar would widen the result
     return dloss * (xp.exp(logp) * t.sum(axis=-1, keepdims=True) - t)     # (4)
 
 

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+
+from minisft.batch import by_tokens, pack
+
+
+def test_pack():
+    batch = pack([np.array([5, 6, 7]), np.array([8]), np.array([9, 10])])
+    assert batch.ids.tolist() == [5, 6, 7, 8, 9, 10]
+    assert batch.positions.tolist() == [0, 1, 2, 0, 0, 1]
+    assert batch.cu_seqlens.tolist() == [0, 3, 4, 6]
+    assert batch.lengths.tolist() == [3, 1, 2]
+    assert batch.last.tolist() == [2, 3, 5]
+    assert batch.texts.tolist() == [0, 1, 2] and batch.labels is None
+    assert batch.token_texts.tolist() == [0, 0, 0, 1, 2, 2]
+    for a in (batch.ids, batch.positions, batch.cu_seqlens, batch.texts):
+        assert a.dtype == np.int64
+
+
+def test_pack_takes_lists_and_keeps_the_texts_own_numbers():
+    batch = pack([[1, 2], [3]], labels=[4, 0], texts=[70, 12])
+    assert batch.texts.tolist() == [70, 12] and batch.token_texts.tolist() == [70, 70, 12]
+    assert batch.labels.tolist() == [4, 0] and batch.labels.dtype == np.int64
+    assert pack([np.array([1, 2], dtype=np.uint16)]).ids.dtype == np.int64
+
+
+def test_pack_of_one():
+    batch = pack([[3]])
+    assert batch.ids.tolist() == [3] and batch.positions.tolist() == [0]
+    assert batch.cu_seqlens.tolist() == [0, 1] and batch.last.tolist() == [0]
+
+
+def test_labels_for_each_token():
+    batch = pack([[1, 2, 3], [4]], labels=[[2, 3, -100], [-100]])
+    assert batch.labels.tolist() == [2, 3, -100, -100]
+    batch = pack([[1, 2]], labels=[np.array([7, 8])])
+    assert batch.labels.tolist() == [7, 8]
+
+
+def test_the_batch_is_a_copy(rng):
+    ids = rng.integers(0, 9, 4)
+    ids.flags.writeable = False
+    batch = pack([ids])
+    batch.ids[0] = 99
+    assert 99 not in ids
+
+
+@pytest.mark.parametrize("sequences, labels, message", [
+    ([], None, "one token or more"),
+    ([[1], []], None, "one token or more"),
+    ([[1], [2]], [0], "2 sequences but 1 labels"),
+    ([[1, 2], [3]], [[0], [0, 1]], "differ in length"),
+    ([[1, 2]], [[0, 1, 2]], "differ in length"),
+])
+def test_errors(sequences, labels, message):
+    with pytest.raises(ValueError, match=message):
+        pack(sequences, labels)
+
+
+def test_by_tokens():
+    lengths = np.array([3, 4, 2, 9, 1, 5])
+    assert by_tokens(lengths, [0, 1, 2, 3, 4, 5], 7) == [[0, 1], [2], [3], [4, 5]]
+    assert by_tokens(lengths, [3, 3], 7) == [[3], [3]]
+    assert by_tokens(lengths, [], 7) == []
+    assert by_tokens(lengths, [5], 1) == [[5]]
+
+
+@pytest.mark.parametrize("budget", [1, 7, 50, 10_000])
+def test_each_text_once_and_within_the_budget(rng, budget):
+    lengths, order = rng.integers(1, 40, 200), rng.permutation(200)
+    batches = by_tokens(lengths, order, budget)
+    assert [n for batch in batches for n in batch] == order.tolist()
+    assert all(type(n) is int for batch in batches for n in batch)
+    for batch in batches:
+        assert batch and (lengths[batch].sum() <= budget or len(batch) == 1)
+    # no batch could have taken the first text of the next
+    for batch, following in zip(batches, batches[1:], strict=False):
+        assert lengths[batch].sum() + lengths[following[0]] > budget
+
+
+def test_numbers_of_texts_must_fit():
+    with pytest.raises(ValueError, match="2 sequences but 1 numbers"):
+        pack([[1], [2]], texts=[1])

@@ -1,0 +1,304 @@
+import numpy as np
+import pytest
+
+from minisft import gradcheck
+from minisft.batch import pack
+from minisft.layers import MLP, Block, Dropout, Embedding, LayerNorm, Linear, SelfAttention
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import Classifier, LanguageModel
+from minisft.parameters import Parameters
+from minisft.random import MLP_OUT, Stream
+
+WIDTH = 6
+STREAM = Stream(seed=7, step=3)
+LENGTHS = (3, 1, 4)
+# last rows of the three sequences
+LAST = np.array([2, 3, 7])
+
+
+def config(**options):
+    return GPT2Config(**{"vocab_size": 11, "n_positions": 8, "n_embd": WIDTH, "n_layer": 2,
+                         "n_head": 2, "embd_pdrop": 0.2, "attn_pdrop": 0.3, "resid_pdrop": 0.25,
+                         **options})
+
+
+def batch_of(rng, lengths=LENGTHS, classes=3):
+    return pack([rng.integers(0, 11, n) for n in lengths], rng.integers(0, classes, len(lengths)),
+                texts=[40 + 3 * i for i in range(len(lengths))])
+
+
+def store_of(rng, layer):
+    """Values large enough that no gradient hides: an initial scale of 0.02 would."""
+    store = Parameters(layer.parameters(), np.float64)
+    store.values[...] = 0.5 * rng.standard_normal(store.size)
+    for p in store:
+        if p.name.endswith(("ln_1.weight", "ln_2.weight", "ln.weight")):
+            p.value += 1
+    return store
+
+
+def require_right(rng, forward, backward, store, x):
+    """All gradients of a layer against finite differences; x None: it takes ids. -> gradients."""
+    y = forward(x)
+    dy = rng.standard_normal(y.shape)
+    store.zero_grad()
+    dx = backward(dy)
+    values = {p.name: p.value for p in store}
+    gradients = {p.name: p.grad.copy() for p in store}
+    if x is not None:
+        values["x"], gradients["x"] = x, dx
+    rows = gradcheck.compare(lambda: float((dy * forward(x)).sum()), values, gradients)
+    gradcheck.require(rows, gradcheck.LIMIT)
+    return gradients
+
+
+def test_embedding(rng):
+    layer = Embedding("table", 5, 3, layer=0)
+    ids = np.array([4, 0, 4, 4])
+    require_right(rng, lambda x: layer.forward(ids), layer.backward, store_of(rng, layer), None)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(rng, bias):
+    layer = Linear("linear", 4, 3, layer=0, bias=bias)
+    gradients = require_right(rng, layer.forward, layer.backward, store_of(rng, layer),
+                              rng.standard_normal((5, 4)))
+    assert ("linear.bias" in gradients) == bias
+
+
+def test_layer_norm(rng):
+    layer = LayerNorm("ln", WIDTH, 0, 1e-5)
+    require_right(rng, layer.forward, layer.backward, store_of(rng, layer),
+                  rng.standard_normal((5, WIDTH)))
+
+
+@pytest.mark.parametrize("stream", [None, STREAM])
+def test_dropout(rng, stream):
+    layer, batch = Dropout(0.4, 2, MLP_OUT), batch_of(rng)
+    x = rng.standard_normal((8, WIDTH))
+
+    def forward(x):
+        return layer.forward(x, stream, batch.token_texts, batch.positions)
+
+    require_right(rng, forward, layer.backward, store_of(rng, layer), x)
+    assert ((forward(x) == 0).any()) == (stream is not None)
+
+
+@pytest.mark.parametrize("form", ["gelu_new", "gelu"])
+def test_mlp(rng, form):
+    layer = MLP("mlp", config(activation_function=form, n_inner=5), layer=1)
+    require_right(rng, layer.forward, layer.backward, store_of(rng, layer),
+                  rng.standard_normal((5, WIDTH)))
+
+
+@pytest.mark.parametrize("rows", [None, LAST])
+@pytest.mark.parametrize("stream", [None, STREAM])
+@pytest.mark.parametrize("kind", [SelfAttention, Block])
+def test_attention_and_block(rng, kind, stream, rows):
+    layer, batch = kind("h.0", config(n_inner=7), layer=1), batch_of(rng)
+    gradients = require_right(
+        rng, lambda x: layer.forward(x, batch, stream, rows), layer.backward,
+        store_of(rng, layer), rng.standard_normal((8, WIDTH)))
+    assert all(np.abs(g).max() > 0.01 for g in gradients.values())
+
+
+@pytest.mark.parametrize("rows", [None, LAST])
+@pytest.mark.parametrize("stream", [None, STREAM])
+def test_gradient_of_the_keys_bias_is_zero(rng, stream, rows):
+    # It moves all scores of a query by the same amount, which a softmax does not see. A pruned
+    # last block and dropout of the probabilities change nothing about that.
+    layer, batch = SelfAttention("attn", config(), layer=1), batch_of(rng)
+    store = store_of(rng, layer)
+    y = layer.forward(rng.standard_normal((8, WIDTH)), batch, stream, rows)
+    layer.backward(rng.standard_normal(y.shape))
+    queries, keys, values = np.abs(store["attn.c_attn.bias"].grad.reshape(3, WIDTH)).max(axis=1)
+    largest = np.abs(store.grads).max()
+    assert keys < 1e-12 * largest
+    assert queries > 1e-2 * largest and values > 1e-2 * largest
+
+
+def test_gradients_add_up_over_two_backwards(rng):
+    layer, batch = Block("h.0", config(), layer=1), batch_of(rng)
+    store = store_of(rng, layer)
+    x, dy = rng.standard_normal((8, WIDTH)), rng.standard_normal((8, WIDTH))
+    for times in (1, 2):
+        layer.forward(x, batch, STREAM)
+        layer.backward(dy)
+        if times == 1:
+            once = store.grads.copy()
+    np.testing.assert_allclose(store.grads, 2 * once, rtol=1e-13, atol=1e-13)
+
+
+def test_a_second_backward_needs_a_forward(rng):
+    batch, x = batch_of(rng), rng.standard_normal((8, WIDTH))
+    texts, positions = batch.token_texts, batch.positions
+    layers = [(Embedding("e", 11, WIDTH, 0), lambda layer: layer.forward(batch.ids)),
+              (Linear("l", WIDTH, 4, 0), lambda layer: layer.forward(x)),
+              (LayerNorm("n", WIDTH, 0, 1e-5), lambda layer: layer.forward(x)),
+              (Dropout(0.1, 0, MLP_OUT), lambda layer: layer.forward(x, STREAM, texts, positions)),
+              (Dropout(0.1, 0, MLP_OUT), lambda layer: layer.forward(x, None, texts, positions)),
+              (MLP("m", config(), 1), lambda layer: layer.forward(x)),
+              (SelfAttention("a", config(), 1), lambda layer: layer.forward(x, batch)),
+              (Block("b", config(), 1), lambda layer: layer.forward(x, batch, STREAM)),
+              (Block("c", config(), 1), lambda layer: layer.forward(x, batch, STREAM, LAST))]
+    for layer, forward in layers:
+        store_of(rng, layer)
+        with pytest.raises(RuntimeError, match="needs a forward of its own"):
+            layer.backward(x)
+        y = forward(layer)
+        layer.backward(np.ones_like(y))
+        with pytest.raises(RuntimeError, match="needs a forward of its own"):
+            layer.backward(np.ones_like(y))
+        forward(layer)
+        layer.backward(np.ones_like(y))
+
+
+def model_of(rng, kind, **options):
+    if kind is Classifier:
+        model = Classifier(config(**options), ["a", "b", "c"], np.float64)
+    else:
+        model = LanguageModel(config(**options), dtype=np.float64)
+    model.store.values += 0.3 * rng.standard_normal(model.store.size)
+    return model
+
+
+def next_tokens(rng, lengths=LENGTHS):
+    ids = [rng.integers(0, 11, n) for n in lengths]
+    return pack(ids, [np.append(row[1:], -100) for row in ids], texts=[9, 2, 5])
+
+
+@pytest.mark.parametrize("kind", [Classifier, LanguageModel])
+def test_a_second_loss_backward_needs_a_loss(rng, kind):
+    batch = batch_of(rng) if kind is Classifier else next_tokens(rng)
+    model = model_of(rng, kind)
+    with pytest.raises(RuntimeError, match="needs a forward of its own"):
+        model.loss_backward()
+    model.loss(batch, STREAM)
+    model.loss_backward()
+    with pytest.raises(RuntimeError, match="needs a forward of its own"):
+        model.loss_backward()
+
+
+@pytest.mark.parametrize("stream", [None, STREAM])
+@pytest.mark.parametrize("kind", ["classifier", "tied", "untied"])
+def test_every_gradient_of_a_model(rng, kind, stream):
+    # sums over texts stay sums when a parameter gets nothing at all: only this notices
+    tiny = config(vocab_size=5, n_positions=4, n_embd=4, n_layer=2, n_inner=5)
+    if kind == "classifier":
+        model, labels = Classifier(tiny, ["a", "b", "c"], np.float64), [2, 0]
+    else:
+        model, labels = LanguageModel(tiny, kind == "tied", np.float64), [[3, 0, -100], [3]]
+    model.store.values += 0.4 * rng.standard_normal(model.store.size)
+    batch = pack([[0, 3, 0], [2]], labels, texts=[6, 1])
+    model.loss(batch, stream)
+    model.loss_backward()
+    values = {p.name: p.value for p in model.store}
+    gradients = {p.name: p.grad.copy() for p in model.store}
+    rows = gradcheck.compare(lambda: float(model.loss(batch, stream)[0]), values, gradients)
+    gradcheck.require(rows, gradcheck.MODEL_LIMIT)
+
+
+@pytest.mark.parametrize("which, lowest", [("last:2", 1), ("last:1", 2), ("head", 4)])
+def test_frozen_layers_get_no_gradient(rng, which, lowest):
+    model, batch = model_of(rng, Classifier), batch_of(rng)
+    loss, _, logits = model.loss(batch, STREAM)
+    model.loss_backward()
+    full = {p.name: p.grad.copy() for p in model.store}
+    values = {p.name: p.value.copy() for p in model.store}
+    model.train_layers(which)
+    again, _, same = model.loss(batch, STREAM)
+    # the values moved to another buffer, where a matrix product may round otherwise
+    assert again == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_allclose(same, logits, rtol=0, atol=1e-12)
+    assert model.loss_backward() is None
+    for p in model.store:
+        assert np.array_equal(p.value, values[p.name])
+        assert (p.grad is None) == (p.layer < lowest)
+        # what is trained gets what it got when everything was
+        if p.grad is not None:
+            np.testing.assert_allclose(p.grad, full[p.name], rtol=0, atol=1e-12)
+    assert model.store.grads.any()
+    # thawed, the whole model is back
+    model.train_layers("all")
+    model.loss(batch, STREAM)
+    assert model.loss_backward().shape == (8, WIDTH)
+    for p in model.store:
+        np.testing.assert_allclose(p.grad, full[p.name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_frozen_language_model(rng, tied):
+    model = LanguageModel(config(), tied, np.float64)
+    model.store.values += 0.3 * rng.standard_normal(model.store.size)
+    batch = next_tokens(rng)
+    model.loss(batch, STREAM)
+    model.loss_backward()
+    full = {p.name: p.grad.copy() for p in model.store}
+    model.train_layers("last:1")
+    model.loss(batch, STREAM)
+    assert model.loss_backward() is None
+    live = [p.name for p in model.store.live]
+    # the tied matrix lies in layer 0, so it freezes with the table
+    assert ("lm_head.weight" in live) == (not tied) and "wte.weight" not in live
+    for name in live:
+        np.testing.assert_allclose(model.store[name].grad, full[name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("which", ["", "last:", "last:0", "last:3", "last:-1", "first:1", "All"])
+def test_layers_that_are_not_there(rng, which):
+    model = model_of(rng, Classifier)
+    with pytest.raises(ValueError, match="expected all, head or last:K with K from 1 to 2"):
+        model.train_layers(which)
+
+
+@pytest.mark.parametrize("stream", [None, STREAM])
+@pytest.mark.parametrize("n_layer", [1, 3])
+def test_pruned_last_block_equals_the_full_one(rng, stream, n_layer):
+    model, batch = model_of(rng, Classifier, n_layer=n_layer), batch_of(rng)
+    dlogits = rng.standard_normal((3, 3))
+    pruned = model.forward(batch, stream)
+    dx = model.backward(dlogits)
+    gradients = {p.name: p.grad.copy() for p in model.store}
+    model.store.zero_grad()
+    hidden = model.trunk.forward(batch, stream)
+    full = model.score.forward(hidden[batch.last])
+    dhidden = np.zeros_like(hidden)
+    dhidden[batch.last] = model.score.backward(dlogits)
+    full_dx = model.trunk.backward(dhidden)
+    largest = max(np.abs(g).max() for g in gradients.values())
+    assert np.abs(pruned - full).max() < 1e-9 * np.abs(full).max()
+    assert np.abs(dx - full_dx).max() < 1e-9 * np.abs(full_dx).max()
+    for p in model.store:
+        scale = max(np.abs(p.grad).max(), 1e-3 * largest)
+        assert np.abs(gradients[p.name] - p.grad).max() < 1e-9 * scale, p.name
+
+
+def test_dropout_differs_by_layer_site_and_step(rng):
+    # equal layers at different places must not drop the same channels
+    x, batch = np.ones((8, WIDTH)), batch_of(rng)
+
+    def kept(layer, site, stream=STREAM):
+        return Dropout(0.5, layer, site).forward(x, stream, batch.token_texts,
+                                                 batch.positions).astype(bool)
+
+    masks = [kept(1, MLP_OUT), kept(2, MLP_OUT), kept(1, 2), kept(1, MLP_OUT, Stream(7, 4)),
+             kept(1, MLP_OUT, Stream(8, 3))]
+    for i, mask in enumerate(masks):
+        assert not any(np.array_equal(mask, other) for other in masks[:i])
+    block = Block("h.0", config(), layer=1)
+    assert block.drop_1.site != block.drop_2.site
+
+
+@pytest.mark.parametrize("wanted", [lambda p: p.decays, lambda p: not p.decays],
+                         ids=["matrices", "biases"])
+def test_part_of_a_layer_can_be_frozen(rng, wanted):
+    batch, model = batch_of(rng), model_of(rng, Classifier)
+    model.loss(batch, STREAM)
+    model.loss_backward()
+    whole = {p.name: p.grad.copy() for p in model.store}
+    model.store.train(wanted)
+    model.loss(batch, STREAM)
+    model.loss_backward()
+    assert model.store.live
+    for p in model.store.live:
+        np.testing.assert_allclose(p.grad, whole[p.name], rtol=1e-12, atol=1e-14)

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+
+from minisft.layers import Linear
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import Classifier, LanguageModel
+from minisft.parameters import Parameter, Parameters, Run
+
+# name, shape, layer, decays: given out of the order in which the buffer holds them
+GIVEN = [("top.bias", (2,), 2, False), ("top.weight", (3, 2), 2, True),
+         ("table", (4, 3), 0, True), ("mid.norm", (3,), 1, False), ("mid.weight", (3, 3), 1, True),
+         ("mid.bias", (3,), 1, False)]
+
+
+def store_of(given=GIVEN, dtype=np.float64):
+    store = Parameters([Parameter(*p) for p in given], dtype)
+    for i, p in enumerate(store):
+        p.value[...] = i + np.arange(p.size).reshape(p.shape) / 100
+    return store
+
+
+def tiny(kind, **options):
+    config = GPT2Config(vocab_size=7, n_positions=5, n_embd=4, n_layer=2, n_head=2)
+    names = ["a", "b", "c"]
+    return Classifier(config, names, **options) if kind is Classifier else kind(config, **options)
+
+
+def test_buffer_order():
+    store = store_of()
+    assert [p.name for p in store] == [name for name, *_ in GIVEN]
+    # by layer, and within it what decays first; otherwise as given
+    order = ["table", "mid.weight", "mid.norm", "mid.bias", "top.weight", "top.bias"]
+    assert [p.name for p in store.live] == order
+    assert np.array_equal(store.values, np.concatenate([store[n].value.ravel() for n in order]))
+    assert store.size == store.values.size == 12 + 9 + 3 + 3 + 6 + 2
+
+
+def test_views_share_memory():
+    store = store_of()
+    for p in store:
+        assert p.value.shape == p.grad.shape == p.shape
+        assert np.shares_memory(p.value, store.values) and np.shares_memory(p.grad, store.grads)
+    store.values[...] = 5
+    store.grads[...] = -1
+    assert all((p.value == 5).all() and (p.grad == -1).all() for p in store)
+    store["mid.norm"].value[1] = 9
+    assert np.flatnonzero(store.values == 9).tolist() == [12 + 9 + 1]
+    # no two parameters own the same place
+    store.values[...] = 0
+    for p in store:
+        p.value += 1
+    assert (store.values == 1).all()
+
+
+def test_runs():
+    store = store_of()
+    assert store.runs == [Run(0, 12, 0, True), Run(12, 21, 1, True), Run(21, 27, 1, False),
+                          Run(27, 33, 2, True), Run(33, 35, 2, False)]
+    store.train(lambda p: p.layer != 1)
+    assert store.runs == [Run(0, 12, 0, True), Run(12, 18, 2, True), Run(18, 20, 2, False)]
+    store.train(lambda p: False)
+    assert store.runs == [] and store.values.size == store.grads.size == 0
+
+
+@pytest.mark.parametrize("kind", [Classifier, LanguageModel])
+def test_runs_of_a_model_tile_the_buffer(kind):
+    store = tiny(kind).store
+    edges = [(run.start, run.stop) for run in store.runs]
+    assert edges[0][0] == 0 and edges[-1][1] == store.values.size
+    assert all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
+    # biases and norms do not decay, matrices and tables do
+    for p in store:
+        assert p.decays == (len(p.shape) == 2)
+
+
+def test_train_freezes_anew_and_keeps_the_values():
+    store = store_of()
+    before = {p.name: p.value.copy() for p in store}
+    for wanted in (lambda p: p.layer > 0, lambda p: p.layer == 0, lambda p: p.decays,
+                   lambda p: False, lambda p: True):
+        store.grads[...] = 3
+        store.train(wanted)
+        for p in store:
+            assert np.array_equal(p.value, before[p.name]), p.name
+            assert (p.grad is not None) == wanted(p)
+            home = store.values if wanted(p) else store.frozen_values
+            assert np.shares_memory(p.value, home)
+        assert store.live == [p for p in store._ordered if wanted(p)]
+        assert store.values.size + store.frozen_values.size == store.size == 35
+        # gradients of what was trained before are gone
+        assert store.grads.size == store.values.size and not store.grads.any()
+
+
+def test_a_frozen_parameter_lets_gradients_go_by():
+    store = store_of()
+    store.train(lambda p: p.layer == 2)
+    before = store.frozen_values.copy()
+    store["table"].add_grad(np.ones((4, 3)))
+    store["top.bias"].add_grad(np.ones(2))
+    assert np.array_equal(store.frozen_values, before)
+    assert store.grads.tolist() == [0] * 6 + [1, 1]
+
+
+def test_gradients_add_up_until_zero_grad(rng):
+    layer = Linear("linear", 3, 2, layer=0)
+    store = Parameters(layer.parameters(), np.float64)
+    store.values[...] = rng.standard_normal(store.size)
+    x, dy = rng.standard_normal((4, 3)), rng.standard_normal((4, 2))
+    layer.forward(x)
+    layer.backward(dy)
+    once = store.grads.copy()
+    assert once.any()
+    layer.forward(x)
+    layer.backward(dy)
+    assert np.array_equal(store.grads, 2 * once)
+    store.zero_grad()
+    assert not store.grads.any() and not layer.w.grad.any()
+
+
+def test_names_are_unique():
+    with pytest.raises(ValueError, match="same name"):
+        store_of([("w", (1,), 0, True), ("w", (2,), 1, True)])
+
+
+def test_names_and_size_of_a_model():
+    model = tiny(Classifier)
+    names = [p.name for p in model.store]
+    assert len(names) == len(set(names)) == 2 + 2 * 12 + 2 + 1
+    assert {"wte.weight", "wpe.weight", "h.1.attn.c_attn.bias", "ln_f.weight",
+            "score.weight"} <= set(names)
+    # the tied matrix is one parameter
+    assert tiny(LanguageModel, tied=False).store.size - tiny(LanguageModel).store.size == 7 * 4
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_dtype(dtype):
+    store = tiny(Classifier, dtype=dtype).store
+    store.train(lambda p: p.layer > 1)
+    for a in (store.values, store.grads, store.frozen_values):
+        assert a.dtype == dtype and a.flags.c_contiguous and a.ndim == 1
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    store = Parameters([Parameter("w.weight", (3, 2), 0, True)])
+    with pytest.raises(ValueError, match=r"w.weight has shape \(3, 2\), its gradient \(1, 2\)"):
+        store["w.weight"].add_grad(np.ones((1, 2)))
