@@ -15,6 +15,7 @@ import numpy as np
 from minisft.array import to_cpu
 
 STEP = 1e-5           # in float64 the error h^2 of the formula and the noise 1e-16 / h meet here
+ALONG = 1e-6          # a direction moves every element at once, so h^2 meets a steeper curve
 LIMIT = 1e-6          # one operation or layer
 MODEL_LIMIT = 1e-5    # a whole model
 
@@ -72,11 +73,9 @@ def compare(objective, values, gradients):
 
     Changes every element in turn and puts it back.
     """
+    _require_shapes(values, gradients)
     numeric = {name: np.zeros(x.shape) for name, x in values.items()}
     for name, x in values.items():
-        if gradients[name].shape != x.shape:
-            raise GradientError(f"gradient of {name} has shape {gradients[name].shape}, "
-                                f"the array {x.shape}")
         for index in np.ndindex(x.shape):
             kept = x[index]
             x[index] = kept + STEP
@@ -90,34 +89,39 @@ def compare(objective, values, gradients):
 
 
 def compare_directions(objective, values, gradients, seed=0, progress=iter):
-    """The same by one random direction of unit length for each array: two objectives an array.
+    """The same along one random direction d for each array: two objectives an array.
 
-    For a real checkpoint, where every element would take years. The error is relative to the
-    length of the gradient's own projection scale: |g| / sqrt(size), what a random direction sees.
+    For a real checkpoint, where every element would take years. The elements of d are standard
+    normal, so d . g is about |g| however many of them are zero (the rows of a table that no token
+    used), and the error is relative to |g|.
     """
+    _require_shapes(values, gradients)
     rng = np.random.default_rng(seed)
-    largest = max(_typical(g) for g in gradients.values())
+    norms = {name: float(np.linalg.norm(g)) for name, g in gradients.items()}
+    floor = 1e-3 * max(norms.values(), default=0)
     rows = []
     for name in progress(list(values)):
         x, kept = values[name], values[name].copy()
         direction = rng.standard_normal(x.shape)
-        direction /= np.linalg.norm(direction)
-        # a step that moves the array by about STEP in each element
-        step = STEP * np.sqrt(x.size)
-        x[...] = kept + step * direction
+        x[...] = kept + ALONG * direction
         above = objective()
-        x[...] = kept - step * direction
-        numeric = (above - objective()) / (2 * step)
+        x[...] = kept - ALONG * direction
+        numeric = (above - objective()) / (2 * ALONG)
         x[...] = kept
-        by_hand = float((gradients[name] * direction).sum())
-        scale = max(_typical(gradients[name]), abs(numeric), 1e-3 * largest)
+        by_hand = float(np.vdot(gradients[name], direction))
+        scale = max(norms[name], abs(numeric), floor) or 1.0
         rows.append(Row(name, abs(by_hand - numeric) / scale, None, by_hand, numeric))
     return rows
 
 
+def worst_of(rows):
+    """-> the row with the largest error; one that is no number counts as the largest."""
+    return max(rows, key=lambda row: row.error if np.isfinite(row.error) else np.inf)
+
+
 def require(rows, limit, operation=None):
     """Raises GradientError, naming the worst of the rows, when it is beyond the limit."""
-    worst = max(rows, key=lambda row: row.error if np.isfinite(row.error) else np.inf)
+    worst = worst_of(rows)
     if not worst.error <= limit:
         raise GradientError(f"{operation + ': ' if operation else ''}{worst} > {limit:.0e}")
 
@@ -130,8 +134,11 @@ def _scales(numeric):
     return {name: max(m, floor) or 1.0 for name, m in largest.items()}
 
 
-def _typical(g):
-    return float(np.linalg.norm(g) / np.sqrt(g.size))
+def _require_shapes(values, gradients):
+    for name, x in values.items():
+        if gradients[name].shape != x.shape:
+            raise GradientError(f"gradient of {name} has shape {gradients[name].shape}, "
+                                f"the array {x.shape}")
 
 
 def _worst(name, by_hand, numeric, scale):
