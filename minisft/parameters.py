@@ -74,7 +74,8 @@ class Parameters:
         self._ordered = sorted(self, key=lambda p: (p.layer, not p.decays))
         live = [p for p in self._ordered if wanted(p)]
         self.values, views = self._lay(live)
-        self.grads = self.xp.zeros_like(self.values)
+        # not zeros_like: pages that nobody trains are then never touched
+        self.grads = self.xp.zeros(self.values.shape, dtype=self.dtype)
         self.frozen_values, frozen_views = self._lay([p for p in self._ordered if not wanted(p)])
         for p in self:
             p.grad = None

@@ -70,9 +70,10 @@ class GPT2Config:
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise UserError(f"{source}: {key} is {value!r}, expected a number in [0, 1)")
         epsilon = self.layer_norm_epsilon
-        if not isinstance(epsilon, int | float) or not epsilon > 0:
-            raise UserError(f"{source}: layer_norm_epsilon is {epsilon!r}, expected above 0")
-        if self.activation_function not in GELU_FORMS:
+        if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+            raise UserError(f"{source}: layer_norm_epsilon is {epsilon!r}, expected "
+                            "a number in (0, 1)")
+        if self.activation_function not in tuple(GELU_FORMS):     # may be unhashable
             raise UserError(f"{source}: activation_function is {self.activation_function!r}, "
                             f"expected one of {', '.join(GELU_FORMS)}")
         if self.n_embd % self.n_head:

@@ -12,12 +12,17 @@ from minisft.parameters import Parameters
 class Model(Layer):
     """A trunk and its head, with one store for all parameters."""
 
-    def build(self, dtype, seed):
-        """Lays all parameters into one store and fills it with initial values."""
-        self.store = Parameters(self.parameters(), dtype)
-        initialise(self.store, seed)
-
+    fresh = ()            # names of the parameters that a checkpoint lacked and `load` drew
     loss_cache = None
+
+    def build(self, dtype, seed=None):
+        """Lays all parameters into one store, zeros or, with a seed, initial values.
+
+        A head whose `dtype` is None has shapes but no store: a loader checks them first.
+        """
+        self.store = Parameters(self.parameters(), dtype)
+        if seed is not None:
+            initialise(self.store, seed)
 
     def loss_backward(self):
         """Adds the gradients of the summed loss; -> gradient of the embedded tokens (N,C)."""
@@ -62,7 +67,8 @@ class Classifier(Model):
         self.trunk = GPT2(config)
         self.score = Linear("score", config.n_embd, len(self.names), config.n_layer + 2,
                             bias=False)
-        self.build(dtype, seed)
+        if dtype is not None:
+            self.build(dtype, seed)
 
     @property
     def head_layer(self):
@@ -95,7 +101,8 @@ class LanguageModel(Model):
         self.trunk = GPT2(config)
         self.lm_head = None if tied else Linear("lm_head", config.n_embd, config.vocab_size,
                                                 config.n_layer + 2, bias=False)
-        self.build(dtype, seed)
+        if dtype is not None:
+            self.build(dtype, seed)
 
     def forward(self, batch, stream=None, rows=None, last_only=False, past=None):
         """Batch -> logits (N,V), or of some rows, or (B,V) of each sequence's last token."""
