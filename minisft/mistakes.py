@@ -12,7 +12,7 @@ import numpy as np
 from minisft.gradcheck import check
 from minisft.layers import Block
 from minisft.models.heads import LanguageModel
-from minisft.ops import attention, dropout, softmax
+from minisft.ops import attention, softmax
 
 
 def softmax_rowsum(dp, cache):
@@ -68,9 +68,9 @@ def attention_scale(dy, cache):
 
 
 def attention_mask(dy, cache):
-    q, k, v, cu_seqlens, key_starts, key_lengths, _, drop, _ = cache
-    _, unmasked = attention.forward(q, k, v, cu_seqlens, key_starts, key_lengths, False, drop)
-    return attention.backward(dy, unmasked)
+    *inputs, causal, kept = cache
+    _, (*_, unmasked) = attention.forward(*inputs, causal=False)
+    return attention.backward(dy, (*inputs, causal, unmasked))
 
 
 def attention_rowsum(dy, cache):
@@ -84,13 +84,12 @@ def attention_dropout(dy, cache):
 
 def _attention(dy, cache, equation_6):
     """The backward of ops/attention.py with another equation (6): p, m, dp (H,Tq,Tk) -> ds."""
-    q, k, v, cu_seqlens, key_starts, key_lengths, _, drop, kept = cache
+    q, k, v, cu_seqlens, key_starts, key_lengths, _, kept = cache
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
-    for b, p in enumerate(kept):
+    for b, (p, m) in enumerate(kept):
         queries = slice(cu_seqlens[b], cu_seqlens[b + 1])
         keys = slice(key_starts[b], key_starts[b] + key_lengths[b])
-        m = np.ones_like(p) if drop is None else dropout.mask(drop[1](b, p.shape[-1]), drop[0],
-                                                              p.dtype)
+        m = 1 if m is None else m
         dp = np.einsum("ihd,jhd->hij", dy[queries], v[keys]) * m                   # (5)
         ds = equation_6(p, m, dp) / sqrt(q.shape[-1])
         dv[keys] = np.einsum("hij,ihd->jhd", p * m, dy[queries])                   # (4)

@@ -236,7 +236,7 @@ def test_the_softmax_never_saw_the_mask(rng):
     rows = check(lambda q, k, v: attention.forward(q, k, v, *c.rest), attention.backward, q, k, v)
     assert max(row.error for row in rows) < 1e-8
     _, cache = attention.forward(q, k, v, *c.rest)
-    (p,) = cache[-1]
+    ((p, _),) = cache[-1]
     m = mask_of(c.drop, 0, 5, p.shape)
     assert 0 < (m == 0).mean() < 1
     dp = (dy.transpose(1, 0, 2) @ v.transpose(1, 2, 0)) * m

@@ -32,7 +32,7 @@ def test_state_is_replaced_whole(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tensors.os, "replace", killed)
+        patch.setattr("os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             state.save_state(tmp_path, {"m": np.zeros(3)}, {"step": 13})
     assert state.load_state(tmp_path)[1] == INFO

@@ -33,20 +33,19 @@ def forward(q, k, v, cu_seqlens, key_starts, key_lengths, causal=True, drop=None
         p = _probabilities(q[queries], k[keys], causal)                           # (1), (2)
         m = _mask(drop, b, p)
         y[queries] = _merge((p if m is None else p * m) @ _split(v[keys]))        # (3)
-        kept.append(p)
-    return y, (q, k, v, cu_seqlens, key_starts, key_lengths, causal, drop, kept)
+        kept.append((p, m))
+    return y, (q, k, v, cu_seqlens, key_starts, key_lengths, causal, kept)
 
 
 def backward(dy, cache):
     """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D)."""
-    q, k, v, cu_seqlens, key_starts, key_lengths, causal, drop, kept = cache
+    q, k, v, cu_seqlens, key_starts, key_lengths, causal, kept = cache
     xp = array_module(dy)
     dq = xp.empty(q.shape, dtype=dy.dtype)
     dk, dv = xp.zeros(k.shape, dtype=dy.dtype), xp.zeros(v.shape, dtype=dy.dtype)
     scale = 1 / sqrt(q.shape[-1])
     for b, (queries, keys) in enumerate(_ranges(cu_seqlens, key_starts, key_lengths, causal)):
-        p = kept[b]                                                               # (H,Tq,Tk)
-        m = _mask(drop, b, p)
+        p, m = kept[b]                                                            # (H,Tq,Tk)
         dy_b = _split(dy[queries])                                                # (H,Tq,D)
         dv[keys] = _merge(_transpose(p if m is None else p * m) @ dy_b)           # (4)
         dp = dy_b @ _transpose(_split(v[keys]))
