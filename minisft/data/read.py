@@ -1,0 +1,172 @@
+"""From a table to texts with labels, or prompts with completions; every fault names its line."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minisft.data.table import Table as Table
+from minisft.data.table import read_table, show
+from minisft.data.text import CLEANING_STEPS, clean, clean_all
+from minisft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts to classify: labels are indices into names, None where no label was asked for."""
+
+    path: Path
+    texts: list[str]
+    labels: list[int] | None
+    names: tuple[str, ...] | None
+    lines: list[int]
+    cleaned: Counter                   # step -> number of texts it changed
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Texts to continue, and how; completions are None where no column was asked for."""
+
+    path: Path
+    prompts: list[str]
+    completions: list[str] | None
+    lines: list[int]
+    cleaned: Counter                   # step -> number of prompts and completions it changed
+
+
+def _column(table, name, header):
+    """Table, a column's name -> its values as str; UserError if it is absent or one is no text."""
+    if name not in table.columns:
+        shown = ", ".join(show(column).strip("'\"") for column in table.columns[:20])
+        hint = ""
+        if not header:
+            hint = "; --no-header numbers the columns from 1"
+        elif table.path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
+            hint = "; if that is no header, add --no-header and name the columns 1, 2, ..."
+        raise UserError(f"{table.path}: no column {show(name)}; the columns are: {shown}{hint}")
+    return [_value(table, row, line, name)
+            for row, line in zip(table.rows, table.lines, strict=True)]
+
+
+def _value(table, row, line, name):
+    value = row.get(name)
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise UserError(f"{table.path}, line {line}: column {show(name)} holds half a "
+                            "character (a lone surrogate)")
+        return value
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)       # true, 3, 0.5: as the file spells them
+    kind = {list: "a list", dict: "an object"}.get(type(value), "null")
+    raise UserError(f"{table.path}, line {line}: column {show(name)} is "
+                    f"{kind if name in row else 'missing'}; expected a text")
+
+
+def _filled(path, texts, lines, what):
+    for text, line in zip(texts, lines, strict=True):
+        if not text.strip():
+            raise UserError(f"{path}, line {line}: the {what} is empty")
+
+
+def read_examples(path, text_columns, label_column, names=None, steps=CLEANING_STEPS,
+                  encoding="utf-8", header=True):
+    """A file, its columns, perhaps the label names of the training -> Examples.
+
+    Several text columns are joined by a space, then cleaned. Names found here are sorted, by number
+    if all are integers. UserError on a blank text or label, an unknown label, or fewer than two.
+    """
+    if label_column in text_columns:
+        raise UserError(f"{path}: column {show(label_column)} cannot be both text and label")
+    table = read_table(path, encoding, header)
+    joined = zip(*(_column(table, name, header) for name in text_columns), strict=True)
+    texts, cleaned = clean_all(map(" ".join, joined), steps)
+    _filled(path, texts, table.lines, "text (after cleaning)")
+    labels = None
+    if label_column is not None:
+        found = [label.strip() for label in _column(table, label_column, header)]
+        _filled(path, found, table.lines, "label")
+        names = _label_names(path, found) if names is None else tuple(names)
+        numbers = {name: number for number, name in enumerate(names)}
+        for label, line in zip(found, table.lines, strict=True):
+            if label not in numbers:
+                raise UserError(f"{path}, line {line}: unknown label {show(label)}; known: "
+                                f"{', '.join(map(show, names))}")
+        labels = [numbers[label] for label in found]
+    return Examples(table.path, texts, labels, names, table.lines, cleaned)
+
+
+def _label_names(path, found):
+    names = sorted(set(found))
+    if len(names) < 2:
+        raise UserError(f"{path}: every label is {show(names[0])}; a classifier needs two or more")
+    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", name) for name in names):
+        names.sort(key=int)
+    return tuple(names)
+
+
+def read_prompts(path, prompt_columns, completion_column, steps=(), encoding="utf-8",
+                 header=True):
+    """A file, its columns -> Prompts; UserError on an empty prompt or completion.
+
+    Prompt columns that are blank in a row are left out there, the others joined by a line break.
+    Each value is cleaned by itself; by default not at all, so that code keeps its lines.
+    """
+    if completion_column in prompt_columns:
+        raise UserError(f"{path}: column {show(completion_column)} cannot be both sides")
+    table = read_table(path, encoding, header)
+    columns, counts = [], Counter()
+    for name in [*prompt_columns, *([completion_column] if completion_column is not None else [])]:
+        values, changed = clean_all(_column(table, name, header), steps)
+        columns.append(values)
+        counts += changed
+    completions = None
+    if completion_column is not None:
+        completions = columns.pop()
+        _filled(path, completions, table.lines, f"completion (column {show(completion_column)})")
+    prompts = ["\n".join(value for value in values if value.strip())
+               for values in zip(*columns, strict=True)]
+    _filled(path, prompts, table.lines, "prompt")
+    return Prompts(table.path, prompts, completions, table.lines, counts)
+
+
+def _key(text):
+    """Texts with the same key count as the same text."""
+    return clean(text)[0].casefold()
+
+
+def split(labels, texts, fraction, seed):
+    """Labels (or None), texts, the part to hold out -> kept, held out: sorted indices (int64).
+
+    Equal texts (cleaned, without case) stay on one side. Each label, or None the whole, gives its
+    fraction of distinct texts, rounded, but one at least and never all if it has two or more; a
+    text found under several labels counts for its first. UserError if nothing can be held out.
+    """
+    if not 0 < fraction < 1:
+        raise UserError(f"the part to hold out must lie between 0 and 1, not {fraction}")
+    groups = {}
+    for index, text in enumerate(texts):
+        groups.setdefault(_key(text), []).append(index)
+    by_label = {}
+    for members in groups.values():
+        by_label.setdefault(0 if labels is None else labels[members[0]], []).append(members)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    held = []
+    for label in sorted(by_label):
+        members = by_label[label]
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        for chosen in generator.permutation(len(members))[:count]:
+            held += members[chosen]
+    if not held:
+        raise UserError(f"cannot hold out any of {len(texts)} texts: "
+                        "no label has two distinct ones")
+    held = np.sort(np.array(held, dtype=np.int64))
+    return np.setdiff1d(np.arange(len(texts), dtype=np.int64), held), held
+
+
+def shared_texts(a, b):
+    """Two lists of texts -> how many of b also stand in a (cleaned, without case)."""
+    known = set(map(_key, a))
+    return sum(_key(text) in known for text in b)
