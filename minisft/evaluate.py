@@ -1,0 +1,53 @@
+"""Evaluation: log-probabilities of a classifier, loss and exact match of a language model."""
+
+import numpy as np
+from tqdm import tqdm
+
+from minisft.array import to_cpu
+from minisft.batch import by_tokens, pack
+from minisft.generate import Sampler, generate
+from minisft.ops.cross_entropy import log_softmax
+
+# Prompts generated side by side: enough to fill the matrix products, little memory.
+GENERATED_TOGETHER = 32
+
+
+def log_probabilities(model, ids, batch_tokens, progress=None):
+    """Classifier, token ids of M texts -> log-probabilities (M,K) float64."""
+    found = np.empty((len(ids), len(model.names)))
+    lengths = [len(x) for x in ids]
+    # Long and short texts apart: an evenly filled batch is computed fastest.
+    for numbers in _shown(by_tokens(lengths, np.argsort(lengths, kind="stable"), batch_tokens),
+                          progress):
+        logits = to_cpu(model.forward(pack([ids[n] for n in numbers], texts=numbers)))
+        found[numbers] = log_softmax(logits.astype(np.float64))
+    return found
+
+
+def completion_loss(model, sequences, batch_tokens, progress=None):
+    """LanguageModel -> mean loss of the tokens that count, perplexity, how many they are."""
+    total = counted = 0.0
+    for numbers in _shown(by_tokens(sequences.lengths, range(len(sequences)), batch_tokens),
+                          progress):
+        loss, denominator, _ = model.loss(sequences.batch(numbers))
+        total, counted = total + float(loss), counted + float(denominator)
+    return {"loss": total / counted, "perplexity": float(np.exp(min(total / counted, 700))),
+            "tokens": int(counted)}
+
+
+def completions(model, tokenizer, prompts, max_new_tokens, end_token, progress=None):
+    """LanguageModel, token ids of M prompts -> the M texts that it puts behind them, greedily."""
+    answers = [""] * len(prompts)
+    order = np.argsort([len(p) for p in prompts], kind="stable")
+    groups = [order[i:i + GENERATED_TOGETHER] for i in range(0, len(order), GENERATED_TOGETHER)]
+    for group in _shown(groups, progress):
+        found = generate(model, [prompts[n] for n in group], max_new_tokens,
+                         Sampler(temperature=0), end_token)
+        for n, generated in zip(group, found, strict=True):
+            answers[n] = tokenizer.decode(generated.ids)
+    return answers
+
+
+def _shown(batches, description):
+    return batches if description is None else tqdm(
+        batches, desc=description, unit="batch", dynamic_ncols=True)

@@ -1,0 +1,96 @@
+"""The folder that a run leaves behind, and the promise that nothing in it is lost unasked."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from minisft.errors import UserError
+from minisft.files import write_json
+
+# What a run writes; `--overwrite` removes these and touches nothing else in the folder.
+CONTENTS = ("config.json", "metrics.jsonl", "model", "training_state", "curves.png",
+            "confusion.png", "results.json", "report.md")
+
+
+def first_free(parent, name):
+    """-> the first of parent/name, parent/name-2, ... that is not there."""
+    folder, number = Path(parent) / name, 2
+    while folder.exists():
+        folder, number = Path(parent) / f"{name}-{number}", number + 1
+    return folder
+
+
+def require_free(folder, overwrite):
+    """Raises UserError when the folder holds something and may not be overwritten."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, expected a folder or nothing")
+    found = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    if found and not overwrite:
+        raise UserError(f"{folder} is not empty ({', '.join(found[:3])}, ...): choose another "
+                        "--out, or --overwrite, or --resume it")
+    strangers = [name for name in found if name not in CONTENTS]
+    if strangers:
+        raise UserError(f"{folder} holds {strangers[0]!r}, which no run made: choose another --out")
+
+
+def start(folder, config):
+    """Makes the folder, without what an earlier run left, and writes config.json."""
+    folder = Path(folder)
+    for name in CONTENTS:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config)
+
+
+class MetricsLog:
+    """metrics.jsonl, a line for each step and epoch; starts from what a resumed run has told."""
+
+    def __init__(self, folder, entries=()):
+        self.file = open(Path(folder) / "metrics.jsonl", "w", encoding="utf-8")
+        for entry in entries:
+            self(entry)
+
+    def __call__(self, entry):
+        self.file.write(json.dumps(entry) + "\n")
+        self.file.flush()
+
+    def close(self):
+        self.file.close()
+
+
+def fingerprint(path):
+    """-> sha256 of a file, None for no file."""
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def machine():
+    """-> what a run's bits depend on beside its settings: versions, processor, threads."""
+    return {
+        "versions": {name: version(name) for name in ("numpy", "safetensors", "tokenizers")},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count()),
+    }
+
+
+def _processor():
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    except OSError:
+        pass
+    return platform.processor()

@@ -1,0 +1,102 @@
+"""Every setting of a fine-tuning run: name, default, meaning. The command line is made from it."""
+
+from dataclasses import dataclass, field, fields
+
+from minisft.optim import OPTIMIZERS, SCHEDULES
+
+
+def option(default, help, **argparse):
+    """A field whose metadata are what argparse needs."""
+    return field(default=default, metadata={"help": help, **argparse})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One fine-tuning run. None stands for "depends": the help text says on what."""
+
+    task: str = option("classify", "what to learn: a class for each text, or to complete prompts",
+                       choices=("classify", "complete"))
+    # Data
+    train: str = option(None, "training file: .csv, .tsv, .jsonl or .json, plain or .gz "
+                        "(default: the bundled toy-news)", metavar="FILE")
+    test: str = option(None, "test file, read once, at the end", metavar="FILE")
+    valid: str = option(None, "validation file (default: a part of the training file)",
+                        metavar="FILE")
+    valid_fraction: float = option(0.1, "part of the training texts held out for validation",
+                                   type=float)
+    text_column: tuple = option(("text",), "column of the text; several are joined by a space",
+                                nargs="+", metavar="NAME")
+    label_column: str = option("label", "column of the label", metavar="NAME")
+    prompt_column: tuple = option(("prompt",), "complete: column of the prompt; several are "
+                                  "joined by a line break", nargs="+", metavar="NAME")
+    completion_column: str = option("completion", "complete: column of the completion",
+                                    metavar="NAME")
+    separator: str = option("\n\n", "complete: what stands between prompt and completion")
+    no_header: bool = option(False, "the file has no header: columns are named 1, 2, ...",
+                             action="store_true")
+    encoding: str = option("utf-8", "encoding of the files")
+    clean: str = option(None, "cleaning: all, none, or some of entities,tags,backslashes,control,"
+                        "spaces (default: all; complete: none)")
+    max_length: int = option(None, "most tokens of a text (default: the model's n_positions)",
+                             type=int)
+    truncate: str = option("head", "what is kept of a longer text", choices=("head", "tail"))
+    # Model
+    model: str = option("scratch", "a folder, a name in the local Hugging Face cache such as gpt2, "
+                        "or scratch: a small GPT-2 from random weights")
+    download: bool = option(False, "allow a model that is not here to be downloaded",
+                            action="store_true")
+    tokenizer: str = option(None, "folder of a tokenizer (default: the model's; scratch: one is "
+                            "trained on the training texts)", metavar="DIR")
+    layers: int = option(2, "scratch: number of blocks", type=int)
+    width: int = option(128, "scratch: number of channels", type=int)
+    heads: int = option(4, "scratch: number of heads", type=int)
+    positions: int = option(512, "scratch: most tokens of a text", type=int)
+    vocab_size: int = option(4096, "scratch: tokens of the vocabulary that is trained", type=int)
+    dropout: float = option(None, "dropout everywhere (default: the model's; scratch: 0.1)",
+                            type=float)
+    train_layers: str = option("all", "all, head, or last:K (the last K blocks and the head)")
+    # Training
+    epochs: int = option(None, "passes over the training texts (default: 3; scratch: 10)",
+                         type=int)
+    batch_tokens: int = option(2048, "most tokens of an optimizer step", type=int)
+    micro_tokens: int = option(8192, "most tokens computed at once; a larger step is accumulated",
+                               type=int)
+    lr: float = option(None, "highest learning rate (default: 5e-5 * 768 / width; scratch: 1e-3)",
+                       type=float)
+    schedule: str = option("linear", "how the learning rate falls", choices=SCHEDULES)
+    warmup: float = option(0.1, "part of all steps over which the learning rate rises", type=float)
+    optimizer: str = option("adamw", "the optimizer", choices=tuple(OPTIMIZERS))
+    momentum: float = option(0.9, "momentum of sgd", type=float)
+    weight_decay: float = option(0.01, "decay of matrices and tables, not of biases and norms",
+                                 type=float)
+    layer_decay: float = option(1.0, "factor of the learning rate from each layer to the one below",
+                                type=float)
+    clip: float = option(1.0, "largest norm of the gradient (0: any)", type=float)
+    class_weights: str = option("none", "none, balanced, or NAME=W,NAME=W,...")
+    label_smoothing: float = option(0.0, "part of the target spread over all classes", type=float)
+    early_stopping: int = option(0, "stop after this many epochs without a better one (0: never)",
+                                 type=int)
+    select: str = option("accuracy", "classify: what the best epoch is chosen by, on the "
+                         "validation part", choices=("accuracy", "macro_f1", "loss"))
+    seed: int = option(0, "seed of initial values, order, dropout and split", type=int)
+    # Evaluation and output
+    max_new_tokens: int = option(128, "complete: longest completion when testing", type=int)
+    out: str = option(None, "run folder (default: the first free of runs/NAME, runs/NAME-2, ...)",
+                      metavar="DIR")
+    overwrite: bool = option(False, "replace what an earlier run left in --out",
+                             action="store_true")
+    quiet: bool = option(False, "no progress bar", action="store_true")
+
+    # What must hold of the numbers: (name, lowest, highest), both allowed
+    RANGES = (("valid_fraction", 0, 0.9), ("max_length", 1, None), ("layers", 1, None),
+              ("width", 1, None), ("heads", 1, None), ("positions", 1, None),
+              ("vocab_size", 257, None), ("dropout", 0, 0.99), ("epochs", 1, None),
+              ("batch_tokens", 1, None), ("micro_tokens", 1, None), ("lr", 0, None),
+              ("warmup", 0, 1), ("momentum", 0, 1), ("weight_decay", 0, None),
+              ("layer_decay", 0, 1), ("clip", 0, None), ("label_smoothing", 0, 1),
+              ("early_stopping", 0, None), ("max_new_tokens", 1, None), ("seed", 0, 2**32 - 1))
+
+
+def names():
+    """-> the settings' names in order."""
+    return [f.name for f in fields(Settings)]

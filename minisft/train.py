@@ -1,0 +1,222 @@
+"""The training loop: steps over packed batches, validation after each epoch, exact resume."""
+
+import math
+import signal
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from minisft import optim, random
+from minisft.batch import by_tokens, pack
+from minisft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token ids of each text, and its label: a class, or the next token of each token."""
+
+    ids: list
+    labels: list
+
+    def __len__(self):
+        return len(self.ids)
+
+    @property
+    def lengths(self):
+        """-> tokens of each text (M,)."""
+        return np.array([len(ids) for ids in self.ids])
+
+    def batch(self, numbers):
+        """numbers of the texts (B,) -> Batch."""
+        return pack([self.ids[n] for n in numbers], [self.labels[n] for n in numbers], numbers)
+
+
+@dataclass
+class State:
+    """Where a run stands: all that `resume` needs beside the settings and the data."""
+
+    epoch: int = 0
+    index: int = 0      # steps done of this epoch
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    steps: list = field(default_factory=list)       # a dict for each step
+    epochs: list = field(default_factory=list)      # a dict for each epoch
+    best: dict | None = None                        # the epoch that validation chose
+    best_values: np.ndarray | None = None
+
+    INFO = ("epoch", "index", "step", "seconds", "tokens", "steps", "epochs", "best")
+
+    def to_save(self, model, optimizer):
+        """-> arrays by name, and the rest as plain numbers."""
+        arrays, t = optimizer.state()
+        arrays = {f"optimizer.{name}": a for name, a in arrays.items()}
+        arrays["values"] = model.store.values
+        if self.best_values is not None:
+            arrays["best_values"] = self.best_values
+        return arrays, {name: getattr(self, name) for name in self.INFO} | {"optimizer_t": t}
+
+    def restore(self, model, optimizer, arrays, info):
+        """The other way round, from what `to_save` gave."""
+        for name in self.INFO:
+            setattr(self, name, info[name])
+        self.best_values = arrays.get("best_values")
+        if arrays["values"].shape != model.store.values.shape:
+            raise UserError(f"the saved state has {arrays['values'].size} values, "
+                            f"the model {model.store.values.size}")
+        model.store.values[...] = arrays["values"]
+        optimizer.restore({name.removeprefix("optimizer."): a for name, a in arrays.items()
+                           if name.startswith("optimizer.")}, info["optimizer_t"])
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM came; the state has been saved."""
+
+
+def make_optimizer(model, settings):
+    """-> the optimizer that the settings name, over the model's trained parameters."""
+    options = {"momentum": settings.momentum} if settings.optimizer == "sgd" else {}
+    return optim.OPTIMIZERS[settings.optimizer](
+        model.store, weight_decay=settings.weight_decay,
+        rates=optim.layer_rates(model.store, settings.layer_decay), **options)
+
+
+def plan_batches(sequences, settings):
+    """-> for each epoch its batches, each a list of text numbers."""
+    lengths = sequences.lengths
+    return [by_tokens(lengths, random.permutation(len(lengths), settings.seed, epoch),
+                      settings.batch_tokens) for epoch in range(settings.epochs)]
+
+
+def train_step(model, sequences, numbers, optimizer, lr, settings, stream, loss_options):
+    """One optimizer step on these texts, in pieces of at most micro_tokens tokens.
+
+    -> mean loss and gradient norm before clipping. The pieces' sums are divided once, by the
+    whole denominator: the step equals that of one large batch.
+    """
+    model.store.zero_grad()
+    total = denominator = 0.0
+    lengths = sequences.lengths
+    for piece in by_tokens(lengths, numbers, settings.micro_tokens):
+        loss, counted, _ = model.loss(sequences.batch(piece), stream, **loss_options)
+        model.loss_backward()
+        total, denominator = total + float(loss), denominator + float(counted)
+    mean, norm = total / denominator, optim.gradient_norm(model.store) / denominator
+    if not (math.isfinite(mean) and math.isfinite(norm)):
+        raise UserError(f"step {optimizer.t + 1}: the loss is {mean:.4g} and the gradient's norm "
+                        f"{norm:.4g}; a smaller --lr (now {lr:.2g}) may help")
+    optimizer.step(lr, optim.clip_scale(norm, settings.clip) / denominator)
+    return mean, norm
+
+
+def fit(model, sequences, settings, validate, state, optimizer, save=None, log=None,
+        loss_options=None):
+    """Trains in place; ends with the values of the epoch that validation found best.
+
+    validate(model) -> dict with "score" (higher is better) and what else to report, or None for
+    no validation: then the last epoch counts. save() keeps the state, after each epoch and at an
+    interruption; log(dict) hears of each step and epoch. Raises Interrupted.
+    """
+    epochs = plan_batches(sequences, settings)
+    total = sum(len(batches) for batches in epochs)
+    warmup = int(settings.warmup * total)
+    lengths = sequences.lengths
+    with _interruptions() as interrupted, tqdm(
+            total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
+            disable=settings.quiet) as bar:
+        while state.epoch < settings.epochs and not _patience_is_over(state, settings):
+            for numbers in epochs[state.epoch][state.index:]:
+                started = time.perf_counter()
+                lr = settings.lr * optim.schedule(settings.schedule, state.step, total, warmup)
+                stream = random.Stream(settings.seed, state.step)
+                loss, norm = train_step(model, sequences, numbers, optimizer, lr, settings,
+                                        stream, loss_options or {})
+                seconds, tokens = time.perf_counter() - started, int(lengths[numbers].sum())
+                state.step += 1
+                state.index += 1
+                state.seconds += seconds
+                state.tokens += tokens
+                state.steps.append({"step": state.step, "epoch": state.epoch + 1, "loss": loss,
+                                    "lr": lr, "grad_norm": norm, "tokens": tokens,
+                                    "tokens_per_second": tokens / seconds})
+                _tell(log, state.steps[-1])
+                bar.set_postfix_str(f"loss {_recent_loss(state):.3f}, "
+                                    f"{state.tokens / state.seconds:.0f} tokens/s")
+                bar.update()
+                if interrupted:
+                    _tell_saved(save)
+            _finish_epoch(model, settings, validate, state, log)
+            if save is not None:
+                save()
+            if interrupted:
+                _tell_saved(save)
+    if state.best_values is not None:
+        model.store.values[...] = state.best_values
+    return state
+
+
+def _finish_epoch(model, settings, validate, state, log):
+    losses = [s["loss"] for s in state.steps if s["epoch"] == state.epoch + 1]
+    report = {"epoch": state.epoch + 1, "step": state.step,
+              "train_loss": sum(losses) / len(losses)}
+    if validate is not None:
+        report |= validate(model)
+        if state.best is None or report["score"] > state.best["score"]:
+            state.best, state.best_values = report, model.store.values.copy()
+        if not settings.quiet:
+            tqdm.write(f"epoch {report['epoch']}: " + ", ".join(
+                f"{key.replace('_', ' ')} {value:.4f}" for key, value in report.items()
+                if isinstance(value, float) and key != "score"))
+    state.epochs.append(report)
+    _tell(log, report)
+    state.epoch, state.index = state.epoch + 1, 0
+
+
+def _patience_is_over(state, settings):
+    return bool(settings.early_stopping and state.best
+                and state.epoch - state.best["epoch"] >= settings.early_stopping)
+
+
+def _recent_loss(state, n=20):
+    recent = [s["loss"] for s in state.steps[-n:]]
+    return sum(recent) / len(recent)
+
+
+def _tell(log, entry):
+    if log is not None:
+        log(entry)
+
+
+def _tell_saved(save):
+    if save is not None:
+        save()
+    raise Interrupted
+
+
+@contextmanager
+def _interruptions():
+    """-> a list that is no longer empty once Ctrl-C or SIGTERM came; a second Ctrl-C acts at once.
+
+    Signals can be caught in the main thread only; elsewhere the list stays empty.
+    """
+    came = []
+
+    def note(number, frame):
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    kept = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            kept[number] = signal.signal(number, note)
+    except ValueError:
+        pass
+    try:
+        yield came
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
