@@ -1,0 +1,166 @@
+"""The task `classify`: labelled texts in, a classifier and its honest figures out."""
+
+import numpy as np
+
+from minisft import metrics, plots, report
+from minisft.checkpoint import load
+from minisft.data import toy_news
+from minisft.data.read import Examples, read_examples, shared_texts, split
+from minisft.data.text import encode_all
+from minisft.errors import UserError
+from minisft.evaluate import log_probabilities
+from minisft.models.heads import Classifier
+from minisft.train import Sequences
+
+
+class Classification:
+    """Reads and checks all data when it is made; nothing is written before it has been."""
+
+    def __init__(self, settings, clean):
+        self.settings = settings
+        if settings.train is None:
+            train, test = (_toy(part) for part in ("train", "test"))
+            self.names = train.names
+            valid = None
+        else:
+            train = self._read(settings.train, None, clean)
+            self.names = train.names
+            test, valid = (None if path is None else self._read(path, self.names, clean)
+                           for path in (settings.test, settings.valid))
+        self.cleaned, self.test, self.valid_path = train.cleaned, test, settings.valid
+        self.train_labels = train.labels
+        if valid is None:
+            kept, held_out = split(train.labels, train.texts, settings.valid_fraction,
+                                   settings.seed)
+            self.train, self.valid = _part(train, kept), _part(train, held_out)
+        else:
+            self.train, self.valid = train, valid
+        self.weights = class_weights(settings.class_weights, self.names, self.train.labels)
+
+    def _read(self, path, names, clean):
+        s = self.settings
+        return read_examples(path, list(s.text_column), s.label_column, names, clean, s.encoding,
+                             not s.no_header)
+
+    @property
+    def texts(self):
+        """-> the training texts."""
+        return self.train.texts
+
+    def load(self, folder, seed, dropout):
+        """A checkpoint's folder -> Classifier with these labels."""
+        return load(folder, task="classify", names=self.names, seed=seed, dropout=dropout)
+
+    def scratch(self, config, seed):
+        """-> Classifier from random weights."""
+        return Classifier(config, self.names, seed=seed)
+
+    def encode(self, tokenizer, treatment):
+        """Turns all texts into token ids."""
+        def encoded(part):
+            if part is None:
+                return None, 0
+            ids, cut = encode_all(tokenizer, part.texts, treatment.max_length, treatment.truncate)
+            return Sequences(ids, part.labels), cut
+
+        self.train_ids, cut_train = encoded(self.train)
+        self.valid_ids, cut_valid = encoded(self.valid)
+        self.test_ids, cut_test = encoded(self.test)
+        self.cut = {"cut_train": cut_train + cut_valid, "cut_test": cut_test}
+
+    def loss_options(self):
+        """-> what the model's loss is told beside the batch."""
+        return {"weights": self.weights, "smoothing": self.settings.label_smoothing}
+
+    def sample(self):
+        """-> lines that show what is learnt from one text; nothing to explain here."""
+        return []
+
+    def validate(self, model):
+        """-> figures of the validation part, with the score that chooses the best epoch."""
+        logp = log_probabilities(model, self.valid_ids.ids, self.settings.micro_tokens)
+        found = metrics.classification(self.valid.labels, logp, self.names)
+        first = -found["loss"] if self.settings.select == "loss" else found[self.settings.select]
+        # equal accuracy is common on a small part: the loss then decides
+        return {"score": [first, -found["loss"]], "valid_loss": found["loss"],
+                "valid_accuracy": found["accuracy"], "valid_macro_f1": found["macro_f1"]}
+
+    def data(self):
+        """-> what the report says of the data."""
+        s, test = self.settings, self.test
+        return {
+            "train_path": s.train or "bundled toy-news",
+            "test_path": None if test is None else s.test or "bundled toy-news",
+            "n_train": len(self.train.texts), "n_valid": len(self.valid.texts),
+            "n_test": None if test is None else len(test.texts), "labels": list(self.names),
+            "cleaned": dict(self.cleaned),
+            "shared_with_training": None if test is None else shared_texts(
+                self.train.texts + self.valid.texts, test.texts),
+            "majority": max(self.train_labels.count(k) for k in set(self.train_labels))
+            / len(self.train_labels), **self.cut}
+
+    def evaluate(self, model):
+        """Reads the test set once (without one: the validation part) -> results, worst mistakes."""
+        part, ids = (self.valid, self.valid_ids) if self.test is None else (self.test,
+                                                                           self.test_ids)
+        logp = log_probabilities(model, ids.ids, self.settings.micro_tokens,
+                                 None if self.settings.quiet else "evaluating")
+        results = metrics.classification(part.labels, logp, self.names)
+        mistakes = report.worst_mistakes(part.texts, part.lines, part.labels, logp, self.names)
+        return results, mistakes
+
+    def write(self, folder, results, mistakes, settings, history):
+        """Pictures first: the report links those that are there."""
+        plots.confusion(results["confusion"], list(self.names), folder / "confusion.png",
+                        title=f"{results['accuracy']:.1%} of {results['n']:,} texts")
+        report.write_report(folder / "report.md", results, self.data(), settings, history, mistakes)
+
+    def headline(self, results):
+        """-> one line for the terminal."""
+        where = "validation" if self.test is None else "test"
+        return (f"{where} accuracy {results['accuracy']:.4f} "
+                f"(95% interval {results['accuracy_low']:.4f} to {results['accuracy_high']:.4f}), "
+                f"macro F1 {results['macro_f1']:.4f}, loss {results['loss']:.4f}, "
+                f"{results['n']} texts; the largest class alone would give "
+                f"{results['majority']:.4f}")
+
+
+def class_weights(text, names, labels):
+    """none | balanced | NAME=W,... -> weights (K,) float32 or None; raises UserError.
+
+    Balanced: texts / (classes * texts of the class), so that every class counts alike.
+    """
+    if text == "none":
+        return None
+    if text == "balanced":
+        counts = np.bincount(labels, minlength=len(names))
+        if counts.min() == 0:
+            raise UserError("--class-weights balanced: no training text of "
+                            f"{names[counts.argmin()]}")
+        return (len(labels) / (len(names) * counts)).astype(np.float32)
+    weights = {}
+    for pair in text.split(","):
+        name, _, number = pair.rpartition("=")
+        if name not in names:
+            raise UserError(f"--class-weights {pair!r}: expected NAME=W with NAME one of "
+                            f"{', '.join(names)}")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            weights[name] = -1.0
+        if not 0 < weights[name] < float("inf"):
+            raise UserError(f"--class-weights {pair!r}: expected a number above 0")
+    return np.array([weights.get(name, 1.0) for name in names], dtype=np.float32)
+
+
+def _toy(part):
+    texts, classes = toy_news.generate(part)
+    names = tuple(sorted(set(classes)))
+    return Examples(path="bundled toy-news", texts=texts, labels=[names.index(c) for c in classes],
+                    names=names, lines=list(range(1, len(texts) + 1)), cleaned={})
+
+
+def _part(examples, numbers):
+    return Examples(path=examples.path, texts=[examples.texts[n] for n in numbers],
+                    labels=[examples.labels[n] for n in numbers], names=examples.names,
+                    lines=[examples.lines[n] for n in numbers], cleaned=examples.cleaned)

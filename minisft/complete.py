@@ -1,0 +1,153 @@
+"""The task `complete`: prompts and completions in, a language model that answers out."""
+
+import numpy as np
+
+from minisft import metrics, report
+from minisft.checkpoint import load
+from minisft.data.read import Prompts, read_prompts, shared_texts, split
+from minisft.data.text import encode_all
+from minisft.errors import UserError
+from minisft.evaluate import completion_loss, completions
+from minisft.folder import END, end_token
+from minisft.models.heads import LanguageModel
+from minisft.ops.cross_entropy import IGNORE
+from minisft.train import Sequences
+
+
+def join(prompt_ids, completion_ids, end, max_length):
+    """Ids of a prompt (its separator included) and a completion -> ids (T,), labels (T,), cut.
+
+    The loss counts the completion and the end token only. What is too long loses the beginning of
+    its prompt first, then the end of its completion.
+    """
+    answer = np.append(completion_ids, end)
+    cut = len(prompt_ids) + len(answer) > max_length
+    answer = answer[:max_length - 1]
+    prompt_ids = prompt_ids[len(prompt_ids) - min(len(prompt_ids), max_length - len(answer)):]
+    ids = np.concatenate([prompt_ids, answer])
+    labels = np.full(len(ids), IGNORE, dtype=np.int64)
+    first = len(prompt_ids) - 1      # the prompt's last token predicts the completion's first
+    labels[first:-1] = ids[first + 1:]
+    return ids, labels, cut
+
+
+class Completion:
+    """Reads and checks all data when it is made; nothing is written before it has been."""
+
+    weights = None
+
+    def __init__(self, settings, clean):
+        self.settings = settings
+        if settings.train is None:
+            raise UserError("--task complete needs --train FILE with prompts and completions")
+        self.paths = {"train": settings.train, "valid": settings.valid, "test": settings.test}
+        train, valid, self.test = (None if path is None else read_prompts(
+            path, list(settings.prompt_column), settings.completion_column, clean,
+            settings.encoding, not settings.no_header) for path in self.paths.values())
+        self.cleaned = train.cleaned
+        if valid is None:
+            kept, held_out = split(None, train.prompts, settings.valid_fraction, settings.seed)
+            self.train, self.valid = _part(train, kept), _part(train, held_out)
+        else:
+            self.train, self.valid = train, valid
+
+    @property
+    def texts(self):
+        """-> all training texts."""
+        return self.train.prompts + self.train.completions
+
+    def load(self, folder, seed, dropout):
+        """A checkpoint's folder -> LanguageModel."""
+        return load(folder, task="complete", seed=seed, dropout=dropout)
+
+    def scratch(self, config, seed):
+        """-> LanguageModel from random weights."""
+        return LanguageModel(config, seed=seed)
+
+    def encode(self, tokenizer, treatment):
+        """Turns all texts into token ids."""
+        self.tokenizer, self.end = tokenizer, end_token(tokenizer)
+        if self.end is None:
+            raise UserError(f"the tokenizer has no {END}, which ends a completion")
+        if treatment.max_length < 2:
+            raise UserError(f"--max-length {treatment.max_length}: prompt and completion need 2")
+
+        def encoded(part):
+            if part is None:
+                return None, [], 0
+            prompts, _ = encode_all(tokenizer, [p + treatment.separator for p in part.prompts])
+            answers, _ = encode_all(tokenizer, part.completions)
+            joined = [join(p, a, self.end, treatment.max_length)
+                      for p, a in zip(prompts, answers, strict=True)]
+            # what generation is given: the same prompt, with room for the answer
+            room = max(treatment.max_length - self.settings.max_new_tokens, 1)
+            return (Sequences([j[0] for j in joined], [j[1] for j in joined]),
+                    [p[-room:] for p in prompts], sum(j[2] for j in joined))
+
+        self.train_ids, _, cut_train = encoded(self.train)
+        self.valid_ids, self.valid_prompts, cut_valid = encoded(self.valid)
+        self.test_ids, self.test_prompts, cut_test = encoded(self.test)
+        self.cut = {"cut_train": cut_train + cut_valid, "cut_test": cut_test}
+
+    def loss_options(self):
+        """-> what the model's loss is told beside the batch."""
+        return {}
+
+    def sample(self):
+        """-> lines that show on the first text where the loss is taken."""
+        ids, labels = self.train_ids.ids[0], self.train_ids.labels[0]
+        counted = int((labels != IGNORE).sum())
+        prompt, answer = ids[:len(ids) - counted], labels[labels != IGNORE]
+        decode = self.tokenizer.decode
+        return [f"the first sample, {len(ids)} tokens; the loss counts the last {counted} only:",
+                f"  no loss: {decode(prompt.tolist())!r}",
+                f"  loss:    {decode(answer.tolist(), skip_special_tokens=False)!r}"]
+
+    def validate(self, model):
+        """-> figures of the validation part, with the score that chooses the best epoch."""
+        found = completion_loss(model, self.valid_ids, self.settings.micro_tokens)
+        return {"score": [-found["loss"]], "valid_loss": found["loss"],
+                "valid_perplexity": found["perplexity"]}
+
+    def data(self):
+        """-> what the report says of the data."""
+        s, test = self.settings, self.test
+        return {
+            "train_path": s.train, "test_path": None if test is None else s.test,
+            "n_train": len(self.train.prompts), "n_valid": len(self.valid.prompts),
+            "n_test": None if test is None else len(test.prompts), "cleaned": dict(self.cleaned),
+            "shared_with_training": None if test is None else shared_texts(
+                self.train.prompts + self.valid.prompts, test.prompts), **self.cut}
+
+    def evaluate(self, model):
+        """Reads the test set once (without one: the validation part) -> results, samples."""
+        part, ids, prompts = ((self.valid, self.valid_ids, self.valid_prompts)
+                              if self.test is None else
+                              (self.test, self.test_ids, self.test_prompts))
+        shown = None if self.settings.quiet else "evaluating"
+        results = completion_loss(model, ids, self.settings.micro_tokens, shown)
+        answers = completions(model, self.tokenizer, prompts, self.settings.max_new_tokens,
+                              self.end, shown and "generating")
+        results |= metrics.exact_match(part.completions, answers)
+        samples = [{"prompt": p, "expected": c, "generated": a} for p, c, a in
+                   zip(part.prompts[:20], part.completions, answers, strict=False)]
+        return results, samples
+
+    def write(self, folder, results, samples, settings, history):
+        """The report; its picture of the curves is there already."""
+        report.write_completion_report(folder / "report.md", results, self.data(), settings,
+                                       history, samples)
+
+    def headline(self, results):
+        """-> one line for the terminal."""
+        where = "validation" if self.test is None else "test"
+        return (f"{where} loss {results['loss']:.4f} (perplexity {results['perplexity']:.2f}) over "
+                f"{results['tokens']} tokens of completions, exact match "
+                f"{results['exact_match']:.4f} (95% interval {results['exact_match_low']:.4f} to "
+                f"{results['exact_match_high']:.4f}), {results['n']} prompts")
+
+
+def _part(prompts, numbers):
+    return Prompts(path=prompts.path, prompts=[prompts.prompts[n] for n in numbers],
+                   completions=[prompts.completions[n] for n in numbers],
+                   lines=[prompts.lines[n] for n in numbers], cleaned=prompts.cleaned)

@@ -1,0 +1,195 @@
+"""Fine-tuning from files to a run folder: the article's four steps in the order they happen."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from minisft import hub, plots, runs, state
+from minisft.classify import Classification
+from minisft.complete import Completion
+from minisft.data.text import load_tokenizer, parse_steps, train_tokenizer
+from minisft.errors import UserError
+from minisft.files import read_json, write_json
+from minisft.folder import Treatment, require_fit, write_folder
+from minisft.models.gpt2 import GPT2Config
+from minisft.settings import Settings
+from minisft.train import Interrupted, State, fit, make_optimizer
+
+TASKS = {"classify": Classification, "complete": Completion}
+
+
+def require_sound(settings):
+    """Raises UserError naming the first option that cannot be."""
+    for name, low, high in Settings.RANGES:
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < low or (high is not None and value > high):
+            expected = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise UserError(f"--{name.replace('_', '-')} is {value}, expected {expected}")
+    if settings.lr == 0:
+        raise UserError("--lr is 0: nothing would be learnt")
+
+
+def finetune(settings, resume=None, say=print):
+    """Settings -> results (dict), with all files of the run in its folder.
+
+    `resume`: the folder of an interrupted run, whose own settings then count. Raises UserError for
+    anything a user can mend, before a file is written, and train.Interrupted.
+    """
+    config = None
+    if resume is not None:
+        config = read_json(Path(resume) / "config.json")
+        settings = _kept_settings(config, resume)
+    settings = dataclasses.replace(settings, **_defaults(settings))
+    require_sound(settings)
+    if resume is None and settings.out is not None:
+        runs.require_free(settings.out, settings.overwrite)
+
+    # 1. Clean the texts, find the labels, hold out the validation part
+    clean = parse_steps(settings.clean)
+    task = TASKS[settings.task](settings, clean)
+    files = {name: runs.fingerprint(getattr(settings, name)) for name in ("train", "valid", "test")}
+    if config is not None and config["files"] != files:
+        changed = [n for n in files if config["files"].get(n) != files[n]]
+        raise UserError(f"{resume}: the {changed[0]} file has changed since the run began")
+    for step, count in task.cleaned.items():
+        say(f"cleaned {step} in {count:,} training texts")
+
+    # 2. Load the pretrained model and its tokenizer, turn the texts into tokens
+    model, tokenizer = _build(task, settings, say)
+    if settings.lr is None:
+        settings = dataclasses.replace(settings, lr=_pretrained_lr(model, settings))
+    treatment = Treatment(clean, min(settings.max_length or model.trunk.config.n_positions,
+                                     model.trunk.config.n_positions), settings.truncate,
+                          settings.separator if settings.task == "complete" else None)
+    task.encode(tokenizer, treatment)
+    _tell_data(task, treatment, say)
+
+    # 3. Fine-tune; the validation part chooses the epoch
+    folder = Path(resume or settings.out or runs.first_free("runs", _name(settings)))
+    optimizer, progress = make_optimizer(model, settings), State()
+    if resume is None:
+        runs.start(folder, {"settings": dataclasses.asdict(settings), "files": files,
+                            "parameters": model.store.size, **runs.machine()})
+    elif (folder / "results.json").exists():
+        raise UserError(f"{folder} is a finished run: there is nothing to resume")
+    elif (folder / "training_state").exists():
+        progress.restore(model, optimizer, *state.load_state(folder / "training_state"))
+        say(f"resuming after step {progress.step}")
+    else:
+        say("the run was interrupted before its first save: starting anew")
+    history = _train(task, model, settings, progress, optimizer, folder)
+
+    # 4. Evaluate once, and write down everything
+    results, examples = task.evaluate(model)
+    best = progress.best["epoch"]
+    results |= {"n_test": results["n"], "train_seconds": progress.seconds,
+                "tokens_per_second": progress.tokens / progress.seconds,
+                "epochs_run": progress.epoch, "best_epoch": best, "parameters": model.store.size}
+    write_folder(folder / "model", model, tokenizer, treatment)
+    plots.curves(history, folder / "curves.png", best_step=progress.best["step"])
+    task.write(folder, results, examples, dataclasses.asdict(settings), history)
+    write_json(folder / "results.json", results)
+    say(f"the best epoch on the validation part was {best} of {progress.epoch}")
+    say(task.headline(results))
+    say(f"trained {progress.tokens:,} tokens in {progress.seconds:.1f} s "
+        f"({results['tokens_per_second']:,.0f} a second); everything is in {folder}")
+    return results
+
+
+def _build(task, settings, say):
+    """-> model and tokenizer, pretrained or from random weights, with the layers that train."""
+    if settings.model == "scratch":
+        tokenizer = (load_tokenizer(settings.tokenizer) if settings.tokenizer
+                     else train_tokenizer(task.texts, settings.vocab_size))
+        config = GPT2Config(
+            vocab_size=tokenizer.get_vocab_size(), n_positions=settings.positions,
+            n_embd=settings.width, n_layer=settings.layers, n_head=settings.heads,
+            embd_pdrop=settings.dropout, attn_pdrop=settings.dropout, resid_pdrop=settings.dropout)
+        config.require_sound("--width, --heads")
+        model = task.scratch(config, settings.seed)
+        say("the model starts from random weights, so it knows no words yet: fine-tuning a "
+            "pretrained one (--model) needs far fewer texts")
+    else:
+        folder = hub.resolve(settings.model, settings.download)
+        model = task.load(folder, settings.seed, settings.dropout)
+        tokenizer = load_tokenizer(settings.tokenizer or folder)
+        require_fit(tokenizer, model.trunk.config, settings.tokenizer or folder)
+    try:
+        model.train_layers(settings.train_layers)
+    except ValueError as error:
+        raise UserError(f"--train-layers: {error}") from None
+    shape = model.trunk.config
+    say(f"GPT-2 of {shape.n_layer} layers, width {shape.n_embd}, {shape.vocab_size:,} tokens of "
+        f"vocabulary: {model.store.size:,} parameters, {model.store.values.size:,} trained")
+    return model, tokenizer
+
+
+def _pretrained_lr(model, settings):
+    # 5e-5 is the field's choice at GPT-2's width 768; narrower models want more, and a head that
+    # starts from random weights on a frozen model most.
+    return 1e-3 if settings.train_layers == "head" else 5e-5 * 768 / model.trunk.config.n_embd
+
+
+def _tell_data(task, treatment, say):
+    data = task.data()
+    test = "no" if data["n_test"] is None else f"{data['n_test']:,}"
+    say(f"{data['n_train']:,} training, {data['n_valid']:,} validation and {test} test texts")
+    if data.get("labels"):
+        say(f"{len(data['labels'])} classes: {', '.join(data['labels'][:10])}"
+            f"{', ...' if len(data['labels']) > 10 else ''}; the largest is "
+            f"{data['majority']:.1%} of the training texts")
+    for part, cut in (("training", data["cut_train"]), ("test", data["cut_test"])):
+        if cut:
+            say(f"cut {cut:,} {part} texts to {treatment.max_length} tokens")
+    if data["shared_with_training"]:
+        say(f"note: {data['shared_with_training']:,} test texts also stand in the training file, "
+            "which makes the test easier than new texts would be")
+    for line in task.sample():
+        say(line)
+
+
+def _name(settings):
+    data = Path(settings.train).name.split(".")[0] if settings.train else "toy-news"
+    return f"{data}-{Path(settings.model).name}"
+
+
+def _train(task, model, settings, progress, optimizer, folder):
+    log = runs.MetricsLog(folder, _told(progress))
+    try:
+        fit(model, task.train_ids, settings, task.validate, progress, optimizer,
+            save=lambda: state.save_state(folder / "training_state",
+                                    *progress.to_save(model, optimizer)),
+            log=log, loss_options=task.loss_options())
+    except Interrupted:
+        raise Interrupted(folder) from None
+    finally:
+        log.close()
+    return {"steps": progress.steps, "epochs": progress.epochs}
+
+
+def _told(progress):
+    """-> steps and epochs in the order in which they were logged."""
+    entries = []
+    for epoch in range(1, progress.epoch + 2):
+        entries += [s for s in progress.steps if s["epoch"] == epoch]
+        entries += [e for e in progress.epochs if e["epoch"] == epoch]
+    return entries
+
+
+def _kept_settings(config, folder):
+    known = {f.name: f for f in dataclasses.fields(Settings)}
+    values = config.get("settings")
+    if not isinstance(values, dict) or values.keys() != known.keys():
+        raise UserError(f"{folder}/config.json: no settings of a run of this version")
+    return Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def _defaults(settings):
+    """-> the settings whose default depends on others."""
+    scratch = settings.model == "scratch"
+    values = {"epochs": 10 if scratch else 3,
+              "clean": "none" if settings.task == "complete" else "all",
+              "lr": 1e-3 if scratch else None, "dropout": 0.1 if scratch else None}
+    return {name: value for name, value in values.items() if getattr(settings, name) is None}

@@ -1,0 +1,68 @@
+"""A model folder as a whole: weights, tokenizer, and how texts were treated before the model."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from minisft import checkpoint, hub
+from minisft.data.text import CLEANING_STEPS, load_tokenizer, save_tokenizer
+from minisft.errors import UserError
+from minisft.files import read_json, write_json
+
+END = "<|endoftext|>"
+TREATMENT = "minisft.json"     # `transformers` passes it by
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What happens to a text on its way to the model, the same in training and afterwards."""
+
+    clean: tuple = CLEANING_STEPS
+    max_length: int | None = None
+    truncate: str = "head"
+    separator: str | None = None     # between prompt and completion
+
+
+def end_token(tokenizer):
+    """-> the id of <|endoftext|>, or None for a tokenizer without it."""
+    return tokenizer.token_to_id(END)
+
+
+def require_fit(tokenizer, config, where):
+    """Raises UserError when the tokenizer has ids beyond the model's table."""
+    size = tokenizer.get_vocab_size()
+    if size > config.vocab_size:
+        raise UserError(f"{where}: the tokenizer has {size} tokens, the model {config.vocab_size}")
+
+
+def read_folder(name, online=False, **options):
+    """A path or a model's name -> model, tokenizer, Treatment; options as `checkpoint.load`."""
+    folder = hub.resolve(name, online)
+    model = checkpoint.load(folder, **options)
+    tokenizer = load_tokenizer(folder)
+    require_fit(tokenizer, model.trunk.config, folder)
+    return model, tokenizer, read_treatment(folder)
+
+
+def read_treatment(folder):
+    """-> the folder's Treatment; a folder that we did not write has the default one."""
+    path = Path(folder) / TREATMENT
+    if not path.exists():
+        return Treatment()
+    values = read_json(path)
+    unknown = sorted(values.keys() - asdict(Treatment()).keys())
+    if unknown:
+        raise UserError(f"{path}: {unknown[0]!r} is not known")
+    values["clean"] = tuple(values.get("clean", CLEANING_STEPS))
+    return Treatment(**values)
+
+
+def write_folder(folder, model, tokenizer, treatment):
+    """Writes a folder that `transformers` opens with the same logits, tokenizer and names."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(model, folder, dtype=np.float32, end_token=end_token(tokenizer))
+    save_tokenizer(tokenizer, folder, model.trunk.config.n_positions,
+                   END if end_token(tokenizer) is not None else None)
+    write_json(folder / TREATMENT, asdict(treatment))
