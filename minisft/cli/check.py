@@ -1,0 +1,137 @@
+"""`minisft check`: every backward by hand against finite differences, and mistakes on purpose."""
+
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from inspect import getsource
+
+import numpy as np
+from tqdm import tqdm
+
+from minisft.checkpoint import load
+from minisft.checks import CHECKS, check_model
+from minisft.errors import UserError
+from minisft.gradcheck import MODEL_LIMIT, STEP, GradientError, worst_of
+from minisft.hub import resolve
+from minisft.mistakes import PLANTED, sum_hides
+
+HELP = "compare every hand-written gradient with finite differences"
+
+
+def add_arguments(parser):
+    """The options of the command."""
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help="run only the checks whose name contains one of these")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--break", dest="planted", metavar="MISTAKE",
+                       help="plant a mistake and see the check find it; `list` lists them")
+    other.add_argument("--model", metavar="DIR",
+                       help="check a checkpoint, one random direction for each tensor")
+    parser.add_argument("--seed", type=int, default=0,
+                        help="seed of the random directions of --model")
+
+
+def run(args):
+    """-> exit code: 0 when every check passes, 1 when one fails."""
+    if args.names and (args.planted or args.model):
+        raise UserError(f"{args.names[0]!r}: --break and --model choose their own checks, "
+                        "expected no NAME beside them")
+    if args.planted == "list":
+        _list_mistakes()
+        return 0
+    if args.planted:
+        return _break(args.planted)
+    if args.model:
+        return _check_checkpoint(args.model, args.seed)
+    return _check_catalogue(args.names)
+
+
+def _check_catalogue(names):
+    chosen = [c for c in CHECKS.values()
+              if not names or any(n.casefold() in c.name.casefold() for n in names)]
+    if not chosen:
+        raise UserError(f"no check has {' or '.join(map(repr, names))} in its name, expected a "
+                        f"part of one of: {', '.join(CHECKS)}")
+    started, errors, failed = time.perf_counter(), [], []
+    _print_head()
+    for c in chosen:
+        try:
+            row = worst_of(c.rows())
+        except GradientError as error:     # a gradient of another shape has no worst element
+            print(f"{c.name:<38} {error}  FAIL", flush=True)
+            failed.append(c.name)
+            continue
+        errors.append(row.error)
+        if not _print_row(c.name, row, c.limit):
+            failed.append(c.name)
+    return _summary(len(chosen), failed, errors, started)
+
+
+def _check_checkpoint(folder, seed):
+    started, model = time.perf_counter(), load(resolve(folder), dtype=np.float64)
+    rows = check_model(model, seed, partial(tqdm, unit="tensor", leave=False, file=sys.stderr,
+                                            disable=None))     # none where stderr is a file
+    _print_head()
+    failed = [row.name for row in rows
+              if not _print_row(row.name, replace(row, name="whole tensor"), MODEL_LIMIT)]
+    return _summary(len(rows), failed, [row.error for row in rows], started)
+
+
+def _break(name):
+    if name not in PLANTED:
+        raise UserError(f"--break {name}: no such mistake, expected one of: list, "
+                        f"{', '.join(PLANTED)}")
+    mistake = PLANTED[name]
+    planned = CHECKS[mistake.check]
+    print(f"{name}: {mistake.wrong}\n\n{getsource(mistake.broken)}")
+    rows = planned.rows(mistake.broken)
+    failed = [row for row in rows if not row.error <= planned.limit]
+    shown = rows if len(rows) <= 4 else failed     # of a whole block or model, what fails
+    _print_head()
+    for row in shown:
+        _print_row(planned.name, row, planned.limit)
+    print(f"{len(failed)} of the {len(rows)} gradients of this check beyond the limit\n\n"
+          "How the check finds it: its objective is sum(R * y) with a random R as the upstream\n"
+          f"gradient. Each element of each array goes {STEP:.0e} up and down; the slope between\n"
+          "must be the gradient by hand.")
+    if name == "softmax-zeros":
+        row = sum_hides()
+        print(f"\nWith sum(y) as the objective the mistake passes: each row of y sums to one, so "
+              f"the true\ngradient is zero. By hand {row.by_hand:g}, finite differences "
+              f"{row.numeric:.1e}: a difference of {abs(row.by_hand - row.numeric):.1e}.")
+    verdict = "fails, as it must (exit code 1)" if failed else "passes: the mistake is NOT FOUND"
+    print(f"\n1 check with a mistake planted: it {verdict}")
+    return 1 if failed else 0
+
+
+def _names(names, most=6):
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _list_mistakes():
+    for name, mistake in PLANTED.items():
+        print(f"{name:<22} {mistake.check}: {mistake.wrong}")
+
+
+def _print_head():
+    print(f"{'check':<38} {'worst array':<22} {'index':<10} {'by hand':>11} {'finite diff.':>12} "
+          f"{'error':>8} {'limit':>6}")
+
+
+def _print_row(name, row, limit):
+    """-> whether it passes."""
+    passes = row.error <= limit
+    index = "direction" if row.index is None else str(list(row.index))
+    print(f"{name:<38} {row.name:<22} {index:<10} {row.by_hand:>11.5g} {row.numeric:>12.5g} "
+          f"{row.error:>8.1e} {limit:>6.0e}  {'ok' if passes else 'FAIL'}", flush=True)
+    return passes
+
+
+def _summary(n, failed, errors, started):
+    verdict = f"{len(failed)} FAIL ({_names(failed)})" if failed else "all pass"
+    largest = f", largest error {max(errors):.1e}" if errors else ""
+    print(f"{n} check{'s' * (n != 1)}, {verdict}{largest} "
+          f"({time.perf_counter() - started:.1f} s)")
+    return 1 if failed else 0
