@@ -189,7 +189,7 @@ def _kept_settings(config, folder):
 def _defaults(settings):
     """-> the settings whose default depends on others."""
     scratch = settings.model == "scratch"
-    values = {"epochs": 10 if scratch else 3,
+    values = {"epochs": 15 if scratch else 3,
               "clean": "none" if settings.task == "complete" else "all",
-              "lr": 1e-3 if scratch else None, "dropout": 0.1 if scratch else None}
+              "lr": 1e-3 if scratch else None, "dropout": 0.3 if scratch else None}
     return {name: value for name, value in values.items() if getattr(settings, name) is None}

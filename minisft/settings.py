@@ -52,11 +52,11 @@ class Settings:
     heads: int = option(4, "scratch: number of heads", type=int)
     positions: int = option(512, "scratch: most tokens of a text", type=int)
     vocab_size: int = option(4096, "scratch: tokens of the vocabulary that is trained", type=int)
-    dropout: float = option(None, "dropout everywhere (default: the model's; scratch: 0.1)",
+    dropout: float = option(None, "dropout everywhere (default: the model's; scratch: 0.3)",
                             type=float)
     train_layers: str = option("all", "all, head, or last:K (the last K blocks and the head)")
     # Training
-    epochs: int = option(None, "passes over the training texts (default: 3; scratch: 10)",
+    epochs: int = option(None, "passes over the training texts (default: 3; scratch: 15)",
                          type=int)
     batch_tokens: int = option(2048, "most tokens of an optimizer step", type=int)
     micro_tokens: int = option(8192, "most tokens computed at once; a larger step is accumulated",
