@@ -116,6 +116,8 @@ def _build(task, settings, say):
         model = task.load(folder, settings.seed, settings.dropout)
         tokenizer = load_tokenizer(settings.tokenizer or folder)
         require_fit(tokenizer, model.trunk.config, settings.tokenizer or folder)
+        if model.fresh:
+            say(f"a new head for the labels {', '.join(model.names)}: the rest is pretrained")
     try:
         model.train_layers(settings.train_layers)
     except ValueError as error:
@@ -140,7 +142,7 @@ def _tell_data(task, treatment, say):
         say(f"{len(data['labels'])} classes: {', '.join(data['labels'][:10])}"
             f"{', ...' if len(data['labels']) > 10 else ''}; the largest is "
             f"{data['majority']:.1%} of the training texts")
-    for part, cut in (("training", data["cut_train"]), ("test", data["cut_test"])):
+    for part, cut in (("training and validation", data["cut_train"]), ("test", data["cut_test"])):
         if cut:
             say(f"cut {cut:,} {part} texts to {treatment.max_length} tokens")
     if data["shared_with_training"]:

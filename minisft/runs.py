@@ -27,8 +27,9 @@ def first_free(parent, name):
 def require_free(folder, overwrite):
     """Raises UserError when the folder holds something and may not be overwritten."""
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, expected a folder or nothing")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, expected a folder or nothing")
     found = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
     if found and not overwrite:
         raise UserError(f"{folder} is not empty ({', '.join(found[:3])}, ...): choose another "

@@ -262,9 +262,9 @@ def test_split_refuses():
         with pytest.raises(UserError, match="must lie between 0 and 1"):
             split([0, 1], ["a", "b"], fraction, 0)
     for labels in (None, [0, 0, 0], [0, 0, 1]):
-        with pytest.raises(UserError, match="cannot hold out any of 3 texts"):
+        with pytest.raises(UserError, match="cannot hold out for validation any of 3 texts"):
             split(labels, ["a", "A ", "a" if labels != [0, 0, 1] else "b"], 0.5, 0)
-    with pytest.raises(UserError, match="cannot hold out any of 0 texts"):
+    with pytest.raises(UserError, match="cannot hold out for validation any of 0 texts"):
         split([], [], 0.5, 0)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft import state, tensors
+from minisft import state
 from minisft.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "gpt2_tiny"

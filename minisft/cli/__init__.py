@@ -39,6 +39,9 @@ def main(argv=None):
         return 2
     except BrokenPipeError:
         return 1     # `minisft predict ... | head`
+    except OSError as error:     # a full disk, a folder that may not be written
+        print(f"minisft: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("minisft: interrupted", file=sys.stderr)
         return 130

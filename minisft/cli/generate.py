@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from minisft.cli.arguments import add_model
+from minisft.cli.arguments import add_model, at_least_one
 from minisft.data.text import encode_all
 from minisft.errors import UserError
 from minisft.folder import end_token, read_folder
@@ -18,7 +18,8 @@ def add_arguments(parser):
     """The prompt and how the next token is chosen."""
     add_model(parser, "folder or name of a language model")
     parser.add_argument("prompt", nargs="+", help="one text, or several, each continued")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest continuation")
+    parser.add_argument("--max-new-tokens", type=at_least_one, default=128,
+                        help="longest continuation")
     parser.add_argument("--temperature", type=float, default=0.8,
                         help="0 takes the most probable token (greedy)")
     parser.add_argument("--top-k", type=int, default=0, help="most probable tokens kept (0: all)")
@@ -33,8 +34,6 @@ def run(args):
         sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if args.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens is {args.max_new_tokens}, expected at least 1")
     model, tokenizer, treatment = read_folder(args.model, args.download, task="complete")
     room = model.trunk.config.n_positions
     texts = [prompt + (treatment.separator or "") for prompt in args.prompt]

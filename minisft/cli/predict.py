@@ -32,8 +32,10 @@ def run(args):
     """Prints or writes a row for each text."""
     if bool(args.text) == bool(args.file):
         raise UserError("give texts or --file, one of the two")
-    if args.out and (Path(args.out).exists() or Path(args.out).suffix not in (".csv", ".jsonl")):
-        raise UserError(f"--out {args.out}: expected a new file ending in .csv or .jsonl")
+    out = None if args.out is None else Path(args.out)
+    if out and (out.exists() or not out.parent.is_dir() or out.suffix not in (".csv", ".jsonl")):
+        raise UserError(f"--out {out}: expected a new file ending in .csv or .jsonl, in a folder "
+                        "that is there")
     model, tokenizer, treatment = read_folder(args.model, args.download)
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
@@ -51,11 +53,11 @@ def run(args):
     for row, each in zip(rows, p, strict=True):
         row[label] = names[int(each.argmax())]
         row |= {column: round(float(x), 6) for column, x in zip(columns, each, strict=True)}
-    if args.out is None:
+    if out is None:
         _write(sys.stdout, rows, ".csv")
         return
-    with open(args.out, "x", encoding="utf-8", newline="") as file:
-        _write(file, rows, Path(args.out).suffix)
+    with open(out, "x", encoding="utf-8", newline="") as file:
+        _write(file, rows, out.suffix)
 
 
 def _texts(args, steps):

@@ -145,7 +145,8 @@ def split(labels, texts, fraction, seed):
     text found under several labels counts for its first. UserError if nothing can be held out.
     """
     if not 0 < fraction < 1:
-        raise UserError(f"the part to hold out must lie between 0 and 1, not {fraction}")
+        raise UserError("the part held out for validation must lie between 0 and 1, "
+                        f"not {fraction}")
     groups = {}
     for index, text in enumerate(texts):
         groups.setdefault(_key(text), []).append(index)
@@ -160,7 +161,7 @@ def split(labels, texts, fraction, seed):
         for chosen in generator.permutation(len(members))[:count]:
             held += members[chosen]
     if not held:
-        raise UserError(f"cannot hold out any of {len(texts)} texts: "
+        raise UserError(f"cannot hold out for validation any of {len(texts)} texts: "
                         "no label has two distinct ones")
     held = np.sort(np.array(held, dtype=np.int64))
     return np.setdiff1d(np.arange(len(texts), dtype=np.int64), held), held
