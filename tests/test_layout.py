@@ -1,0 +1,132 @@
+"""The plan of the house: imports go down only, and each operation has what it must have today."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "minisft"
+
+# A module imports only from floors below its own. `__init__` files of a folder count as the folder.
+FLOORS = [
+    ["errors", "array"],
+    ["random", "erf", "gradcheck", "batch", "metrics", "report", "parameters", "files", "plots"],
+    ["tensors", "runs", "data.table", "data.text", "data.toy_news", "ops.embedding",
+     "ops.linear", "ops.layer_norm", "ops.gelu", "ops.softmax", "ops.dropout", "optim"],
+    ["state", "data.read", "ops.attention", "ops.cross_entropy", "settings"],
+    ["ops"],
+    ["layers", "baselines"],
+    ["models.gpt2"],
+    ["models.heads"],
+    ["checkpoint", "checks", "generate", "mistakes"],
+    ["hub", "train", "evaluate"],
+    ["folder"],
+    ["classify", "complete"],
+    ["finetune"],
+    ["cli.arguments"],
+    ["cli.finetune", "cli.evaluate", "cli.predict", "cli.generate", "cli.check"],
+    ["cli"],
+    ["__main__"],
+]
+EMPTY = {"", "data", "models"}     # nothing but a docstring; anyone may import through them
+
+# What each operation must have today. The table may only grow; what an operation will never have
+# is an exemption, with its reason.
+KINDS = {
+    "test": lambda stem: ROOT / "tests" / f"test_{stem}.py",
+    "page": lambda stem: ROOT / "README.md",
+}
+REQUIRED = {stem: {"test", "page"} for stem in (
+    "attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear",
+    "softmax")}
+EXEMPT = {}     # (stem, kind): reason
+
+TESTS_OF_AN_OPERATION = ["test_forward_matches_loops", "test_backward_matches_finite_differences",
+                         "test_hostile_inputs"]
+
+
+def modules():
+    """-> name below `minisft` -> file."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path, known):
+    """-> the modules of the package that a file imports, at its top or within a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("minisft").lstrip(".") for a in node.names
+                      if a.name.split(".")[0] == "minisft"}
+        if isinstance(node, ast.ImportFrom) and node.module and \
+                node.module.split(".")[0] == "minisft":
+            base = node.module.removeprefix("minisft").lstrip(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                found.add(inner if inner in known else base)
+    return found - EMPTY
+
+
+def floor_of(name):
+    return next((i for i, floor in enumerate(FLOORS) if name in floor), None)
+
+
+@pytest.mark.parametrize("name", sorted(modules().keys() - EMPTY))
+def test_imports_go_down_only(name):
+    known = modules()
+    floor = floor_of(name)
+    assert floor is not None, f"minisft/{name} stands on no floor: add it to FLOORS"
+    for other in imports(known[name], known):
+        assert floor_of(other) is not None and floor_of(other) < floor, \
+            f"minisft.{name} (floor {floor}) imports minisft.{other} (floor {floor_of(other)})"
+
+
+def test_every_floor_is_inhabited():
+    named = [name for floor in FLOORS for name in floor]
+    assert sorted(named) == sorted(modules().keys() - EMPTY)
+
+
+def test_the_empty_are_empty():
+    for name in EMPTY:
+        body = ast.parse(modules()[name].read_text()).body
+        assert len(body) <= 1 and all(isinstance(node, ast.Expr) for node in body)
+
+
+def test_cupy_is_imported_in_one_place():
+    users = [name for name, path in modules().items()
+             if re.search(r"^\s*(import|from) cupy\b", path.read_text(), re.M)]
+    assert users == ["array"]
+
+
+def test_each_operation_has_what_it_must():
+    stems = {path.stem for path in (PACKAGE / "ops").glob("[a-z]*.py")}
+    assert stems == REQUIRED.keys()
+    for stem, kinds in REQUIRED.items():
+        for kind in kinds:
+            assert (stem, kind) not in EXEMPT
+            assert KINDS[kind](stem).exists(), f"{stem}: no {KINDS[kind](stem)}"
+
+
+@pytest.mark.parametrize("stem", sorted(REQUIRED))
+def test_operation_is_documented_and_tested_by_the_form(stem):
+    source = (PACKAGE / "ops" / f"{stem}.py").read_text(encoding="utf-8")
+    doc, code = ast.get_docstring(ast.parse(source)), source.split('"""', 2)[2]
+    numbers = set(re.findall(r"^ *\((\d+)\)", doc, re.M))
+    assert numbers, "no numbered equations"
+    used = set(re.findall(r"\((\d+)\)", " ".join(re.findall(r"#.*|equation.*", code))))
+    assert used == numbers, f"equations {sorted(numbers ^ used)} stand on one side only"
+    assert re.search(r"\b(19|20)\d\d\b", doc), "no source"
+    tests = (ROOT / "tests" / f"test_{stem}.py").read_text(encoding="utf-8")
+    for name in TESTS_OF_AN_OPERATION:
+        assert f"def {name}(" in tests, f"no {name}"
+    assert f"minisft/ops/{stem}.py" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_file_hides_what_it_is(name):
+    assert name.split(".")[-1] not in {"utils", "common", "base", "helpers", "misc"}
