@@ -34,7 +34,7 @@ def attention_with(mistake):
     """The backward of one full sequence under MASK, with one mistake, or with None."""
     def backward(dy, cache):
         q, k, v = cache[:3]
-        (p,) = cache[-1]
+        ((p, _),) = cache[-1]
         scale = 1 if mistake == "scale" else 1 / sqrt(q.shape[-1])
         q, k, v, dy = (a.transpose(1, 0, 2) for a in (q, k, v, dy))
         dv = (p if mistake == "mask in dv" else p * MASK).swapaxes(1, 2) @ dy
