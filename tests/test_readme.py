@@ -1,0 +1,60 @@
+"""What the README shows is what the code does."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minisft.checkpoint import save
+from minisft.cli import COMMANDS, main
+from minisft.data.text import save_tokenizer, train_tokenizer
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import LanguageModel
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_library_example_runs(tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", README.split("## As a library")[1], re.S)[:1]
+    tokenizer = train_tokenizer(["some text to learn from"], 270)
+    config = GPT2Config(vocab_size=270, n_positions=64, n_embd=8, n_layer=1, n_head=2)
+    save(LanguageModel(config), tmp_path, end_token=269)
+    save_tokenizer(tokenizer, tmp_path, 64, None)
+    names = {}
+    exec(example.replace('"gpt2"', repr(str(tmp_path))), names)     # the README's own words
+    assert np.isfinite(names["loss"]) and names["texts_counted"] == 2
+    before = names["loss"]
+    names["model"].loss(names["batch"])
+    assert names["model"].loss(names["batch"])[0] < before
+
+
+def test_gradient_check_example_runs(monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", README.split("## Check every gradient")[1],
+                            re.S)[:1]
+    from minisft.ops import linear
+    rng = np.random.default_rng(0)
+    names = {"x": rng.standard_normal((3, 2)), "w": rng.standard_normal((2, 4))}
+    monkeypatch.setitem(__import__("sys").modules, "my_op", linear)
+    with pytest.raises(ValueError, match="2 float64 inputs, 3 gradients"):
+        exec(example, names)     # linear returns db too: the example's operation has no bias
+
+
+def test_commands_and_their_options_exist(capsys):
+    shown = re.findall(r"minisft (\w+)((?:[^`\n|]|\\\n)*)", README)
+    assert {name for name, _ in shown} <= {*COMMANDS}
+    for name, rest in shown:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        known = capsys.readouterr().out
+        for option in re.findall(r"--[a-z][a-z-]*", rest):
+            assert option in known, f"minisft {name} has no {option}"
+
+
+def test_files_that_it_names_are_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+    tree = README.split("## The tree")[1].split("```")[1]
+    for name in re.findall(r"[a-z_0-9]+\.py", tree):
+        assert list(ROOT.rglob(name)), name
