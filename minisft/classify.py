@@ -19,6 +19,10 @@ class Classification:
     def __init__(self, settings, clean):
         self.settings = settings
         if settings.train is None:
+            for name in ("test", "valid"):
+                if getattr(settings, name) is not None:
+                    raise UserError(f"--{name} without --train: the bundled toy-news has its own "
+                                    f"parts, expected --train FILE beside it")
             train, test = (_toy(part) for part in ("train", "test"))
             self.names = train.names
             valid = None
@@ -144,6 +148,8 @@ def class_weights(text, names, labels):
         if name not in names:
             raise UserError(f"--class-weights {pair!r}: expected NAME=W with NAME one of "
                             f"{', '.join(names)}")
+        if name in weights:
+            raise UserError(f"--class-weights {pair!r}: {name} has a weight already")
         try:
             weights[name] = float(number)
         except ValueError:

@@ -70,7 +70,8 @@ class Completion:
         if self.end is None:
             raise UserError(f"the tokenizer has no {END}, which ends a completion")
         if treatment.max_length < 2:
-            raise UserError(f"--max-length {treatment.max_length}: prompt and completion need 2")
+            raise UserError(f"at most {treatment.max_length} token for prompt and completion, "
+                            "expected 2 or more: see --max-length and --positions")
 
         def encoded(part):
             if part is None:

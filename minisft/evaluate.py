@@ -5,6 +5,7 @@ from tqdm import tqdm
 
 from minisft.array import to_cpu
 from minisft.batch import by_tokens, pack
+from minisft.errors import UserError
 from minisft.generate import Sampler, generate
 from minisft.ops.cross_entropy import log_softmax
 
@@ -12,8 +13,12 @@ from minisft.ops.cross_entropy import log_softmax
 GENERATED_TOGETHER = 32
 
 
+_TOO_LARGE = "the model gives values that are not finite, as it does after too high an --lr"
+
+
+@np.errstate(over="ignore", invalid="ignore")     # told in one line
 def log_probabilities(model, ids, batch_tokens, progress=None):
-    """Classifier, token ids of M texts -> log-probabilities (M,K) float64."""
+    """Classifier, token ids of M texts -> log-probabilities (M,K) float64; UserError on NaN."""
     found = np.empty((len(ids), len(model.names)))
     lengths = [len(x) for x in ids]
     # Long and short texts apart: an evenly filled batch is computed fastest.
@@ -21,16 +26,22 @@ def log_probabilities(model, ids, batch_tokens, progress=None):
                           progress):
         logits = to_cpu(model.forward(pack([ids[n] for n in numbers], texts=numbers)))
         found[numbers] = log_softmax(logits.astype(np.float64))
+    if not np.isfinite(found).all():
+        raise UserError(_TOO_LARGE)
     return found
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def completion_loss(model, sequences, batch_tokens, progress=None):
-    """LanguageModel -> mean loss of the tokens that count, perplexity, how many they are."""
+    """LanguageModel -> mean loss of the tokens that count, perplexity, how many; UserError on NaN.
+    """
     total = counted = 0.0
     for numbers in _shown(by_tokens(sequences.lengths, range(len(sequences)), batch_tokens),
                           progress):
         loss, denominator, _ = model.loss(sequences.batch(numbers))
         total, counted = total + float(loss), counted + float(denominator)
+    if not np.isfinite(total):
+        raise UserError(_TOO_LARGE)
     return {"loss": total / counted, "perplexity": float(np.exp(min(total / counted, 700))),
             "tokens": int(counted)}
 
@@ -50,4 +61,4 @@ def completions(model, tokenizer, prompts, max_new_tokens, end_token, progress=N
 
 def _shown(batches, description):
     return batches if description is None else tqdm(
-        batches, desc=description, unit="batch", dynamic_ncols=True)
+        batches, desc=description, unit="batch", dynamic_ncols=True, disable=None)

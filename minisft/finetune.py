@@ -9,10 +9,10 @@ from minisft.classify import Classification
 from minisft.complete import Completion
 from minisft.data.text import load_tokenizer, parse_steps, train_tokenizer
 from minisft.errors import UserError
-from minisft.files import read_json, write_json
+from minisft.files import write_json
 from minisft.folder import Treatment, require_fit, write_folder
 from minisft.models.gpt2 import GPT2Config
-from minisft.settings import Settings
+from minisft.settings import Settings, spelled
 from minisft.train import Interrupted, State, fit, make_optimizer
 
 TASKS = {"classify": Classification, "complete": Completion}
@@ -24,11 +24,26 @@ def require_sound(settings):
         value = getattr(settings, name)
         if value is None:
             continue
-        if not math.isfinite(value) or value < low or (high is not None and value > high):
+        if not isinstance(value, int | float) or not low <= value <= (high or math.inf) or \
+                value == math.inf:
             expected = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise UserError(f"--{name.replace('_', '-')} is {value}, expected {expected}")
+            raise UserError(f"{spelled(name)} is {value}, expected {expected}")
     if settings.lr == 0:
-        raise UserError("--lr is 0: nothing would be learnt")
+        raise UserError("--lr is 0.0, expected more: nothing would be learnt")
+    if settings.valid_fraction == 0 and settings.valid is None:
+        raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: the best "
+                        "epoch is chosen on those texts")
+    for field in dataclasses.fields(Settings):
+        value, choices = getattr(settings, field.name), field.metadata.get("choices")
+        if choices and value not in choices:
+            raise UserError(f"{spelled(field.name)} is {value!r}, expected one of "
+                            f"{', '.join(choices)}")
+        if value == "" and field.name in ("train", "test", "valid", "model", "tokenizer", "out"):
+            raise UserError(f"{spelled(field.name)} is empty, expected a name")
+        if field.name in Settings.SCRATCH and value != field.default and \
+                settings.model != "scratch":
+            raise UserError(f"{spelled(field.name)} is for a model from random weights, "
+                            f"{settings.model} has its own")
 
 
 def finetune(settings, resume=None, say=print):
@@ -39,7 +54,7 @@ def finetune(settings, resume=None, say=print):
     """
     config = None
     if resume is not None:
-        config = read_json(Path(resume) / "config.json")
+        config = runs.unfinished(resume)
         settings = _kept_settings(config, resume)
     settings = dataclasses.replace(settings, **_defaults(settings))
     require_sound(settings)
@@ -50,9 +65,10 @@ def finetune(settings, resume=None, say=print):
     clean = parse_steps(settings.clean)
     task = TASKS[settings.task](settings, clean)
     files = {name: runs.fingerprint(getattr(settings, name)) for name in ("train", "valid", "test")}
-    if config is not None and config["files"] != files:
-        changed = [n for n in files if config["files"].get(n) != files[n]]
-        raise UserError(f"{resume}: the {changed[0]} file has changed since the run began")
+    for name, found in files.items():
+        if config is not None and config["files"].get(name) != found:
+            raise UserError(f"{getattr(settings, name)}: has changed since the run {resume} began, "
+                            f"expected the same --{name} file")
     for step, count in task.cleaned.items():
         say(f"cleaned {step} in {count:,} training texts")
 
@@ -72,29 +88,35 @@ def finetune(settings, resume=None, say=print):
     if resume is None:
         runs.start(folder, {"settings": dataclasses.asdict(settings), "files": files,
                             "parameters": model.store.size, **runs.machine()})
-    elif (folder / "results.json").exists():
-        raise UserError(f"{folder} is a finished run: there is nothing to resume")
     elif (folder / "training_state").exists():
         progress.restore(model, optimizer, *state.load_state(folder / "training_state"))
         say(f"resuming after step {progress.step}")
     else:
         say("the run was interrupted before its first save: starting anew")
-    history = _train(task, model, settings, progress, optimizer, folder)
+    try:
+        history = _train(task, model, settings, progress, optimizer, folder)
+        # 4. Evaluate once, and write down everything
+        write_folder(folder / "model", model, tokenizer, treatment)
+        results = _finish(task, model, settings, progress, history, folder)
+    except (Interrupted, KeyboardInterrupt):
+        raise Interrupted(folder) from None
+    say(f"the best epoch on the validation part was {progress.best['epoch']} of {progress.epoch}")
+    say(task.headline(results))
+    say(f"trained {progress.tokens:,} tokens in {progress.seconds:.1f} s "
+        f"({results['tokens_per_second']:,.0f} a second); everything is in {folder}")
+    return results
 
-    # 4. Evaluate once, and write down everything
+
+def _finish(task, model, settings, progress, history, folder):
+    """Scores the chosen epoch and writes what was found; -> results, whose file comes last."""
     results, examples = task.evaluate(model)
     best = progress.best["epoch"]
     results |= {"n_test": results["n"], "train_seconds": progress.seconds,
                 "tokens_per_second": progress.tokens / progress.seconds,
                 "epochs_run": progress.epoch, "best_epoch": best, "parameters": model.store.size}
-    write_folder(folder / "model", model, tokenizer, treatment)
     plots.curves(history, folder / "curves.png", best_step=progress.best["step"])
     task.write(folder, results, examples, dataclasses.asdict(settings), history)
     write_json(folder / "results.json", results)
-    say(f"the best epoch on the validation part was {best} of {progress.epoch}")
-    say(task.headline(results))
-    say(f"trained {progress.tokens:,} tokens in {progress.seconds:.1f} s "
-        f"({results['tokens_per_second']:,.0f} a second); everything is in {folder}")
     return results
 
 
@@ -117,14 +139,16 @@ def _build(task, settings, say):
         tokenizer = load_tokenizer(settings.tokenizer or folder)
         require_fit(tokenizer, model.trunk.config, settings.tokenizer or folder)
         if model.fresh:
-            say(f"a new head for the labels {', '.join(model.names)}: the rest is pretrained")
+            say(f"a new head for the {len(model.names)} labels, from random weights; the rest is "
+                f"as {settings.model} has it")
     try:
         model.train_layers(settings.train_layers)
     except ValueError as error:
         raise UserError(f"--train-layers: {error}") from None
     shape = model.trunk.config
-    say(f"GPT-2 of {shape.n_layer} layers, width {shape.n_embd}, {shape.vocab_size:,} tokens of "
-        f"vocabulary: {model.store.size:,} parameters, {model.store.values.size:,} trained")
+    say(f"GPT-2 of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width {shape.n_embd}, "
+        f"{shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} parameters, "
+        f"{model.store.values.size:,} trained")
     return model, tokenizer
 
 
@@ -144,10 +168,14 @@ def _tell_data(task, treatment, say):
             f"{data['majority']:.1%} of the training texts")
     for part, cut in (("training and validation", data["cut_train"]), ("test", data["cut_test"])):
         if cut:
-            say(f"cut {cut:,} {part} texts to {treatment.max_length} tokens")
+            say(f"cut {cut:,} {part} text{'s' * (cut != 1)} to {treatment.max_length} token"
+                f"{'s' * (treatment.max_length != 1)}")
     if data["shared_with_training"]:
         say(f"note: {data['shared_with_training']:,} test texts also stand in the training file, "
             "which makes the test easier than new texts would be")
+    if data["n_test"] is None:
+        say("note: without --test the figures at the end are of the validation part, on which the "
+            "best epoch is chosen too: expect less on new texts")
     for line in task.sample():
         say(line)
 
@@ -164,8 +192,6 @@ def _train(task, model, settings, progress, optimizer, folder):
             save=lambda: state.save_state(folder / "training_state",
                                     *progress.to_save(model, optimizer)),
             log=log, loss_options=task.loss_options())
-    except Interrupted:
-        raise Interrupted(folder) from None
     finally:
         log.close()
     return {"steps": progress.steps, "epochs": progress.epochs}
@@ -183,9 +209,17 @@ def _told(progress):
 def _kept_settings(config, folder):
     known = {f.name: f for f in dataclasses.fields(Settings)}
     values = config.get("settings")
-    if not isinstance(values, dict) or values.keys() != known.keys():
+    if not isinstance(values, dict) or values.keys() != known.keys() or \
+            not isinstance(config.get("files"), dict):
         raise UserError(f"{folder}/config.json: no settings of a run of this version")
-    return Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    settings = Settings(**{name: tuple(v) if isinstance(v, list) else v
+                           for name, v in values.items()})
+    for name in ("train", "valid", "test"):
+        path = getattr(settings, name)
+        if path is not None and not Path(path).exists():
+            raise UserError(f"{path}: no such file, expected the --{name} file of the run "
+                            f"{folder}; resume in the folder where the run began")
+    return settings
 
 
 def _defaults(settings):

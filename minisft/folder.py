@@ -53,9 +53,21 @@ def read_treatment(folder):
     values = read_json(path)
     unknown = sorted(values.keys() - asdict(Treatment()).keys())
     if unknown:
-        raise UserError(f"{path}: {unknown[0]!r} is not known")
-    values["clean"] = tuple(values.get("clean", CLEANING_STEPS))
-    return Treatment(**values)
+        raise UserError(f"{path}: {unknown[0]!r} is not known, expected some of "
+                        f"{', '.join(asdict(Treatment()))}")
+    if not isinstance(steps := values.get("clean", CLEANING_STEPS), list | tuple) or \
+            not set(map(str, steps)) <= set(CLEANING_STEPS):
+        raise UserError(f"{path}: clean is {steps!r}, expected a list of some of "
+                        f"{', '.join(CLEANING_STEPS)}")
+    treatment = Treatment(**values | {"clean": tuple(steps)})
+    length = treatment.max_length
+    if length is not None and (type(length) is not int or length < 1):
+        raise UserError(f"{path}: max_length is {length!r}, expected a whole number above 0")
+    if treatment.truncate not in ("head", "tail"):
+        raise UserError(f"{path}: truncate is {treatment.truncate!r}, expected head or tail")
+    if not isinstance(treatment.separator, str | None):
+        raise UserError(f"{path}: separator is {treatment.separator!r}, expected a text")
+    return treatment
 
 
 def write_folder(folder, model, tokenizer, treatment):

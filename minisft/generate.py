@@ -62,7 +62,9 @@ class Sampler:
         """logits (B,V), the texts' numbers (B,), positions of the new tokens (B,) -> ids (B,)."""
         if self.temperature == 0:
             return logits.argmax(axis=-1)
-        logits = logits.astype(np.float64) / self.temperature
+        logits = logits.astype(np.float64)
+        with np.errstate(over="ignore"):     # close to 0 all but the greatest become -inf
+            logits = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
         order = np.argsort(-logits, axis=-1, kind="stable")              # (B,V)
         p, _ = softmax.forward(np.take_along_axis(logits, order, axis=-1))
         if self.top_k:

@@ -32,6 +32,8 @@ def resolve(name, online=False):
     if path.is_dir():
         if not (path / CONFIG).is_file():
             raise UserError(f"{path}: holds no {CONFIG}, expected a model's folder")
+        if (path / "model" / CONFIG).is_file():
+            raise UserError(f"{path}: is the folder of a run, its model is {path / 'model'}")
         return path
     if path.exists():
         raise UserError(f"{path}: is a file, expected a model's folder")

@@ -254,6 +254,8 @@ def _value(value):
         return f"{value:.6g}" if isinstance(value, float) else str(value)
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return escape(", ".join(value), 1000)
+    if isinstance(value, str) and value and not value.strip():
+        value = json.dumps(value)      # white space can be seen as "\n\n" only
     if isinstance(value, (str, Path)):
         return escape(value, 1000)
     return escape(json.dumps(value, default=str, ensure_ascii=False), 1000)

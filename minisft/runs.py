@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from minisft.errors import UserError
-from minisft.files import write_json
+from minisft.files import read_json, write_json
 
 # What a run writes; `--overwrite` removes these and touches nothing else in the folder.
 CONTENTS = ("config.json", "metrics.jsonl", "model", "training_state", "curves.png",
@@ -37,6 +37,16 @@ def require_free(folder, overwrite):
     strangers = [name for name in found if name not in CONTENTS]
     if strangers:
         raise UserError(f"{folder} holds {strangers[0]!r}, which no run made: choose another --out")
+
+
+def unfinished(folder):
+    """-> config.json of an interrupted run; raises UserError for anything else."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() or (folder / "model.safetensors").exists():
+        raise UserError(f"{folder}: expected the folder of a run, with its config.json")
+    if (folder / "results.json").exists():
+        raise UserError(f"{folder}: is a finished run, there is nothing to resume")
+    return read_json(folder / "config.json")
 
 
 def start(folder, config):

@@ -1,8 +1,12 @@
 """Every setting of a fine-tuning run: name, default, meaning. The command line is made from it."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from minisft.optim import OPTIMIZERS, SCHEDULES
+
+# The first setting of each group that `--help` shows.
+GROUPS = {"task": "data", "model": "model", "epochs": "training",
+          "max_new_tokens": "evaluation and output"}
 
 
 def option(default, help, **argparse):
@@ -16,7 +20,6 @@ class Settings:
 
     task: str = option("classify", "what to learn: a class for each text, or to complete prompts",
                        choices=("classify", "complete"))
-    # Data
     train: str = option(None, "training file: .csv, .tsv, .jsonl or .json, plain or .gz "
                         "(default: the bundled toy-news)", metavar="FILE")
     test: str = option(None, "test file, read once, at the end", metavar="FILE")
@@ -31,18 +34,18 @@ class Settings:
                                   "joined by a line break", nargs="+", metavar="NAME")
     completion_column: str = option("completion", "complete: column of the completion",
                                     metavar="NAME")
-    separator: str = option("\n\n", "complete: what stands between prompt and completion")
+    separator: str = option("\n\n", "complete: what stands between prompt and completion "
+                            "(default: an empty line)", metavar="TEXT")
     no_header: bool = option(False, "the file has no header: columns are named 1, 2, ...",
                              action="store_true")
-    encoding: str = option("utf-8", "encoding of the files")
+    encoding: str = option("utf-8", "encoding of the files", metavar="NAME")
     clean: str = option(None, "cleaning: all, none, or some of entities,tags,backslashes,control,"
-                        "spaces (default: all; complete: none)")
-    max_length: int = option(None, "most tokens of a text (default: the model's n_positions)",
+                        "spaces (default: all; complete: none)", metavar="STEPS")
+    max_length: int = option(None, "most tokens of a text (default: as many as the model takes)",
                              type=int)
     truncate: str = option("head", "what is kept of a longer text", choices=("head", "tail"))
-    # Model
     model: str = option("scratch", "a folder, a name in the local Hugging Face cache such as gpt2, "
-                        "or scratch: a small GPT-2 from random weights")
+                        "or scratch: a small GPT-2 from random weights", metavar="NAME")
     download: bool = option(False, "allow a model that is not here to be downloaded",
                             action="store_true")
     tokenizer: str = option(None, "folder of a tokenizer (default: the model's; scratch: one is "
@@ -54,8 +57,8 @@ class Settings:
     vocab_size: int = option(4096, "scratch: tokens of the vocabulary that is trained", type=int)
     dropout: float = option(None, "dropout everywhere (default: the model's; scratch: 0.3)",
                             type=float)
-    train_layers: str = option("all", "all, head, or last:K (the last K blocks and the head)")
-    # Training
+    train_layers: str = option("all", "what is trained: all, head, or last:K (the last K blocks and the head)",
+                               metavar="WHICH")
     epochs: int = option(None, "passes over the training texts (default: 3; scratch: 15)",
                          type=int)
     batch_tokens: int = option(2048, "most tokens of an optimizer step", type=int)
@@ -72,31 +75,34 @@ class Settings:
     layer_decay: float = option(1.0, "factor of the learning rate from each layer to the one below",
                                 type=float)
     clip: float = option(1.0, "largest norm of the gradient (0: any)", type=float)
-    class_weights: str = option("none", "none, balanced, or NAME=W,NAME=W,...")
+    class_weights: str = option("none", "weights of the classes in the loss: none, balanced, or "
+                                "NAME=W,NAME=W,...", metavar="WEIGHTS")
     label_smoothing: float = option(0.0, "part of the target spread over all classes", type=float)
     early_stopping: int = option(0, "stop after this many epochs without a better one (0: never)",
                                  type=int)
     select: str = option("accuracy", "classify: what the best epoch is chosen by, on the "
                          "validation part", choices=("accuracy", "macro_f1", "loss"))
     seed: int = option(0, "seed of initial values, order, dropout and split", type=int)
-    # Evaluation and output
     max_new_tokens: int = option(128, "complete: longest completion when testing", type=int)
     out: str = option(None, "run folder (default: the first free of runs/NAME, runs/NAME-2, ...)",
                       metavar="DIR")
     overwrite: bool = option(False, "replace what an earlier run left in --out",
                              action="store_true")
-    quiet: bool = option(False, "no progress bar", action="store_true")
+    quiet: bool = option(False, "no progress bar and no line for each epoch", action="store_true")
 
-    # What must hold of the numbers: (name, lowest, highest), both allowed
-    RANGES = (("valid_fraction", 0, 0.9), ("max_length", 1, None), ("layers", 1, None),
-              ("width", 1, None), ("heads", 1, None), ("positions", 1, None),
-              ("vocab_size", 257, None), ("dropout", 0, 0.99), ("epochs", 1, None),
-              ("batch_tokens", 1, None), ("micro_tokens", 1, None), ("lr", 0, None),
+    # What must hold of the numbers: (name, lowest, highest), both allowed. The highest of a size is
+    # beyond any use and keeps a slip of the finger from filling the memory.
+    RANGES = (("valid_fraction", 0, 0.9), ("max_length", 1, None), ("layers", 1, 1000),
+              ("width", 1, 100_000), ("heads", 1, None), ("positions", 1, 1_000_000),
+              ("vocab_size", 257, 1_000_000), ("dropout", 0, 0.99), ("epochs", 1, 100_000),
+              ("batch_tokens", 1, 10**12), ("micro_tokens", 1, 10**12), ("lr", 0, None),
               ("warmup", 0, 1), ("momentum", 0, 1), ("weight_decay", 0, None),
               ("layer_decay", 0, 1), ("clip", 0, None), ("label_smoothing", 0, 1),
               ("early_stopping", 0, None), ("max_new_tokens", 1, None), ("seed", 0, 2**32 - 1))
+    # What a pretrained model brings with it.
+    SCRATCH = ("layers", "width", "heads", "positions", "vocab_size")
 
 
-def names():
-    """-> the settings' names in order."""
-    return [f.name for f in fields(Settings)]
+def spelled(name):
+    """A setting's name -> its option on the command line."""
+    return f"--{name.replace('_', '-')}"

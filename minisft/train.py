@@ -91,6 +91,7 @@ def plan_batches(sequences, settings):
                       settings.batch_tokens) for epoch in range(settings.epochs)]
 
 
+@np.errstate(over="ignore", invalid="ignore")     # a run that diverges is told in one line
 def train_step(model, sequences, numbers, optimizer, lr, settings, stream, loss_options):
     """One optimizer step on these texts, in pieces of at most micro_tokens tokens.
 
@@ -126,7 +127,7 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
     lengths = sequences.lengths
     with _interruptions() as interrupted, tqdm(
             total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
-            disable=settings.quiet) as bar:
+            disable=settings.quiet or None) as bar:     # none where stderr is a file
         while state.epoch < settings.epochs and not _patience_is_over(state, settings):
             for numbers in epochs[state.epoch][state.index:]:
                 started = time.perf_counter()

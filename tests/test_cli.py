@@ -1,8 +1,12 @@
 """What a user can get wrong: one clear line each, exit code 2, and nothing written."""
 
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from minisft.data.text import save_tokenizer, train_tokenizer
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 
+ROOT = Path(__file__).resolve().parents[1]
 GOOD = "text,label\n" + "".join(f"a text with number {i},{'ab'[i % 2]}\n" for i in range(20))
 CONFIG = GPT2Config(vocab_size=300, n_positions=16, n_embd=8, n_layer=1, n_head=2)
 
@@ -83,7 +88,7 @@ BAD_OPTIONS = {
     "no such file": (["--train", "none.csv"], ["none.csv", "no such file"]),
     "a folder": (["--train", ".."], ["..", "folder"]),
     "unknown suffix": (["--train", "../language/config.json.bak"], ["config.json.bak"]),
-    "epochs": (["--epochs", "0"], ["--epochs", "0", "at least 1"]),
+    "epochs": (["--epochs", "0"], ["--epochs", "0", "from 1 to 100000"]),
     "lr zero": (["--lr", "0"], ["--lr"]),
     "lr nan": (["--lr", "nan"], ["--lr", "nan"]),
     "valid fraction": (["--valid-fraction", "1"], ["--valid-fraction", "1.0"]),
@@ -102,21 +107,46 @@ BAD_OPTIONS = {
     "out is a file": (["--out", "../good.csv"], ["good.csv", "file"]),
     "out below a file": (["--out", "../good.csv/run"], ["good.csv"]),
     "out not empty": (["--out", "../classifier"], ["classifier", "not empty", "--overwrite"]),
-    "resume what is no run": (["--resume", "../classifier"], ["classifier", "config.json"]),
-    "resume nothing": (["--resume", "none"], ["none"]),
+    "class weight twice": (["--class-weights", "a=1,a=2"], ["--class-weights", "a has a weight"]),
+    "a size beyond use": (["--vocab-size", str(10**11)], ["--vocab-size", "1000000"]),
+    "an empty name": (["--out", ""], ["--out is empty"]),
+    "layers of a pretrained model": (["--model", "../classifier", "--layers", "3"],
+                                     ["--layers", "../classifier has its own"]),
+    "the folder of a run": (["--model", ".."], ["is the folder of a run", "../model"]),
+    "resume with options": (["--resume", "../classifier"], ["--train beside --resume"]),
 }
 
 
 @pytest.mark.parametrize("case", BAD_OPTIONS)
 def test_bad_options(work, capsys, case):
     options, words = BAD_OPTIONS[case]
+    if case == "the folder of a run":
+        (work / "config.json").write_text("{}")
+        shutil.copytree(work / "classifier", work / "model")
     before = sorted(p for p in work.rglob("*"))
     refused(capsys, ["finetune", "--train", "../good.csv", *options], *words)
     assert sorted(p for p in work.rglob("*")) == before
 
 
-def test_completion_needs_a_file(work, capsys):
+def test_what_only_a_file_makes_sense_with(work, capsys):
     refused(capsys, ["finetune", "--task", "complete"], "--train FILE")
+    for option in ("--test", "--valid"):
+        refused(capsys, ["finetune", option, "../good.csv"], option, "--train FILE")
+    assert not list((work / "work").iterdir())
+
+
+@pytest.mark.parametrize("task", ["classify", "complete"])
+def test_a_run_that_diverges_says_it_in_one_line(work, task):
+    """In a process of its own: a warning would be a line more there."""
+    columns = ["--prompt-column", "text", "--completion-column", "label"]
+    found = subprocess.run(
+        [sys.executable, "-m", "minisft", "finetune", "--train", "../good.csv", "--task", task,
+         *(columns if task == "complete" else []), "--width", "8", "--heads", "2", "--lr", "1e30",
+         "--warmup", "0", "--epochs", "1"], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert found.returncode == 2
+    assert found.stderr.startswith("minisft: ") and found.stderr.count("\n") == 1
+    assert "--lr" in found.stderr
 
 
 def test_label_unknown_at_test_time(work, capsys):
@@ -185,7 +215,7 @@ def test_generate_refuses_and_says_when_it_stops(work, capsys):
     assert main([*model, "a text", "--max-new-tokens", "99", "--temperature", "0"]) == 0
     assert "16 positions" in capsys.readouterr().err
     assert main([*model, "text " * 99, "--max-new-tokens", "3", "--temperature", "0"]) == 0
-    assert "longer than 16 tokens" in capsys.readouterr().err
+    assert "prompt 1 is longer than 16 tokens: the last 13 were" in capsys.readouterr().err
 
 
 def test_a_changed_data_file_is_not_resumed(work, capsys):
@@ -195,7 +225,30 @@ def test_a_changed_data_file_is_not_resumed(work, capsys):
     refused(capsys, ["finetune", "--resume", str(out)], "finished")
     (out / "results.json").unlink()
     (work / "good.csv").write_text(GOOD + "one more,a\n")
-    refused(capsys, ["finetune", "--resume", str(out)], "train file has changed")
+    refused(capsys, ["finetune", "--resume", str(out)], "good.csv", "same --train file")
+    (work / "good.csv").unlink()
+    refused(capsys, ["finetune", "--resume", str(out)], "../good.csv", "where the run began")
+    (work / "good.csv").write_text(GOOD)
+    config = json.loads((out / "config.json").read_text())
+    settings = config["settings"]
+    for change, words in (({"files": None}, ["run/config.json"]),
+                          ({"settings": None}, ["run/config.json"]),
+                          ({"settings": {"seed": 1}}, ["run/config.json"]),
+                          ({"settings": settings | {"lr": "fast"}}, ["--lr", "fast"]),
+                          ({"settings": settings | {"select": "luck"}}, ["--select", "luck"])):
+        (out / "config.json").write_text(json.dumps(config | change))
+        refused(capsys, ["finetune", "--resume", str(out)], *words)
+    for folder in ("../classifier", "none", "../good.csv"):
+        refused(capsys, ["finetune", "--resume", folder], folder, "the folder of a run")
+
+
+def test_too_little_memory(work, capsys, monkeypatch):
+    def full(*args):
+        raise MemoryError("Unable to allocate 5.8 TiB")
+
+    monkeypatch.setattr("minisft.finetune._build", full)
+    refused(capsys, ["finetune", "--train", "../good.csv"], "memory", "5.8 TiB")
+    assert not list((work / "work").iterdir())
 
 
 def test_a_full_disk_leaves_no_half_model(work, capsys, monkeypatch):
@@ -216,7 +269,11 @@ def test_help_tells_every_default(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     out = capsys.readouterr().out
-    assert ended.value.code == 0 and "None" not in out and "False" not in out
+    assert ended.value.code == 0
+    assert not any(word in out for word in ("None", "False", "('", "_TOKENS", "default: )"))
+    if command == "finetune":
+        for group in ("data", "model", "training", "evaluation and output"):
+            assert f"\n{group}:\n" in out
 
 
 def test_unknown_commands_and_options_exit_with_2(capsys):

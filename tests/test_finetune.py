@@ -1,27 +1,23 @@
 """Fine-tuning from files to a run folder, and the commands that use the folder afterwards."""
 
 import csv
+import gzip
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minisft import complete
 from minisft.checkpoint import load
 from minisft.cli import main
 from minisft.data import toy_news
+from minisft.data.read import read_examples
+from minisft.data.text import encode_all, load_tokenizer
 from minisft.folder import read_folder
-from minisft.ops.cross_entropy import IGNORE
+from minisft.models.heads import Classifier
 
 TINY = ["--layers", "1", "--width", "16", "--heads", "2", "--vocab-size", "300", "--epochs", "2",
         "--batch-tokens", "256", "--quiet"]
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +31,6 @@ def files(tmp_path_factory):
             writer.writerow(["number", "text", "label"])
             writer.writerows([i, t, k] for i, (t, k) in enumerate(
                 zip(texts[:80], labels[:80], strict=True)))
-    with open(folder / "pairs.jsonl", "w") as file:
-        for i in range(40):
-            file.write(json.dumps({"question": f"Say {i % 7}", "hint": "" if i % 2 else "now",
-                                   "answer": str(i % 7)}) + "\n")
     return folder
 
 
@@ -48,16 +40,6 @@ def trained(files):
     out = files / "run"
     assert main(["finetune", "--train", str(files / "train.csv"), "--test",
                  str(files / "test.csv"), "--out", str(out), *TINY]) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def completer(files):
-    """The folder of one finished run of the other task."""
-    out = files / "pairs"
-    assert main(["finetune", "--task", "complete", "--train", str(files / "pairs.jsonl"),
-                 "--prompt-column", "question", "hint", "--completion-column", "answer",
-                 "--out", str(out), "--max-new-tokens", "5", *TINY]) == 0
     return out
 
 
@@ -146,7 +128,7 @@ def test_a_trained_folder_can_be_trained_again(trained, files, tmp_path, capsys)
     other.write_text("text,label\n" + "".join(f"text number {i},{'ab'[i % 2]}\n"
                                               for i in range(30)))
     assert main([*arguments, "--train", str(other), "--out", str(tmp_path / "other")]) == 0
-    assert "a new head for the labels a, b" in capsys.readouterr().out
+    assert "a new head for the 2 labels" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [
@@ -159,13 +141,39 @@ def test_every_option_runs(files, tmp_path, options, capsys):
                  *TINY, *options]) == 0
     captured = capsys.readouterr()
     assert "validation accuracy" in captured.out and captured.err == ""
+    assert "without --test the figures at the end" in captured.out
+    assert "epoch 1:" not in captured.out
     assert "optimistic" in (tmp_path / "run" / "report.md").read_text()
     if "--max-length" in options:
         assert "cut 80 training and validation texts to 9 tokens" in captured.out
 
 
+def test_what_the_options_change(files, tmp_path):
+    """The first step's loss by hand: weights and smoothing reach it, and `--select` the choice."""
+    arguments = ["finetune", "--train", str(files / "train.csv"), *TINY, "--dropout", "0",
+                 "--batch-tokens", "100000"]
+    for name, options in {"plain": [], "smooth": ["--label-smoothing", "0.5"],
+                          "one": ["--class-weights", "sport=1000"],
+                          "loss": ["--select", "loss"], "head": ["--train-layers", "head"]}.items():
+        assert main([*arguments, *options, "--out", str(tmp_path / name)]) == 0
+    first = {name: json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+             for name in ("plain", "smooth", "one")}
+    assert len({entry["loss"] for entry in first.values()}) == 3
+    # every class weighs one but sport, whose texts alone count: its gradient is larger
+    assert first["one"]["grad_norm"] > 1.5 * first["plain"]["grad_norm"]
+    epochs = [json.loads(line) for line in (tmp_path / "loss" / "metrics.jsonl").read_text()
+              .splitlines() if "valid_loss" in line]
+    assert results(tmp_path / "loss")["best_epoch"] == min(
+        epochs, key=lambda e: e["valid_loss"])["epoch"]
+    model = load(tmp_path / "head" / "model")
+    untrained = Classifier(model.trunk.config, model.names, seed=0).store
+    changed = {p.name for p in model.store if (p.value != untrained[p.name].value).any()}
+    assert changed == {"score.weight"}
+
+
 @pytest.mark.parametrize("name, content, options", [
     ("a.tsv", "{k}\t{t}\n", ["--no-header", "--text-column", "2", "--label-column", "1"]),
+    ("a.json.gz", '{{"text": "{t}", "label": "{k}"}}\n', []),
     ("a.jsonl", '{{"title": "{t}", "body": "{t}", "topic": "{k}"}}\n',
      ["--text-column", "title", "body", "--label-column", "topic"]),
     ("a.csv", '"{t} \xe9",{k}\n', ["--no-header", "--text-column", "1", "--label-column", "2",
@@ -174,10 +182,21 @@ def test_every_option_runs(files, tmp_path, options, capsys):
 def test_forms_of_files(tmp_path, name, content, options):
     rows = zip(*toy_news.generate("train"), strict=True)
     text = "".join(content.format(t=t, k=k) for t, k in list(rows)[:40])
-    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    if name == "a.json.gz":
+        text = "[" + text.strip().replace("\n", ",\n") + "]"
+    data = text.encode("latin-1")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     assert main(["finetune", "--train", str(tmp_path / name), "--out", str(tmp_path / "run"),
                  *TINY, *options]) == 0
-    assert set(results(tmp_path / "run")["confusion"][0]) <= set(range(5))
+    found = results(tmp_path / "run")
+    assert [row["name"] for row in found["per_class"]] == sorted(toy_news.CLASSES)
+
+
+def test_a_validation_file(files, tmp_path, capsys):
+    assert main(["finetune", "--train", str(files / "train.csv"), "--valid",
+                 str(files / "test.csv"), "--out", str(tmp_path / "run"), *TINY]) == 0
+    assert "80 training, 80 validation and no test texts" in capsys.readouterr().out
+    assert results(tmp_path / "run")["n_test"] == 80
 
 
 def test_a_text_of_a_million_characters_is_cut(files, tmp_path, capsys):
@@ -189,68 +208,8 @@ def test_a_text_of_a_million_characters_is_cut(files, tmp_path, capsys):
     started = time.perf_counter()
     assert main(["finetune", "--train", str(tmp_path / "long.csv"), "--out",
                  str(tmp_path / "run"), *TINY]) == 0
-    assert "cut 1 training and validation texts to 512 tokens" in capsys.readouterr().out
+    assert "cut 1 training and validation text to 512 tokens" in capsys.readouterr().out
     assert time.perf_counter() - started < 60     # a quadratic step anywhere would take hours
-
-
-def test_completion_counts_the_completion_only():
-    for n_prompt, n_answer, most in ((5, 3, 20), (5, 3, 8), (5, 3, 4), (5, 9, 6), (0, 3, 9)):
-        prompt, answer = np.arange(10, 10 + n_prompt), np.arange(50, 50 + n_answer)
-        if n_prompt == 0:
-            prompt = np.array([99])
-        ids, labels, cut = complete.join(prompt, answer, 7, most)
-        assert len(ids) == len(labels) <= most
-        assert cut == (len(prompt) + n_answer + 1 > most)
-        counted = []
-        for i, label in enumerate(labels):
-            if label != IGNORE:
-                assert label == ids[i + 1]
-                counted.append(label)
-        assert counted == [*answer, 7][:len(counted)] and counted
-        if not cut:
-            assert counted == [*answer, 7]
-
-
-def test_complete_shows_a_sample_and_reports(completer, capsys):
-    found = results(completer)
-    assert {"loss", "perplexity", "exact_match", "exact_match_low", "n_test"} <= found.keys()
-    assert not (completer / "confusion.png").exists()
-    model, tokenizer, treatment = read_folder(completer / "model")
-    assert treatment.separator == "\n\n" and treatment.clean == ()
-    assert main(["generate", "--model", str(completer / "model"), "Say 3\nnow", "Say 5",
-                 "--temperature", "0", "--max-new-tokens", "4"]) == 0
-    assert capsys.readouterr().out.startswith("Say 3\nnow\n")
-
-
-def test_complete_prints_where_the_loss_is(files, tmp_path, capsys):
-    assert main(["finetune", "--task", "complete", "--train", str(files / "pairs.jsonl"), "--test",
-                 str(files / "pairs.jsonl"), "--prompt-column", "question", "hint",
-                 "--completion-column", "answer", "--out", str(tmp_path / "run"), *TINY]) == 0
-    out = capsys.readouterr().out
-    assert "no loss: 'Say " in out and "<|endoftext|>'" in out
-    assert "40 test texts also stand in the training file" in out
-
-
-def test_ctrl_c_and_resume(files, trained, tmp_path):
-    """A real process, a real signal; the resumed run equals the one that nobody interrupted."""
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "minisft", "finetune", "--train", str(files / "train.csv"),
-               "--test", str(files / "test.csv"), "--out", str(out), *TINY]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
-                               stdout=subprocess.DEVNULL)
-    metrics = out / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    if process.returncode == 0:
-        pytest.skip("the run ended before the signal came")
-    assert process.returncode == 130
-    assert stderr == f"minisft: interrupted; to go on: minisft finetune --resume {out}\n"
-    assert main(["finetune", "--resume", str(out)]) == 0
-    assert timeless(results(out)) == timeless(results(trained))
-    whole, again = ((f / "metrics.jsonl").read_text().splitlines() for f in (trained, out))
-    assert [json.loads(a)["epoch"] for a in whole] == [json.loads(a)["epoch"] for a in again]
 
 
 def test_default_run_needs_no_file(tmp_path, monkeypatch, capsys):
@@ -288,26 +247,18 @@ def test_transformers_opens_the_folder(trained, files, tmp_path):
     np.testing.assert_array_equal(load(tmp_path).store.values, model.store.values)
 
 
-@pytest.mark.parity
-def test_transformers_opens_the_completer(completer):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    peer = transformers.AutoModelForCausalLM.from_pretrained(completer / "model").eval()
-    model, tokenizer, _ = read_folder(completer / "model")
-    ids = np.array(tokenizer.encode("Say 3\n\n").ids)
-    from minisft.batch import pack
-    with torch.no_grad():
-        expected = peer(torch.tensor(ids[None])).logits[0].numpy()
-    np.testing.assert_allclose(model.forward(pack([ids])), expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("task", ["sms", "instruction"])
-def test_real_data(shared_data, tmp_path, task):
-    if task == "sms":
-        options = ["--train", str(shared_data / "sms_spam" / "train.csv"), "--max-length", "16"]
-    else:
-        options = ["--task", "complete", "--train",
-                   str(shared_data / "instruction" / "instruction-data.json"), "--prompt-column",
-                   "instruction", "input", "--completion-column", "output", "--max-new-tokens", "2"]
-    assert main(["finetune", *options, "--out", str(tmp_path / "run"), *TINY, "--epochs", "1"]) == 0
+def test_sms_spam(shared_data, tmp_path):
+    assert main(["finetune", "--train", str(shared_data / "sms_spam" / "train.csv"), "--max-length",
+                 "16", "--out", str(tmp_path / "run"), *TINY, "--epochs", "1"]) == 0
     assert results(tmp_path / "run")["n_test"] > 90
+
+
+def test_ag_news_in_the_published_vocabulary(shared_data):
+    path, tokenizer = shared_data / "ag_news" / "test.csv", shared_data / "gpt2_bpe"
+    examples = read_examples(path, ["text"], "label")
+    assert len(examples.names) == 4
+    tokenizer = load_tokenizer(tokenizer)
+    ids, cut = encode_all(tokenizer, examples.texts, 1024)
+    assert cut == 0 and tokenizer.get_vocab_size() == 50257
+    for text, x in list(zip(examples.texts, ids, strict=True))[:500]:
+        assert tokenizer.decode(x.tolist()) == text

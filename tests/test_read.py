@@ -221,7 +221,7 @@ def test_read_prompts(write):
     for columns, completion, message in (
             (["input"], "out", "x.jsonl, line 2: the prompt is empty"),
             (["task"], "input", r"line 2: the completion \(column 'input'\) is empty"),
-            (["task", "out"], "out", "column 'out' cannot be both sides"),
+            (["task", "out"], "out", "column 'out' cannot be both prompt and completion"),
             (["ask"], "out", "no column 'ask'; the columns are: task, input, out")):
         with pytest.raises(UserError, match=message):
             read_prompts(path, columns, completion)

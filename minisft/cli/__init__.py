@@ -5,6 +5,7 @@ An error that the user can mend is one line and exit code 2, never a traceback.
 
 import argparse
 import importlib
+import io
 import sys
 
 from minisft.errors import UserError
@@ -12,12 +13,15 @@ from minisft.errors import UserError
 COMMANDS = ("finetune", "evaluate", "predict", "generate", "check")
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that say something."""
+class _Formatter(argparse.HelpFormatter):
+    """Shows the defaults that the help text does not tell itself."""
 
     def _get_help_string(self, action):
-        says = action.default is not None and action.default is not False
-        return super()._get_help_string(action) if says else action.help
+        default = action.default
+        if default in (None, False, argparse.SUPPRESS) or "(default" in action.help:
+            return action.help
+        shown = " ".join(default) if isinstance(default, list | tuple) else default
+        return f"{action.help} (default: {shown})"
 
 
 def main(argv=None):
@@ -32,6 +36,8 @@ def main(argv=None):
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     args = parser.parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):     # a terminal may lack half of a user's letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return args.run(args) or 0
     except UserError as error:
@@ -40,7 +46,12 @@ def main(argv=None):
     except BrokenPipeError:
         return 1     # `minisft predict ... | head`
     except OSError as error:     # a full disk, a folder that may not be written
-        print(f"minisft: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print(f"minisft: {error.filename or 'a file'}: {error.strerror or error}",
+              file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"minisft: the memory is too small: {error or 'expected more of it'}",
+              file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minisft: interrupted", file=sys.stderr)

@@ -10,11 +10,14 @@ def add_model(parser, help):
                         help="allow a model that is not here to be downloaded")
 
 
-def at_least_one(text):
-    """An option's text -> a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number above 0")
-    return int(text)
+def whole(low, high=10**12):
+    """-> a reader of an option's text: a whole number from low to high."""
+    def read(text):
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number from {low} to "
+                                             f"{high}")
+        return int(text)
+    return read
 
 
 def add_table(parser):
@@ -23,6 +26,7 @@ def add_table(parser):
                         help="column of the text; several are joined by a space")
     parser.add_argument("--no-header", action="store_true",
                         help="the file has no header: columns are named 1, 2, ...")
-    parser.add_argument("--encoding", default="utf-8", help="encoding of the file")
-    parser.add_argument("--batch-tokens", type=at_least_one, default=8192,
+    parser.add_argument("--encoding", default="utf-8", metavar="NAME",
+                        help="encoding of the file")
+    parser.add_argument("--batch-tokens", type=whole(1), default=8192, metavar="N",
                         help="most tokens computed at once")

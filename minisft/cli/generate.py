@@ -5,7 +5,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from minisft.cli.arguments import add_model, at_least_one
+from minisft.cli.arguments import add_model, whole
 from minisft.data.text import encode_all
 from minisft.errors import UserError
 from minisft.folder import end_token, read_folder
@@ -18,14 +18,16 @@ def add_arguments(parser):
     """The prompt and how the next token is chosen."""
     add_model(parser, "folder or name of a language model")
     parser.add_argument("prompt", nargs="+", help="one text, or several, each continued")
-    parser.add_argument("--max-new-tokens", type=at_least_one, default=128,
-                        help="longest continuation")
-    parser.add_argument("--temperature", type=float, default=0.8,
+    parser.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="N",
+                        help="longest continuation in tokens")
+    parser.add_argument("--temperature", type=float, default=0.8, metavar="X",
                         help="0 takes the most probable token (greedy)")
-    parser.add_argument("--top-k", type=int, default=0, help="most probable tokens kept (0: all)")
-    parser.add_argument("--top-p", type=float, default=1.0,
+    parser.add_argument("--top-k", type=whole(0), default=0, metavar="N",
+                        help="most probable tokens kept (0: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="X",
                         help="fewest tokens kept that reach this probability together")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choices")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, metavar="N",
+                        help="seed of the choices")
 
 
 def run(args):
@@ -37,19 +39,22 @@ def run(args):
     model, tokenizer, treatment = read_folder(args.model, args.download, task="complete")
     room = model.trunk.config.n_positions
     texts = [prompt + (treatment.separator or "") for prompt in args.prompt]
-    ids, cut = encode_all(tokenizer, texts, room, "tail")
-    if cut:
-        print(f"minisft: {cut} prompts were longer than {room} tokens: their ends were kept",
-              file=sys.stderr)
+    ids, _ = encode_all(tokenizer, texts)
+    for n, x in enumerate(ids):
+        if len(x) > room:
+            ids[n] = x[-max(room - args.max_new_tokens, 1):]     # the new tokens need a place too
+            print(f"minisft: prompt {n + 1} is longer than {room} tokens: the last {len(ids[n])} "
+                  "were kept", file=sys.stderr)
     end = end_token(tokenizer)
     # an empty prompt starts where the model's documents start
     if any(len(x) == 0 for x in ids) and end is None:
         raise UserError("an empty prompt, and the tokenizer has no token that starts a text")
     ids = [x if len(x) else np.array([end]) for x in ids]
-    with tqdm(unit="token", desc="generating", leave=False, dynamic_ncols=True) as bar:
+    with tqdm(unit="token", desc="generating", leave=False, dynamic_ncols=True,
+              disable=None) as bar:     # none where stderr is a file
         found = generate(model, ids, args.max_new_tokens, sampler, end, bar.update)
     for prompt, generated in zip(args.prompt, found, strict=True):
         print(prompt + ("\n" if treatment.separator else "") + tokenizer.decode(generated.ids))
         if generated.stopped == "full":
-            print(f"minisft: stopped, the model has no more than {room} positions",
-                  file=sys.stderr)
+            print(f"minisft: stopped there, the model has only {room} positions for a prompt and "
+                  "its continuation", file=sys.stderr)

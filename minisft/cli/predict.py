@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from minisft.cli.arguments import add_model, add_table
-from minisft.data.read import read_table
+from minisft.data.read import read_texts
 from minisft.data.text import clean, encode_all
 from minisft.errors import UserError
 from minisft.evaluate import log_probabilities
@@ -39,46 +39,41 @@ def run(args):
     model, tokenizer, treatment = read_folder(args.model, args.download)
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
-    rows, texts = _texts(args, treatment.clean)
+    columns, rows, texts = _texts(args, treatment.clean)
     room = model.trunk.config.n_positions
     ids, cut = encode_all(tokenizer, texts, min(treatment.max_length or room, room),
                           treatment.truncate)
     if cut:
-        print(f"minisft: cut {cut} texts to the model's length", file=sys.stderr)
+        print(f"minisft: cut {cut} text{'s' * (cut != 1)} to the model's length", file=sys.stderr)
     p = np.exp(log_probabilities(model, ids, args.batch_tokens, "predicting"))
     names = list(model.names)
-    taken = set(rows[0])
-    label = _new("label", taken)
-    columns = [_new(f"p_{name}", taken) for name in names]
+    taken = set(columns)
+    added = [_new(name, taken) for name in ("label", *(f"p_{name}" for name in names))]
     for row, each in zip(rows, p, strict=True):
-        row[label] = names[int(each.argmax())]
-        row |= {column: round(float(x), 6) for column, x in zip(columns, each, strict=True)}
+        found = names[int(each.argmax())], *(round(float(x), 6) for x in each)
+        row |= zip(added, found, strict=True)
     if out is None:
-        _write(sys.stdout, rows, ".csv")
+        _write_csv(sys.stdout, rows, [*columns, *added])
         return
-    with open(out, "x", encoding="utf-8", newline="") as file:
-        _write(file, rows, out.suffix)
+    # a kept column may hold half a character, which JSON has an escape for
+    with open(out, "x", encoding="utf-8", newline="", errors="backslashreplace") as file:
+        if out.suffix == ".csv":
+            _write_csv(file, rows, [*columns, *added])
+        else:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _texts(args, steps):
-    """-> a row of columns for each text, and the cleaned texts."""
-    if args.text:
-        rows, columns = [{"text": text} for text in args.text], ["text"]
-        where = [f"text {n}" for n in range(1, len(rows) + 1)]
-    else:
-        table = read_table(args.file, args.encoding, not args.no_header)
-        columns = args.text_column
-        missing = [name for name in columns if name not in table.columns]
-        if missing:
-            raise UserError(f"{args.file}: no column {missing[0]!r}, there are "
-                            f"{', '.join(table.columns)}")
-        rows = [dict(row) for row in table.rows]
-        where = [f"{args.file}, line {line}" for line in table.lines]
-    texts = [clean(" ".join(row[c] for c in columns), steps)[0] for row in rows]
-    for text, place in zip(texts, where, strict=True):
-        if not text:
-            raise UserError(f"{place}: the text is empty after cleaning")
-    return rows, texts
+    """-> names of the columns, a row for each text, and the cleaned texts."""
+    if args.file:
+        table, texts, _ = read_texts(args.file, args.text_column, steps, args.encoding,
+                                     not args.no_header)
+        return table.columns, [dict(row) for row in table.rows], texts
+    texts = [clean(text, steps)[0] for text in args.text]
+    for n, text in enumerate(texts, 1):
+        if not text.strip():
+            raise UserError(f"text {n} is empty after cleaning, expected some letters")
+    return ("text",), [{"text": text} for text in args.text], texts
 
 
 def _new(name, taken):
@@ -89,11 +84,10 @@ def _new(name, taken):
     return name
 
 
-def _write(file, rows, suffix):
-    if suffix == ".jsonl":
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        return
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+def _write_csv(file, rows, columns):
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        # of a JSON file: a list stays JSON, a key that this row lacks is empty
+        writer.writerow([x if isinstance(x, str) else "" if x is None else
+                         json.dumps(x, ensure_ascii=False) for x in map(row.get, columns)])

@@ -80,10 +80,7 @@ def read_examples(path, text_columns, label_column, names=None, steps=CLEANING_S
     """
     if label_column in text_columns:
         raise UserError(f"{path}: column {show(label_column)} cannot be both text and label")
-    table = read_table(path, encoding, header)
-    joined = zip(*(_column(table, name, header) for name in text_columns), strict=True)
-    texts, cleaned = clean_all(map(" ".join, joined), steps)
-    _filled(path, texts, table.lines, "text (after cleaning)")
+    table, texts, cleaned = read_texts(path, text_columns, steps, encoding, header)
     labels = None
     if label_column is not None:
         found = [label.strip() for label in _column(table, label_column, header)]
@@ -96,6 +93,18 @@ def read_examples(path, text_columns, label_column, names=None, steps=CLEANING_S
                                 f"{', '.join(map(show, names))}")
         labels = [numbers[label] for label in found]
     return Examples(table.path, texts, labels, names, table.lines, cleaned)
+
+
+def read_texts(path, text_columns, steps=CLEANING_STEPS, encoding="utf-8", header=True):
+    """A file, its columns -> Table, the cleaned texts, Counter of how many each step changed.
+
+    Several columns are joined by a space. UserError on a blank text.
+    """
+    table = read_table(path, encoding, header)
+    joined = zip(*(_column(table, name, header) for name in text_columns), strict=True)
+    texts, cleaned = clean_all(map(" ".join, joined), steps)
+    _filled(path, texts, table.lines, "text (after cleaning)")
+    return table, texts, cleaned
 
 
 def _label_names(path, found):
@@ -115,7 +124,8 @@ def read_prompts(path, prompt_columns, completion_column, steps=(), encoding="ut
     Each value is cleaned by itself; by default not at all, so that code keeps its lines.
     """
     if completion_column in prompt_columns:
-        raise UserError(f"{path}: column {show(completion_column)} cannot be both sides")
+        raise UserError(f"{path}: column {show(completion_column)} cannot be both prompt "
+                        "and completion")
     table = read_table(path, encoding, header)
     columns, counts = [], Counter()
     for name in [*prompt_columns, *([completion_column] if completion_column is not None else [])]:

@@ -1,0 +1,27 @@
+"""The task `classify`: the weights of the classes."""
+
+import numpy as np
+import pytest
+
+from minisft.classify import class_weights
+from minisft.errors import UserError
+
+
+def test_class_weights():
+    labels = [0, 0, 0, 1, 1, 2]
+    assert class_weights("none", "abc", labels) is None
+    np.testing.assert_allclose(class_weights("balanced", "abc", labels), [6 / 9, 1, 2])
+    np.testing.assert_allclose(class_weights("c=2.5,a=0.5", "abc", labels), [0.5, 1, 2.5])
+    np.testing.assert_allclose(class_weights("a=b=3", ("a=b", "c"), [0, 1]), [3, 1])
+
+
+@pytest.mark.parametrize("text", ["", "a", "d=1", "a=x", "a=0", "a=-1", "a=nan", "a=inf", "a=1,",
+                                  "a=1,a=2"])
+def test_class_weights_that_make_no_sense(text):
+    with pytest.raises(UserError, match="--class-weights"):
+        class_weights(text, "abc", [0, 1, 2])
+
+
+def test_balance_needs_a_text_of_each_class():
+    with pytest.raises(UserError, match="balanced: no training text of c"):
+        class_weights("balanced", "abc", [0, 1, 1])

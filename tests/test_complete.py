@@ -1,0 +1,139 @@
+"""The task `complete`: where the loss is taken, what a run leaves, and `minisft generate`."""
+
+import json
+
+import numpy as np
+import pytest
+
+from minisft import complete
+from minisft.batch import pack
+from minisft.cli import main
+from minisft.folder import end_token, read_folder
+from minisft.generate import Sampler, generate
+from minisft.metrics import exact_match
+from minisft.ops.cross_entropy import IGNORE, log_softmax
+
+TINY = ["--layers", "1", "--width", "16", "--heads", "2", "--vocab-size", "300", "--positions",
+        "64", "--batch-tokens", "256", "--max-new-tokens", "5", "--quiet"]
+COLUMNS = ["--task", "complete", "--prompt-column", "question", "hint", "--completion-column",
+           "answer"]
+ROWS = [{"question": f"Say {i % 7}", "hint": "" if i % 2 else "now", "answer": "ja" if i % 3 else
+         "no"} for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(pairs):
+    """The folder of a finished run, tested on its own training file, learnt by heart."""
+    out = pairs.parent / "run"
+    assert main(["finetune", *COLUMNS, "--train", str(pairs), "--test", str(pairs), "--out",
+                 str(out), *TINY, "--epochs", "12", "--lr", "0.02", "--dropout", "0"]) == 0
+    return out
+
+
+@pytest.mark.parametrize("n_prompt, n_answer, most", [
+    (5, 3, 20), (5, 3, 9), (5, 3, 8), (5, 3, 4), (5, 9, 6), (1, 3, 9), (5, 9, 2)])
+def test_join_counts_the_completion_only(n_prompt, n_answer, most):
+    prompt, answer = list(range(10, 10 + n_prompt)), list(range(50, 50 + n_answer))
+    while len(prompt) + len(answer) + 1 > most and len(prompt) > 1:
+        prompt = prompt[1:]
+    answer = [*answer, 7][:most - len(prompt)]
+    counted = []      # position, next token
+    for position in range(len(prompt) + len(answer) - 1):
+        if position >= len(prompt) - 1:
+            counted.append((position, [*prompt, *answer][position + 1]))
+
+    ids, labels, cut = complete.join(np.arange(10, 10 + n_prompt), np.arange(50, 50 + n_answer), 7,
+                                     most)
+    assert ids.tolist() == prompt + answer
+    assert [(i, n) for i, n in enumerate(labels) if n != IGNORE] == counted and counted
+    assert cut == (n_prompt + n_answer + 1 > most)
+
+
+def test_results_are_those_of_the_saved_model(run):
+    """Loss by a loop over the tokens of every completion, exact match by generating."""
+    found = json.loads((run / "results.json").read_text())
+    model, tokenizer, treatment = read_folder(run / "model")
+    assert treatment.separator == "\n\n" and treatment.clean == ()
+    losses, answers = [], []
+    for row in ROWS:
+        prompt = "\n".join(x for x in (row["question"], row["hint"]) if x) + "\n\n"
+        prompt, answer = (tokenizer.encode(text).ids for text in (prompt, row["answer"]))
+        ids = np.array([*prompt, *answer, end_token(tokenizer)])
+        logp = log_softmax(model.forward(pack([ids])).astype(np.float64))
+        losses += [-logp[i - 1, ids[i]] for i in range(len(prompt), len(ids))]
+        new = generate(model, [np.array(prompt)], 5, Sampler(0), end_token(tokenizer))[0]
+        answers.append(tokenizer.decode(new.ids))
+    assert found["tokens"] == len(losses)
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    assert found["exact_match"] == exact_match([row["answer"] for row in ROWS],
+                                               answers)["exact_match"]
+    assert found["exact_match"] > 0.3 and found["n_test"] == 40
+    assert {p.name for p in run.iterdir()} == {
+        "config.json", "metrics.jsonl", "model", "training_state", "results.json", "curves.png",
+        "report.md"}
+    assert '"\\\\n\\\\n"' in (run / "report.md").read_text()
+
+
+def test_a_sample_is_shown_before_the_run(pairs, tmp_path, capsys):
+    assert main(["finetune", *COLUMNS, "--train", str(pairs), "--test", str(pairs), "--out",
+                 str(tmp_path / "run"), *TINY, "--epochs", "1"]) == 0
+    out = capsys.readouterr().out
+    assert out.index("no loss: 'Say ") < out.index("the best epoch")
+    assert "<|endoftext|>'" in out and "exact match" in out
+    assert "40 test texts also stand in the training file" in out
+
+
+def test_generate_equals_the_library(run, capsys):
+    model, tokenizer, _ = read_folder(run / "model")
+    prompts = ["Say 3\nnow", "Say 5", ""]
+    assert main(["generate", "--model", str(run / "model"), *prompts, "--temperature", "0",
+                 "--max-new-tokens", "4"]) == 0
+    ids = [np.array(tokenizer.encode(p + "\n\n").ids) for p in prompts]     # the separator comes in
+    found = generate(model, ids, 4, Sampler(0), end_token(tokenizer))
+    captured = capsys.readouterr()
+    assert captured.out == "".join(f"{p}\n{tokenizer.decode(f.ids)}\n"
+                                   for p, f in zip(prompts, found, strict=True))
+    assert captured.err == ""
+    for options in (["--seed", "5"], ["--seed", "5"], ["--seed", "6"]):
+        assert main(["generate", "--model", str(run / "model"), "Say", "--temperature", "9",
+                     *options]) == 0
+    first, again, other = capsys.readouterr().out.split("Say\n")[1:]
+    assert first == again != other
+
+
+def test_generate_with_next_to_no_temperature_is_greedy(run, capsys):
+    for temperature in ("0", "1e-320"):
+        assert main(["generate", "--model", str(run / "model"), "Say 3", "--temperature",
+                     temperature]) == 0
+    out = capsys.readouterr().out
+    assert out[:len(out) // 2] == out[len(out) // 2:]
+
+
+@pytest.mark.parity
+def test_transformers_opens_the_folder(run):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(run / "model").eval()
+    peer_tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
+    model, tokenizer, _ = read_folder(run / "model")
+    ids = np.array(tokenizer.encode("Say 3 <|endoftext|>\n\n").ids)
+    assert peer_tokenizer("Say 3 <|endoftext|>\n\n")["input_ids"] == ids.tolist()
+    with torch.no_grad():
+        expected = peer(torch.tensor(ids[None])).logits[0].numpy()
+    np.testing.assert_allclose(model.forward(pack([ids])), expected, atol=1e-4)
+
+
+def test_instruction_data(shared_data, tmp_path):
+    assert main(["finetune", "--task", "complete", "--train",
+                 str(shared_data / "instruction" / "instruction-data.json"), "--prompt-column",
+                 "instruction", "input", "--completion-column", "output", "--out",
+                 str(tmp_path / "run"), *TINY, "--epochs", "1", "--max-new-tokens", "2"]) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["n_test"] > 90

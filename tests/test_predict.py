@@ -1,0 +1,131 @@
+"""`minisft predict` on files of every kind: what a row keeps, what is added, what is refused."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minisft.batch import pack
+from minisft.checkpoint import save
+from minisft.cli import main
+from minisft.data.text import save_tokenizer, train_tokenizer
+from minisft.files import write_json
+from minisft.folder import read_folder
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import Classifier
+from minisft.ops.cross_entropy import log_softmax
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a classifier for ham and spam."""
+    folder = tmp_path_factory.mktemp("model")
+    config = GPT2Config(vocab_size=257, n_positions=16, n_embd=8, n_layer=1, n_head=2)
+    save(Classifier(config, ["ham", "spam"]), folder, end_token=256)
+    save_tokenizer(train_tokenizer(["a"], 257), folder, 16, None)
+    return folder
+
+
+def predict(model, *arguments):
+    return main(["predict", "--model", str(model), *map(str, arguments)])
+
+
+def shown(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_probabilities_are_the_model_s(model, capsys):
+    assert predict(model, "free money", 'a, "b"\nc') == 0
+    rows = shown(capsys.readouterr().out)
+    network, tokenizer, _ = read_folder(model)
+    for row, text in zip(rows, ["free money", 'a, "b" c'], strict=True):     # cleaned
+        logits = network.forward(pack([np.array(tokenizer.encode(text).ids)]))
+        p = np.exp(log_softmax(logits.astype(np.float64)))[0]
+        assert [float(row["p_ham"]), float(row["p_spam"])] == pytest.approx(list(p), abs=1e-6)
+        assert row["label"] == ["ham", "spam"][p.argmax()]
+    assert [row["text"] for row in rows] == ["free money", 'a, "b"\nc']      # as it was given
+
+
+def test_names_that_are_taken(model, tmp_path, capsys):
+    (tmp_path / "x.csv").write_text("text,label,p_ham,predicted_label\nhello,1,2,3\n")
+    assert predict(model, "--file", tmp_path / "x.csv") == 0
+    row = shown(capsys.readouterr().out)[0]
+    assert list(row) == ["text", "label", "p_ham", "predicted_label", "predicted_predicted_label",
+                         "predicted_p_ham", "p_spam"]
+    assert list(row.values())[:4] == ["hello", "1", "2", "3"]
+
+
+def test_several_columns_without_header(model, tmp_path, capsys):
+    (tmp_path / "x.tsv").write_text("free\tmoney\nhello\tyou\n")
+    assert predict(model, "--file", tmp_path / "x.tsv", "--no-header", "--text-column", "1",
+                   "2") == 0
+    rows = shown(capsys.readouterr().out)
+    assert predict(model, "free money", "hello you") == 0
+    for row, other in zip(rows, shown(capsys.readouterr().out), strict=True):
+        assert row["p_ham"] == other["p_ham"] and list(row)[:2] == ["1", "2"]
+
+
+def test_json_keeps_what_it_is(model, tmp_path, capsys):
+    given = [{"text": 3, "tags": ["ä", 1]}, {"text": "x", "more": None},
+             {"text": True, "half": "\ud800"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    assert predict(model, "--file", tmp_path / "x.jsonl", "--out", tmp_path / "out.jsonl") == 0
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    for row, kept in zip(found, given, strict=True):
+        assert row | kept == row and row["label"] in ("ham", "spam")
+    assert predict(model, "--file", tmp_path / "x.jsonl", "--out", tmp_path / "out.csv") == 0
+    rows = shown((tmp_path / "out.csv").read_text("utf-8"))
+    assert rows[0]["tags"] == '["ä", 1]' and rows[0]["more"] == rows[1]["more"] == ""
+    assert [row["text"] for row in rows] == ["3", "x", "true"]
+    assert float(rows[0]["p_ham"]) == found[0]["p_ham"]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("row, words", [
+    ({"text": None}, ["'text'", "null"]), ({"txt": "b"}, ["'text'", "missing"]),
+    ({"text": ["b"]}, ["'text'", "a list"]), ({"text": "\ud800"}, ["'text'", "half a character"]),
+    ({"text": "<p> </p>"}, ["empty"])])
+def test_a_row_without_text_is_named(model, tmp_path, row, words, capsys):
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n' + json.dumps(row) + "\n")
+    assert predict(model, "--file", tmp_path / "x.jsonl", "--out", tmp_path / "out.csv") == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("minisft: ") and captured.err.count("\n") == 1
+    for word in ("x.jsonl, line 2", *words):
+        assert word in captured.err
+    assert not (tmp_path / "out.csv").exists() and captured.out == ""
+
+
+@pytest.mark.parametrize("content, word", [
+    ({"clean": ["soap"]}, "soap"), ({"clean": 3}, "clean"), ({"max_length": 0}, "max_length"),
+    ({"max_length": "9"}, "max_length"), ({"truncate": "middle"}, "truncate"),
+    ({"separator": 1}, "separator"), ({"sep": ""}, "sep")])
+def test_a_damaged_treatment(model, tmp_path, content, word, capsys):
+    for path in model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_json(tmp_path / "minisft.json", content)
+    assert predict(tmp_path, "a text") == 2
+    err = capsys.readouterr().err
+    assert "minisft.json" in err and word in err and err.count("\n") == 1
+
+
+def test_in_a_pipe_that_closes_early(model, tmp_path):
+    """A real process: half letters in its arguments, an output that knows ASCII only."""
+    (tmp_path / "x.csv").write_text("text\n" + "a text\n" * 20_000)
+    command = [sys.executable, "-m", "minisft", "predict", "--model", str(model)]
+    found = subprocess.run([*command, b"a \xff b", "ä"], cwd=ROOT, capture_output=True, check=False,
+                           env={"PYTHONIOENCODING": "ascii"})
+    assert found.returncode == 0 and found.stderr == b"" and found.stdout.count(b"\n") == 3
+    process = subprocess.Popen([*command, "--file", str(tmp_path / "x.csv")], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait() == 1

@@ -1,0 +1,107 @@
+"""A run that is interrupted anywhere and goes on: the same figures as if nobody had."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from minisft.classify import Classification
+from minisft.cli import main
+from minisft.data import toy_news
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--layers", "1", "--width", "16", "--heads", "2", "--vocab-size", "300", "--epochs", "3",
+        "--batch-tokens", "64", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The arguments of a run on 80 texts, all but --out."""
+    path = tmp_path_factory.mktemp("files") / "train.csv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *list(
+            zip(*toy_news.generate("train"), strict=True))[:80]])
+    return ["finetune", "--train", str(path), "--test", str(path), *TINY]
+
+
+@pytest.fixture(scope="module")
+def whole(command, tmp_path_factory):
+    """The folder of the run that nobody interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert main([*command, "--out", str(out)]) == 0
+    return out
+
+
+def require_equal(a, b):
+    """Everything but the times, and the model bit for bit."""
+    found, other = (json.loads((f / "results.json").read_text()) for f in (a, b))
+    for key in ("train_seconds", "tokens_per_second"):
+        found.pop(key), other.pop(key)
+    assert found == other
+    found, other = ([json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]
+                    for f in (a, b))
+    for entry in found + other:
+        entry.pop("tokens_per_second", None)
+    assert found == other
+    assert (a / "model" / "model.safetensors").read_bytes() == (
+        b / "model" / "model.safetensors").read_bytes()
+
+
+def test_ctrl_c(command, whole, tmp_path):
+    """A real process, a real signal."""
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-m", "minisft", *command, "--out", str(out)],
+                               cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                               stdout=subprocess.DEVNULL)
+    metrics = out / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("the run ended before the signal came")
+    assert process.returncode == 130
+    assert stderr == f"minisft: interrupted; to go on: minisft finetune --resume {out}\n"
+    assert main(["finetune", "--resume", str(out)]) == 0
+    require_equal(out, whole)
+
+
+@pytest.mark.parametrize("where", ["validate", "evaluate", "write"])
+def test_ctrl_c_outside_the_steps(command, whole, tmp_path, monkeypatch, where, capsys):
+    """While texts are scored no signal waits for the end of a step."""
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, where, interrupted)
+        assert main([*command, "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == (
+        f"minisft: interrupted; to go on: minisft finetune --resume {tmp_path / 'run'}\n")
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert main(["finetune", "--resume", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert ("starting anew" if where == "validate" else "resuming after step") in out
+    require_equal(tmp_path / "run", whole)
+
+
+def test_a_damaged_state(command, tmp_path, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classification, "evaluate", interrupted)
+    out = tmp_path / "run"
+    assert main([*command, "--out", str(out)]) == 130
+    path = out / "training_state" / "state.safetensors"
+    data = bytearray(path.read_bytes())
+    for damaged in (data[:-5], data[:100], data[:-200] + bytes([data[-200] ^ 1]) + data[-199:]):
+        path.write_bytes(damaged)
+        capsys.readouterr()
+        assert main(["finetune", "--resume", str(out)]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"minisft: {path}") and err.count("\n") == 1
