@@ -31,6 +31,42 @@ def join(prompt_ids, completion_ids, end, max_length):
     return ids, labels, cut
 
 
+def encode(tokenizer, prompts, treatment, max_new_tokens):
+    """Prompts -> Sequences, token ids to generate from (with room for the answer), how many cut.
+
+    Raises UserError for a tokenizer or a length that cannot do it.
+    """
+    end = end_token(tokenizer)
+    if end is None:
+        raise UserError(f"the tokenizer has no {END}, which ends a completion")
+    if treatment.max_length < 2:
+        raise UserError(f"at most {treatment.max_length} token for prompt and completion, "
+                        "expected 2 or more: see --max-length and --positions")
+    starts, _ = encode_all(tokenizer, [p + (treatment.separator or "") for p in prompts.prompts])
+    answers, _ = encode_all(tokenizer, prompts.completions)
+    joined = [join(p, a, end, treatment.max_length)
+              for p, a in zip(starts, answers, strict=True)]
+    room = max(treatment.max_length - max_new_tokens, 1)
+    return (Sequences([ids for ids, _, _ in joined], [labels for _, labels, _ in joined]),
+            [p[-room:] for p in starts], sum(cut for _, _, cut in joined))
+
+
+def measure(model, tokenizer, sequences, starts, expected, batch_tokens, max_new_tokens, shown):
+    """-> loss, perplexity and exact match as a dict, and the generated completions."""
+    results = completion_loss(model, sequences, batch_tokens, "evaluating" if shown else None)
+    answers = completions(model, tokenizer, starts, max_new_tokens, end_token(tokenizer),
+                          "generating" if shown else None)
+    return results | metrics.exact_match(expected, answers), answers
+
+
+def headline(where, results):
+    """"test" or "validation", the figures -> one line for the terminal."""
+    return (f"{where} loss {results['loss']:.4f} (perplexity {results['perplexity']:.2f}) over "
+            f"{results['tokens']} tokens of completions, exact match "
+            f"{results['exact_match']:.4f} (95% interval {results['exact_match_low']:.4f} to "
+            f"{results['exact_match_high']:.4f}), {results['n']} prompts")
+
+
 class Completion:
     """Reads and checks all data when it is made; nothing is written before it has been."""
 
@@ -66,28 +102,13 @@ class Completion:
 
     def encode(self, tokenizer, treatment):
         """Turns all texts into token ids."""
-        self.tokenizer, self.end = tokenizer, end_token(tokenizer)
-        if self.end is None:
-            raise UserError(f"the tokenizer has no {END}, which ends a completion")
-        if treatment.max_length < 2:
-            raise UserError(f"at most {treatment.max_length} token for prompt and completion, "
-                            "expected 2 or more: see --max-length and --positions")
-
-        def encoded(part):
-            if part is None:
-                return None, [], 0
-            prompts, _ = encode_all(tokenizer, [p + treatment.separator for p in part.prompts])
-            answers, _ = encode_all(tokenizer, part.completions)
-            joined = [join(p, a, self.end, treatment.max_length)
-                      for p, a in zip(prompts, answers, strict=True)]
-            # what generation is given: the same prompt, with room for the answer
-            room = max(treatment.max_length - self.settings.max_new_tokens, 1)
-            return (Sequences([j[0] for j in joined], [j[1] for j in joined]),
-                    [p[-room:] for p in prompts], sum(j[2] for j in joined))
-
-        self.train_ids, _, cut_train = encoded(self.train)
-        self.valid_ids, self.valid_prompts, cut_valid = encoded(self.valid)
-        self.test_ids, self.test_prompts, cut_test = encoded(self.test)
+        self.tokenizer = tokenizer
+        none = None, [], 0
+        (self.train_ids, _, cut_train), (self.valid_ids, self.valid_starts, cut_valid), \
+            (self.test_ids, self.test_starts, cut_test) = (
+                none if part is None else
+                encode(tokenizer, part, treatment, self.settings.max_new_tokens)
+                for part in (self.train, self.valid, self.test))
         self.cut = {"cut_train": cut_train + cut_valid, "cut_test": cut_test}
 
     def loss_options(self):
@@ -122,14 +143,12 @@ class Completion:
 
     def evaluate(self, model):
         """Reads the test set once (without one: the validation part) -> results, samples."""
-        part, ids, prompts = ((self.valid, self.valid_ids, self.valid_prompts)
-                              if self.test is None else
-                              (self.test, self.test_ids, self.test_prompts))
-        shown = None if self.settings.quiet else "evaluating"
-        results = completion_loss(model, ids, self.settings.micro_tokens, shown)
-        answers = completions(model, self.tokenizer, prompts, self.settings.max_new_tokens,
-                              self.end, shown and "generating")
-        results |= metrics.exact_match(part.completions, answers)
+        part, ids, starts = ((self.valid, self.valid_ids, self.valid_starts)
+                             if self.test is None else
+                             (self.test, self.test_ids, self.test_starts))
+        s = self.settings
+        results, answers = measure(model, self.tokenizer, ids, starts, part.completions,
+                                   s.micro_tokens, s.max_new_tokens, not s.quiet)
         samples = [{"prompt": p, "expected": c, "generated": a} for p, c, a in
                    zip(part.prompts[:20], part.completions, answers, strict=False)]
         return results, samples
@@ -141,11 +160,7 @@ class Completion:
 
     def headline(self, results):
         """-> one line for the terminal."""
-        where = "validation" if self.test is None else "test"
-        return (f"{where} loss {results['loss']:.4f} (perplexity {results['perplexity']:.2f}) over "
-                f"{results['tokens']} tokens of completions, exact match "
-                f"{results['exact_match']:.4f} (95% interval {results['exact_match_low']:.4f} to "
-                f"{results['exact_match_high']:.4f}), {results['n']} prompts")
+        return headline("validation" if self.test is None else "test", results)
 
 
 def _part(prompts, numbers):

@@ -191,7 +191,8 @@ def test_damaged_models(work, capsys, damage):
 
 def test_wrong_kind_of_model(work, capsys):
     refused(capsys, ["predict", "--model", "../language", "x"], "language")
-    refused(capsys, ["evaluate", "--model", "../language", "--test", "../good.csv"], "language")
+    refused(capsys, ["evaluate", "--model", "../language", "--test", "../good.csv"], "'prompt'",
+            "text, label")
     refused(capsys, ["generate", "--model", "../classifier", "x"], "classifier")
 
 

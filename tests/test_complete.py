@@ -82,6 +82,20 @@ def test_results_are_those_of_the_saved_model(run):
     assert '"\\\\n\\\\n"' in (run / "report.md").read_text()
 
 
+def test_evaluate_gives_the_figures_of_the_run(run, pairs, capsys):
+    kept = json.loads((run / "results.json").read_text())
+    command = ["evaluate", "--model", str(run / "model"), "--test", str(pairs), *COLUMNS[2:],
+               "--max-new-tokens", "5"]
+    capsys.readouterr()
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"] == pytest.approx(kept["loss"], rel=1e-5)
+    assert [found[k] for k in ("exact_match", "n", "tokens")] == [
+        kept[k] for k in ("exact_match", "n", "tokens")]
+    assert main(command) == 0
+    assert f"test loss {kept['loss']:.4f}" in capsys.readouterr().out
+
+
 def test_a_sample_is_shown_before_the_run(pairs, tmp_path, capsys):
     assert main(["finetune", *COLUMNS, "--train", str(pairs), "--test", str(pairs), "--out",
                  str(tmp_path / "run"), *TINY, "--epochs", "1"]) == 0

@@ -1,25 +1,33 @@
-"""`minisft evaluate`: a trained classifier against labelled texts."""
+"""`minisft evaluate`: a trained model against texts whose answers are known."""
 
+import dataclasses
 import json
 
-from minisft import metrics
-from minisft.cli.arguments import add_model, add_table
-from minisft.data.read import read_examples
+from minisft import complete, metrics
+from minisft.cli.arguments import add_model, add_table, whole
+from minisft.data.read import read_examples, read_prompts
 from minisft.data.text import encode_all
-from minisft.errors import UserError
 from minisft.evaluate import log_probabilities
 from minisft.folder import read_folder
 from minisft.models.heads import Classifier
 
-HELP = "measure a classifier on labelled texts"
+HELP = "measure a model on texts with labels, or on prompts with completions"
 
 
 def add_arguments(parser):
-    """The model, the file, and where to write the figures."""
-    add_model(parser, "folder of a classifier, as finetune leaves it")
-    parser.add_argument("--test", required=True, metavar="FILE", help="labelled texts")
+    """The model, the file, and how the figures are shown."""
+    add_model(parser, "folder of a model, as finetune leaves it")
+    parser.add_argument("--test", required=True, metavar="FILE",
+                        help="labelled texts; for a language model prompts and completions")
     parser.add_argument("--label-column", default="label", metavar="NAME",
                         help="column of the label")
+    parser.add_argument("--prompt-column", nargs="+", default=["prompt"], metavar="NAME",
+                        help="language model: column of the prompt; several are joined by a line "
+                        "break")
+    parser.add_argument("--completion-column", default="completion", metavar="NAME",
+                        help="language model: column of the completion")
+    parser.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="N",
+                        help="language model: longest completion in tokens")
     add_table(parser)
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
 
@@ -27,23 +35,35 @@ def add_arguments(parser):
 def run(args):
     """Prints the figures, as lines or as JSON."""
     model, tokenizer, treatment = read_folder(args.model, args.download)
-    if not isinstance(model, Classifier):
-        raise UserError(f"{args.model} is a language model, expected a classifier")
+    room = model.trunk.config.n_positions
+    treatment = dataclasses.replace(treatment, max_length=min(treatment.max_length or room, room))
+    measure = _classifier if isinstance(model, Classifier) else _language_model
+    found, lines = measure(args, model, tokenizer, treatment)
+    print(json.dumps(found, indent=2) if args.json else "\n".join(lines))
+
+
+def _classifier(args, model, tokenizer, treatment):
+    """-> the figures, and the lines that show them."""
     examples = read_examples(args.test, args.text_column, args.label_column, model.names,
                              treatment.clean, args.encoding, not args.no_header)
-    room = model.trunk.config.n_positions
-    ids, cut = encode_all(tokenizer, examples.texts, min(treatment.max_length or room, room),
-                          treatment.truncate)
+    ids, cut = encode_all(tokenizer, examples.texts, treatment.max_length, treatment.truncate)
     logp = log_probabilities(model, ids, args.batch_tokens, "evaluating")
     found = metrics.classification(examples.labels, logp, model.names)
-    if args.json:
-        print(json.dumps(found | {"cut": cut}, indent=2))
-        return
-    print(f"accuracy {found['accuracy']:.4f} (95% interval {found['accuracy_low']:.4f} to "
-          f"{found['accuracy_high']:.4f}), macro F1 {found['macro_f1']:.4f}, "
-          f"loss {found['loss']:.4f}, {found['n']} texts, {cut} cut")
     width = max(len(name) for name in model.names)
-    print(f"{'':{width}}  precision  recall      F1   texts")
-    for row in found["per_class"]:
-        print(f"{row['name']:{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  "
-              f"{row['f1']:6.4f}  {row['support']:6}")
+    lines = [f"accuracy {found['accuracy']:.4f} (95% interval {found['accuracy_low']:.4f} to "
+             f"{found['accuracy_high']:.4f}), macro F1 {found['macro_f1']:.4f}, "
+             f"loss {found['loss']:.4f}, {found['n']} texts, {cut} cut",
+             f"{'':{width}}  precision  recall      F1   texts"]
+    lines += [f"{row['name']:{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  "
+              f"{row['f1']:6.4f}  {row['support']:6}" for row in found["per_class"]]
+    return found | {"cut": cut}, lines
+
+
+def _language_model(args, model, tokenizer, treatment):
+    """-> the figures, and the line that shows them."""
+    prompts = read_prompts(args.test, args.prompt_column, args.completion_column, treatment.clean,
+                           args.encoding, not args.no_header)
+    sequences, starts, cut = complete.encode(tokenizer, prompts, treatment, args.max_new_tokens)
+    found, _ = complete.measure(model, tokenizer, sequences, starts, prompts.completions,
+                                args.batch_tokens, args.max_new_tokens, shown=True)
+    return found | {"cut": cut}, [complete.headline("test", found) + f", {cut} cut"]
