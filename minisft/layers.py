@@ -155,8 +155,8 @@ class SelfAttention(Layer):
     def forward(self, x, batch, stream=None, rows=None, past=None):
         """x (N,C) -> y (N,C); with `rows` (B,), each sequence's last, y (B,C) of those rows only.
 
-        `past` (keys, values, starts, lengths) is a cache that holds this batch's keys already
-        counted in `lengths`; the new ones are written into it.
+        `past` (one block's of generate.Past) holds the keys and values of earlier tokens; those
+        of this batch are written into it.
         """
         width, heads = x.shape[-1], (self.n_head, x.shape[-1] // self.n_head)
         cu_seqlens, starts, lengths = batch.cu_seqlens, batch.cu_seqlens[:-1], batch.lengths
