@@ -3,6 +3,7 @@
 import numpy as np
 
 from minisft import metrics, plots, report
+from minisft.baselines import NaiveBayes
 from minisft.checkpoint import load
 from minisft.data import toy_news
 from minisft.data.read import Examples, read_examples, shared_texts, split
@@ -110,6 +111,12 @@ class Classification:
         logp = log_probabilities(model, ids.ids, self.settings.micro_tokens,
                                  None if self.settings.quiet else "evaluating")
         results = metrics.classification(part.labels, logp, self.names)
+        if self.settings.compare == "baselines":
+            bayes = NaiveBayes(self.train.texts, self.train.labels, len(self.names))
+            found = metrics.classification(part.labels, bayes.log_probabilities(part.texts),
+                                           self.names)
+            results["naive_bayes"] = {key: found[key] for key in (
+                "accuracy", "accuracy_low", "accuracy_high", "macro_f1")}
         mistakes = report.worst_mistakes(part.texts, part.lines, part.labels, logp, self.names)
         return results, mistakes
 
@@ -120,13 +127,17 @@ class Classification:
         report.write_report(folder / "report.md", results, self.data(), settings, history, mistakes)
 
     def headline(self, results):
-        """-> one line for the terminal."""
+        """-> the figures for the terminal."""
         where = "validation" if self.test is None else "test"
-        return (f"{where} accuracy {results['accuracy']:.4f} "
-                f"(95% interval {results['accuracy_low']:.4f} to {results['accuracy_high']:.4f}), "
-                f"macro F1 {results['macro_f1']:.4f}, loss {results['loss']:.4f}, "
-                f"{results['n']} texts; the largest class alone would give "
-                f"{results['majority']:.4f}")
+        lines = [f"{where} accuracy {results['accuracy']:.4f} (95% interval "
+                 f"{results['accuracy_low']:.4f} to {results['accuracy_high']:.4f}), macro F1 "
+                 f"{results['macro_f1']:.4f}, loss {results['loss']:.4f}, {results['n']} texts; "
+                 f"the largest class alone would give {results['majority']:.4f}"]
+        if bayes := results.get("naive_bayes"):
+            lines.append(f"for scale, naive Bayes (a bag of words) on the same texts: accuracy "
+                         f"{bayes['accuracy']:.4f} (95% interval {bayes['accuracy_low']:.4f} to "
+                         f"{bayes['accuracy_high']:.4f}), macro F1 {bayes['macro_f1']:.4f}")
+        return "\n".join(lines)
 
 
 def class_weights(text, names, labels):

@@ -6,7 +6,7 @@ from minisft.optim import OPTIMIZERS, SCHEDULES
 
 # The first setting of each group that `--help` shows.
 GROUPS = {"task": "data", "model": "model", "epochs": "training",
-          "max_new_tokens": "evaluation and output"}
+          "compare": "evaluation and output"}
 
 
 def option(default, help, **argparse):
@@ -83,6 +83,8 @@ class Settings:
     select: str = option("accuracy", "classify: what the best epoch is chosen by, on the "
                          "validation part", choices=("accuracy", "macro_f1", "loss"))
     seed: int = option(0, "seed of initial values, order, dropout and split", type=int)
+    compare: str = option("baselines", "classify: what is measured beside the model on the same "
+                          "texts: baselines (naive Bayes) or none", choices=("baselines", "none"))
     max_new_tokens: int = option(128, "complete: longest completion when testing", type=int)
     out: str = option(None, "run folder (default: the first free of runs/NAME, runs/NAME-2, ...)",
                       metavar="DIR")

@@ -65,7 +65,9 @@ def test_run_folder_holds_what_the_readme_says(trained):
     assert [line["epoch"] for line in lines if "valid_loss" in line] == [1, 2]
     for name in ("curves.png", "confusion.png"):
         assert (trained / name).read_bytes().startswith(b"\x89PNG")
-    assert "The worst mistakes" in (trained / "report.md").read_text()
+    text = (trained / "report.md").read_text()
+    assert "The worst mistakes" in text and "Naive Bayes, which only counts words" in text
+    assert found["naive_bayes"]["accuracy"] > 0.3     # 0.25 by chance
 
 
 def test_evaluate_gives_the_same_figures(trained, files, capsys):
@@ -135,7 +137,8 @@ def test_a_trained_folder_can_be_trained_again(trained, files, tmp_path, capsys)
     ["--class-weights", "balanced"], ["--class-weights", "sport=2,economy=0.5"],
     ["--label-smoothing", "0.1"], ["--select", "loss"], ["--optimizer", "sgd", "--lr", "0.1"],
     ["--schedule", "cosine"], ["--layer-decay", "0.8"], ["--truncate", "tail", "--max-length", "9"],
-    ["--early-stopping", "1"], ["--micro-tokens", "64"], ["--clean", "none"]])
+    ["--early-stopping", "1"], ["--micro-tokens", "64"], ["--clean", "none"],
+    ["--compare", "none"]])
 def test_every_option_runs(files, tmp_path, options, capsys):
     assert main(["finetune", "--train", str(files / "train.csv"), "--out", str(tmp_path / "run"),
                  *TINY, *options]) == 0
@@ -144,6 +147,7 @@ def test_every_option_runs(files, tmp_path, options, capsys):
     assert "without --test the figures at the end" in captured.out
     assert "epoch 1:" not in captured.out
     assert "optimistic" in (tmp_path / "run" / "report.md").read_text()
+    assert ("naive Bayes" in captured.out) == ("--compare" not in options)
     if "--max-length" in options:
         assert "cut 80 training and validation texts to 9 tokens" in captured.out
 
