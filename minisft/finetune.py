@@ -1,7 +1,6 @@
 """Fine-tuning from files to a run folder: the article's four steps in the order they happen."""
 
 import dataclasses
-import math
 from pathlib import Path
 
 from minisft import hub, plots, runs, state
@@ -12,7 +11,7 @@ from minisft.errors import UserError
 from minisft.files import write_json
 from minisft.folder import Treatment, require_fit, write_folder
 from minisft.models.gpt2 import GPT2Config
-from minisft.settings import Settings, spelled
+from minisft.settings import Settings, kept_settings, require_in_range, spelled
 from minisft.train import Interrupted, State, fit, make_optimizer
 
 TASKS = {"classify": Classification, "complete": Completion}
@@ -20,29 +19,13 @@ TASKS = {"classify": Classification, "complete": Completion}
 
 def require_sound(settings):
     """Raises UserError naming the first option that cannot be."""
-    for name, low, high in Settings.RANGES:
-        value = getattr(settings, name)
-        if value is None:
-            continue
-        if not isinstance(value, int | float) or not low <= value <= (high or math.inf) or \
-                value == math.inf:
-            expected = f"at least {low}" if high is None else f"from {low} to {high}"
-            raise UserError(f"{spelled(name)} is {value}, expected {expected}")
-    if settings.lr == 0:
-        raise UserError("--lr is 0.0, expected more: nothing would be learnt")
+    require_in_range(settings)
     if settings.valid_fraction == 0 and settings.valid is None:
         raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: the best "
                         "epoch is chosen on those texts")
-    for field in dataclasses.fields(Settings):
-        value, choices = getattr(settings, field.name), field.metadata.get("choices")
-        if choices and value not in choices:
-            raise UserError(f"{spelled(field.name)} is {value!r}, expected one of "
-                            f"{', '.join(choices)}")
-        if value == "" and field.name in ("train", "test", "valid", "model", "tokenizer", "out"):
-            raise UserError(f"{spelled(field.name)} is empty, expected a name")
-        if field.name in Settings.SCRATCH and value != field.default and \
-                settings.model != "scratch":
-            raise UserError(f"{spelled(field.name)} is for a model from random weights, "
+    for name in Settings.SCRATCH:
+        if settings.model != "scratch" and getattr(settings, name) != getattr(Settings, name):
+            raise UserError(f"{spelled(name)} is for a model from random weights, "
                             f"{settings.model} has its own")
 
 
@@ -207,13 +190,7 @@ def _told(progress):
 
 
 def _kept_settings(config, folder):
-    known = {f.name: f for f in dataclasses.fields(Settings)}
-    values = config.get("settings")
-    if not isinstance(values, dict) or values.keys() != known.keys() or \
-            not isinstance(config.get("files"), dict):
-        raise UserError(f"{folder}/config.json: no settings of a run of this version")
-    settings = Settings(**{name: tuple(v) if isinstance(v, list) else v
-                           for name, v in values.items()})
+    settings = kept_settings(Settings, config, folder)
     for name in ("train", "valid", "test"):
         path = getattr(settings, name)
         if path is not None and not Path(path).exists():

@@ -70,11 +70,11 @@ def read_treatment(folder):
     return treatment
 
 
-def write_folder(folder, model, tokenizer, treatment):
+def write_folder(folder, model, tokenizer, treatment, dtype=np.float32):
     """Writes a folder that `transformers` opens with the same logits, tokenizer and names."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(model, folder, dtype=np.float32, end_token=end_token(tokenizer))
+    checkpoint.save(model, folder, dtype=dtype, end_token=end_token(tokenizer))
     save_tokenizer(tokenizer, folder, model.trunk.config.n_positions,
                    END if end_token(tokenizer) is not None else None)
     write_json(folder / TREATMENT, asdict(treatment))

@@ -1,12 +1,11 @@
-"""Every setting of a fine-tuning run: name, default, meaning. The command line is made from it."""
+"""Every setting of a run: name, default, meaning. The command line is made from them."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
+from minisft.errors import UserError
 from minisft.optim import OPTIMIZERS, SCHEDULES
-
-# The first setting of each group that `--help` shows.
-GROUPS = {"task": "data", "model": "model", "epochs": "training",
-          "compare": "evaluation and output"}
 
 
 def option(default, help, **argparse):
@@ -70,6 +69,8 @@ class Settings:
     warmup: float = option(0.1, "part of all steps over which the learning rate rises", type=float)
     optimizer: str = option("adamw", "the optimizer", choices=tuple(OPTIMIZERS))
     momentum: float = option(0.9, "momentum of sgd", type=float)
+    beta2: float = option(0.999, "adamw and adam: decay of the mean of squared gradients",
+                          type=float)
     weight_decay: float = option(0.01, "decay of matrices and tables, not of biases and norms",
                                  type=float)
     layer_decay: float = option(1.0, "factor of the learning rate from each layer to the one below",
@@ -94,17 +95,51 @@ class Settings:
 
     # What must hold of the numbers: (name, lowest, highest), both allowed. The highest of a size is
     # beyond any use and keeps a slip of the finger from filling the memory.
-    RANGES = (("valid_fraction", 0, 0.9), ("max_length", 1, None), ("layers", 1, 1000),
+    RANGES: ClassVar = (("valid_fraction", 0, 0.9), ("max_length", 1, None), ("layers", 1, 1000),
               ("width", 1, 100_000), ("heads", 1, None), ("positions", 1, 1_000_000),
               ("vocab_size", 257, 1_000_000), ("dropout", 0, 0.99), ("epochs", 1, 100_000),
               ("batch_tokens", 1, 10**12), ("micro_tokens", 1, 10**12), ("lr", 0, None),
-              ("warmup", 0, 1), ("momentum", 0, 1), ("weight_decay", 0, None),
+              ("warmup", 0, 1), ("momentum", 0, 1), ("beta2", 0, 0.999999),
+              ("weight_decay", 0, None),
               ("layer_decay", 0, 1), ("clip", 0, None), ("label_smoothing", 0, 1),
               ("early_stopping", 0, None), ("max_new_tokens", 1, None), ("seed", 0, 2**32 - 1))
+    # The first setting of each group that `--help` shows.
+    GROUPS: ClassVar = {"task": "data", "model": "model", "epochs": "training",
+              "compare": "evaluation and output"}
     # What a pretrained model brings with it.
-    SCRATCH = ("layers", "width", "heads", "positions", "vocab_size")
+    SCRATCH: ClassVar = ("layers", "width", "heads", "positions", "vocab_size")
 
 
 def spelled(name):
     """A setting's name -> its option on the command line."""
     return f"--{name.replace('_', '-')}"
+
+
+def require_in_range(settings):
+    """Raises UserError naming the first option whose number or choice cannot be."""
+    for name, low, high in settings.RANGES:
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or not low <= value <= (high or math.inf) or \
+                value == math.inf:
+            expected = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise UserError(f"{spelled(name)} is {value}, expected {expected}")
+    if settings.lr == 0:
+        raise UserError("--lr is 0.0, expected more: nothing would be learnt")
+    for setting in fields(settings):
+        value, choices = getattr(settings, setting.name), setting.metadata.get("choices")
+        if choices and value not in choices:
+            raise UserError(f"{spelled(setting.name)} is {value!r}, expected one of "
+                            f"{', '.join(choices)}")
+        if value == "" and setting.name in ("train", "test", "valid", "model", "tokenizer", "out"):
+            raise UserError(f"{spelled(setting.name)} is empty, expected a name")
+
+
+def kept_settings(kind, config, folder):
+    """The settings that config.json of a run keeps -> Settings of that kind; raises UserError."""
+    values = config.get("settings")
+    if not isinstance(values, dict) or values.keys() != {f.name for f in fields(kind)} or \
+            not isinstance(config.get("files"), dict):
+        raise UserError(f"{folder}/config.json: no settings of a run of this version")
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})

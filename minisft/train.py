@@ -78,7 +78,8 @@ class Interrupted(Exception):
 
 def make_optimizer(model, settings):
     """-> the optimizer that the settings name, over the model's trained parameters."""
-    options = {"momentum": settings.momentum} if settings.optimizer == "sgd" else {}
+    options = ({"momentum": settings.momentum} if settings.optimizer == "sgd" else
+               {"betas": (0.9, settings.beta2)})
     return optim.OPTIMIZERS[settings.optimizer](
         model.store, weight_decay=settings.weight_decay,
         rates=optim.layer_rates(model.store, settings.layer_decay), **options)
@@ -114,21 +115,22 @@ def train_step(model, sequences, numbers, optimizer, lr, settings, stream, loss_
 
 
 def fit(model, sequences, settings, validate, state, optimizer, save=None, log=None,
-        loss_options=None):
+        loss_options=None, plan=None):
     """Trains in place; ends with the values of the epoch that validation found best.
 
     validate(model) -> dict with "score" (higher is better) and what else to report, or None for
     no validation: then the last epoch counts. save() keeps the state, after each epoch and at an
-    interruption; log(dict) hears of each step and epoch. Raises Interrupted.
+    interruption; log(dict) hears of each step and epoch. `plan` (default: plan_batches) gives the
+    batches between two validations, which need not be an epoch. Raises Interrupted.
     """
-    epochs = plan_batches(sequences, settings)
+    epochs = plan or plan_batches(sequences, settings)
     total = sum(len(batches) for batches in epochs)
     warmup = int(settings.warmup * total)
     lengths = sequences.lengths
     with _interruptions() as interrupted, tqdm(
             total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
             disable=settings.quiet or None) as bar:     # none where stderr is a file
-        while state.epoch < settings.epochs and not _patience_is_over(state, settings):
+        while state.epoch < len(epochs) and not _patience_is_over(state, settings):
             for numbers in epochs[state.epoch][state.index:]:
                 started = time.perf_counter()
                 lr = settings.lr * optim.schedule(settings.schedule, state.step, total, warmup)

@@ -1,6 +1,47 @@
 """Arguments that several commands share."""
 
 import argparse
+import sys
+from dataclasses import fields
+
+from minisft.errors import UserError
+from minisft.settings import spelled
+from minisft.train import Interrupted
+
+METAVARS = {int: "N", float: "X"}
+
+
+def add_settings(parser, kind):
+    """One option for each field of a class of settings, in its groups, and --resume."""
+    for setting in fields(kind):
+        if setting.name in kind.GROUPS:
+            group = parser.add_argument_group(kind.GROUPS[setting.name])
+        options = dict(setting.metadata)
+        if options.get("action") != "store_true":
+            options["default"] = setting.default
+        if options.get("type") in METAVARS:
+            options["metavar"] = METAVARS[options["type"]]
+        group.add_argument(spelled(setting.name), **options)
+    group.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, with the "
+                       "settings that it began with")
+
+
+def run_with_settings(args, kind, command, job):
+    """Calls job(settings, resume); -> exit code, 130 after an interruption."""
+    values = {f.name: getattr(args, f.name) for f in fields(kind)}
+    if args.resume is not None:
+        for f in fields(kind):
+            if values[f.name] != f.default:
+                raise UserError(f"{spelled(f.name)} beside --resume: expected no other option, the "
+                                "settings of the run go on")
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    try:
+        job(kind(**values), args.resume)
+    except Interrupted as stopped:
+        print(f"minisft: interrupted; to go on: minisft {command} --resume {stopped}",
+              file=sys.stderr)
+        return 130
+    return 0
 
 
 def add_model(parser, help):
