@@ -103,6 +103,7 @@ class Settings:
               ("weight_decay", 0, None),
               ("layer_decay", 0, 1), ("clip", 0, None), ("label_smoothing", 0, 1),
               ("early_stopping", 0, None), ("max_new_tokens", 1, None), ("seed", 0, 2**32 - 1))
+    STRETCH: ClassVar = "epoch"     # what lies between two validations
     # The first setting of each group that `--help` shows.
     GROUPS: ClassVar = {"task": "data", "model": "model", "epochs": "training",
               "compare": "evaluation and output"}

@@ -170,7 +170,7 @@ def _finish_epoch(model, settings, validate, state, log):
         if state.best is None or report["score"] > state.best["score"]:
             state.best, state.best_values = report, model.store.values.copy()
         if not settings.quiet:
-            tqdm.write(f"epoch {report['epoch']}: " + ", ".join(
+            tqdm.write(f"{settings.STRETCH} {report['epoch']}: " + ", ".join(
                 f"{key.replace('_', ' ')} {value:.4f}" for key, value in report.items()
                 if isinstance(value, float) and key != "score"))
     state.epochs.append(report)

@@ -10,7 +10,7 @@ import sys
 
 from minisft.errors import UserError
 
-COMMANDS = ("finetune", "evaluate", "predict", "generate", "check")
+COMMANDS = ("finetune", "evaluate", "predict", "generate", "pretrain", "check")
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -32,17 +32,13 @@ def read_table(path, encoding="utf-8", header=True):
     and the line of the first fault.
     """
     path = Path(path)
+    _require_file(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; expected a file of rows")
-    packed = suffixes[-1:] == [".gz"]
-    kind = "".join(suffixes[-2:-1] if packed else suffixes[-1:])
+    kind = "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
     if kind not in SUFFIXES:
         raise UserError(f"{path}: cannot tell its format by its name; expected one that ends in "
                         f"{' '.join(SUFFIXES)}, alone or with .gz")
-    text = _decode(path, _bytes(path, packed), encoding)
+    text = read_text(path, encoding)
     if kind in (".json", ".jsonl"):
         if not header:
             raise UserError(f"{path}: JSON names its columns; --no-header is for .csv and .tsv")
@@ -53,6 +49,21 @@ def read_table(path, encoding="utf-8", header=True):
         return Table(path, columns, [row for _, row in found], [line for line, _ in found])
     records = _csv(path, text) if kind == ".csv" else _tsv(text)
     return _table(path, list(records), header)
+
+
+def read_text(path, encoding="utf-8"):
+    """A file, plain or .gz -> its text; UserError names the file and the line of the first fault.
+    """
+    path = Path(path)
+    _require_file(path)
+    return _decode(path, _bytes(path, path.suffix.lower() == ".gz"), encoding)
+
+
+def _require_file(path):
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; expected a file")
 
 
 def _bytes(path, packed):

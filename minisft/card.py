@@ -1,0 +1,34 @@
+"""The card of a pretrained model: where it comes from, how good it is, what it cannot do."""
+
+import dataclasses
+
+from minisft.report import escape
+
+
+def write_card(path, settings, results, samples):
+    """PretrainSettings, figures, texts written by the model -> README.md beside the weights."""
+    lines = [
+        "# A small GPT-2, pretrained with minisft", "",
+        f"{results['parameters']:,} parameters, GPT-2's architecture and file format, float16. "
+        "`transformers` and `minisft` open this folder.", "",
+        "## Text", "",
+        *([f"- {line}" for line in settings.source]
+          or ["The sources were not stated when the model was trained."]), "",
+        "## Held-out text", "", "| figure | value |", "| --- | ---: |",
+        f"| loss (nats a token) | {results['valid_loss']:.4f} |",
+        f"| perplexity | {results['valid_perplexity']:.2f} |",
+        f"| bits per byte | {results['bits_per_byte']:.3f} |",
+        f"| bits per byte of `xz -9e` on the same text | {results['xz_bits_per_byte']:.3f} |",
+        f"| tokens seen in training | {results['tokens_seen']:,} |",
+        f"| training time (s) | {results['train_seconds']:,.0f} |", "",
+        "## Settings", "", "| setting | value |", "| --- | --- |",
+        *(f"| {name} | {escape(value)} |" for name, value in dataclasses.asdict(settings).items()
+          if name not in ("source", "out", "overwrite", "quiet")), "",
+        "## Samples", "", "Written from nothing, temperature 0.8:", "",
+        *(line for text in samples for line in ("> " + escape(text, 600), "")),
+        "## What it cannot do", "",
+        "It is far too small to know facts or to hold a thought over a few sentences: what it "
+        "writes sounds like its texts and means nothing. It has read nothing but those texts, with "
+        "their age and their prejudices. It is meant to be fine-tuned as a classifier, and to be "
+        "read.", ""]
+    path.write_text("\n".join(lines), encoding="utf-8")
