@@ -44,6 +44,9 @@ def finetune(settings, resume=None, say=print):
     if resume is None and settings.out is not None:
         runs.require_free(settings.out, settings.overwrite)
 
+    if settings.train is None and settings.task == "classify":
+        say("no --train file: the texts are toy-news, short news made up by a grammar "
+            "(minisft/data/toy_news.py)")
     # 1. Clean the texts, find the labels, hold out the validation part
     clean = parse_steps(settings.clean)
     task = TASKS[settings.task](settings, clean)
