@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from minisft import hub, plots, runs, state
+from minisft import hub, plots, runs
 from minisft.classify import Classification
 from minisft.complete import Completion
 from minisft.data.text import load_tokenizer, parse_steps, train_tokenizer
@@ -12,7 +12,7 @@ from minisft.files import write_json
 from minisft.folder import Treatment, require_fit, write_folder
 from minisft.models.gpt2 import GPT2Config
 from minisft.settings import Settings, kept_settings, require_in_range, spelled
-from minisft.train import Interrupted, State, fit, make_optimizer
+from minisft.train import Interrupted, begin, fit_in, make_optimizer
 
 TASKS = {"classify": Classification, "complete": Completion}
 
@@ -35,28 +35,18 @@ def finetune(settings, resume=None, say=print):
     `resume`: the folder of an interrupted run, whose own settings then count. Raises UserError for
     anything a user can mend, before a file is written, and train.Interrupted.
     """
-    config = None
-    if resume is not None:
-        config = runs.unfinished(resume)
+    config = None if resume is None else runs.unfinished(resume)
+    if config is not None:
         settings = _kept_settings(config, resume)
     settings = dataclasses.replace(settings, **_defaults(settings))
     require_sound(settings)
     if resume is None and settings.out is not None:
         runs.require_free(settings.out, settings.overwrite)
 
-    if settings.train is None and settings.task == "classify":
-        say("no --train file: the texts are toy-news, short news made up by a grammar "
-            "(minisft/data/toy_news.py)")
     # 1. Clean the texts, find the labels, hold out the validation part
     clean = parse_steps(settings.clean)
     task = TASKS[settings.task](settings, clean)
-    files = {name: runs.fingerprint(getattr(settings, name)) for name in ("train", "valid", "test")}
-    for name, found in files.items():
-        if config is not None and config["files"].get(name) != found:
-            raise UserError(f"{getattr(settings, name)}: has changed since the run {resume} began, "
-                            f"expected the same --{name} file")
-    for step, count in task.cleaned.items():
-        say(f"cleaned {step} in {count:,} training texts")
+    files = _fingerprints(settings, config, resume)
 
     # 2. Load the pretrained model and its tokenizer, turn the texts into tokens
     model, tokenizer = _build(task, settings, say)
@@ -70,17 +60,12 @@ def finetune(settings, resume=None, say=print):
 
     # 3. Fine-tune; the validation part chooses the epoch
     folder = Path(resume or settings.out or runs.first_free("runs", _name(settings)))
-    optimizer, progress = make_optimizer(model, settings), State()
-    if resume is None:
-        runs.start(folder, {"settings": dataclasses.asdict(settings), "files": files,
-                            "parameters": model.store.size, **runs.machine()})
-    elif (folder / "training_state").exists():
-        progress.restore(model, optimizer, *state.load_state(folder / "training_state"))
-        say(f"resuming after step {progress.step}")
-    else:
-        say("the run was interrupted before its first save: starting anew")
+    optimizer = make_optimizer(model, settings)
+    progress = begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files},
+                     model, optimizer, say)
     try:
-        history = _train(task, model, settings, progress, optimizer, folder)
+        history = fit_in(folder, model, task.train_ids, settings, task.validate, progress,
+                         optimizer, loss_options=task.loss_options())
         # 4. Evaluate once, and write down everything
         write_folder(folder / "model", model, tokenizer, treatment)
         results = _finish(task, model, settings, progress, history, folder)
@@ -146,6 +131,11 @@ def _pretrained_lr(model, settings):
 
 def _tell_data(task, treatment, say):
     data = task.data()
+    if task.settings.train is None:
+        say("no --train file: the texts are toy-news, short news made up by a grammar "
+            "(minisft/data/toy_news.py)")
+    for step, count in task.cleaned.items():
+        say(f"cleaned {step} in {count:,} training texts")
     test = "no" if data["n_test"] is None else f"{data['n_test']:,}"
     say(f"{data['n_train']:,} training, {data['n_valid']:,} validation and {test} test texts")
     if data.get("labels"):
@@ -171,25 +161,14 @@ def _name(settings):
     return f"{data}-{Path(settings.model).name}"
 
 
-def _train(task, model, settings, progress, optimizer, folder):
-    log = runs.MetricsLog(folder, _told(progress))
-    try:
-        fit(model, task.train_ids, settings, task.validate, progress, optimizer,
-            save=lambda: state.save_state(folder / "training_state",
-                                    *progress.to_save(model, optimizer)),
-            log=log, loss_options=task.loss_options())
-    finally:
-        log.close()
-    return {"steps": progress.steps, "epochs": progress.epochs}
-
-
-def _told(progress):
-    """-> steps and epochs in the order in which they were logged."""
-    entries = []
-    for epoch in range(1, progress.epoch + 2):
-        entries += [s for s in progress.steps if s["epoch"] == epoch]
-        entries += [e for e in progress.epochs if e["epoch"] == epoch]
-    return entries
+def _fingerprints(settings, config, resume):
+    """-> checksums of the data files; raises UserError when a resumed run began with others."""
+    files = {name: runs.fingerprint(getattr(settings, name)) for name in ("train", "valid", "test")}
+    for name, found in files.items():
+        if config is not None and config["files"].get(name) != found:
+            raise UserError(f"{getattr(settings, name)}: has changed since the run {resume} began, "
+                            f"expected the same --{name} file")
+    return files
 
 
 def _kept_settings(config, folder):

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from tqdm import tqdm
 
-from minisft import plots, random, runs, state
+from minisft import plots, random, runs
 from minisft.batch import by_tokens
 from minisft.card import write_card
 from minisft.data.documents import documents, encode
@@ -24,7 +24,7 @@ from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
 from minisft.optim import SCHEDULES
 from minisft.settings import kept_settings, option, require_in_range
-from minisft.train import Interrupted, Sequences, State, fit, make_optimizer
+from minisft.train import Interrupted, Sequences, begin, fit_in, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,12 @@ def pretrain(settings, resume=None, say=print):
     tokenizer = (load_tokenizer(folder / "model") if (folder / "model").is_dir() and resume
                  else train_tokenizer(train, settings.vocab_size))
     pretraining = Pretraining(settings, tokenizer, train, valid, say)
-    model, progress = pretraining.model, State()
-    optimizer = make_optimizer(model, settings)
-    if resume is None:
-        runs.start(folder, {"settings": dataclasses.asdict(settings), "files": files,
-                            "parameters": model.store.size, **runs.machine()})
+    optimizer = make_optimizer(pretraining.model, settings)
+    progress = begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files},
+                     pretraining.model, optimizer, say)
+    if not resume:
         (folder / "model").mkdir()
         save_tokenizer(tokenizer, folder / "model", settings.positions, END)
-    elif (folder / "training_state").exists():
-        progress.restore(model, optimizer, *state.load_state(folder / "training_state"))
-        say(f"resuming after step {progress.step}")
     try:
         return pretraining.run(folder, optimizer, progress)
     except (Interrupted, KeyboardInterrupt):
@@ -170,17 +166,8 @@ class Pretraining:
 
     def run(self, folder, optimizer, progress):
         """Trains, evaluates and writes everything into the folder; -> results."""
-        told = [entry for n in range(1, progress.epoch + 2) for entry in
-                [*(s for s in progress.steps if s["epoch"] == n),
-                 *(e for e in progress.epochs if e["epoch"] == n)]]
-        log = runs.MetricsLog(folder, told)
-        try:
-            fit(self.model, self.train, self.settings, self.validate, progress, optimizer,
-                save=lambda: state.save_state(folder / "training_state",
-                                              *progress.to_save(self.model, optimizer)),
-                log=log, plan=self.plan())
-        finally:
-            log.close()
+        history = fit_in(folder, self.model, self.train, self.settings, self.validate, progress,
+                         optimizer, plan=self.plan())
         best = progress.best
         results = {key: best[key] for key in ("valid_loss", "valid_perplexity", "bits_per_byte")}
         results |= {"xz_bits_per_byte": xz_bits_per_byte(self.valid_text),
@@ -189,8 +176,7 @@ class Pretraining:
                     "steps": progress.step, "parameters": self.model.store.size}
         write_folder(folder / "model", self.model, self.tokenizer, Treatment(clean=()),
                      dtype=np.float16)
-        plots.curves({"steps": progress.steps, "epochs": progress.epochs}, folder / "curves.png",
-                     best_step=best["step"])
+        plots.curves(history, folder / "curves.png", best_step=best["step"])
         write_card(folder / "model" / "README.md", self.settings, results, self.samples(3))
         write_json(folder / "results.json", results)
         self.say(f"held-out loss {results['valid_loss']:.4f}, perplexity "

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from minisft import optim, random
+from minisft import optim, random, runs
+from minisft import state as states
 from minisft.batch import by_tokens, pack
 from minisft.errors import UserError
+
+STATE = "training_state"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,13 @@ class State:
                            if name.startswith("optimizer.")}, info["optimizer_t"])
 
 
+    def told(self):
+        """-> steps and epochs in the order in which they were logged."""
+        return [entry for n in range(1, self.epoch + 2)
+                for entries in (self.steps, self.epochs) for entry in entries
+                if entry["epoch"] == n]
+
+
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM came; the state has been saved."""
 
@@ -83,6 +93,31 @@ def make_optimizer(model, settings):
     return optim.OPTIMIZERS[settings.optimizer](
         model.store, weight_decay=settings.weight_decay,
         rates=optim.layer_rates(model.store, settings.layer_decay), **options)
+
+
+def begin(folder, resume, config, model, optimizer, say):
+    """Makes a new run's folder with its config.json, or goes on from the state in it; -> State."""
+    progress = State()
+    if not resume:
+        runs.start(folder, config | {"parameters": model.store.size, **runs.machine()})
+    elif (folder / STATE).exists():
+        progress.restore(model, optimizer, *states.load_state(folder / STATE))
+        say(f"resuming after step {progress.step}")
+    else:
+        say("the run was interrupted before its first save: starting anew")
+    return progress
+
+
+def fit_in(folder, model, sequences, settings, validate, progress, optimizer, **options):
+    """`fit`, with the log and the state in the run's folder; -> history of steps and epochs."""
+    log = runs.MetricsLog(folder, progress.told())
+    try:
+        fit(model, sequences, settings, validate, progress, optimizer, log=log,
+            save=lambda: states.save_state(folder / STATE, *progress.to_save(model, optimizer)),
+            **options)
+    finally:
+        log.close()
+    return {"steps": progress.steps, "epochs": progress.epochs}
 
 
 def plan_batches(sequences, settings):

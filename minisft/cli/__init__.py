@@ -19,7 +19,8 @@ class _Formatter(argparse.HelpFormatter):
     def _get_help_string(self, action):
         default = action.default
         # 0 is a default worth showing, though it equals False
-        if default in (None, argparse.SUPPRESS) or default is False or "(default" in action.help:
+        if default in (None, (), argparse.SUPPRESS) or default is False or \
+                "(default" in action.help:
             return action.help
         shown = " ".join(default) if isinstance(default, list | tuple) else default
         return f"{action.help} (default: {shown})"
