@@ -136,14 +136,18 @@ def test_what_only_a_file_makes_sense_with(work, capsys):
 
 
 @pytest.mark.parametrize("task", ["classify", "complete"])
-def test_a_run_that_diverges_says_it_in_one_line(work, task):
-    """In a process of its own: a warning would be a line more there."""
+@pytest.mark.parametrize("batch_tokens", ["50", "10000"])
+def test_a_run_that_diverges_says_it_in_one_line(work, task, batch_tokens):
+    """In the second step, or in the validation after the only one.
+
+    In a process of its own: a warning would be a line more there.
+    """
     columns = ["--prompt-column", "text", "--completion-column", "label"]
     found = subprocess.run(
         [sys.executable, "-m", "minisft", "finetune", "--train", "../good.csv", "--task", task,
          *(columns if task == "complete" else []), "--width", "8", "--heads", "2", "--lr", "1e30",
-         "--warmup", "0", "--epochs", "1"], capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)})
+         "--warmup", "0", "--epochs", "1", "--batch-tokens", batch_tokens],
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert found.returncode == 2
     assert found.stderr.startswith("minisft: ") and found.stderr.count("\n") == 1
     assert "--lr" in found.stderr
@@ -157,7 +161,8 @@ def test_label_unknown_at_test_time(work, capsys):
     assert not list((work / "work").iterdir())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bit flip", "config", "tokenizer", "pickle"])
+@pytest.mark.parametrize("damage", ["truncated", "bit flip", "config", "tokenizer", "no tokenizer",
+                                    "pickle"])
 def test_damaged_models(work, capsys, damage):
     weights, words = work / "classifier" / "model.safetensors", ["classifier", "model.safetensors"]
     if damage == "truncated":
@@ -181,6 +186,9 @@ def test_damaged_models(work, capsys, damage):
                 tokens["model"]["vocab"][f"new{i}"] = i
             path.write_text(json.dumps(tokens))
         words = ["classifier", "tokens", "300"]
+    elif damage == "no tokenizer":
+        (work / "classifier" / "tokenizer.json").unlink()
+        words = ["classifier", "no tokenizer", "tokenizer.json"]
     else:
         weights.rename(work / "classifier" / "pytorch_model.bin")
         words = ["pytorch_model.bin", "pickle"]
