@@ -158,7 +158,9 @@ def _tell_data(task, treatment, say):
 
 def _name(settings):
     data = Path(settings.train).name.split(".")[0] if settings.train else "toy-news"
-    return f"{data}-{Path(settings.model).name}"
+    model = Path(settings.model).resolve()
+    # a folder that a run left is called `model`: the run's own name says more
+    return f"{data}-{model.parent.name if model.name == 'model' else model.name}"
 
 
 def _fingerprints(settings, config, resume):
