@@ -1,8 +1,14 @@
 """The card of a pretrained model: where it comes from, how good it is, what it cannot do."""
 
 import dataclasses
+import shlex
+from pathlib import Path
 
 from minisft.report import escape
+from minisft.settings import spelled
+
+# What says nothing of the model, or stands in the card by itself
+UNTOLD = ("source", "out", "overwrite", "quiet")
 
 
 def write_card(path, settings, results, samples):
@@ -21,9 +27,10 @@ def write_card(path, settings, results, samples):
         f"| bits per byte of `xz -9e` on the same text | {results['xz_bits_per_byte']:.3f} |",
         f"| tokens seen in training | {results['tokens_seen']:,} |",
         f"| training time (s) | {results['train_seconds']:,.0f} |", "",
-        "## Settings", "", "| setting | value |", "| --- | --- |",
-        *(f"| {name} | {escape(value)} |" for name, value in dataclasses.asdict(settings).items()
-          if name not in ("source", "out", "overwrite", "quiet")), "",
+        "![Loss and learning rate](curves.png)", "",
+        "## Settings", "", "```sh", command(settings), "```", "",
+        "| setting | value |", "| --- | --- |",
+        *(f"| {name} | {escape(value)} |" for name, value in told(settings).items()), "",
         "## Samples", "", "Written from nothing, temperature 0.8:", "",
         *(line for text in samples for line in ("> " + escape(text, 600), "")),
         "## What it cannot do", "",
@@ -32,3 +39,22 @@ def write_card(path, settings, results, samples):
         "their age and their prejudices. It is meant to be fine-tuned as a classifier, and to be "
         "read.", ""]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def told(settings):
+    """-> the settings that made the model; files by their names, not by where they lay."""
+    values = {name: value for name, value in dataclasses.asdict(settings).items()
+              if name not in UNTOLD}
+    values["text"] = tuple(Path(path).name for path in settings.text)
+    values["valid"] = settings.valid and Path(settings.valid).name
+    return values
+
+
+def command(settings):
+    """-> the command line that gives this model again: every setting that is not its default."""
+    words = ["minisft", "pretrain"]
+    defaults = {f.name: f.default for f in dataclasses.fields(settings)}
+    for name, value in told(settings).items():
+        if value != defaults[name]:
+            words += [spelled(name), *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)

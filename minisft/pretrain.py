@@ -176,7 +176,8 @@ class Pretraining:
                     "steps": progress.step, "parameters": self.model.store.size}
         write_folder(folder / "model", self.model, self.tokenizer, Treatment(clean=()),
                      dtype=np.float16)
-        plots.curves(history, folder / "curves.png", best_step=best["step"])
+        for place in (folder, folder / "model"):      # the card shows them too
+            plots.curves(history, place / "curves.png", best_step=best["step"])
         write_card(folder / "model" / "README.md", self.settings, results, self.samples(3))
         write_json(folder / "results.json", results)
         self.say(f"held-out loss {results['valid_loss']:.4f}, perplexity "

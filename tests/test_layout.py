@@ -13,7 +13,7 @@ PACKAGE = ROOT / "minisft"
 FLOORS = [
     ["errors", "array"],
     ["random", "erf", "gradcheck", "batch", "metrics", "report", "parameters", "files", "plots"],
-    ["tensors", "runs", "data.table", "card", "data.text", "data.toy_news", "ops.embedding",
+    ["tensors", "runs", "data.table", "data.text", "data.toy_news", "ops.embedding",
      "ops.linear", "ops.layer_norm", "ops.gelu", "ops.softmax", "ops.dropout", "optim"],
     ["state", "data.read", "data.documents", "ops.attention", "ops.cross_entropy", "settings"],
     ["ops"],
@@ -22,7 +22,7 @@ FLOORS = [
     ["models.heads"],
     ["checkpoint", "checks", "generate", "mistakes"],
     ["hub", "train", "evaluate"],
-    ["folder"],
+    ["folder", "card"],
     ["classify", "complete"],
     ["finetune", "pretrain"],
     ["cli.arguments"],

@@ -108,8 +108,10 @@ def test_folder_and_card(run):
         "config.json", "metrics.jsonl", "model", "training_state", "results.json", "curves.png"}
     card = (run / "model" / "README.md").read_text()
     for words in ("Words of our own: MIT", "bits per byte of `xz -9e`", "What it cannot do",
-                  "tokens seen", "| seed | 0 |"):
+                  "tokens seen", "| seed | 0 |", "](curves.png)",
+                  "minisft pretrain --text text.txt --layers 1 --width 16 --heads 2"):
         assert words in card
+    assert str(run.parent) not in card and (run / "model" / "curves.png").stat().st_size
     assert (run / "model" / "model.safetensors").stat().st_size < 2.2 * json.loads(
         (run / "results.json").read_text())["parameters"] + 4000
 
