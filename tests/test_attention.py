@@ -273,3 +273,9 @@ def test_matches_pytorch(rng, queries, keys, causal):
     close(y, output.detach().numpy())
     for ours, theirs in zip(attention.backward(dy, cache), tensors, strict=True):
         close(ours, theirs.grad.numpy())
+
+
+def test_two_sequences_may_share_keys(rng):
+    q, k, v = (rng.standard_normal((n, 2, 3)) for n in (3, 4, 4))
+    given = np.array([0, 1, 3]), np.array([0, 1]), np.array([3, 3])     # rows 1 and 2 serve both
+    check(lambda q, k, v: attention.forward(q, k, v, *given), attention.backward, q, k, v)

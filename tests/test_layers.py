@@ -302,3 +302,19 @@ def test_part_of_a_layer_can_be_frozen(rng, wanted):
     assert model.store.live
     for p in model.store.live:
         np.testing.assert_allclose(p.grad, whole[p.name], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [Classifier, LanguageModel])
+def test_a_forward_between_ends_the_loss(rng, kind):
+    batch = batch_of(rng) if kind is Classifier else next_tokens(rng)
+    model = model_of(rng, kind)
+    model.loss(batch, STREAM)
+    model.forward(batch)
+    with pytest.raises(RuntimeError, match="needs a forward of its own"):
+        model.loss_backward()
+
+
+def test_a_label_that_is_no_class_is_refused(rng):
+    model = model_of(rng, Classifier)
+    with pytest.raises(ValueError, match="labels from -1 to 0, but the classes are 0 to 2"):
+        model.loss(pack([[1], [2]], labels=[0, -1]))

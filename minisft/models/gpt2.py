@@ -109,7 +109,7 @@ class GPT2(Layer):
     def backward(self, dy):
         """dhidden (N,C) or (B,C) -> gradient of the embedded tokens (N,C).
 
-        Stops at the lowest layer that is trained and returns None when that is not the lowest.
+        Stops at the lowest layer that is trained; returns None unless that is the embeddings.
         """
         lowest = min((p.layer for p in self.parameters() if p.grad is not None), default=None)
         if lowest is None:

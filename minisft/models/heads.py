@@ -76,6 +76,7 @@ class Classifier(Model):
 
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
+        self.loss_cache = None     # of an earlier forward, whose layers' caches end here
         return self.score.forward(self.trunk.forward(batch, stream, last_only=True))
 
     def backward(self, dlogits):
@@ -83,7 +84,14 @@ class Classifier(Model):
         return self.trunk.backward(self.score.backward(dlogits))
 
     def loss(self, batch, stream=None, weights=None, smoothing=0.0):
-        """Batch with labels (B,) -> loss summed over the texts, denominator, logits (B,K)."""
+        """Batch with labels (B,) -> loss summed over the texts, denominator, logits (B,K).
+
+        Raises ValueError for a label that is no class.
+        """
+        labels = batch.labels[batch.labels != cross_entropy.IGNORE]
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.names):
+            raise ValueError(f"labels from {labels.min()} to {labels.max()}, but the classes are "
+                             f"0 to {len(self.names) - 1}")
         logits = self.forward(batch, stream)
         xp = array_module(logits)
         (loss, denominator), self.loss_cache = cross_entropy.forward(
@@ -105,7 +113,8 @@ class LanguageModel(Model):
             self.build(dtype, seed)
 
     def forward(self, batch, stream=None, rows=None, last_only=False, past=None):
-        """Batch -> logits (N,V), or of some rows, or (B,V) of each sequence's last token."""
+        """Batch -> logits (N,V), or of some distinct rows, or (B,V) of each sequence's last."""
+        self.loss_cache = None     # of an earlier forward, whose layers' caches end here
         hidden = self.trunk.forward(batch, stream, last_only, past)
         n = len(hidden)
         if rows is not None:

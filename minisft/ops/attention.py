@@ -47,13 +47,13 @@ def backward(dy, cache):
     for b, (queries, keys) in enumerate(_ranges(cu_seqlens, key_starts, key_lengths, causal)):
         p, m = kept[b]                                                            # (H,Tq,Tk)
         dy_b = _split(dy[queries])                                                # (H,Tq,D)
-        dv[keys] = _merge(_transpose(p if m is None else p * m) @ dy_b)           # (4)
+        dv[keys] += _merge(_transpose(p if m is None else p * m) @ dy_b)           # (4)
         dp = dy_b @ _transpose(_split(v[keys]))
         if m is not None:
             dp *= m                                                               # (5)
         ds = softmax.backward(dp, (p,))                                           # (6)
         dq[queries] = _merge(ds @ _split(k[keys])) * scale                        # (7)
-        dk[keys] = _merge(_transpose(ds) @ _split(q[queries])) * scale
+        dk[keys] += _merge(_transpose(ds) @ _split(q[queries])) * scale
     return dq, dk, dv
 
 
