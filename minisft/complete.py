@@ -31,8 +31,10 @@ def join(prompt_ids, completion_ids, end, max_length):
     return ids, labels, cut
 
 
-def encode(tokenizer, prompts, treatment, max_new_tokens):
-    """Prompts -> Sequences, token ids to generate from (with room for the answer), how many cut.
+def encode(tokenizer, prompts, treatment):
+    """Prompts -> Sequences, the prompts' token ids to generate from, how many were cut.
+
+    Generation is given the same part of the prompt as the loss; it ends at the model's length.
 
     Raises UserError for a tokenizer or a length that cannot do it.
     """
@@ -46,9 +48,10 @@ def encode(tokenizer, prompts, treatment, max_new_tokens):
     answers, _ = encode_all(tokenizer, prompts.completions)
     joined = [join(p, a, end, treatment.max_length)
               for p, a in zip(starts, answers, strict=True)]
-    room = max(treatment.max_length - max_new_tokens, 1)
+    # the first label that counts stands at the prompt's last token
+    kept = [ids[:np.flatnonzero(labels != IGNORE)[0] + 1] for ids, labels, _ in joined]
     return (Sequences([ids for ids, _, _ in joined], [labels for _, labels, _ in joined]),
-            [p[-room:] for p in starts], sum(cut for _, _, cut in joined))
+            kept, sum(cut for _, _, cut in joined))
 
 
 def measure(model, tokenizer, sequences, starts, expected, batch_tokens, max_new_tokens, shown):
@@ -107,7 +110,7 @@ class Completion:
         (self.train_ids, _, cut_train), (self.valid_ids, self.valid_starts, cut_valid), \
             (self.test_ids, self.test_starts, cut_test) = (
                 none if part is None else
-                encode(tokenizer, part, treatment, self.settings.max_new_tokens)
+                encode(tokenizer, part, treatment)
                 for part in (self.train, self.valid, self.test))
         self.cut = {"cut_train": cut_train + cut_valid, "cut_test": cut_test}
 

@@ -1,5 +1,6 @@
 """The task `complete`: where the loss is taken, what a run leaves, and `minisft generate`."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from minisft import complete
 from minisft.batch import pack
 from minisft.cli import main
+from minisft.data.read import read_prompts
 from minisft.folder import end_token, read_folder
 from minisft.generate import Sampler, generate
 from minisft.metrics import exact_match
@@ -151,3 +153,14 @@ def test_instruction_data(shared_data, tmp_path):
                  "instruction", "input", "--completion-column", "output", "--out",
                  str(tmp_path / "run"), *TINY, "--epochs", "1", "--max-new-tokens", "2"]) == 0
     assert json.loads((tmp_path / "run" / "results.json").read_text())["n_test"] > 90
+
+
+def test_generation_is_given_what_the_loss_saw(run):
+    _, tokenizer, treatment = read_folder(run / "model")
+    prompts = read_prompts(run.parent / "pairs.jsonl", ["question", "hint"], "answer")
+    for most in (64, 6):
+        sequences, starts, cut = complete.encode(
+            tokenizer, prompts, dataclasses.replace(treatment, max_length=most))
+        for ids, labels, start in zip(sequences.ids, sequences.labels, starts, strict=True):
+            assert start.tolist() == ids[:len(ids) - (labels != IGNORE).sum()].tolist()
+        assert (cut == 0) == (most == 64)

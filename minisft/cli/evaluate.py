@@ -63,7 +63,7 @@ def _language_model(args, model, tokenizer, treatment):
     """-> the figures, and the line that shows them."""
     prompts = read_prompts(args.test, args.prompt_column, args.completion_column, treatment.clean,
                            args.encoding, not args.no_header)
-    sequences, starts, cut = complete.encode(tokenizer, prompts, treatment, args.max_new_tokens)
+    sequences, starts, cut = complete.encode(tokenizer, prompts, treatment)
     found, _ = complete.measure(model, tokenizer, sequences, starts, prompts.completions,
                                 args.batch_tokens, args.max_new_tokens, shown=True)
     return found | {"cut": cut}, [complete.headline("test", found) + f", {cut} cut"]

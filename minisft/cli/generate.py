@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minisft.cli.arguments import add_model, whole
-from minisft.data.text import encode_all
+from minisft.data.text import clean, encode_all
 from minisft.errors import UserError
 from minisft.folder import end_token, read_folder
 from minisft.generate import Sampler, generate
@@ -38,7 +38,8 @@ def run(args):
         raise UserError(str(error)) from None
     model, tokenizer, treatment = read_folder(args.model, args.download, task="complete")
     room = model.trunk.config.n_positions
-    texts = [prompt + (treatment.separator or "") for prompt in args.prompt]
+    texts = [clean(prompt, treatment.clean)[0] + (treatment.separator or "")
+             if treatment.separator else prompt for prompt in args.prompt]
     ids, _ = encode_all(tokenizer, texts)
     for n, x in enumerate(ids):
         if len(x) > room:
