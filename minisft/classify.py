@@ -132,7 +132,7 @@ class Classification:
         lines = [f"{where} accuracy {results['accuracy']:.4f} (95% interval "
                  f"{results['accuracy_low']:.4f} to {results['accuracy_high']:.4f}), macro F1 "
                  f"{results['macro_f1']:.4f}, loss {results['loss']:.4f}, {results['n']} texts; "
-                 f"the largest class alone would give {results['majority']:.4f}"]
+                 f"the largest class of them alone would give {results['majority']:.4f}"]
         if bayes := results.get("naive_bayes"):
             lines.append(f"for scale, naive Bayes (a bag of words) on the same texts: accuracy "
                          f"{bayes['accuracy']:.4f} (95% interval {bayes['accuracy_low']:.4f} to "

@@ -51,7 +51,7 @@ def finetune(settings, resume=None, say=print):
     # 2. Load the pretrained model and its tokenizer, turn the texts into tokens
     model, tokenizer = _build(task, settings, say)
     if settings.lr is None:
-        settings = dataclasses.replace(settings, lr=_pretrained_lr(model, settings))
+        settings = dataclasses.replace(settings, lr=_default_lr(model, settings))
     treatment = Treatment(clean, min(settings.max_length or model.trunk.config.n_positions,
                                      model.trunk.config.n_positions), settings.truncate,
                           settings.separator if settings.task == "complete" else None)
@@ -123,10 +123,12 @@ def _build(task, settings, say):
     return model, tokenizer
 
 
-def _pretrained_lr(model, settings):
+def _default_lr(model, settings):
     # 5e-5 is the field's choice at GPT-2's width 768; narrower models want more, and a head that
     # starts from random weights on a frozen model most.
-    return 1e-3 if settings.train_layers == "head" else 5e-5 * 768 / model.trunk.config.n_embd
+    adam = 1e-3 if settings.model == "scratch" or settings.train_layers == "head" else (
+        5e-5 * 768 / model.trunk.config.n_embd)
+    return 100 * adam if settings.optimizer == "sgd" else adam     # its steps know no scale
 
 
 def _tell_data(task, treatment, say):
@@ -188,5 +190,5 @@ def _defaults(settings):
     scratch = settings.model == "scratch"
     values = {"epochs": 15 if scratch else 3,
               "clean": "none" if settings.task == "complete" else "all",
-              "lr": 1e-3 if scratch else None, "dropout": 0.3 if scratch else None}
+              "dropout": 0.3 if scratch else None}
     return {name: value for name, value in values.items() if getattr(settings, name) is None}

@@ -93,7 +93,8 @@ def generate(model, prompts, max_new_tokens, sampler, end_token=None, progress=N
     """LanguageModel, B arrays of token ids -> B Generated.
 
     `progress(n)` hears of n new tokens. Position embeddings are learned, so a sequence stops when
-    it holds n_positions tokens. Raises ValueError for an empty prompt or one beyond n_positions.
+    n_positions of its tokens have been read; one more may follow. Raises ValueError for an empty
+    prompt or one beyond n_positions.
     """
     room = model.trunk.config.n_positions
     if max(len(p) for p in prompts) > room:

@@ -57,14 +57,15 @@ class Settings:
     dropout: float = option(None, "dropout everywhere (default: the model's; scratch: 0.3)",
                             type=float)
     train_layers: str = option("all", "what is trained: all, head, or last:K (the last K blocks "
-                               "and the head)", metavar="WHICH")
+                               "and the head; the matrix that a language model shares with its "
+                               "token table is trained with all only)", metavar="WHICH")
     epochs: int = option(None, "passes over the training texts (default: 3; scratch: 15)",
                          type=int)
     batch_tokens: int = option(2048, "most tokens of an optimizer step", type=int)
     micro_tokens: int = option(8192, "most tokens computed at once; a larger step is accumulated",
                                type=int)
     lr: float = option(None, "highest learning rate (default: 5e-5 * 768 / width; scratch, and "
-                       "--train-layers head: 1e-3)", type=float)
+                       "--train-layers head: 1e-3; sgd: a hundred times that)", type=float)
     schedule: str = option("linear", "how the learning rate falls", choices=SCHEDULES)
     warmup: float = option(0.1, "part of all steps over which the learning rate rises", type=float)
     optimizer: str = option("adamw", "the optimizer", choices=tuple(OPTIMIZERS))

@@ -144,7 +144,8 @@ def train_step(model, sequences, numbers, optimizer, lr, settings, stream, loss_
     mean, norm = total / denominator, optim.gradient_norm(model.store) / denominator
     if not (math.isfinite(mean) and math.isfinite(norm)):
         raise UserError(f"step {optimizer.t + 1}: the loss is {mean:.4g} and the gradient's norm "
-                        f"{norm:.4g}; a smaller --lr (now {lr:.2g}) may help")
+                        f"{norm:.4g}; a smaller --lr (now {lr:.2g}) may help, with --overwrite or "
+                        "another --out")
     optimizer.step(lr, optim.clip_scale(norm, settings.clip) / denominator)
     return mean, norm
 
