@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from minisft import optim, random, runs
 from minisft import state as states
+from minisft.array import to_cpu
 from minisft.batch import by_tokens, pack
 from minisft.errors import UserError
 
@@ -60,20 +62,23 @@ class State:
         arrays["values"] = model.store.values
         if self.best_values is not None:
             arrays["best_values"] = self.best_values
-        return arrays, {name: getattr(self, name) for name in self.INFO} | {"optimizer_t": t}
+        return arrays, {name: getattr(self, name) for name in self.INFO} | {
+            "optimizer_t": t, "frozen": _frozen_checksum(model)}
 
     def restore(self, model, optimizer, arrays, info):
-        """The other way round, from what `to_save` gave."""
-        for name in self.INFO:
-            setattr(self, name, info[name])
-        self.best_values = arrays.get("best_values")
+        """The other way round, from what `to_save` gave; raises UserError for another model."""
         if arrays["values"].shape != model.store.values.shape:
             raise UserError(f"the saved state has {arrays['values'].size} values, "
                             f"the model {model.store.values.size}")
+        if info.get("frozen", _frozen_checksum(model)) != _frozen_checksum(model):
+            raise UserError("the layers that are not trained have changed since the run began, "
+                            "expected the same model")
+        for name in self.INFO:
+            setattr(self, name, info[name])
+        self.best_values = arrays.get("best_values")
         model.store.values[...] = arrays["values"]
         optimizer.restore({name.removeprefix("optimizer."): a for name, a in arrays.items()
                            if name.startswith("optimizer.")}, info["optimizer_t"])
-
 
     def told(self):
         """-> steps and epochs in the order in which they were logged."""
@@ -191,7 +196,7 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
             if save is not None:
                 save()
             if interrupted:
-                _tell_saved(save)
+                raise Interrupted
     if state.best_values is not None:
         model.store.values[...] = state.best_values
     return state
@@ -210,8 +215,13 @@ def _finish_epoch(model, settings, validate, state, log):
                 f"{key.replace('_', ' ')} {value:.4f}" for key, value in report.items()
                 if isinstance(value, float) and key != "score"))
     state.epochs.append(report)
-    _tell(log, report)
     state.epoch, state.index = state.epoch + 1, 0
+    _tell(log, report)     # last: whatever it raises, the state is that of an epoch that ended
+
+
+def _frozen_checksum(model):
+    # a state keeps what is trained; the rest must be what it was, or the run goes on with another
+    return zlib.crc32(to_cpu(model.store.frozen_values))
 
 
 def _patience_is_over(state, settings):

@@ -162,6 +162,18 @@ def test_state_of_another_model_is_refused(tmp_path):
         State().restore(other, make_optimizer(other, SETTINGS), *states.load_state(tmp_path))
 
 
+def test_a_state_goes_on_only_over_the_same_frozen_layers(tmp_path):
+    model, state = classifier(), State()
+    model.train_layers("last:1")
+    states.save_state(tmp_path, *state.to_save(model, make_optimizer(model, SETTINGS)))
+    again = classifier()
+    again.train_layers("last:1")
+    State().restore(again, make_optimizer(again, SETTINGS), *states.load_state(tmp_path))
+    again.store["wte.weight"].value[3, 1] += 1e-3
+    with pytest.raises(UserError, match="not trained have changed"):
+        State().restore(again, make_optimizer(again, SETTINGS), *states.load_state(tmp_path))
+
+
 @pytest.mark.parametrize("which, lowest", [("head", 4), ("last:1", 2), ("last:2", 1)])
 def test_frozen_layers_stay(sequences, monkeypatch, which, lowest):
     full = classifier(np.float64)
