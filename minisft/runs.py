@@ -14,6 +14,8 @@ from minisft.files import read_json, write_json
 # What a run writes; `--overwrite` removes these and touches nothing else in the folder.
 CONTENTS = ("config.json", "metrics.jsonl", "model", "training_state", "curves.png",
             "confusion.png", "results.json", "report.md")
+# A run killed while it wrote a file leaves the part it had (files.replacing).
+PARTIAL = tuple(f".{name}.partial" for name in CONTENTS)
 
 
 def first_free(parent, name):
@@ -34,7 +36,7 @@ def require_free(folder, overwrite):
     if found and not overwrite:
         raise UserError(f"{folder} is not empty ({', '.join(found[:3])}, ...): choose another "
                         "--out, or --overwrite, or --resume it")
-    strangers = [name for name in found if name not in CONTENTS]
+    strangers = [name for name in found if name not in CONTENTS + PARTIAL]
     if strangers:
         raise UserError(f"{folder} holds {strangers[0]!r}, which no run made: choose another --out")
 
@@ -52,9 +54,9 @@ def unfinished(folder):
 def start(folder, config):
     """Makes the folder, without what an earlier run left, and writes config.json."""
     folder = Path(folder)
-    for name in CONTENTS:
+    for name in CONTENTS + PARTIAL:
         path = folder / name
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():     # a link goes, what it leads to stays
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

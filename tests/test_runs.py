@@ -39,6 +39,24 @@ def test_start_removes_what_a_run_left_and_no_more(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == {"settings": {"seed": 1}}
 
 
+def test_parts_of_files_from_a_killed_run_do_not_stand_in_the_way(tmp_path):
+    (tmp_path / ".results.json.partial").touch()
+    (tmp_path / ".model.partial").mkdir()
+    runs.require_free(tmp_path, True)
+    runs.start(tmp_path, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_start_follows_no_link(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "weights").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(elsewhere)
+    runs.start(tmp_path / "run", {})
+    assert (elsewhere / "weights").exists() and not (tmp_path / "run" / "model").exists()
+
+
 def test_the_log_of_a_resumed_run_is_whole(tmp_path):
     first = runs.MetricsLog(tmp_path)
     first({"step": 1})
