@@ -12,7 +12,7 @@ import numpy as np
 from minisft.gradcheck import check
 from minisft.layers import Block
 from minisft.models.heads import LanguageModel
-from minisft.ops import attention, softmax
+from minisft.ops import attention, cross_entropy, softmax
 
 
 def softmax_rowsum(dp, cache):
@@ -52,13 +52,14 @@ def dropout_mask(dy, cache):
 
 
 def cross_entropy_onehot(dloss, cache):
-    logp, t = cache
-    return dloss * np.exp(logp) * t.sum(axis=-1, keepdims=True)
+    z, m, e, _, counted, on_label, weights, smoothing = cache
+    spread = 0 if weights is None else smoothing * weights.mean()
+    return dloss * np.exp(z - m) / e * (on_label + counted * spread)[:, None]
 
 
 def cross_entropy_ignored(dloss, cache):
-    logp, t = cache
-    return dloss * (np.exp(logp) - t)
+    z, m, e, y, counted, *rest = cache
+    return cross_entropy.backward(dloss, (z, m, e, y, np.ones_like(counted), *rest))
 
 
 def attention_scale(dy, cache):

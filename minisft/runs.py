@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 from importlib.metadata import version
 from pathlib import Path
 
+from minisft import rows
 from minisft.errors import UserError
 from minisft.files import read_json, write_json
 
@@ -95,7 +95,7 @@ def machine():
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
-        "threads": os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count()),
+        "threads": rows.threads(),
     }
 
 

@@ -12,7 +12,9 @@ PACKAGE = ROOT / "minisft"
 # A module imports only from floors below its own. `__init__` files of a folder count as the folder.
 FLOORS = [
     ["errors", "array"],
-    ["random", "erf", "gradcheck", "batch", "metrics", "report", "parameters", "files", "plots"],
+    ["random", "rows", "erf", "gradcheck", "batch", "metrics", "report", "parameters", "files",
+     "plots"],
+    ["schedule"],
     ["tensors", "runs", "data.table", "data.text", "data.toy_news", "ops.embedding",
      "ops.linear", "ops.layer_norm", "ops.gelu", "ops.softmax", "ops.dropout", "optim"],
     ["state", "data.read", "data.documents", "ops.attention", "ops.cross_entropy", "settings"],

@@ -14,6 +14,7 @@ class Model(Layer):
 
     fresh = ()            # names of the parameters that a checkpoint lacked and `load` drew
     loss_cache = None
+    overwrites_logits = False
 
     def build(self, dtype, seed=None):
         """Lays all parameters into one store, zeros or, with a seed, initial values.
@@ -30,7 +31,8 @@ class Model(Layer):
             raise RuntimeError(f"{type(self).__name__}.loss_backward needs a forward of its own "
                                "before")
         cache, self.loss_cache = self.loss_cache, None
-        return self.backward(cross_entropy.backward(1.0, cache))
+        out = cache[0] if self.overwrites_logits else None
+        return self.backward(cross_entropy.backward(1.0, cache, out))
 
     def train_layers(self, which):
         """"all", "head", or "last:K" (the last K blocks, the last LayerNorm and the head).
@@ -105,6 +107,8 @@ class LanguageModel(Model):
     With the tied matrix one parameter gets two gradients.
     """
 
+    overwrites_logits = True     # N x V numbers, held once: the gradient takes their place
+
     def __init__(self, config, tied=True, dtype=np.float32, seed=0):
         self.trunk = GPT2(config)
         self.lm_head = None if tied else Linear("lm_head", config.n_embd, config.vocab_size,
@@ -146,7 +150,7 @@ class LanguageModel(Model):
 
     def loss(self, batch, stream=None):
         """Batch with the next token of each token (N,) as labels -> summed loss, denominator,
-        logits of the rows that count."""
+        logits of the rows that count; `loss_backward` overwrites them."""
         rows = np.flatnonzero(batch.labels != cross_entropy.IGNORE)
         logits = self.forward(batch, stream, rows)
         xp = array_module(logits)

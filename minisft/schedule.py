@@ -1,0 +1,115 @@
+"""The one place that decides how a formula runs: as it stands, or in blocks of rows.
+
+`@by_rows` marks an operation of which every row of the result depends on the same row of its
+arguments alone. A reader may leave the decorator out: it changes no value beyond the order in
+which sums over rows are taken. The plain formula stays callable as `function.formula`.
+"""
+
+from functools import wraps
+from inspect import signature
+
+import numpy as np
+
+from minisft import rows
+
+
+class Cache(tuple):
+    """A cache made in blocks of rows; `by_row` says which of its entries have rows."""
+
+    def __new__(cls, entries, by_row):
+        made = super().__new__(cls, entries)
+        made.by_row = by_row
+        return made
+
+
+def by_rows(*split, sums=()):
+    """`split`: names of the arguments with a row for each token; `sums`: which of the results,
+    counted from 0, are sums over rows.
+
+    A `cache` argument is split as the forward that made it was.
+    """
+    def decorate(formula):
+        names = list(signature(formula).parameters)
+
+        @wraps(formula)
+        def scheduled(*args, **options):
+            given = dict(zip(names, args, strict=False)) | options
+            cache = given.get("cache")
+            rowed = [given[name] for name in split if given.get(name) is not None]
+            if isinstance(cache, Cache):
+                rowed += [a for a, has_rows in zip(cache, cache.by_row, strict=True) if has_rows]
+            elif cache is not None:      # of a forward that ran as it stands
+                return formula(*args, **options)
+            if not all(isinstance(a, np.ndarray) and a.ndim for a in rowed):
+                return formula(*args, **options)
+            n = len(rowed[0])
+            parts = rows.blocks(n, max(a.nbytes for a in rowed) // max(n, 1))
+            if len(parts) < 2:
+                return formula(*args, **options)
+            return _in_blocks(formula, given, split, sums, parts)
+
+        scheduled.formula = formula
+        return scheduled
+    return decorate
+
+
+def _in_blocks(formula, given, split, sums, parts):
+    n = parts[-1].stop
+    arguments = _cut(given, split, parts[0])
+    first = formula(**arguments)
+    # what a formula hands on as it came is not copied: {a block of it: the whole}
+    same = {id(block): whole for block, whole in zip(
+        _leaves(tuple(arguments.values())), _leaves(tuple(given.values())), strict=True)}
+    whole, copied, added = [], [], [[] for _ in parts]
+    for place, leaf in enumerate(_leaves(first)):
+        if place in sums or not isinstance(leaf, np.ndarray) or id(leaf) in same:
+            whole.append(same.get(id(leaf), leaf))
+        elif leaf.shape[:1] != (parts[0].stop,):
+            raise ValueError(f"{formula.__name__}: a result of shape {leaf.shape} has no row for "
+                             f"each of {parts[0].stop}, and `sums` does not name it")
+        else:
+            whole.append(np.empty((n, *leaf.shape[1:]), dtype=leaf.dtype))
+            copied.append(place)
+
+    def put(i, result):
+        leaves = list(_leaves(result))
+        for place in copied:
+            whole[place][parts[i]] = leaves[place]
+        added[i] = [leaves[place] for place in sums]
+
+    put(0, first)
+    rows.each(lambda i: put(i, formula(**_cut(given, split, parts[i]))), range(1, len(parts)))
+    for place, terms in zip(sums, zip(*added, strict=True), strict=True):
+        whole[place] = sum(terms[1:], start=terms[0])
+    has_rows = [place in copied or whole[place] is not leaf
+                for place, leaf in enumerate(_leaves(first))]
+    return _built_like(first, iter(zip(whole, has_rows, strict=True)))
+
+
+def _cut(given, split, part):
+    """Arguments by name -> the same of these rows only."""
+    cut = {name: a[part] if name in split and a is not None else a for name, a in given.items()}
+    if cache := given.get("cache"):
+        cut["cache"] = tuple(a[part] if has_rows else a
+                             for a, has_rows in zip(cache, cache.by_row, strict=True))
+    return cut
+
+
+def _leaves(nested):
+    """A tuple of tuples -> what lies in them, in order."""
+    if not isinstance(nested, tuple):
+        yield nested
+        return
+    for part in nested:
+        yield from _leaves(part)
+
+
+def _built_like(result, found):
+    """result of one block, (whole value, has it rows) in order -> the result of all rows."""
+    if not isinstance(result, tuple):
+        return next(found)[0]
+    if len(result) == 2 and isinstance(result[1], tuple):      # (y, cache)
+        y = _built_like(result[0], found)
+        values, has_rows = zip(*found, strict=True)
+        return y, Cache(values, has_rows)
+    return tuple(_built_like(part, found) for part in result)

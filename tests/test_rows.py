@@ -1,0 +1,68 @@
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+from minisft import rows
+
+
+@pytest.fixture(params=[1, 2, 3])
+def n_threads(request, monkeypatch):
+    monkeypatch.setattr(rows, "threads", lambda: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("n, row_bytes", [(0, 8), (1, 8), (7, rows.BLOCK // 3), (7, rows.BLOCK),
+                                          (5, 10 * rows.BLOCK), (100_003, 4)])
+def test_blocks_cover_every_row_once(n, row_bytes):
+    found = rows.blocks(n, row_bytes)
+    assert [i for part in found for i in range(part.start, part.stop)] == list(range(n))
+    assert all((part.stop - part.start) * row_bytes <= max(rows.BLOCK, row_bytes)
+               for part in found)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 17])
+def test_results_keep_their_order(n_threads, n):
+    assert rows.each(lambda i: i * i, range(n)) == [i * i for i in range(n)]
+
+
+def test_every_thread_takes_a_share(n_threads):
+    arrived = threading.Barrier(n_threads, timeout=20)     # broken unless all of them come
+    rows.each(lambda i: arrived.wait(), range(n_threads))
+
+
+def test_work_within_work(n_threads):
+    found = rows.each(lambda i: sum(rows.each(lambda j: i * j, range(5))), range(7))
+    assert found == [10 * i for i in range(7)]
+
+
+def test_an_error_reaches_the_caller_and_leaves_the_pool_usable(n_threads):
+    def work(i):
+        if i == 4:
+            raise ZeroDivisionError("in a share")
+        return i
+
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError, match="in a share"):
+            rows.each(work, range(8))
+    assert rows.each(work, range(4)) == [0, 1, 2, 3]
+
+
+def test_errstate_reaches_every_thread(n_threads):
+    with warnings.catch_warnings(), np.errstate(over="ignore"):
+        warnings.simplefilter("error")
+        rows.each(lambda i: np.exp(np.float32([1000.0])), range(6))
+
+
+@pytest.mark.parametrize("openblas, omp, expected", [
+    (None, None, 4), ("2", "1", 2), (None, "3", 3), (None, "3,2", 3), ("", "1", 1), ("99", None, 4),
+    ("0", None, 4), ("many", "2", 2)])
+def test_threads_follow_the_environment(monkeypatch, openblas, omp, expected):
+    monkeypatch.setattr(rows.os, "sched_getaffinity", lambda pid: range(4), raising=False)
+    for name, value in [("OPENBLAS_NUM_THREADS", openblas), ("OMP_NUM_THREADS", omp)]:
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert rows.threads.__wrapped__() == expected
