@@ -4,15 +4,16 @@ import dataclasses
 from pathlib import Path
 
 from minisft import hub, plots, runs
+from minisft.adapt import adapt
 from minisft.classify import Classification
 from minisft.complete import Completion
 from minisft.data.text import load_tokenizer, parse_steps, train_tokenizer
 from minisft.errors import UserError
 from minisft.files import write_json
-from minisft.folder import Treatment, require_fit, write_folder
+from minisft.folder import Treatment, end_token, require_fit, write_folder
 from minisft.models.gpt2 import GPT2Config
 from minisft.settings import Settings, kept_settings, require_in_range, spelled
-from minisft.train import Interrupted, begin, fit_in, make_optimizer
+from minisft.train import Interrupted, State, begin, fit, fit_in, make_optimizer, taken_up
 
 TASKS = {"classify": Classification, "complete": Completion}
 
@@ -25,8 +26,10 @@ def require_sound(settings):
                         "epoch is chosen on those texts")
     for name in Settings.SCRATCH:
         if settings.model != "scratch" and getattr(settings, name) != getattr(Settings, name):
-            raise UserError(f"{spelled(name)} is for a model from random weights, "
-                            f"{settings.model} has its own")
+            raise UserError(f"{spelled(name)} is for --model scratch, {settings.model} has its own")
+    if settings.adapt_epochs and settings.task != "classify":
+        raise UserError("--adapt-epochs is for --task classify: completing is next-token training "
+                        "already")
 
 
 def finetune(settings, resume=None, say=print):
@@ -60,15 +63,19 @@ def finetune(settings, resume=None, say=print):
 
     # 3. Fine-tune; the validation part chooses the epoch
     folder = Path(resume or settings.out or runs.first_free("runs", _name(settings)))
-    optimizer = make_optimizer(model, settings)
-    progress = begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files},
-                     model, optimizer, say)
+    begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files}, model)
     try:
+        adaptation = None
+        if settings.adapt_epochs:
+            adaptation = adapt(model, task.train_ids, task.valid_ids, end_token(tokenizer),
+                               settings, folder, resume, say)
+        optimizer = make_optimizer(model, settings)
+        progress = taken_up(folder, resume, model, optimizer, say)
         history = fit_in(folder, model, task.train_ids, settings, task.validate, progress,
                          optimizer, loss_options=task.loss_options())
         # 4. Evaluate once, and write down everything
         write_folder(folder / "model", model, tokenizer, treatment)
-        results = _finish(task, model, settings, progress, history, folder)
+        results = _finish(task, model, settings, progress, history, folder, adaptation, say)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(folder) from None
     say(f"the best epoch on the validation part was {progress.best['epoch']} of {progress.epoch}")
@@ -78,17 +85,42 @@ def finetune(settings, resume=None, say=print):
     return results
 
 
-def _finish(task, model, settings, progress, history, folder):
+def _finish(task, model, settings, progress, history, folder, adaptation, say):
     """Scores the chosen epoch and writes what was found; -> results, whose file comes last."""
     results, examples = task.evaluate(model)
     best = progress.best["epoch"]
     results |= {"n_test": results["n"], "train_seconds": progress.seconds,
                 "tokens_per_second": progress.tokens / progress.seconds,
                 "epochs_run": progress.epoch, "best_epoch": best, "parameters": model.store.size}
+    if adaptation:
+        results["adaptation"] = adaptation
+    if settings.compare == "random" and settings.task == "classify" and settings.model != "scratch":
+        say("for comparison, the same architecture from random weights:")
+        results["random_weights"] = _from_random_weights(task, model.trunk.config, settings)
     plots.curves(history, folder / "curves.png", best_step=progress.best["step"])
     task.write(folder, results, examples, dataclasses.asdict(settings), history)
     write_json(folder / "results.json", results)
     return results
+
+
+def _from_random_weights(task, config, settings):
+    """The same architecture trained without its pretrained weights -> its figures.
+
+    The recipe is the one for random weights, which need a larger rate and more epochs.
+    """
+    recipe = dataclasses.replace(settings, model="scratch", epochs=None, dropout=None, lr=None,
+                                 train_layers="all", layer_decay=1.0)
+    recipe = dataclasses.replace(recipe, **_defaults(recipe))
+    model = task.scratch(_with_dropout(config, recipe.dropout), recipe.seed)
+    recipe = dataclasses.replace(recipe, lr=_default_lr(model, recipe))
+    fit(model, task.train_ids, recipe, task.validate, State(), make_optimizer(model, recipe),
+        loss_options=task.loss_options())
+    return task.figures(model) | {"epochs": recipe.epochs, "lr": recipe.lr,
+                                  "dropout": recipe.dropout}
+
+
+def _with_dropout(config, rate):
+    return dataclasses.replace(config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
 
 
 def _build(task, settings, say):
@@ -98,8 +130,8 @@ def _build(task, settings, say):
                      else train_tokenizer(task.texts, settings.vocab_size))
         config = GPT2Config(
             vocab_size=tokenizer.get_vocab_size(), n_positions=settings.positions,
-            n_embd=settings.width, n_layer=settings.layers, n_head=settings.heads,
-            embd_pdrop=settings.dropout, attn_pdrop=settings.dropout, resid_pdrop=settings.dropout)
+            n_embd=settings.width, n_layer=settings.layers, n_head=settings.heads)
+        config = _with_dropout(config, settings.dropout)
         config.require_sound("--width, --heads")
         model = task.scratch(config, settings.seed)
         say("the model starts from random weights, so it knows no words yet: fine-tuning a "
@@ -190,5 +222,6 @@ def _defaults(settings):
     scratch = settings.model == "scratch"
     values = {"epochs": 15 if scratch else 3,
               "clean": "none" if settings.task == "complete" else "all",
-              "dropout": 0.3 if scratch else None}
+              "dropout": 0.3 if scratch else None,
+              "compare": "random" if settings.train is None else "baselines"}
     return {name: value for name, value in values.items() if getattr(settings, name) is None}

@@ -100,15 +100,19 @@ def make_optimizer(model, settings):
         rates=optim.layer_rates(model.store, settings.layer_decay), **options)
 
 
-def begin(folder, resume, config, model, optimizer, say):
-    """Makes a new run's folder with its config.json, or goes on from the state in it; -> State."""
-    progress = State()
+def begin(folder, resume, config, model):
+    """Makes a new run's folder with its config.json; an interrupted run has both."""
     if not resume:
         runs.start(folder, config | {"parameters": model.store.size, **runs.machine()})
-    elif (folder / STATE).exists():
+
+
+def taken_up(folder, resume, model, optimizer, say):
+    """-> State, from what an interrupted run kept in the folder, or that of the beginning."""
+    progress = State()
+    if (folder / STATE).exists():
         progress.restore(model, optimizer, *states.load_state(folder / STATE))
         say(f"resuming after step {progress.step}")
-    else:
+    elif resume:
         say("the run was interrupted before its first save: starting anew")
     return progress
 

@@ -25,7 +25,7 @@ FLOORS = [
     ["checkpoint", "checks", "generate", "mistakes"],
     ["hub", "train", "evaluate"],
     ["folder", "card"],
-    ["classify", "complete"],
+    ["adapt", "classify", "complete"],
     ["finetune", "pretrain"],
     ["cli.arguments"],
     ["cli.finetune", "cli.evaluate", "cli.predict", "cli.generate", "cli.check",
