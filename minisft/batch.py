@@ -14,6 +14,7 @@ class Batch:
     cu_seqlens: np.ndarray    # (B+1,) where each sequence begins; the last entry is N
     texts: np.ndarray         # (B,)
     labels: np.ndarray | None = None     # (B,) a class each, or (N,) the next token of each token
+    hidden: np.ndarray | None = None     # (N,C) what the frozen layers make of it, if it is kept
 
     @property
     def lengths(self):

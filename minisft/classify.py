@@ -86,7 +86,8 @@ class Classification:
 
     def validate(self, model):
         """-> figures of the validation part, with the score that chooses the best epoch."""
-        logp = log_probabilities(model, self.valid_ids.ids, self.settings.micro_tokens)
+        logp = log_probabilities(model, self.valid_ids.ids, self.settings.micro_tokens,
+                                 features=self.valid_ids.features)
         found = metrics.classification(self.valid.labels, logp, self.names)
         first = -found["loss"] if self.settings.select == "loss" else found[self.settings.select]
         # equal accuracy is common on a small part: the loss then decides

@@ -71,6 +71,7 @@ def finetune(settings, resume=None, say=print):
                                settings, folder, resume, say)
         optimizer = make_optimizer(model, settings)
         progress = taken_up(folder, resume, model, optimizer, say)
+        _keep_features(task, model, settings, say)
         history = fit_in(folder, model, task.train_ids, settings, task.validate, progress,
                          optimizer, loss_options=task.loss_options())
         # 4. Evaluate once, and write down everything
@@ -103,6 +104,23 @@ def _finish(task, model, settings, progress, history, folder, adaptation, say):
     return results
 
 
+def _keep_features(task, model, settings, say):
+    """Frozen layers are computed once, where there is something to save."""
+    if model.trunk.lowest == 0:
+        return
+    say("the frozen layers are not changed, and dropout is off in them")
+    if not settings.feature_memory or settings.epochs == 1:
+        return
+    for name in ("train_ids", "valid_ids"):
+        kept = getattr(task, name).with_features(
+            model, settings.micro_tokens, settings.feature_memory * 2**20,
+            settings.task == "classify", not settings.quiet)
+        setattr(task, name, kept)
+        if kept.features.on_disk:
+            say(f"their output, {kept.features.rows.nbytes / 2**20:,.0f} MB, lies in a temporary "
+                "file")
+
+
 def _from_random_weights(task, config, settings):
     """The same architecture trained without its pretrained weights -> its figures.
 
@@ -113,6 +131,8 @@ def _from_random_weights(task, config, settings):
     recipe = dataclasses.replace(recipe, **_defaults(recipe))
     model = task.scratch(_with_dropout(config, recipe.dropout), recipe.seed)
     recipe = dataclasses.replace(recipe, lr=_default_lr(model, recipe))
+    for name in ("train_ids", "valid_ids"):      # the frozen layers of another model
+        setattr(task, name, dataclasses.replace(getattr(task, name), features=None))
     fit(model, task.train_ids, recipe, task.validate, State(), make_optimizer(model, recipe),
         loss_options=task.loss_options())
     return task.figures(model) | {"epochs": recipe.epochs, "lr": recipe.lr,

@@ -30,17 +30,23 @@ class Layer:
         cache, self.cache = self.cache, None
         return cache
 
+    def forget(self):
+        """Drops what this layer and those in it keep: no backward will come."""
+        self.cache = None
+        for layer in self._parts(Layer):
+            layer.forget()
+
     def parameters(self):
         """-> the parameters of this layer and of the layers that it holds, in order."""
         found = []
-        for part in vars(self).values():
-            if isinstance(part, Parameter):
-                found.append(part)
-            elif isinstance(part, Layer):
-                found += part.parameters()
-            elif isinstance(part, list):
-                found += [p for layer in part for p in layer.parameters()]
+        for part in self._parts((Parameter, Layer)):
+            found += [part] if isinstance(part, Parameter) else part.parameters()
         return found
+
+    def _parts(self, kind):
+        for part in vars(self).values():
+            yield from (x for x in (part if isinstance(part, list) else [part])
+                        if isinstance(x, kind))
 
 
 class Embedding(Layer):

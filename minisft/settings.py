@@ -59,6 +59,9 @@ class Settings:
     train_layers: str = option("all", "what is trained: all, head, or last:K (the last K blocks "
                                "and the head; the matrix that a language model shares with its "
                                "token table is trained with all only)", metavar="WHICH")
+    feature_memory: int = option(1024, "with frozen layers: MB of memory for what they make of the "
+                                 "texts, computed once; more goes to a temporary file (0: compute "
+                                 "it anew in every epoch)", type=int)
     epochs: int = option(None, "passes over the training texts (default: 3; scratch: 15)",
                          type=int)
     adapt_epochs: int = option(0, "classify: passes of next-token training over the training texts "
@@ -103,7 +106,7 @@ class Settings:
     RANGES: ClassVar = (("valid_fraction", 0, 0.9), ("max_length", 1, None), ("layers", 1, 1000),
               ("width", 1, 100_000), ("heads", 1, None), ("positions", 1, 1_000_000),
               ("vocab_size", 257, 1_000_000), ("dropout", 0, 0.99), ("epochs", 1, 100_000),
-              ("adapt_epochs", 0, 100_000),
+              ("feature_memory", 0, 10**9), ("adapt_epochs", 0, 100_000),
               ("batch_tokens", 1, 10**12), ("micro_tokens", 1, 10**12), ("lr", 0, None),
               ("warmup", 0, 1), ("momentum", 0, 1), ("beta2", 0, 0.999999),
               ("weight_decay", 0, None),

@@ -5,7 +5,7 @@ import signal
 import time
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -15,6 +15,7 @@ from minisft import state as states
 from minisft.array import to_cpu
 from minisft.batch import by_tokens, pack
 from minisft.errors import UserError
+from minisft.features import Features
 
 STATE = "training_state"
 
@@ -25,6 +26,7 @@ class Sequences:
 
     ids: list
     labels: list
+    features: Features | None = None     # what frozen layers make of the texts, once computed
 
     def __len__(self):
         return len(self.ids)
@@ -36,7 +38,14 @@ class Sequences:
 
     def batch(self, numbers):
         """numbers of the texts (B,) -> Batch."""
-        return pack([self.ids[n] for n in numbers], [self.labels[n] for n in numbers], numbers)
+        batch = pack([self.ids[n] for n in numbers], [self.labels[n] for n in numbers], numbers)
+        return batch if self.features is None else replace(
+            batch, hidden=self.features.of(numbers))
+
+    def with_features(self, model, batch_tokens, memory, last_only, progress=False):
+        """-> the same texts, with what the model's frozen layers make of them."""
+        return replace(self, features=Features(model, self, batch_tokens, memory, last_only,
+                                               progress))
 
 
 @dataclass

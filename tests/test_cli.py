@@ -146,7 +146,8 @@ def test_a_run_that_diverges_says_it_in_one_line(work, task, batch_tokens):
     found = subprocess.run(
         [sys.executable, "-m", "minisft", "finetune", "--train", "../good.csv", "--task", task,
          *(columns if task == "complete" else []), "--model", "scratch", "--width", "8",
-         "--heads", "2", "--lr", "1e30", "--warmup", "0", "--epochs", "1", "--batch-tokens", batch_tokens],
+         "--heads", "2", "--lr", "1e30", "--warmup", "0", "--epochs", "1", "--batch-tokens",
+         batch_tokens],
         capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert found.returncode == 2
     assert found.stderr.startswith("minisft: ") and found.stderr.count("\n") == 1

@@ -14,6 +14,7 @@ FLOORS = [
     ["errors", "array"],
     ["random", "rows", "erf", "gradcheck", "batch", "metrics", "report", "parameters", "files",
      "plots"],
+    ["features"],
     ["schedule"],
     ["tensors", "runs", "data.table", "data.text", "data.toy_news", "ops.embedding",
      "ops.linear", "ops.layer_norm", "ops.gelu", "ops.softmax", "ops.dropout", "optim"],

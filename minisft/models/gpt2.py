@@ -96,23 +96,53 @@ class GPT2(Layer):
     def forward(self, batch, stream=None, last_only=False, past=None):
         """Batch of N tokens -> hidden (N,C), or (B,C) of each sequence's last token only.
 
-        `stream` (random.Stream) turns dropout on; `past` (a cache of keys and values for each
-        block, see generate.py) holds what came before.
+        `stream` (random.Stream) turns dropout on in the layers that are trained; `past` (a cache
+        of keys and values for each block, see generate.py) holds what came before. Frozen layers
+        are passed by where the batch has their output.
+        """
+        lowest = self.lowest
+        x = batch.hidden
+        if x is None:
+            x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
+            x = self.drop.forward(x, None if lowest else stream, batch.token_texts,
+                                  batch.positions)
+        for i, block in enumerate(self.h):
+            if batch.hidden is None or i + 1 >= lowest:
+                x = block.forward(x, batch, stream if i + 1 >= lowest else None,
+                                  self._rows(batch, last_only, i),
+                                  None if past is None else past[i])
+            if i + 1 < lowest:
+                block.forget()     # no backward comes so far down
+        return self.ln_f.forward(x)
+
+    def below(self, batch, last_only=False):
+        """Batch -> what the frozen layers make of it (N,C): the input of the lowest live layer.
+
+        (B,C) where all blocks are frozen and the last tokens are all that is wanted.
         """
         x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
-        x = self.drop.forward(x, stream, batch.token_texts, batch.positions)
-        for i, block in enumerate(self.h):
-            rows = batch.last if last_only and i == len(self.h) - 1 else None
-            x = block.forward(x, batch, stream, rows, None if past is None else past[i])
-        return self.ln_f.forward(x)
+        for i in range(min(self.lowest - 1, len(self.h))):
+            x = self.h[i].forward(x, batch, None, self._rows(batch, last_only, i))
+            self.h[i].forget()
+        return x
+
+    def _rows(self, batch, last_only, i):
+        """-> the rows of block i's output that are wanted; None for all."""
+        return batch.last if last_only and i == len(self.h) - 1 else None
+
+    @property
+    def lowest(self):
+        """-> the number of the lowest layer that is trained; beyond all where none is."""
+        return min((p.layer for p in self.parameters() if p.grad is not None),
+                   default=len(self.h) + 2)
 
     def backward(self, dy):
         """dhidden (N,C) or (B,C) -> gradient of the embedded tokens (N,C).
 
         Stops at the lowest layer that is trained; returns None unless that is the embeddings.
         """
-        lowest = min((p.layer for p in self.parameters() if p.grad is not None), default=None)
-        if lowest is None:
+        lowest = self.lowest
+        if lowest > len(self.h) + 1:
             return None
         dx = self.ln_f.backward(dy)
         for i in reversed(range(max(lowest - 1, 0), len(self.h))):
