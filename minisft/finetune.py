@@ -168,6 +168,8 @@ def _build(task, settings, say):
         model.train_layers(settings.train_layers)
     except ValueError as error:
         raise UserError(f"--train-layers: {error}") from None
+    for block in model.trunk.h:
+        block.recompute = settings.recompute
     shape = model.trunk.config
     say(f"GPT-2 of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width {shape.n_embd}, "
         f"{shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} parameters, "

@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 
-from minisft import random
+from minisft import attention_blocks, random
 from minisft.array import array_module
 from minisft.ops import attention, dropout, embedding, gelu, layer_norm, linear
 from minisft.parameters import Parameter
@@ -177,17 +177,19 @@ class SelfAttention(Layer):
             cu_seqlens, parts = np.arange(len(rows) + 1), (q_cache, kv_cache)
         if past is not None:
             k, v, starts, lengths = past.extend(k, v, batch)
-        y, cache = attention.forward(q, k, v, cu_seqlens, starts, lengths, True,
-                                     self._dropout(batch, stream, cu_seqlens))
-        self.keep(cache, rows, parts)
+        # long texts in blocks: their scores grow with the square of the length
+        way = attention if np.diff(cu_seqlens).max() <= attention_blocks.KEYS else attention_blocks
+        y, cache = way.forward(q, k, v, cu_seqlens, starts, lengths, True,
+                               self._dropout(batch, stream, cu_seqlens))
+        self.keep(way, cache, rows, parts)
         return self.c_proj.forward(y.reshape(len(y), -1))
 
     def backward(self, dy):
         """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
-        cache, rows, parts = self.take()
+        way, cache, rows, parts = self.take()
         dy = self.c_proj.backward(dy)
         xp, width = array_module(dy), dy.shape[-1]
-        dq, dk, dv = attention.backward(dy.reshape(cache[0].shape), cache)
+        dq, dk, dv = way.backward(dy.reshape(cache[0].shape), cache)
         if rows is None:
             return self.c_attn.backward(xp.stack([dq, dk, dv], axis=1).reshape(len(dq), -1))
         q_cache, kv_cache = parts
@@ -200,10 +202,12 @@ class SelfAttention(Layer):
         if stream is None or not self.rate:
             return None
 
-        def words(b, n_keys):
-            n_queries = cu_seqlens[b + 1] - cu_seqlens[b]
-            positions = np.arange(n_keys - n_queries, n_keys)
-            return stream.scores(self.layer, batch.texts[b], positions, self.n_head, n_keys)
+        def words(b, n_keys, first=0, queries=slice(None)):
+            # the last query stands where the last key does
+            length = batch.lengths[b]
+            positions = np.arange(length - (cu_seqlens[b + 1] - cu_seqlens[b]), length)[queries]
+            return stream.scores(self.layer, batch.texts[b], positions, self.n_head, n_keys,
+                                 first)
 
         return self.rate, words
 
@@ -241,9 +245,17 @@ class Block(Layer):
         self.ln_2 = LayerNorm(f"{name}.ln_2", config.n_embd, layer, eps)
         self.mlp = MLP(f"{name}.mlp", config, layer)
         self.drop_2 = Dropout(config.resid_pdrop, layer, random.MLP_OUT)
+        self.recompute = False     # keep x alone and go forward again before the backward
 
     def forward(self, x, batch, stream=None, rows=None, past=None):
         """x (N,C) -> y (N,C); with `rows` (B,), each sequence's last, y (B,C) of those only."""
+        y = self._forward(x, batch, stream, rows, past)
+        if self.recompute:
+            self.forget()
+            self.keep(x, batch, stream, rows)
+        return y
+
+    def _forward(self, x, batch, stream, rows, past=None):
         texts, positions = batch.token_texts, batch.positions
         a = self.attn.forward(self.ln_1.forward(x), batch, stream, rows, past)
         self.keep(rows)
@@ -255,6 +267,8 @@ class Block(Layer):
 
     def backward(self, dy):
         """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
+        if self.recompute:
+            self._forward(*self.take())     # dropout draws the same masks again
         (rows,) = self.take()
         dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))
         da = self.ln_1.backward(self.attn.backward(self.drop_1.backward(dy)))

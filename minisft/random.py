@@ -54,16 +54,22 @@ class Stream:
         """texts (N,), positions (N,) -> words (N,width) uint32, one for each token and channel."""
         return self._words(layer, site, texts[:, None], positions[:, None], 0, width)
 
-    def scores(self, layer, text, positions, n_head, n_keys):
-        """query positions (Tq,) of one text -> words (H,Tq,Tk) uint32, one for each score."""
+    def scores(self, layer, text, positions, n_head, n_keys, first=0):
+        """query positions (Tq,) of one text -> words (H,Tq,Tk) uint32, one for each score.
+
+        With `first`, a multiple of four: of the keys from there to n_keys only.
+        """
         xp = array_module(positions)
         heads = xp.arange(n_head)[:, None, None] << 20
-        return self._words(layer, SCORES, text, positions[None, :, None], heads, n_keys)
+        return self._words(layer, SCORES, text, positions[None, :, None], heads,
+                           n_keys - first, first)
 
-    def _words(self, layer, site, texts, positions, heads, width):
+    def _words(self, layer, site, texts, positions, heads, width, first=0):
         # Counter (step, text, position, head << 20 | last // 4); word last % 4 of the output.
+        if first % 4:
+            raise ValueError(f"the first of some words is {first}, expected a multiple of 4")
         xp = array_module(positions)
-        last = heads + xp.arange((width + 3) // 4)
+        last = heads + first // 4 + xp.arange((width + 3) // 4)
         shape = xp.broadcast_shapes(xp.shape(texts), positions.shape, last.shape)
         counter = [xp.broadcast_to(xp.asarray(c).astype(xp.uint32), shape)
                    for c in (self.step, texts, positions, last)]

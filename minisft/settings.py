@@ -69,6 +69,9 @@ class Settings:
     batch_tokens: int = option(2048, "most tokens of an optimizer step", type=int)
     micro_tokens: int = option(8192, "most tokens computed at once; a larger step is accumulated",
                                type=int)
+    recompute: bool = option(False, "keep only the input of each block and compute the block anew "
+                             "for the backward: less memory, a third more work",
+                             action="store_true")
     lr: float = option(None, "highest learning rate (default: 5e-5 * 768 / width; scratch, and "
                        "--train-layers head: 1e-3; sgd: a hundred times that)", type=float)
     schedule: str = option("linear", "how the learning rate falls", choices=SCHEDULES)

@@ -138,7 +138,7 @@ def test_a_trained_folder_can_be_trained_again(trained, files, tmp_path, capsys)
     ["--label-smoothing", "0.1"], ["--select", "loss"], ["--optimizer", "sgd", "--lr", "0.1"],
     ["--schedule", "cosine"], ["--layer-decay", "0.8"], ["--truncate", "tail", "--max-length", "9"],
     ["--early-stopping", "1"], ["--micro-tokens", "64"], ["--clean", "none"],
-    ["--compare", "none"]])
+    ["--compare", "none"], ["--recompute"], ["--train-layers", "head", "--feature-memory", "0"]])
 def test_every_option_runs(files, tmp_path, options, capsys):
     assert main(["finetune", "--train", str(files / "train.csv"), "--out", str(tmp_path / "run"),
                  *TINY, *options]) == 0

@@ -329,3 +329,23 @@ def test_a_label_that_is_no_class_is_refused(rng):
     model = model_of(rng, Classifier)
     with pytest.raises(ValueError, match="labels from -1 to 0, but the classes are 0 to 2"):
         model.loss(pack([[1], [2]], labels=[0, -1]))
+
+
+@pytest.mark.parametrize("which", ["all", "last:1"])
+@pytest.mark.parametrize("kind", [Classifier, LanguageModel])
+def test_recomputed_blocks_give_the_same_bits(rng, kind, which):
+    batch = batch_of(rng) if kind is Classifier else next_tokens(rng)
+    model = model_of(rng, kind)
+    model.train_layers(which)
+    found = []
+    for recompute in (False, True):
+        for block in model.trunk.h:
+            block.recompute = recompute
+        model.store.zero_grad()
+        loss, _, _ = model.loss(batch, STREAM)
+        kept = model.trunk.h[1].mlp.cache
+        assert (kept is None) == recompute
+        model.loss_backward()
+        found.append((float(loss), model.store.grads.copy()))
+    assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1])
+    assert found[0][1].any()
