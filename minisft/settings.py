@@ -62,11 +62,12 @@ class Settings:
     feature_memory: int = option(1024, "with frozen layers: MB of memory for what they make of the "
                                  "texts, computed once; more goes to a temporary file (0: compute "
                                  "it anew in every epoch)", type=int)
-    epochs: int = option(None, "passes over the training texts (default: 3; scratch: 15)",
-                         type=int)
+    epochs: int = option(None, "passes over the training texts (default: 3, more where that is "
+                         "fewer than 200 steps, at most 20; scratch: 15)", type=int)
     adapt_epochs: int = option(0, "classify: passes of next-token training over the training texts "
                                "before the classifier learns", type=int)
-    batch_tokens: int = option(2048, "most tokens of an optimizer step", type=int)
+    batch_tokens: int = option(None, "most tokens of an optimizer step (default: 2048, or an "
+                               "eighth of the training texts if that is less)", type=int)
     micro_tokens: int = option(8192, "most tokens computed at once; a larger step is accumulated",
                                type=int)
     recompute: bool = option(False, "keep only the input of each block and compute the block anew "
