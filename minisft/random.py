@@ -7,10 +7,12 @@ own number in the data set, position in the text, channel). Nothing depends on w
 in the packed batch, so company, order and accumulation leave every mask as it is.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from minisft import rows
 from minisft.array import array_module
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -73,7 +75,14 @@ class Stream:
         shape = xp.broadcast_shapes(xp.shape(texts), positions.shape, last.shape)
         counter = [xp.broadcast_to(xp.asarray(c).astype(xp.uint32), shape)
                    for c in (self.step, texts, positions, last)]
-        words = xp.stack(philox(counter, (self.seed, layer << 16 | site), xp), axis=-1)
+        words = xp.empty((*shape, 4), dtype=xp.uint32)
+
+        def draw(part):
+            drawn = philox([c[part] for c in counter], (self.seed, layer << 16 | site), xp)
+            for i, word in enumerate(drawn):
+                words[part][..., i] = word
+
+        rows.each(draw, rows.blocks(shape[0], 8 * math.prod(shape[1:])))     # 64-bit products
         return words.reshape(*shape[:-1], -1)[..., :width]
 
 
@@ -92,11 +101,16 @@ def normal(shape, seed, number):
     Box and Muller 1958, from two uniform numbers of 32 bits each.
     """
     size = int(np.prod(shape))
-    index = np.arange((size + 1) // 2, dtype=np.uint32)
-    fixed = np.full(len(index), number, dtype=np.uint32)
-    zero = np.zeros(len(index), dtype=np.uint32)
-    first, second, _, _ = philox((fixed, zero, zero, index), (seed, INITIAL << 16))
-    radius = np.sqrt(-2 * np.log((first + 0.5) / 2.0**32))
-    angle = 2 * np.pi * (second + 0.5) / 2.0**32
-    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    pairs = np.empty(((size + 1) // 2, 2))
+
+    def draw(part):
+        index = np.arange(part.start, part.stop, dtype=np.uint32)
+        fixed = np.full(len(index), number, dtype=np.uint32)
+        zero = np.zeros(len(index), dtype=np.uint32)
+        first, second, _, _ = philox((fixed, zero, zero, index), (seed, INITIAL << 16))
+        radius = np.sqrt(-2 * np.log((first + 0.5) / 2.0**32))
+        angle = 2 * np.pi * (second + 0.5) / 2.0**32
+        pairs[part, 0], pairs[part, 1] = radius * np.cos(angle), radius * np.sin(angle)
+
+    rows.each(draw, rows.blocks(len(pairs), 8))
     return pairs.ravel()[:size].reshape(shape)

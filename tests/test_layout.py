@@ -11,8 +11,8 @@ PACKAGE = ROOT / "minisft"
 
 # A module imports only from floors below its own. `__init__` files of a folder count as the folder.
 FLOORS = [
-    ["errors", "array"],
-    ["random", "rows", "erf", "gradcheck", "batch", "metrics", "report", "parameters", "files",
+    ["errors", "array", "rows"],
+    ["random", "erf", "gradcheck", "batch", "metrics", "report", "parameters", "files",
      "plots"],
     ["features"],
     ["schedule"],
