@@ -178,7 +178,7 @@ class SelfAttention(Layer):
         if past is not None:
             k, v, starts, lengths = past.extend(k, v, batch)
         # long texts in blocks: their scores grow with the square of the length
-        way = attention if np.diff(cu_seqlens).max() <= attention_blocks.KEYS else attention_blocks
+        way = attention if np.diff(cu_seqlens).max() <= attention_blocks.SHORT else attention_blocks
         y, cache = way.forward(q, k, v, cu_seqlens, starts, lengths, True,
                                self._dropout(batch, stream, cu_seqlens))
         self.keep(way, cache, rows, parts)
