@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 
-from minisft import attention_blocks, random
+from minisft import attention_blocks, attention_groups, random
 from minisft.array import array_module
 from minisft.ops import attention, dropout, embedding, gelu, layer_norm, linear
 from minisft.parameters import Parameter
@@ -177,10 +177,16 @@ class SelfAttention(Layer):
             cu_seqlens, parts = np.arange(len(rows) + 1), (q_cache, kv_cache)
         if past is not None:
             k, v, starts, lengths = past.extend(k, v, batch)
-        # long texts in blocks: their scores grow with the square of the length
-        way = attention if np.diff(cu_seqlens).max() <= attention_blocks.SHORT else attention_blocks
-        y, cache = way.forward(q, k, v, cu_seqlens, starts, lengths, True,
-                               self._dropout(batch, stream, cu_seqlens))
+        longest = np.diff(cu_seqlens).max()
+        if rows is None and past is None and longest <= attention_blocks.SHORT and \
+                array_module(q) is np:
+            way, drop = attention_groups, self._dropout_of_groups(batch, stream)
+            y, cache = way.forward(q, k, v, cu_seqlens, True, drop)
+        else:
+            # long texts in blocks: their scores grow with the square of the length
+            way = attention_blocks if longest > attention_blocks.SHORT else attention
+            y, cache = way.forward(q, k, v, cu_seqlens, starts, lengths, True,
+                                   self._dropout(batch, stream, cu_seqlens))
         self.keep(way, cache, rows, parts)
         return self.c_proj.forward(y.reshape(len(y), -1))
 
@@ -197,6 +203,16 @@ class SelfAttention(Layer):
         dx = self.c_attn.part_backward(dkv, kv_cache, slice(width, None))
         dx[rows] += self.c_attn.part_backward(dq.reshape(len(dq), -1), q_cache, slice(width))
         return dx
+
+    def _dropout_of_groups(self, batch, stream):
+        if stream is None or not self.rate:
+            return None
+
+        def words(numbers, length):
+            return stream.scores(self.layer, batch.texts[numbers, None, None, None],
+                                 np.arange(length), self.n_head, length)
+
+        return self.rate, words
 
     def _dropout(self, batch, stream, cu_seqlens):
         if stream is None or not self.rate:

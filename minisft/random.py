@@ -59,6 +59,7 @@ class Stream:
     def scores(self, layer, text, positions, n_head, n_keys, first=0):
         """query positions (Tq,) of one text -> words (H,Tq,Tk) uint32, one for each score.
 
+        Of several texts (G,1,1,1) at the same positions: (G,H,Tq,Tk).
         With `first`, a multiple of four: of the keys from there to n_keys only.
         """
         xp = array_module(positions)

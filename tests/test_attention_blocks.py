@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from minisft import attention_blocks
+from minisft import attention_blocks, attention_groups
 from minisft.batch import pack
 from minisft.gradcheck import check
 from minisft.models.gpt2 import GPT2Config
@@ -108,7 +108,7 @@ def test_a_model_takes_long_texts_in_blocks(rng, monkeypatch, stream):
         model.store.zero_grad()
         loss, _, _ = model.loss(batch, stream)
         way = model.trunk.h[0].attn.cache[0]
-        assert way is (attention_blocks if short == 29 else attention)
+        assert way is (attention_blocks if short == 29 else attention_groups)
         model.loss_backward()
         found.append((loss, model.store.grads.copy()))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-13)

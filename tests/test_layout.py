@@ -20,7 +20,7 @@ FLOORS = [
      "ops.linear", "ops.layer_norm", "ops.gelu", "ops.softmax", "ops.dropout", "optim"],
     ["state", "data.read", "data.documents", "ops.attention", "ops.cross_entropy", "settings"],
     ["ops"],
-    ["attention_blocks", "baselines"],
+    ["attention_blocks", "attention_groups", "baselines"],
     ["layers"],
     ["models.gpt2"],
     ["models.heads"],
