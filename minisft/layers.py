@@ -151,6 +151,8 @@ class Dropout(Layer):
 class SelfAttention(Layer):
     """`c_attn` makes queries, keys and values at once (C,3C), `c_proj` mixes the heads (C,C)."""
 
+    plain = False     # True: the formula of ops/attention.py alone, to compare with
+
     def __init__(self, name, config, layer):
         width = config.n_embd
         self.c_attn = Linear(f"{name}.c_attn", width, 3 * width, layer)
@@ -177,8 +179,8 @@ class SelfAttention(Layer):
             cu_seqlens, parts = np.arange(len(rows) + 1), (q_cache, kv_cache)
         if past is not None:
             k, v, starts, lengths = past.extend(k, v, batch)
-        longest = np.diff(cu_seqlens).max()
-        if rows is None and past is None and longest <= attention_blocks.SHORT and \
+        longest = 0 if self.plain else np.diff(cu_seqlens).max()
+        if rows is None and past is None and 0 < longest <= attention_blocks.SHORT and \
                 array_module(q) is np:
             way, drop = attention_groups, self._dropout_of_groups(batch, stream)
             y, cache = way.forward(q, k, v, cu_seqlens, True, drop)
