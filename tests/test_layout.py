@@ -21,6 +21,7 @@ FLOORS = [
     ["ops"],
     ["layers", "baselines"],
     ["models.gpt2"],
+    ["models.bert"],
     ["models.heads"],
     ["checkpoint", "checks", "generate", "mistakes"],
     ["hub", "train", "evaluate"],

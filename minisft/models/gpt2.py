@@ -1,6 +1,7 @@
 """GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners")."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 from minisft import random
 from minisft.errors import UserError
@@ -31,10 +32,21 @@ class GPT2Config:
     attn_pdrop: float = 0.1
     resid_pdrop: float = 0.1
 
+    TITLE: ClassVar = "GPT-2"
+
     @property
     def gelu_form(self):
         """-> "tanh" or "erf"."""
         return GELU_FORMS[self.activation_function]
+
+    @property
+    def drops(self):
+        """-> whether any dropout is drawn in training."""
+        return bool(self.embd_pdrop or self.attn_pdrop or self.resid_pdrop)
+
+    def with_dropout(self, rate):
+        """-> the same config with this rate everywhere."""
+        return replace(self, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
 
     @classmethod
     def size(cls, name):
@@ -48,37 +60,53 @@ class GPT2Config:
         if settings.get("model_type", "gpt2") != "gpt2":
             raise UserError(f"{source}: model_type is {settings['model_type']!r}, "
                             "expected 'gpt2'")
-        for key, ours in UNSUPPORTED.items():
-            if settings.get(key, ours) != ours:
-                raise UserError(f"{source}: {key} = {settings[key]} is not supported "
-                                f"(only {ours})")
-        known = {f.name: settings[f.name] for f in fields(cls) if f.name in settings}
-        config = cls(**known)
-        config.require_sound(source)
-        return config
+        return read_config(cls, settings, UNSUPPORTED, source)
 
     def require_sound(self, source):
         """Raises UserError naming the first key that cannot be."""
-        for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-            value = getattr(self, key)
-            if key == "n_inner" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{source}: {key} is {value!r}, expected a whole number above 0")
-        for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            value = getattr(self, key)
-            if not isinstance(value, int | float) or not 0 <= value < 1:
-                raise UserError(f"{source}: {key} is {value!r}, expected a number in [0, 1)")
-        epsilon = self.layer_norm_epsilon
-        if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-            raise UserError(f"{source}: layer_norm_epsilon is {epsilon!r}, expected "
-                            "a number in (0, 1)")
-        if self.activation_function not in tuple(GELU_FORMS):     # may be unhashable
-            raise UserError(f"{source}: activation_function is {self.activation_function!r}, "
-                            f"expected one of {', '.join(GELU_FORMS)}")
+        require_values(self, source, "activation_function", "layer_norm_epsilon",
+                       ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"),
+                       ("embd_pdrop", "attn_pdrop", "resid_pdrop"), may_be_none="n_inner")
         if self.n_embd % self.n_head:
             raise UserError(f"{source}: n_embd {self.n_embd} is no multiple of n_head "
                             f"{self.n_head}")
+
+
+def read_config(kind, settings, unsupported, source):
+    """config.json as a dict -> a config of this kind; `unsupported`: the value that we have.
+
+    Raises UserError by key.
+    """
+    for key, ours in unsupported.items():
+        if settings.get(key, ours) != ours:
+            raise UserError(f"{source}: {key} = {settings[key]} is not supported "
+                            f"(only {ours})")
+    config = kind(**{f.name: settings[f.name] for f in fields(kind) if f.name in settings})
+    config.require_sound(source)
+    return config
+
+
+def require_values(config, source, activation, epsilon, whole, rates, may_be_none):
+    """Names of a config's keys, by what they must be -> UserError naming the first that is not."""
+    for key in whole:
+        value = getattr(config, key)
+        if key == may_be_none and value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{source}: {key} is {value!r}, expected a whole number above 0")
+    for key in rates:
+        value = getattr(config, key)
+        if key == may_be_none and value is None:
+            continue
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UserError(f"{source}: {key} is {value!r}, expected a number in [0, 1)")
+    value = getattr(config, epsilon)
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise UserError(f"{source}: {epsilon} is {value!r}, expected a number in (0, 1)")
+    value = getattr(config, activation)
+    if value not in tuple(GELU_FORMS):     # may be unhashable
+        raise UserError(f"{source}: {activation} is {value!r}, expected one of "
+                        f"{', '.join(GELU_FORMS)}")
 
 
 class GPT2(Layer):
