@@ -153,13 +153,16 @@ class GPT2(Layer):
         return dx
 
 
-def initialise(parameters, seed):
-    """Fills each parameter with its initial values: N(0, 0.02), residual projections smaller.
+def initialise(parameters, seed, names=None):
+    """Fills the parameters of these names, or all, with initial values: N(0, 0.02), residual
+    projections smaller.
 
     Radford et al. 2019, section 2.3. Drawn by the parameter's place in the model, so a width or
     dtype changes nothing for the others.
     """
     for number, p in enumerate(parameters):
+        if names is not None and p.name not in names:
+            continue
         p.value[...] = p.fill
         if p.scale:
             p.value += (p.scale * random.normal(p.shape, seed, number)).astype(p.value.dtype)
