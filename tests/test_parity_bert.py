@@ -97,14 +97,17 @@ def gradient_errors(model, torch_model):
     """-> the error of each gradient, as in test_parity.py; Linear is (out,in) there."""
     wanted = {name.removeprefix("bert."): p.grad.numpy()
               for name, p in torch_model.named_parameters()}
-    least = 1e-3 * max(np.abs(dw).max() for dw in wanted.values())
+    largest = max(np.abs(dw).max() for dw in wanted.values())
     assert {p.name for p in model.store} == set(wanted)
     errors = {}
     for name, dw in wanted.items():
         ours = model.store[name].grad
         if ours.ndim == 2 and "embeddings" not in name:
             ours = ours.T
-        errors[name] = np.abs(ours - dw).max() / max(np.abs(dw).max(), least)
+        if name.endswith("self.key.bias"):      # a softmax does not see it: both are rounding
+            assert max(np.abs(ours).max(), np.abs(dw).max()) < 1e-6 * largest
+            continue
+        errors[name] = np.abs(ours - dw).max() / max(np.abs(dw).max(), 1e-3 * largest)
     return errors
 
 
