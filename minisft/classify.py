@@ -7,7 +7,7 @@ from minisft.baselines import NaiveBayes
 from minisft.checkpoint import load
 from minisft.data import toy_news
 from minisft.data.read import Examples, read_examples, shared_texts, split
-from minisft.data.text import encode_all
+from minisft.data.sequences import encode_sequences
 from minisft.errors import UserError
 from minisft.evaluate import log_probabilities
 from minisft.models.heads import Classifier
@@ -45,7 +45,7 @@ class Classification:
     def _read(self, path, names, clean):
         s = self.settings
         return read_examples(path, list(s.text_column), s.label_column, names, clean, s.encoding,
-                             not s.no_header)
+                             not s.no_header, s.pair_column)
 
     @property
     def texts(self):
@@ -54,7 +54,8 @@ class Classification:
 
     def load(self, folder, seed, dropout):
         """A checkpoint's folder -> Classifier with these labels."""
-        return load(folder, task="classify", names=self.names, seed=seed, dropout=dropout)
+        return load(folder, task="classify", names=self.names, seed=seed, dropout=dropout,
+                    pooling=self.settings.pooling)
 
     def scratch(self, config, seed):
         """-> Classifier from random weights."""
@@ -65,8 +66,9 @@ class Classification:
         def encoded(part):
             if part is None:
                 return None, 0
-            ids, cut = encode_all(tokenizer, part.texts, treatment.max_length, treatment.truncate)
-            return Sequences(ids, part.labels), cut
+            ids, types, cut = encode_sequences(tokenizer, part.texts, treatment.max_length,
+                                               treatment.truncate, part.pairs)
+            return Sequences(ids, part.labels, types), cut
 
         self.train_ids, cut_train = encoded(self.train)
         self.valid_ids, cut_valid = encoded(self.valid)
@@ -83,7 +85,8 @@ class Classification:
 
     def validate(self, model):
         """-> figures of the validation part, with the score that chooses the best epoch."""
-        logp = log_probabilities(model, self.valid_ids.ids, self.settings.micro_tokens)
+        logp = log_probabilities(model, self.valid_ids.ids, self.settings.micro_tokens,
+                                 types=self.valid_ids.types)
         found = metrics.classification(self.valid.labels, logp, self.names)
         first = -found["loss"] if self.settings.select == "loss" else found[self.settings.select]
         # equal accuracy is common on a small part: the loss then decides
@@ -100,7 +103,7 @@ class Classification:
             "n_test": None if test is None else len(test.texts), "labels": list(self.names),
             "cleaned": dict(self.cleaned),
             "shared_with_training": None if test is None else shared_texts(
-                self.train.texts + self.valid.texts, test.texts),
+                self.train.wholes + self.valid.wholes, test.wholes),
             "majority": max(self.train_labels.count(k) for k in set(self.train_labels))
             / len(self.train_labels), **self.cut}
 
@@ -109,15 +112,15 @@ class Classification:
         part, ids = (self.valid, self.valid_ids) if self.test is None else (self.test,
                                                                            self.test_ids)
         logp = log_probabilities(model, ids.ids, self.settings.micro_tokens,
-                                 None if self.settings.quiet else "evaluating")
+                                 None if self.settings.quiet else "evaluating", ids.types)
         results = metrics.classification(part.labels, logp, self.names)
         if self.settings.compare == "baselines":
-            bayes = NaiveBayes(self.train.texts, self.train.labels, len(self.names))
-            found = metrics.classification(part.labels, bayes.log_probabilities(part.texts),
+            bayes = NaiveBayes(self.train.wholes, self.train.labels, len(self.names))
+            found = metrics.classification(part.labels, bayes.log_probabilities(part.wholes),
                                            self.names)
             results["naive_bayes"] = {key: found[key] for key in (
                 "accuracy", "accuracy_low", "accuracy_high", "macro_f1")}
-        mistakes = report.worst_mistakes(part.texts, part.lines, part.labels, logp, self.names)
+        mistakes = report.worst_mistakes(part.wholes, part.lines, part.labels, logp, self.names)
         return results, mistakes
 
     def write(self, folder, results, mistakes, settings, history):
@@ -180,4 +183,5 @@ def _toy(part):
 def _part(examples, numbers):
     return Examples(path=examples.path, texts=[examples.texts[n] for n in numbers],
                     labels=[examples.labels[n] for n in numbers], names=examples.names,
-                    lines=[examples.lines[n] for n in numbers], cleaned=examples.cleaned)
+                    lines=[examples.lines[n] for n in numbers], cleaned=examples.cleaned,
+                    pairs=examples.pairs and [examples.pairs[n] for n in numbers])

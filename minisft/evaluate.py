@@ -17,14 +17,19 @@ _TOO_LARGE = "the model gives values that are not finite, as it does after too h
 
 
 @np.errstate(over="ignore", invalid="ignore")     # told in one line
-def log_probabilities(model, ids, batch_tokens, progress=None):
-    """Classifier, token ids of M texts -> log-probabilities (M,K) float64; UserError on NaN."""
+def log_probabilities(model, ids, batch_tokens, progress=None, types=None):
+    """Classifier, token ids of M texts -> log-probabilities (M,K) float64; UserError on NaN.
+
+    `types`: those of each token, where some sequences hold two texts.
+    """
     found = np.empty((len(ids), len(model.names)))
     lengths = [len(x) for x in ids]
     # Long and short texts apart: an evenly filled batch is computed fastest.
     for numbers in _shown(by_tokens(lengths, np.argsort(lengths, kind="stable"), batch_tokens),
                           progress):
-        logits = to_cpu(model.forward(pack([ids[n] for n in numbers], texts=numbers)))
+        logits = to_cpu(model.forward(pack(
+            [ids[n] for n in numbers], texts=numbers,
+            types=None if types is None else [types[n] for n in numbers])))
         found[numbers] = log_softmax(logits.astype(np.float64))
     if not np.isfinite(found).all():
         raise UserError(_TOO_LARGE)

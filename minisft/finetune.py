@@ -23,6 +23,11 @@ def require_sound(settings):
     if settings.valid_fraction == 0 and settings.valid is None:
         raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: the best "
                         "epoch is chosen on those texts")
+    if settings.pair_column is not None and settings.task != "classify":
+        raise UserError("--pair-column is for --task classify")
+    if settings.pooling is not None and (settings.model == "scratch" or
+                                         settings.task != "classify"):
+        raise UserError("--pooling is for a BERT that classifies: see --model")
     for name in Settings.SCRATCH:
         if settings.model != "scratch" and getattr(settings, name) != getattr(Settings, name):
             raise UserError(f"{spelled(name)} is for a model from random weights, "
@@ -117,9 +122,13 @@ def _build(task, settings, say):
     except ValueError as error:
         raise UserError(f"--train-layers: {error}") from None
     shape = model.trunk.config
-    say(f"GPT-2 of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width {shape.n_embd}, "
-        f"{shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} parameters, "
-        f"{model.store.values.size:,} trained")
+    say(f"{shape.TITLE} of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width "
+        f"{shape.n_embd}, {shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} "
+        f"parameters, {model.store.values.size:,} trained")
+    if pooling := getattr(model, "pooling", None):
+        say("the classifier reads " + {
+            "first": "the first token, through the pooler",
+            "mean": "the mean of the tokens: transformers has no such class"}[pooling])
     return model, tokenizer
 
 

@@ -21,10 +21,14 @@ STATE = "training_state"
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token ids of each text, and its label: a class, or the next token of each token."""
+    """Token ids of each text, and its label: a class, or the next token of each token.
+
+    `types` are those of each token where some sequences hold two texts, else None.
+    """
 
     ids: list
     labels: list
+    types: list | None = None
 
     def __len__(self):
         return len(self.ids)
@@ -36,7 +40,8 @@ class Sequences:
 
     def batch(self, numbers):
         """numbers of the texts (B,) -> Batch."""
-        return pack([self.ids[n] for n in numbers], [self.labels[n] for n in numbers], numbers)
+        return pack([self.ids[n] for n in numbers], [self.labels[n] for n in numbers], numbers,
+                    None if self.types is None else [self.types[n] for n in numbers])
 
 
 @dataclass
