@@ -7,7 +7,7 @@ from minisft.baselines import NaiveBayes
 from minisft.checkpoint import load
 from minisft.data import toy_news
 from minisft.data.read import Examples, read_examples, shared_texts, split
-from minisft.data.text import encode_all
+from minisft.data.sequences import encode_sequences
 from minisft.errors import UserError
 from minisft.evaluate import log_probabilities
 from minisft.models.heads import Classifier
@@ -48,7 +48,7 @@ class Classification:
     def _read(self, path, names, clean):
         s = self.settings
         return read_examples(path, list(s.text_column), s.label_column, names, clean, s.encoding,
-                             not s.no_header)
+                             not s.no_header, s.pair_column)
 
     @property
     def texts(self):
@@ -57,7 +57,8 @@ class Classification:
 
     def load(self, folder, seed, dropout):
         """A checkpoint's folder -> Classifier with these labels."""
-        return load(folder, task="classify", names=self.names, seed=seed, dropout=dropout)
+        return load(folder, task="classify", names=self.names, seed=seed, dropout=dropout,
+                    pooling=self.settings.pooling)
 
     def scratch(self, config, seed):
         """-> Classifier from random weights."""
@@ -68,8 +69,9 @@ class Classification:
         def encoded(part):
             if part is None:
                 return None, 0
-            ids, cut = encode_all(tokenizer, part.texts, treatment.max_length, treatment.truncate)
-            return Sequences(ids, part.labels), cut
+            ids, types, cut = encode_sequences(tokenizer, part.texts, treatment.max_length,
+                                               treatment.truncate, part.pairs)
+            return Sequences(ids, part.labels, types), cut
 
         self.train_ids, cut_train = encoded(self.train)
         self.valid_ids, cut_valid = encoded(self.valid)
@@ -87,7 +89,7 @@ class Classification:
     def validate(self, model):
         """-> figures of the validation part, with the score that chooses the best epoch."""
         logp = log_probabilities(model, self.valid_ids.ids, self.settings.micro_tokens,
-                                 features=self.valid_ids.features)
+                                 types=self.valid_ids.types, features=self.valid_ids.features)
         found = metrics.classification(self.valid.labels, logp, self.names)
         first = -found["loss"] if self.settings.select == "loss" else found[self.settings.select]
         # equal accuracy is common on a small part: the loss then decides
@@ -104,7 +106,7 @@ class Classification:
             "n_test": None if test is None else len(test.texts), "labels": list(self.names),
             "cleaned": dict(self.cleaned),
             "shared_with_training": None if test is None else shared_texts(
-                self.train.texts + self.valid.texts, test.texts),
+                self.train.wholes + self.valid.wholes, test.wholes),
             "majority": max(self.train_labels.count(k) for k in set(self.train_labels))
             / len(self.train_labels), **self.cut}
 
@@ -114,9 +116,9 @@ class Classification:
         logp = self._log_probabilities(model)
         results = metrics.classification(part.labels, logp, self.names)
         if self.settings.compare != "none":
-            bayes = NaiveBayes(self.train.texts, self.train.labels, len(self.names))
-            results["naive_bayes"] = self._short(bayes.log_probabilities(part.texts))
-        mistakes = report.worst_mistakes(part.texts, part.lines, part.labels, logp, self.names)
+            bayes = NaiveBayes(self.train.wholes, self.train.labels, len(self.names))
+            results["naive_bayes"] = self._short(bayes.log_probabilities(part.wholes))
+        mistakes = report.worst_mistakes(part.wholes, part.lines, part.labels, logp, self.names)
         return results, mistakes
 
     def figures(self, model):
@@ -127,8 +129,9 @@ class Classification:
         return (self.valid, self.valid_ids) if self.test is None else (self.test, self.test_ids)
 
     def _log_probabilities(self, model):
-        return log_probabilities(model, self._scored()[1].ids, self.settings.micro_tokens,
-                                 None if self.settings.quiet else "evaluating")
+        ids = self._scored()[1]
+        return log_probabilities(model, ids.ids, self.settings.micro_tokens,
+                                 None if self.settings.quiet else "evaluating", ids.types)
 
     def _short(self, logp):
         found = metrics.classification(self._scored()[0].labels, logp, self.names)
@@ -195,4 +198,5 @@ def _toy(part):
 def _part(examples, numbers):
     return Examples(path=examples.path, texts=[examples.texts[n] for n in numbers],
                     labels=[examples.labels[n] for n in numbers], names=examples.names,
-                    lines=[examples.lines[n] for n in numbers], cleaned=examples.cleaned)
+                    lines=[examples.lines[n] for n in numbers], cleaned=examples.cleaned,
+                    pairs=examples.pairs and [examples.pairs[n] for n in numbers])

@@ -25,6 +25,11 @@ def require_sound(settings):
     if settings.valid_fraction == 0 and settings.valid is None:
         raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: the best "
                         "epoch is chosen on those texts")
+    if settings.pair_column is not None and settings.task != "classify":
+        raise UserError("--pair-column is for --task classify")
+    if settings.pooling is not None and (settings.model == "scratch" or
+                                         settings.task != "classify"):
+        raise UserError("--pooling is for a BERT that classifies: see --model")
     for name in Settings.SCRATCH:
         if settings.model != "scratch" and getattr(settings, name) != getattr(Settings, name):
             raise UserError(f"{spelled(name)} is for --model scratch, {settings.model} has its own")
@@ -97,7 +102,7 @@ def _finish(task, model, settings, progress, history, folder, adaptation, say):
         results["adaptation"] = adaptation
     if settings.compare == "random" and settings.task == "classify" and settings.model != "scratch":
         say("for comparison, the same architecture from random weights:")
-        results["random_weights"] = _from_random_weights(task, model.trunk.config, settings)
+        results["random_weights"] = _from_random_weights(task, model, settings)
     plots.curves(history, folder / "curves.png", best_step=progress.best["step"])
     task.write(folder, results, examples, dataclasses.asdict(settings), history)
     write_json(folder / "results.json", results)
@@ -113,15 +118,14 @@ def _keep_features(task, model, settings, say):
         return
     for name in ("train_ids", "valid_ids"):
         kept = getattr(task, name).with_features(
-            model, settings.micro_tokens, settings.feature_memory * 2**20,
-            settings.task == "classify", not settings.quiet)
+            model, settings.micro_tokens, settings.feature_memory * 2**20, not settings.quiet)
         setattr(task, name, kept)
         if kept.features.on_disk:
             say(f"their output, {kept.features.rows.nbytes / 2**20:,.0f} MB, lies in a temporary "
                 "file")
 
 
-def _from_random_weights(task, config, settings):
+def _from_random_weights(task, pretrained, settings):
     """The same architecture trained without its pretrained weights -> its figures.
 
     The recipe is the one for random weights, which need a larger rate and more epochs.
@@ -129,7 +133,7 @@ def _from_random_weights(task, config, settings):
     recipe = dataclasses.replace(settings, model="scratch", epochs=None, dropout=None, lr=None,
                                  train_layers="all", layer_decay=1.0, early_stopping=4)
     recipe = dataclasses.replace(recipe, **_defaults(recipe))
-    model = task.scratch(_with_dropout(config, recipe.dropout), recipe.seed)
+    model = pretrained.from_random_weights(recipe.dropout, recipe.seed)
     recipe = _fitting(recipe, model, task.train_ids)
     for name in ("train_ids", "valid_ids"):      # the frozen layers of another model
         setattr(task, name, dataclasses.replace(getattr(task, name), features=None))
@@ -137,10 +141,6 @@ def _from_random_weights(task, config, settings):
         loss_options=task.loss_options())
     return task.figures(model) | {"epochs": recipe.epochs, "lr": recipe.lr,
                                   "dropout": recipe.dropout}
-
-
-def _with_dropout(config, rate):
-    return dataclasses.replace(config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
 
 
 def _build(task, settings, say):
@@ -151,7 +151,7 @@ def _build(task, settings, say):
         config = GPT2Config(
             vocab_size=tokenizer.get_vocab_size(), n_positions=settings.positions,
             n_embd=settings.width, n_layer=settings.layers, n_head=settings.heads)
-        config = _with_dropout(config, settings.dropout)
+        config = config.with_dropout(settings.dropout)
         config.require_sound("--width, --heads")
         model = task.scratch(config, settings.seed)
         say("the model starts from random weights, so it knows no words yet: fine-tuning a "
@@ -168,12 +168,16 @@ def _build(task, settings, say):
         model.train_layers(settings.train_layers)
     except ValueError as error:
         raise UserError(f"--train-layers: {error}") from None
-    for block in model.trunk.h:
+    for block in model.trunk.blocks:
         block.recompute = settings.recompute
     shape = model.trunk.config
-    say(f"GPT-2 of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width {shape.n_embd}, "
-        f"{shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} parameters, "
-        f"{model.store.values.size:,} trained")
+    say(f"{shape.TITLE} of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width "
+        f"{shape.n_embd}, {shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} "
+        f"parameters, {model.store.values.size:,} trained")
+    if pooling := getattr(model, "pooling", None):
+        say("the classifier reads " + {
+            "first": "the first token, through the pooler",
+            "mean": "the mean of the tokens: transformers has no such class"}[pooling])
     return model, tokenizer
 
 

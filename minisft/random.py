@@ -21,7 +21,7 @@ WORD = 0xFFFFFFFF
 ROUNDS = 10
 
 # The sites of one layer that draw dropout masks; the number goes into the key.
-EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT = range(4)
+EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT, POOLED = range(5)
 # Who draws an order, initial values or a next token stands in the place of a layer.
 SHUFFLE, INITIAL, SAMPLE = 0xFFFF, 0xFFFE, 0xFFFD
 

@@ -29,6 +29,8 @@ class Settings:
     text_column: tuple = option(("text",), "column of the text; several are joined by a space",
                                 nargs="+", metavar="NAME")
     label_column: str = option("label", "column of the label", metavar="NAME")
+    pair_column: str = option(None, "classify: column of a second text, which BERT reads behind "
+                              "the first", metavar="NAME")
     prompt_column: tuple = option(("prompt",), "complete: column of the prompt; several are "
                                   "joined by a line break", nargs="+", metavar="NAME")
     completion_column: str = option("completion", "complete: column of the completion",
@@ -56,6 +58,9 @@ class Settings:
     vocab_size: int = option(4096, "scratch: tokens of the vocabulary that is trained", type=int)
     dropout: float = option(None, "dropout everywhere (default: the model's; scratch: 0.3)",
                             type=float)
+    pooling: str = option(None, "BERT: what its classifier reads, the first token through the "
+                          "pooler or the mean of the tokens, which transformers has no class for "
+                          "(default: as the model has it; first)", choices=("first", "mean"))
     train_layers: str = option("all", "what is trained: all, head, or last:K (the last K blocks "
                                "and the head; the matrix that a language model shares with its "
                                "token table is trained with all only)", metavar="WHICH")
@@ -143,7 +148,7 @@ def require_in_range(settings):
         raise UserError("--lr is 0.0, expected more: nothing would be learnt")
     for setting in fields(settings):
         value, choices = getattr(settings, setting.name), setting.metadata.get("choices")
-        if choices and value not in choices:
+        if choices and value not in (*choices, setting.default):
             raise UserError(f"{spelled(setting.name)} is {value!r}, expected one of "
                             f"{', '.join(choices)}")
         if value == "" and setting.name in ("train", "test", "valid", "model", "tokenizer", "out"):

@@ -22,10 +22,14 @@ STATE = "training_state"
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token ids of each text, and its label: a class, or the next token of each token."""
+    """Token ids of each text, and its label: a class, or the next token of each token.
+
+    `types` are those of each token where some sequences hold two texts, else None.
+    """
 
     ids: list
     labels: list
+    types: list | None = None
     features: Features | None = None     # what frozen layers make of the texts, once computed
 
     def __len__(self):
@@ -38,14 +42,14 @@ class Sequences:
 
     def batch(self, numbers):
         """numbers of the texts (B,) -> Batch."""
-        batch = pack([self.ids[n] for n in numbers], [self.labels[n] for n in numbers], numbers)
+        batch = pack([self.ids[n] for n in numbers], [self.labels[n] for n in numbers], numbers,
+                     None if self.types is None else [self.types[n] for n in numbers])
         return batch if self.features is None else replace(
             batch, hidden=self.features.of(numbers))
 
-    def with_features(self, model, batch_tokens, memory, last_only, progress=False):
+    def with_features(self, model, batch_tokens, memory, progress=False):
         """-> the same texts, with what the model's frozen layers make of them."""
-        return replace(self, features=Features(model, self, batch_tokens, memory, last_only,
-                                               progress))
+        return replace(self, features=Features(model, self, batch_tokens, memory, progress))
 
 
 @dataclass

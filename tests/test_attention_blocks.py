@@ -107,7 +107,7 @@ def test_a_model_takes_long_texts_in_blocks(rng, monkeypatch, stream):
         monkeypatch.setattr(attention_blocks, "SHORT", short)
         model.store.zero_grad()
         loss, _, _ = model.loss(batch, stream)
-        way = model.trunk.h[0].attn.cache[0]
+        way = model.trunk.h[0].attn.attended[0]
         assert way is (attention_blocks if short == 29 else attention_groups)
         model.loss_backward()
         found.append((loss, model.store.grads.copy()))
