@@ -7,7 +7,8 @@ import numpy as np
 def matrices(named, form=".2f", rows=None, columns=None, cell=0.62):
     """Draws {title: array (M,) or (M,M')} side by side, red above zero and blue below.
 
-    rows and columns: labels for all, or {title: labels}. -inf is grey.
+    form: how numbers are written, None for colours alone. rows and columns: labels for all, or
+    {title: labels}. -inf is grey.
     """
     arrays = {title: np.atleast_2d(np.asarray(a, dtype=float)) for title, a in named.items()}
     widths = [max(a.shape[1], 1.6) for a in arrays.values()]
@@ -27,7 +28,7 @@ def _draw(ax, a, form):
     limit = np.abs(a[np.isfinite(a)]).max(initial=0) or 1.0
     colours = plt.get_cmap("RdBu_r").with_extremes(bad="0.8")
     ax.imshow(np.where(np.isfinite(a), a, np.nan), cmap=colours, vmin=-limit, vmax=limit)
-    for (i, j), value in np.ndenumerate(a):
+    for (i, j), value in np.ndenumerate(a if form else np.empty((0, 0))):
         dark = np.isfinite(value) and abs(value) > 0.6 * limit
         ax.text(j, i, format(value + 0.0, form), ha="center", va="center", fontsize=8,
                 color="white" if dark else "black")
