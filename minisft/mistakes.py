@@ -124,9 +124,9 @@ class PostNormResidual(bert.Block):
 
 class BertKeys(bert.SelfAttention):
     def backward(self, dy):
-        cache, rows = self.take()
+        self.take()
         dy = self.dense.backward(dy).reshape(len(dy), self.n_head, -1)
-        dq, dk, dv = (d.reshape(len(d), -1) for d in attention.backward(dy, cache))
+        dq, dk, dv = (d.reshape(len(d), -1) for d in self.attend_back(dy))
         return self.query.backward(dq) + self.value.backward(dv)
 
 

@@ -3,7 +3,16 @@ import pytest
 
 from minisft import gradcheck, rows
 from minisft.batch import pack
-from minisft.layers import MLP, Block, Dropout, Embedding, LayerNorm, Linear, SelfAttention
+from minisft.layers import (
+    MLP,
+    Attending,
+    Block,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    Linear,
+    SelfAttention,
+)
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.parameters import Parameters
@@ -358,7 +367,7 @@ def test_schedulers_change_rounding_alone(rng, monkeypatch, kind, stream):
     model = model_of(rng, kind)
     found = []
     for plain, block in [(True, 1 << 40), (False, 64)]:
-        monkeypatch.setattr(SelfAttention, "plain", plain)
+        monkeypatch.setattr(Attending, "plain", plain)
         monkeypatch.setattr(rows, "BLOCK", block)
         model.store.zero_grad()
         loss, _, _ = model.loss(batch, stream)
