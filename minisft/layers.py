@@ -225,7 +225,13 @@ class MLP(Layer):
 
 
 class Block(Layer):
-    """A pre-norm Transformer block (Radford et al. 2019, section 2.3)."""
+    """A pre-norm Transformer block (Radford et al. 2019, section 2.3); drop: dropout or nothing.
+
+        (1) u = x + drop_1(attn(ln_1(x)))
+        (2) y = u + drop_2(mlp(ln_2(u)))
+        (3) du = dy + ln_2'(mlp'(drop_2'(dy)))      f'(dy): the backward of f
+        (4) dx = du + ln_1'(attn'(drop_1'(du)))
+    """
 
     def __init__(self, name, config, layer):
         eps = config.layer_norm_epsilon
@@ -243,16 +249,16 @@ class Block(Layer):
         self.keep(rows)
         if rows is not None:
             x, texts, positions = x[rows], texts[rows], positions[rows]
-        x = x + self.drop_1.forward(a, stream, texts, positions)
+        x = x + self.drop_1.forward(a, stream, texts, positions)                          # (1)
         m = self.mlp.forward(self.ln_2.forward(x))
-        return x + self.drop_2.forward(m, stream, texts, positions)
+        return x + self.drop_2.forward(m, stream, texts, positions)                       # (2)
 
     def backward(self, dy):
         """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
         (rows,) = self.take()
-        dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))
+        dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))         # (3)
         da = self.ln_1.backward(self.attn.backward(self.drop_1.backward(dy)))
         if rows is None:
-            return dy + da
+            return dy + da                                                                # (4)
         da[rows] += dy
         return da

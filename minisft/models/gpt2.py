@@ -82,7 +82,12 @@ class GPT2Config:
 
 
 class GPT2(Layer):
-    """Embeddings, blocks and the last LayerNorm; a head of `heads.py` goes on top."""
+    """Embeddings, blocks and the last LayerNorm; a head of `heads.py` goes on top.
+
+        (1) x = drop(wte[ids] + wpe[positions])
+        (2) x = h[i](x)      for each block, 0 first
+        (3) y = ln_f(x)
+    """
 
     def __init__(self, config):
         self.config = config
@@ -100,11 +105,11 @@ class GPT2(Layer):
         block, see generate.py) holds what came before.
         """
         x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
-        x = self.drop.forward(x, stream, batch.token_texts, batch.positions)
+        x = self.drop.forward(x, stream, batch.token_texts, batch.positions)             # (1)
         for i, block in enumerate(self.h):
             rows = batch.last if last_only and i == len(self.h) - 1 else None
-            x = block.forward(x, batch, stream, rows, None if past is None else past[i])
-        return self.ln_f.forward(x)
+            x = block.forward(x, batch, stream, rows, None if past is None else past[i])     # (2)
+        return self.ln_f.forward(x)                                                      # (3)
 
     def backward(self, dy):
         """dhidden (N,C) or (B,C) -> gradient of the embedded tokens (N,C).
@@ -138,7 +143,10 @@ def initialise(parameters, seed):
 
 
 def count(config):
-    """-> parameters of the model, the tied matrix counted once."""
+    """-> parameters of the model, the tied matrix counted once.
+
+        (4) (V + T) C + L (4 C^2 + 2 C M + M + 9 C) + 2 C      T: n_positions, M: n_inner
+    """
     c, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     block = 4 * c * c + 2 * c * inner + inner + 9 * c
-    return (config.vocab_size + config.n_positions) * c + config.n_layer * block + 2 * c
+    return (config.vocab_size + config.n_positions) * c + config.n_layer * block + 2 * c     # (4)
