@@ -288,7 +288,13 @@ class TransformerBlock(Layer):
 
 
 class Block(TransformerBlock):
-    """A pre-norm Transformer block (Radford et al. 2019, section 2.3)."""
+    """A pre-norm Transformer block (Radford et al. 2019, section 2.3); drop: dropout or nothing.
+
+        (1) u = x + drop_1(attn(ln_1(x)))
+        (2) y = u + drop_2(mlp(ln_2(u)))
+        (3) du = dy + ln_2'(mlp'(drop_2'(dy)))      f'(dy): the backward of f
+        (4) dx = du + ln_1'(attn'(drop_1'(du)))
+    """
 
     def __init__(self, name, config, layer):
         eps = config.layer_norm_epsilon
@@ -306,68 +312,16 @@ class Block(TransformerBlock):
         self.keep(rows)
         if rows is not None:
             x, texts, positions = x[rows], texts[rows], positions[rows]
-        x = x + self.drop_1.forward(a, stream, texts, positions)
+        x = x + self.drop_1.forward(a, stream, texts, positions)                          # (1)
         m = self.mlp.forward(self.ln_2.forward(x))
-        return x + self.drop_2.forward(m, stream, texts, positions)
+        return x + self.drop_2.forward(m, stream, texts, positions)                       # (2)
 
     def run_back(self, dy):
         """As `backward`."""
         (rows,) = self.take()
-        dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))
+        dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))         # (3)
         da = self.ln_1.backward(self.attn.backward(self.drop_1.backward(dy)))
         if rows is None:
-            return dy + da
+            return dy + da                                                                # (4)
         da[rows] += dy
         return da
-
-
-class Trunk(Layer):
-    """Embeddings and `blocks`: what frozen layers save, whatever the model.
-
-    A model gives `embed(batch, stream)` and `wanted(batch)`, the rows that a classifier reads.
-    """
-
-    @property
-    def lowest(self):
-        """-> the number of the lowest layer that is trained; beyond all where none is."""
-        return min((p.layer for p in self.parameters() if p.grad is not None),
-                   default=self.config.n_layer + 2)
-
-    def run_blocks(self, batch, stream=None, pruned=False, past=None):
-        """Batch of N tokens -> x (N,C), or (B,C) of the wanted rows when `pruned`.
-
-        Frozen layers have no dropout, and are passed by where the batch has their output.
-        """
-        lowest = self.lowest
-        x = batch.hidden
-        if x is None:
-            x = self.embed(batch, None if lowest else stream)
-        for i, block in enumerate(self.blocks):
-            live = i + 1 >= lowest
-            if live or batch.hidden is None:
-                x = block.forward(x, batch, stream if live else None,
-                                  self._rows(batch, pruned, i),
-                                  None if past is None else past[i])
-            if not live:
-                block.forget()     # no backward comes so far down
-        return x
-
-    def run_back(self, dx):
-        """dx behind the blocks -> dx before the lowest that is trained."""
-        for block in reversed(self.blocks[max(self.lowest - 1, 0):]):
-            dx = block.backward(dx)
-        return dx
-
-    def below(self, batch, pruned=False):
-        """Batch -> what the frozen layers make of it (N,C): the input of the lowest live layer.
-
-        (B,C) of the wanted rows where all blocks are frozen and `pruned`.
-        """
-        x = self.embed(batch, None)
-        for i, block in enumerate(self.blocks[:max(self.lowest - 1, 0)]):
-            x = block.forward(x, batch, None, self._rows(batch, pruned, i))
-            block.forget()
-        return x
-
-    def _rows(self, batch, pruned, i):
-        return self.wanted(batch) if pruned and i == len(self.blocks) - 1 else None

@@ -23,6 +23,7 @@ FLOORS = [
     ["ops"],
     ["attention_blocks", "attention_groups", "baselines"],
     ["layers"],
+    ["models.trunk"],
     ["models.gpt2"],
     ["models.bert"],
     ["models.heads"],

@@ -20,9 +20,9 @@ from minisft.layers import (
     LayerNorm,
     Linear,
     TransformerBlock,
-    Trunk,
 )
 from minisft.models.gpt2 import GELU_FORMS, read_config, require_values
+from minisft.models.trunk import Trunk
 
 # Settings of `transformers` that change the model and that we do not have, with the value we have.
 UNSUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False,

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from minisft import random
 from minisft.errors import UserError
-from minisft.layers import Block, Dropout, Embedding, LayerNorm, Trunk
+from minisft.layers import Block, Dropout, Embedding, LayerNorm
+from minisft.models.trunk import Trunk
 
 # layers, heads, width of the four published models
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280),
@@ -110,7 +111,12 @@ def require_values(config, source, activation, epsilon, whole, rates, may_be_non
 
 
 class GPT2(Trunk):
-    """Embeddings, blocks and the last LayerNorm; a head of `heads.py` goes on top."""
+    """Embeddings, blocks and the last LayerNorm; a head of `heads.py` goes on top.
+
+        (1) x = drop(wte[ids] + wpe[positions])
+        (2) x = h[i](x)      for each block, 0 first
+        (3) y = ln_f(x)
+    """
 
     def __init__(self, config):
         self.config = config
@@ -129,7 +135,7 @@ class GPT2(Trunk):
     def embed(self, batch, stream):
         """Batch of N tokens -> x (N,C)."""
         x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
-        return self.drop.forward(x, stream, batch.token_texts, batch.positions)
+        return self.drop.forward(x, stream, batch.token_texts, batch.positions)          # (1)
 
     def wanted(self, batch):
         """-> the row of each sequence that a classifier reads (B,): its last token."""
@@ -141,7 +147,8 @@ class GPT2(Trunk):
         `stream` (random.Stream) turns dropout on in the layers that are trained; `past` (a cache
         of keys and values for each block, see generate.py) holds what came before.
         """
-        return self.ln_f.forward(self.run_blocks(batch, stream, last_only, past))
+        x = self.run_blocks(batch, stream, last_only, past)                              # (2)
+        return self.ln_f.forward(x)                                                      # (3)
 
     def backward(self, dy):
         """dhidden (N,C) or (B,C) -> gradient of the embedded tokens (N,C).
@@ -176,7 +183,10 @@ def initialise(parameters, seed, names=None):
 
 
 def count(config):
-    """-> parameters of the model, the tied matrix counted once."""
+    """-> parameters of the model, the tied matrix counted once.
+
+        (4) (V + T) C + L (4 C^2 + 2 C M + M + 9 C) + 2 C      T: n_positions, M: n_inner
+    """
     c, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     block = 4 * c * c + 2 * c * inner + inner + 9 * c
-    return (config.vocab_size + config.n_positions) * c + config.n_layer * block + 2 * c
+    return (config.vocab_size + config.n_positions) * c + config.n_layer * block + 2 * c     # (4)
