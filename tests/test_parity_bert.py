@@ -91,6 +91,7 @@ def require_same_logits(ours, wanted):
     assert wanted.std(axis=-1).min() > 0.1      # flat rows would be met by any model
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-4)
     np.testing.assert_array_equal(ours.argmax(-1), wanted.argmax(-1))
+    print(f"logits {np.abs(ours - wanted).max():.1e}")
 
 
 def gradient_errors(model, torch_model):
