@@ -15,7 +15,7 @@ FLOORS = [
     ["random", "rows", "erf", "gradcheck", "batch", "metrics", "report", "parameters", "files",
      "plots", "data.wordpiece"],
     ["schedule"],
-    ["tensors", "runs", "data.table", "data.text", "data.toy_news", "ops.embedding",
+    ["tensors", "runs", "data.augment", "data.table", "data.text", "data.toy_news", "ops.embedding",
      "ops.linear", "ops.layer_norm", "ops.gelu", "ops.softmax", "ops.dropout", "optim"],
     ["state", "data.read", "data.documents", "data.sequences", "ops.attention",
      "ops.cross_entropy", "settings"],

@@ -1,0 +1,75 @@
+"""Tokens dropped and swapped: how many, which never, and that a text's fate is its own."""
+
+import numpy as np
+import pytest
+
+from minisft.data.augment import Augmentation
+from minisft.random import Stream
+
+CLS, SEP = 101, 102
+STREAM = Stream(seed=3, step=9)
+
+
+def changed(ids, types=None, stream=STREAM, text=5, **options):
+    ids, types = Augmentation(special=(CLS, SEP), **options).apply(
+        np.array(ids), None if types is None else np.array(types), stream, text)
+    return ids.tolist(), None if types is None else types.tolist()
+
+
+def test_nothing_asked_nothing_changed():
+    ids = np.arange(50)
+    same, types = Augmentation().apply(ids, None, STREAM, 0)
+    assert np.array_equal(same, ids) and types is None
+
+
+def test_rates():
+    n = 20_000
+    ids = np.arange(1000, 1000 + n)
+    dropped, _ = changed(ids, drop=0.3)
+    assert len(dropped) / n == pytest.approx(0.7, abs=0.01)
+    assert dropped == sorted(dropped)
+    swapped, _ = changed(ids, swap=0.2)
+    moved = np.array(swapped) - ids
+    assert sorted(swapped) == ids.tolist() and set(moved) == {-1, 0, 1}
+    # a chosen neighbour pair starts where the one before did not: p / (1 + p) of the places
+    assert (moved == 1).sum() / n == pytest.approx(0.2 / 1.2, abs=0.01)
+
+
+def test_both_at_once_and_arguments_untouched():
+    ids = np.arange(1000, 1200)
+    ids.flags.writeable = False
+    both, _ = changed(ids, drop=0.2, swap=0.2)
+    assert 130 < len(both) < 190 and set(both) < set(ids.tolist()) and both != sorted(both)
+
+
+def test_special_tokens_and_types_stay():
+    ids = [CLS, *range(20), SEP, *range(50, 60), SEP]
+    types = [0] * 22 + [1] * 11
+    for step in range(200):
+        new, kinds = changed(ids, types, Stream(0, step), drop=0.5, swap=0.5)
+        assert len(new) == len(kinds)
+        middle = new.index(SEP)
+        assert new[0] == CLS and new[-1] == SEP and new.count(SEP) == 2
+        assert kinds == [0] * (middle + 1) + [1] * (len(new) - middle - 1)
+        assert set(new[1:middle]) <= set(range(20)) and 1 <= middle - 1
+        assert set(new[middle + 1:-1]) <= set(range(50, 60)) and len(new) - middle > 2
+
+
+@pytest.mark.parametrize("ids, least", [([CLS, 7, SEP], 3), ([7], 1), ([CLS, SEP], 2),
+                                        ([CLS, 7, 8, 9, SEP], 3)])
+def test_no_text_is_lost(ids, least):
+    for step in range(100):
+        new, _ = changed(ids, stream=Stream(0, step), drop=0.99, swap=0.5)
+        assert len(new) >= least and set(new) <= set(ids)
+
+
+def test_a_text_s_fate_is_its_own():
+    ids = list(range(40))
+    same = [changed(ids, drop=0.3, swap=0.3)[0] for _ in range(2)]
+    assert same[0] == same[1]
+    others = [changed(ids, drop=0.3, swap=0.3, **other)[0] for other in (
+        {"text": 6}, {"stream": Stream(3, 10)}, {"stream": Stream(4, 9)})]
+    assert len({tuple(x) for x in [same[0], *others]}) == 4
+    # what stands behind does not matter to what is in front
+    longer = changed([*ids, *range(500, 600)], drop=0.3, swap=0.3)[0]
+    assert longer[:20] == same[0][:20]
