@@ -23,8 +23,9 @@ def require_sound(settings):
     if settings.valid_fraction == 0 and settings.valid is None:
         raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: the best "
                         "epoch is chosen on those texts")
-    if settings.pair_column is not None and settings.task != "classify":
-        raise UserError("--pair-column is for --task classify")
+    for name in ("pair_column", "word_dropout", "word_swap"):
+        if settings.task != "classify" and getattr(settings, name):
+            raise UserError(f"{spelled(name)} is for --task classify")
     if settings.pooling is not None and (settings.model == "scratch" or
                                          settings.task != "classify"):
         raise UserError("--pooling is for a BERT that classifies: see --model")

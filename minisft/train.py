@@ -14,6 +14,7 @@ from minisft import optim, random, runs
 from minisft import state as states
 from minisft.array import to_cpu
 from minisft.batch import by_tokens, pack
+from minisft.data.augment import Augmentation
 from minisft.errors import UserError
 
 STATE = "training_state"
@@ -29,6 +30,7 @@ class Sequences:
     ids: list
     labels: list
     types: list | None = None
+    augmentation: Augmentation | None = None     # what training does to the texts in each step
 
     def __len__(self):
         return len(self.ids)
@@ -38,10 +40,16 @@ class Sequences:
         """-> tokens of each text (M,)."""
         return np.array([len(ids) for ids in self.ids])
 
-    def batch(self, numbers):
-        """numbers of the texts (B,) -> Batch."""
-        return pack([self.ids[n] for n in numbers], [self.labels[n] for n in numbers], numbers,
-                    None if self.types is None else [self.types[n] for n in numbers])
+    def batch(self, numbers, stream=None):
+        """numbers of the texts (B,) -> Batch; a random.Stream, in training, augments them."""
+        ids = [self.ids[n] for n in numbers]
+        types = None if self.types is None else [self.types[n] for n in numbers]
+        if stream is not None and self.augmentation is not None:
+            ids, kinds = zip(*(self.augmentation.apply(
+                row, None if types is None else types[i], stream, n)
+                for i, (row, n) in enumerate(zip(ids, numbers, strict=True))), strict=True)
+            types = None if types is None else kinds
+        return pack(ids, [self.labels[n] for n in numbers], numbers, types)
 
 
 @dataclass
@@ -148,7 +156,7 @@ def train_step(model, sequences, numbers, optimizer, lr, settings, stream, loss_
     total = denominator = 0.0
     lengths = sequences.lengths
     for piece in by_tokens(lengths, numbers, settings.micro_tokens):
-        loss, counted, _ = model.loss(sequences.batch(piece), stream, **loss_options)
+        loss, counted, _ = model.loss(sequences.batch(piece, stream), stream, **loss_options)
         model.loss_backward()
         total, denominator = total + float(loss), denominator + float(counted)
     mean, norm = total / denominator, optim.gradient_norm(model.store) / denominator

@@ -1,10 +1,17 @@
 """Tokens dropped and swapped: how many, which never, and that a text's fate is its own."""
 
+import json
+
 import numpy as np
 import pytest
 
+from minisft.cli import main
+from minisft.data import toy_news
 from minisft.data.augment import Augmentation
+from minisft.data.sequences import special_ids
+from minisft.data.text import train_tokenizer
 from minisft.random import Stream
+from minisft.train import Sequences
 
 CLS, SEP = 101, 102
 STREAM = Stream(seed=3, step=9)
@@ -73,3 +80,44 @@ def test_a_text_s_fate_is_its_own():
     # what stands behind does not matter to what is in front
     longer = changed([*ids, *range(500, 600)], drop=0.3, swap=0.3)[0]
     assert longer[:20] == same[0][:20]
+
+
+def test_only_in_training_and_the_same_in_any_company():
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, 99, n) for n in (30, 12, 40)]
+    types = [np.arange(len(row)) // 20 for row in ids]
+    sequences = Sequences(ids, [0, 1, 0], types, Augmentation(0.3, 0.3))
+    assert np.array_equal(sequences.batch([2, 0]).ids, np.concatenate([ids[2], ids[0]]))
+    both, alone = sequences.batch([2, 0], STREAM), sequences.batch([0], STREAM)
+    assert np.array_equal(both.ids[both.cu_seqlens[1]:], alone.ids)
+    assert np.array_equal(both.types[both.cu_seqlens[1]:], alone.types)
+    assert len(alone.ids) < 30 and both.labels.tolist() == [0, 0]
+
+
+def test_the_options_reach_the_texts(tmp_path, capsys):
+    """Other losses from the first step on, the same again with the same seed."""
+    texts, labels = toy_news.generate("train")
+    (tmp_path / "train.jsonl").write_text("".join(
+        json.dumps({"text": t, "label": k}) + "\n" for t, k in zip(texts[:40], labels[:40],
+                                                                   strict=True)))
+    arguments = ["finetune", "--train", str(tmp_path / "train.jsonl"), "--layers", "1", "--width",
+                 "16", "--heads", "2", "--vocab-size", "300", "--epochs", "1", "--dropout", "0",
+                 "--quiet"]
+    losses = {}
+    for name, options in {"plain": [], "drop": ["--word-dropout", "0.2"],
+                          "swap": ["--word-swap", "0.2"],
+                          "again": ["--word-dropout", "0.2"]}.items():
+        assert main([*arguments, *options, "--out", str(tmp_path / name)]) == 0
+        first = (tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]
+        losses[name] = json.loads(first)["loss"]
+    assert losses["drop"] == losses["again"]
+    assert len({losses[name] for name in ("plain", "drop", "swap")}) == 3
+    capsys.readouterr()
+    assert main([*arguments, "--word-dropout", "0.95"]) == 2
+    assert main([*arguments, "--task", "complete", "--word-swap", "0.1"]) == 2
+    err = capsys.readouterr().err
+    assert "--word-dropout is 0.95" in err and "--word-swap is for --task classify" in err
+
+
+def test_special_ids():
+    assert special_ids(train_tokenizer(["a"], 257)) == ()
