@@ -70,6 +70,13 @@ def test_no_text_is_lost(ids, least):
         assert len(new) >= least and set(new) <= set(ids)
 
 
+def test_no_text_of_a_pair_is_lost():
+    for step in range(100):
+        _, types = changed([CLS, 7, 8, SEP, 9, 10, SEP], [0, 0, 0, 0, 1, 1, 1], Stream(0, step),
+                           drop=0.9)
+        assert types.count(0) >= 3 and types.count(1) >= 2
+
+
 def test_a_text_s_fate_is_its_own():
     ids = list(range(40))
     same = [changed(ids, drop=0.3, swap=0.3)[0] for _ in range(2)]
