@@ -15,6 +15,7 @@ class Batch:
     texts: np.ndarray         # (B,)
     labels: np.ndarray | None = None     # (B,) a class each, or (N,) the next token of each token
     types: np.ndarray | None = None      # (N,) 0, or 1 in the second of two texts; None: all 0
+    hidden: np.ndarray | None = None     # (N,C) what the frozen layers make of it, if it is kept
 
     @property
     def lengths(self):

@@ -16,6 +16,9 @@ from minisft.evaluate import log_probabilities
 from minisft.models.heads import Classifier
 from minisft.train import Sequences
 
+# What is told of a model beside the one that was trained
+COMPARED = "accuracy", "accuracy_low", "accuracy_high", "macro_f1"
+
 
 class Classification:
     """Reads and checks all data when it is made; nothing is written before it has been."""
@@ -93,7 +96,7 @@ class Classification:
     def validate(self, model):
         """-> figures of the validation part, with the score that chooses the best epoch."""
         logp = log_probabilities(model, self.valid_ids.ids, self.settings.micro_tokens,
-                                 types=self.valid_ids.types)
+                                 types=self.valid_ids.types, features=self.valid_ids.features)
         found = metrics.classification(self.valid.labels, logp, self.names)
         first = -found["loss"] if self.settings.select == "loss" else found[self.settings.select]
         # equal accuracy is common on a small part: the loss then decides
@@ -116,19 +119,30 @@ class Classification:
 
     def evaluate(self, model):
         """Reads the test set once (without one: the validation part) -> results, worst mistakes."""
-        part, ids = (self.valid, self.valid_ids) if self.test is None else (self.test,
-                                                                           self.test_ids)
-        logp = log_probabilities(model, ids.ids, self.settings.micro_tokens,
-                                 None if self.settings.quiet else "evaluating", ids.types)
+        part = self._scored()[0]
+        logp = self._log_probabilities(model)
         results = metrics.classification(part.labels, logp, self.names)
-        if self.settings.compare == "baselines":
+        if self.settings.compare != "none":
             bayes = NaiveBayes(self.train.wholes, self.train.labels, len(self.names))
-            found = metrics.classification(part.labels, bayes.log_probabilities(part.wholes),
-                                           self.names)
-            results["naive_bayes"] = {key: found[key] for key in (
-                "accuracy", "accuracy_low", "accuracy_high", "macro_f1")}
+            results["naive_bayes"] = self._short(bayes.log_probabilities(part.wholes))
         mistakes = report.worst_mistakes(part.wholes, part.lines, part.labels, logp, self.names)
         return results, mistakes
+
+    def figures(self, model):
+        """-> the accuracy, its interval and macro F1 of another model on the same texts."""
+        return self._short(self._log_probabilities(model))
+
+    def _scored(self):
+        return (self.valid, self.valid_ids) if self.test is None else (self.test, self.test_ids)
+
+    def _log_probabilities(self, model):
+        ids = self._scored()[1]
+        return log_probabilities(model, ids.ids, self.settings.micro_tokens,
+                                 None if self.settings.quiet else "evaluating", ids.types)
+
+    def _short(self, logp):
+        found = metrics.classification(self._scored()[0].labels, logp, self.names)
+        return {key: found[key] for key in COMPARED}
 
     def write(self, folder, results, mistakes, settings, history):
         """Pictures first: the report links those that are there."""
@@ -143,10 +157,11 @@ class Classification:
                  f"{results['accuracy_low']:.4f} to {results['accuracy_high']:.4f}), macro F1 "
                  f"{results['macro_f1']:.4f}, loss {results['loss']:.4f}, {results['n']} texts; "
                  f"the largest class of them alone would give {results['majority']:.4f}"]
-        if bayes := results.get("naive_bayes"):
-            lines.append(f"for scale, naive Bayes (a bag of words) on the same texts: accuracy "
-                         f"{bayes['accuracy']:.4f} (95% interval {bayes['accuracy_low']:.4f} to "
-                         f"{bayes['accuracy_high']:.4f}), macro F1 {bayes['macro_f1']:.4f}")
+        for key, name in report.COMPARED.items():
+            if other := results.get(key):
+                lines.append(f"for scale, {name} on the same texts: accuracy "
+                             f"{other['accuracy']:.4f} (95% interval {other['accuracy_low']:.4f} "
+                             f"to {other['accuracy_high']:.4f}), macro F1 {other['macro_f1']:.4f}")
         return "\n".join(lines)
 
 

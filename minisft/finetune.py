@@ -1,18 +1,20 @@
 """Fine-tuning from files to a run folder: the article's four steps in the order they happen."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 from minisft import hub, plots, runs
+from minisft.adapt import adapt
 from minisft.classify import Classification
 from minisft.complete import Completion
 from minisft.data.text import load_tokenizer, parse_steps, train_tokenizer
 from minisft.errors import UserError
 from minisft.files import write_json
-from minisft.folder import Treatment, require_fit, write_folder
+from minisft.folder import Treatment, end_token, require_fit, write_folder
 from minisft.models.gpt2 import GPT2Config
 from minisft.settings import Settings, kept_settings, require_in_range, spelled
-from minisft.train import Interrupted, begin, fit_in, make_optimizer
+from minisft.train import Interrupted, State, begin, fit, fit_in, make_optimizer, taken_up
 
 TASKS = {"classify": Classification, "complete": Completion}
 
@@ -31,8 +33,10 @@ def require_sound(settings):
         raise UserError("--pooling is for a BERT that classifies: see --model")
     for name in Settings.SCRATCH:
         if settings.model != "scratch" and getattr(settings, name) != getattr(Settings, name):
-            raise UserError(f"{spelled(name)} is for a model from random weights, "
-                            f"{settings.model} has its own")
+            raise UserError(f"{spelled(name)} is for --model scratch, {settings.model} has its own")
+    if settings.adapt_epochs and settings.task != "classify":
+        raise UserError("--adapt-epochs is for --task classify: completing is next-token training "
+                        "already")
 
 
 def finetune(settings, resume=None, say=print):
@@ -56,25 +60,29 @@ def finetune(settings, resume=None, say=print):
 
     # 2. Load the pretrained model and its tokenizer, turn the texts into tokens
     model, tokenizer = _build(task, settings, say)
-    if settings.lr is None:
-        settings = dataclasses.replace(settings, lr=_default_lr(model, settings))
     treatment = Treatment(clean, min(settings.max_length or model.trunk.config.n_positions,
                                      model.trunk.config.n_positions), settings.truncate,
                           settings.separator if settings.task == "complete" else None)
     task.encode(tokenizer, treatment)
+    settings = _fitting(settings, model, task.train_ids)
     _tell_data(task, treatment, say)
 
     # 3. Fine-tune; the validation part chooses the epoch
     folder = Path(resume or settings.out or runs.first_free("runs", _name(settings)))
-    optimizer = make_optimizer(model, settings)
-    progress = begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files},
-                     model, optimizer, say)
+    begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files}, model)
     try:
+        adaptation = None
+        if settings.adapt_epochs:
+            adaptation = adapt(model, task.train_ids, task.valid_ids, end_token(tokenizer),
+                               settings, folder, resume, say)
+        optimizer = make_optimizer(model, settings)
+        progress = taken_up(folder, resume, model, optimizer, say)
+        _keep_features(task, model, settings, say)
         history = fit_in(folder, model, task.train_ids, settings, task.validate, progress,
                          optimizer, loss_options=task.loss_options())
         # 4. Evaluate once, and write down everything
         write_folder(folder / "model", model, tokenizer, treatment)
-        results = _finish(task, model, settings, progress, history, folder)
+        results = _finish(task, model, settings, progress, history, folder, adaptation, say)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(folder) from None
     say(f"the best epoch on the validation part was {progress.best['epoch']} of {progress.epoch}")
@@ -84,17 +92,56 @@ def finetune(settings, resume=None, say=print):
     return results
 
 
-def _finish(task, model, settings, progress, history, folder):
+def _finish(task, model, settings, progress, history, folder, adaptation, say):
     """Scores the chosen epoch and writes what was found; -> results, whose file comes last."""
     results, examples = task.evaluate(model)
     best = progress.best["epoch"]
     results |= {"n_test": results["n"], "train_seconds": progress.seconds,
                 "tokens_per_second": progress.tokens / progress.seconds,
                 "epochs_run": progress.epoch, "best_epoch": best, "parameters": model.store.size}
+    if adaptation:
+        results["adaptation"] = adaptation
+    if settings.compare == "random" and settings.task == "classify" and settings.model != "scratch":
+        say("for comparison, the same architecture from random weights:")
+        results["random_weights"] = _from_random_weights(task, model, settings)
     plots.curves(history, folder / "curves.png", best_step=progress.best["step"])
     task.write(folder, results, examples, dataclasses.asdict(settings), history)
     write_json(folder / "results.json", results)
     return results
+
+
+def _keep_features(task, model, settings, say):
+    """Frozen layers are computed once, where there is something to save."""
+    if model.trunk.lowest == 0:
+        return
+    say("the frozen layers are not changed, and dropout is off in them")
+    if not settings.feature_memory or settings.epochs == 1:
+        return
+    for name in ("train_ids", "valid_ids"):
+        kept = getattr(task, name).with_features(
+            model, settings.micro_tokens, settings.feature_memory * 2**20, not settings.quiet)
+        setattr(task, name, kept)
+        if kept.features is not None and kept.features.on_disk:
+            say(f"their output, {kept.features.rows.nbytes / 2**20:,.0f} MB, lies in a temporary "
+                "file")
+
+
+def _from_random_weights(task, pretrained, settings):
+    """The same architecture trained without its pretrained weights -> its figures.
+
+    The recipe is the one for random weights, which need a larger rate and more epochs.
+    """
+    recipe = dataclasses.replace(settings, model="scratch", epochs=None, dropout=None, lr=None,
+                                 train_layers="all", layer_decay=1.0, early_stopping=4)
+    recipe = dataclasses.replace(recipe, **_defaults(recipe))
+    model = pretrained.from_random_weights(recipe.dropout, recipe.seed)
+    recipe = _fitting(recipe, model, task.train_ids)
+    for name in ("train_ids", "valid_ids"):      # the frozen layers of another model
+        setattr(task, name, dataclasses.replace(getattr(task, name), features=None))
+    fit(model, task.train_ids, recipe, task.validate, State(), make_optimizer(model, recipe),
+        loss_options=task.loss_options())
+    return task.figures(model) | {"epochs": recipe.epochs, "lr": recipe.lr,
+                                  "dropout": recipe.dropout}
 
 
 def _build(task, settings, say):
@@ -104,8 +151,8 @@ def _build(task, settings, say):
                      else train_tokenizer(task.texts, settings.vocab_size))
         config = GPT2Config(
             vocab_size=tokenizer.get_vocab_size(), n_positions=settings.positions,
-            n_embd=settings.width, n_layer=settings.layers, n_head=settings.heads,
-            embd_pdrop=settings.dropout, attn_pdrop=settings.dropout, resid_pdrop=settings.dropout)
+            n_embd=settings.width, n_layer=settings.layers, n_head=settings.heads)
+        config = config.with_dropout(settings.dropout)
         config.require_sound("--width, --heads")
         model = task.scratch(config, settings.seed)
         say("the model starts from random weights, so it knows no words yet: fine-tuning a "
@@ -122,6 +169,8 @@ def _build(task, settings, say):
         model.train_layers(settings.train_layers)
     except ValueError as error:
         raise UserError(f"--train-layers: {error}") from None
+    for block in model.trunk.blocks:
+        block.recompute = settings.recompute
     shape = model.trunk.config
     say(f"{shape.TITLE} of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width "
         f"{shape.n_embd}, {shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} "
@@ -131,6 +180,20 @@ def _build(task, settings, say):
             "first": "the first token, through the pooler",
             "mean": "the mean of the tokens: transformers has no such class"}[pooling])
     return model, tokenizer
+
+
+def _fitting(settings, model, sequences):
+    """-> the settings whose default depends on the model and on how many texts there are.
+
+    Few texts want more epochs, as in Mosbach et al. 2021: there, 20 and small learning rates made
+    fine-tuning on small sets reliable.
+    """
+    tokens = int(sequences.lengths.sum())
+    batch_tokens = settings.batch_tokens or max(1, min(2048, tokens // 8))
+    enough = math.ceil(200 * batch_tokens / tokens)
+    return dataclasses.replace(
+        settings, batch_tokens=batch_tokens, lr=settings.lr or _default_lr(model, settings),
+        epochs=settings.epochs or (15 if settings.model == "scratch" else min(max(3, enough), 20)))
 
 
 def _default_lr(model, settings):
@@ -198,7 +261,7 @@ def _kept_settings(config, folder):
 def _defaults(settings):
     """-> the settings whose default depends on others."""
     scratch = settings.model == "scratch"
-    values = {"epochs": 15 if scratch else 3,
-              "clean": "none" if settings.task == "complete" else "all",
-              "dropout": 0.3 if scratch else None}
+    values = {"clean": "none" if settings.task == "complete" else "all",
+              "dropout": 0.3 if scratch else None,
+              "compare": "random" if settings.train is None else "baselines"}
     return {name: value for name, value in values.items() if getattr(settings, name) is None}

@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 
-from minisft import random
+from minisft import attention_blocks, attention_groups, random
 from minisft.array import array_module
 from minisft.ops import attention, dropout, embedding, gelu, layer_norm, linear
 from minisft.parameters import Parameter
@@ -18,7 +18,7 @@ INITIAL_SCALE = 0.02
 class Layer:
     """Keeps the cache of one forward for one backward."""
 
-    cache = None
+    cache = attended = None
 
     def keep(self, *cache):
         self.cache = cache
@@ -30,17 +30,23 @@ class Layer:
         cache, self.cache = self.cache, None
         return cache
 
+    def forget(self):
+        """Drops what this layer and those in it keep: no backward will come."""
+        self.cache = self.attended = None
+        for layer in self._parts(Layer):
+            layer.forget()
+
     def parameters(self):
         """-> the parameters of this layer and of the layers that it holds, in order."""
         found = []
-        for part in vars(self).values():
-            if isinstance(part, Parameter):
-                found.append(part)
-            elif isinstance(part, Layer):
-                found += part.parameters()
-            elif isinstance(part, list):
-                found += [p for layer in part for p in layer.parameters()]
+        for part in self._parts((Parameter, Layer)):
+            found += [part] if isinstance(part, Parameter) else part.parameters()
         return found
+
+    def _parts(self, kind):
+        for part in vars(self).values():
+            yield from (x for x in (part if isinstance(part, list) else [part])
+                        if isinstance(x, kind))
 
 
 class Embedding(Layer):
@@ -142,7 +148,56 @@ class Dropout(Layer):
         return dy if cache is None else dropout.backward(dy, cache)
 
 
-class SelfAttention(Layer):
+class Attending(Layer):
+    """What the self-attentions of all models share: the choice of the way, and dropout.
+
+    A model's sets `n_head`, `rate` (of dropout) and `layer`.
+    """
+
+    plain = False     # True: the formula of ops/attention.py alone, to compare with
+
+    def attend(self, q, k, v, batch, stream, causal, rows=None, keys=None):
+        """q (Nq,H,D), k and v (Nk,H,D) -> y (Nq,H,D); `attend_back` finds what it needs.
+
+        rows: which tokens of the batch ask, one of each sequence; None for all. keys: starts and
+        lengths of the sequences' keys, where they are not the batch's own tokens.
+        """
+        cu_seqlens = batch.cu_seqlens if rows is None else np.arange(len(rows) + 1)
+        longest = int(np.diff(cu_seqlens).max())
+        drop = None if stream is None or not self.rate else self.rate
+        if self.plain or longest <= attention_blocks.SHORT and (
+                rows is not None or keys is not None or array_module(q) is not np):
+            way, rest = attention, self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
+        elif longest <= attention_blocks.SHORT:
+            way, rest = attention_groups, (cu_seqlens, causal, drop and (
+                drop, lambda numbers, length: stream.scores(
+                    self.layer, batch.texts[numbers, None, None, None], np.arange(length),
+                    self.n_head, length)))
+        else:     # the scores of long texts grow with the square of the length
+            way = attention_blocks
+            rest = self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
+        y, cache = way.forward(q, k, v, *rest)
+        self.attended = way, cache
+        return y
+
+    def attend_back(self, dy):
+        """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D)."""
+        (way, cache), self.attended = self.attended, None
+        return way.backward(dy, cache)
+
+    def _each(self, batch, stream, causal, rows, keys, cu_seqlens, drop):
+        """-> what a way that takes one sequence after the other is told beside q, k and v."""
+        starts, lengths = (batch.cu_seqlens[:-1], batch.lengths) if keys is None else keys
+        asking = batch.positions if rows is None else batch.positions[rows]
+
+        def words(b, n_keys, first=0, queries=slice(None)):
+            positions = asking[cu_seqlens[b]:cu_seqlens[b + 1]][queries]
+            return stream.scores(self.layer, batch.texts[b], positions, self.n_head, n_keys, first)
+
+        return cu_seqlens, starts, lengths, causal, drop and (drop, words)
+
+
+class SelfAttention(Attending):
     """`c_attn` makes queries, keys and values at once (C,3C), `c_proj` mixes the heads (C,C)."""
 
     def __init__(self, name, config, layer):
@@ -159,29 +214,27 @@ class SelfAttention(Layer):
         of this batch are written into it.
         """
         width, heads = x.shape[-1], (self.n_head, x.shape[-1] // self.n_head)
-        cu_seqlens, starts, lengths = batch.cu_seqlens, batch.cu_seqlens[:-1], batch.lengths
+        keys = parts = None
         if rows is None:
             q, k, v = self.c_attn.forward(x).reshape(len(x), 3, *heads).swapaxes(0, 1)
-            parts = None
         else:
             q, q_cache = self.c_attn.part_forward(x[rows], slice(width))
             kv, kv_cache = self.c_attn.part_forward(x, slice(width, None))
             q = q.reshape(-1, *heads)
             k, v = kv.reshape(len(x), 2, *heads).swapaxes(0, 1)
-            cu_seqlens, parts = np.arange(len(rows) + 1), (q_cache, kv_cache)
+            parts = q_cache, kv_cache
         if past is not None:
-            k, v, starts, lengths = past.extend(k, v, batch)
-        y, cache = attention.forward(q, k, v, cu_seqlens, starts, lengths, True,
-                                     self._dropout(batch, stream, cu_seqlens))
-        self.keep(cache, rows, parts)
+            k, v, *keys = past.extend(k, v, batch)
+        y = self.attend(q, k, v, batch, stream, True, rows, keys)
+        self.keep(rows, parts, q.shape)
         return self.c_proj.forward(y.reshape(len(y), -1))
 
     def backward(self, dy):
         """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
-        cache, rows, parts = self.take()
+        rows, parts, shape = self.take()
         dy = self.c_proj.backward(dy)
         xp, width = array_module(dy), dy.shape[-1]
-        dq, dk, dv = attention.backward(dy.reshape(cache[0].shape), cache)
+        dq, dk, dv = self.attend_back(dy.reshape(shape))
         if rows is None:
             return self.c_attn.backward(xp.stack([dq, dk, dv], axis=1).reshape(len(dq), -1))
         q_cache, kv_cache = parts
@@ -189,17 +242,6 @@ class SelfAttention(Layer):
         dx = self.c_attn.part_backward(dkv, kv_cache, slice(width, None))
         dx[rows] += self.c_attn.part_backward(dq.reshape(len(dq), -1), q_cache, slice(width))
         return dx
-
-    def _dropout(self, batch, stream, cu_seqlens):
-        if stream is None or not self.rate:
-            return None
-
-        def words(b, n_keys):
-            n_queries = cu_seqlens[b + 1] - cu_seqlens[b]
-            positions = np.arange(n_keys - n_queries, n_keys)
-            return stream.scores(self.layer, batch.texts[b], positions, self.n_head, n_keys)
-
-        return self.rate, words
 
 
 class MLP(Layer):
@@ -224,7 +266,28 @@ class MLP(Layer):
         return self.c_fc.backward(gelu.backward(self.c_proj.backward(dy), cache))
 
 
-class Block(Layer):
+class TransformerBlock(Layer):
+    """What all blocks share: with `recompute`, x alone is kept and the block runs again before its
+    backward. A block says how it runs in `run` and `run_back`."""
+
+    recompute = False
+
+    def forward(self, x, batch, stream=None, rows=None, past=None):
+        """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
+        y = self.run(x, batch, stream, rows, past)
+        if self.recompute:
+            self.forget()
+            self.keep(x, batch, stream, rows)
+        return y
+
+    def backward(self, dy):
+        """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
+        if self.recompute:
+            self.run(*self.take())     # dropout draws the same masks again
+        return self.run_back(dy)
+
+
+class Block(TransformerBlock):
     """A pre-norm Transformer block (Radford et al. 2019, section 2.3)."""
 
     def __init__(self, name, config, layer):
@@ -236,8 +299,8 @@ class Block(Layer):
         self.mlp = MLP(f"{name}.mlp", config, layer)
         self.drop_2 = Dropout(config.resid_pdrop, layer, random.MLP_OUT)
 
-    def forward(self, x, batch, stream=None, rows=None, past=None):
-        """x (N,C) -> y (N,C); with `rows` (B,), each sequence's last, y (B,C) of those only."""
+    def run(self, x, batch, stream, rows, past=None):
+        """As `forward`."""
         texts, positions = batch.token_texts, batch.positions
         a = self.attn.forward(self.ln_1.forward(x), batch, stream, rows, past)
         self.keep(rows)
@@ -247,8 +310,8 @@ class Block(Layer):
         m = self.mlp.forward(self.ln_2.forward(x))
         return x + self.drop_2.forward(m, stream, texts, positions)
 
-    def backward(self, dy):
-        """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
+    def run_back(self, dy):
+        """As `backward`."""
         (rows,) = self.take()
         dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))
         da = self.ln_1.backward(self.attn.backward(self.drop_1.backward(dy)))
@@ -256,3 +319,55 @@ class Block(Layer):
             return dy + da
         da[rows] += dy
         return da
+
+
+class Trunk(Layer):
+    """Embeddings and `blocks`: what frozen layers save, whatever the model.
+
+    A model gives `embed(batch, stream)` and `wanted(batch)`, the rows that a classifier reads.
+    """
+
+    @property
+    def lowest(self):
+        """-> the number of the lowest layer that is trained; beyond all where none is."""
+        return min((p.layer for p in self.parameters() if p.grad is not None),
+                   default=self.config.n_layer + 2)
+
+    def run_blocks(self, batch, stream=None, pruned=False, past=None):
+        """Batch of N tokens -> x (N,C), or (B,C) of the wanted rows when `pruned`.
+
+        Frozen layers have no dropout, and are passed by where the batch has their output.
+        """
+        lowest = self.lowest
+        x = batch.hidden
+        if x is None:
+            x = self.embed(batch, None if lowest else stream)
+        for i, block in enumerate(self.blocks):
+            live = i + 1 >= lowest
+            if live or batch.hidden is None:
+                x = block.forward(x, batch, stream if live else None,
+                                  self._rows(batch, pruned, i),
+                                  None if past is None else past[i])
+            if not live:
+                block.forget()     # no backward comes so far down
+        return x
+
+    def run_back(self, dx):
+        """dx behind the blocks -> dx before the lowest that is trained."""
+        for block in reversed(self.blocks[max(self.lowest - 1, 0):]):
+            dx = block.backward(dx)
+        return dx
+
+    def below(self, batch, pruned=False):
+        """Batch -> what the frozen layers make of it (N,C): the input of the lowest live layer.
+
+        (B,C) of the wanted rows where all blocks are frozen and `pruned`.
+        """
+        x = self.embed(batch, None)
+        for i, block in enumerate(self.blocks[:max(self.lowest - 1, 0)]):
+            x = block.forward(x, batch, None, self._rows(batch, pruned, i))
+            block.forget()
+        return x
+
+    def _rows(self, batch, pruned, i):
+        return self.wanted(batch) if pruned and i == len(self.blocks) - 1 else None

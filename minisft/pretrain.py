@@ -24,7 +24,7 @@ from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
 from minisft.optim import SCHEDULES
 from minisft.settings import kept_settings, option, require_in_range
-from minisft.train import Interrupted, Sequences, begin, fit_in, make_optimizer
+from minisft.train import Interrupted, Sequences, begin, fit_in, make_optimizer, taken_up
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,9 @@ def pretrain(settings, resume=None, say=print):
                  else train_tokenizer(train, settings.vocab_size))
     pretraining = Pretraining(settings, tokenizer, train, valid, say)
     optimizer = make_optimizer(pretraining.model, settings)
-    progress = begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files},
-                     pretraining.model, optimizer, say)
+    begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files},
+          pretraining.model)
+    progress = taken_up(folder, resume, pretraining.model, optimizer, say)
     if not resume:
         (folder / "model").mkdir()
         save_tokenizer(tokenizer, folder / "model", settings.positions, END)
@@ -174,6 +175,9 @@ class Pretraining:
                     "tokens_seen": progress.tokens, "train_seconds": progress.seconds,
                     "tokens_per_second": progress.tokens / progress.seconds,
                     "steps": progress.step, "parameters": self.model.store.size}
+        # fine-tuning sees few texts many times, so the folder asks for GPT-2's own dropout
+        self.model.trunk.config = dataclasses.replace(
+            self.model.trunk.config, embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)
         write_folder(folder / "model", self.model, self.tokenizer, Treatment(clean=()),
                      dtype=np.float16)
         for place in (folder, folder / "model"):      # the card shows them too

@@ -7,10 +7,12 @@ own number in the data set, position in the text, channel). Nothing depends on w
 in the packed batch, so company, order and accumulation leave every mask as it is.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from minisft import rows
 from minisft.array import array_module
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -54,20 +56,34 @@ class Stream:
         """texts (N,), positions (N,) -> words (N,width) uint32, one for each token and channel."""
         return self._words(layer, site, texts[:, None], positions[:, None], 0, width)
 
-    def scores(self, layer, text, positions, n_head, n_keys):
-        """query positions (Tq,) of one text -> words (H,Tq,Tk) uint32, one for each score."""
+    def scores(self, layer, text, positions, n_head, n_keys, first=0):
+        """query positions (Tq,) of one text -> words (H,Tq,Tk) uint32, one for each score.
+
+        Of several texts (G,1,1,1) at the same positions: (G,H,Tq,Tk).
+        With `first`, a multiple of four: of the keys from there to n_keys only.
+        """
         xp = array_module(positions)
         heads = xp.arange(n_head)[:, None, None] << 20
-        return self._words(layer, SCORES, text, positions[None, :, None], heads, n_keys)
+        return self._words(layer, SCORES, text, positions[None, :, None], heads,
+                           n_keys - first, first)
 
-    def _words(self, layer, site, texts, positions, heads, width):
+    def _words(self, layer, site, texts, positions, heads, width, first=0):
         # Counter (step, text, position, head << 20 | last // 4); word last % 4 of the output.
+        if first % 4:
+            raise ValueError(f"the first of some words is {first}, expected a multiple of 4")
         xp = array_module(positions)
-        last = heads + xp.arange((width + 3) // 4)
+        last = heads + first // 4 + xp.arange((width + 3) // 4)
         shape = xp.broadcast_shapes(xp.shape(texts), positions.shape, last.shape)
         counter = [xp.broadcast_to(xp.asarray(c).astype(xp.uint32), shape)
                    for c in (self.step, texts, positions, last)]
-        words = xp.stack(philox(counter, (self.seed, layer << 16 | site), xp), axis=-1)
+        words = xp.empty((*shape, 4), dtype=xp.uint32)
+
+        def draw(part):
+            drawn = philox([c[part] for c in counter], (self.seed, layer << 16 | site), xp)
+            for i, word in enumerate(drawn):
+                words[part][..., i] = word
+
+        rows.each(draw, rows.blocks(shape[0], 8 * math.prod(shape[1:])))     # 64-bit products
         return words.reshape(*shape[:-1], -1)[..., :width]
 
 
@@ -86,11 +102,16 @@ def normal(shape, seed, number):
     Box and Muller 1958, from two uniform numbers of 32 bits each.
     """
     size = int(np.prod(shape))
-    index = np.arange((size + 1) // 2, dtype=np.uint32)
-    fixed = np.full(len(index), number, dtype=np.uint32)
-    zero = np.zeros(len(index), dtype=np.uint32)
-    first, second, _, _ = philox((fixed, zero, zero, index), (seed, INITIAL << 16))
-    radius = np.sqrt(-2 * np.log((first + 0.5) / 2.0**32))
-    angle = 2 * np.pi * (second + 0.5) / 2.0**32
-    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    pairs = np.empty(((size + 1) // 2, 2))
+
+    def draw(part):
+        index = np.arange(part.start, part.stop, dtype=np.uint32)
+        fixed = np.full(len(index), number, dtype=np.uint32)
+        zero = np.zeros(len(index), dtype=np.uint32)
+        first, second, _, _ = philox((fixed, zero, zero, index), (seed, INITIAL << 16))
+        radius = np.sqrt(-2 * np.log((first + 0.5) / 2.0**32))
+        angle = 2 * np.pi * (second + 0.5) / 2.0**32
+        pairs[part, 0], pairs[part, 1] = radius * np.cos(angle), radius * np.sin(angle)
+
+    rows.each(draw, rows.blocks(len(pairs), 8))
     return pairs.ravel()[:size].reshape(shape)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+# What may be measured beside the model, by its key in the results
+COMPARED = {"random_weights": "the same architecture from random weights",
+            "naive_bayes": "naive Bayes, which only counts words"}
 _FULL_TABLE = 12      # a larger confusion matrix is listed by its largest mistakes
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
 
@@ -25,7 +28,8 @@ def write_report(path, results, data, settings, history, mistakes):
         f"**{results['accuracy']:.2%}** of {n:,} {where} texts are classified correctly "
         f"(95% interval {results['accuracy_low']:.2%} to {results['accuracy_high']:.2%}). "
         f"Always answering their most frequent class would give {results['majority']:.2%}."
-        + _baseline(results.get("naive_bayes")),
+        + "".join(_compared(name, results[key]) for key, name in COMPARED.items()
+                  if key in results),
         "",
         *_optimistic(data),
         *_table(["figure", "value"], [
@@ -152,12 +156,10 @@ def _optimistic(data):
             "epoch was also chosen: they are optimistic. Expect less on new texts.", ""]
 
 
-def _baseline(found):
-    """Figures of naive Bayes, or None where it was not asked for -> a sentence."""
-    return "" if found is None else (
-        f" Naive Bayes, which only counts words, classifies {found['accuracy']:.2%} of the same "
-        f"texts correctly (95% interval {found['accuracy_low']:.2%} to "
-        f"{found['accuracy_high']:.2%}).")
+def _compared(name, found):
+    """Who else classified the same texts, the figures -> a sentence."""
+    return (f" {name[0].upper()}{name[1:]}: {found['accuracy']:.2%} (95% interval "
+            f"{found['accuracy_low']:.2%} to {found['accuracy_high']:.2%}).")
 
 
 def _cost(results):

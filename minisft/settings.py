@@ -45,8 +45,8 @@ class Settings:
     max_length: int = option(None, "most tokens of a text (default: as many as the model takes)",
                              type=int)
     truncate: str = option("head", "what is kept of a longer text", choices=("head", "tail"))
-    model: str = option("scratch", "a folder, a name in the local Hugging Face cache such as gpt2, "
-                        "or scratch: a small GPT-2 from random weights", metavar="NAME")
+    model: str = option("scratch", "a folder, a name in the local Hugging Face cache such as "
+                        "gpt2, or scratch: a small GPT-2 from random weights", metavar="NAME")
     download: bool = option(False, "allow a model that is not here to be downloaded",
                             action="store_true")
     tokenizer: str = option(None, "folder of a tokenizer (default: the model's; scratch: one is "
@@ -64,11 +64,20 @@ class Settings:
     train_layers: str = option("all", "what is trained: all, head, or last:K (the last K blocks "
                                "and the head; the matrix that a language model shares with its "
                                "token table is trained with all only)", metavar="WHICH")
-    epochs: int = option(None, "passes over the training texts (default: 3; scratch: 15)",
-                         type=int)
-    batch_tokens: int = option(2048, "most tokens of an optimizer step", type=int)
+    feature_memory: int = option(1024, "with frozen layers: MB of memory for what they make of the "
+                                 "texts, computed once; more goes to a temporary file (0: compute "
+                                 "it anew in every epoch)", type=int)
+    epochs: int = option(None, "passes over the training texts (default: 3, more where that is "
+                         "fewer than 200 steps, at most 20; scratch: 15)", type=int)
+    adapt_epochs: int = option(0, "classify: passes of next-token training over the training texts "
+                               "before the classifier learns", type=int)
+    batch_tokens: int = option(None, "most tokens of an optimizer step (default: 2048, or an "
+                               "eighth of the training texts if that is less)", type=int)
     micro_tokens: int = option(8192, "most tokens computed at once; a larger step is accumulated",
                                type=int)
+    recompute: bool = option(False, "keep only the input of each block and compute the block anew "
+                             "for the backward: less memory, a third more work",
+                             action="store_true")
     lr: float = option(None, "highest learning rate (default: 5e-5 * 768 / width; scratch, and "
                        "--train-layers head: 1e-3; sgd: a hundred times that)", type=float)
     schedule: str = option("linear", "how the learning rate falls", choices=SCHEDULES)
@@ -94,8 +103,10 @@ class Settings:
     select: str = option("accuracy", "classify: what the best epoch is chosen by, on the "
                          "validation part", choices=("accuracy", "macro_f1", "loss"))
     seed: int = option(0, "seed of initial values, order, dropout and split", type=int)
-    compare: str = option("baselines", "classify: what is measured beside the model on the same "
-                          "texts: baselines (naive Bayes) or none", choices=("baselines", "none"))
+    compare: str = option(None, "classify: what is measured beside the model on the same texts: "
+                          "random (the same architecture from random weights, and baselines), "
+                          "baselines (naive Bayes) or none (default: random with toy-news, "
+                          "otherwise baselines)", choices=("random", "baselines", "none"))
     max_new_tokens: int = option(128, "complete: longest completion when testing", type=int)
     out: str = option(None, "run folder (default: the first free of runs/NAME, runs/NAME-2, ...)",
                       metavar="DIR")
@@ -108,6 +119,7 @@ class Settings:
     RANGES: ClassVar = (("valid_fraction", 0, 0.9), ("max_length", 1, None), ("layers", 1, 1000),
               ("width", 1, 100_000), ("heads", 1, None), ("positions", 1, 1_000_000),
               ("vocab_size", 257, 1_000_000), ("dropout", 0, 0.99), ("epochs", 1, 100_000),
+              ("feature_memory", 0, 10**9), ("adapt_epochs", 0, 100_000),
               ("batch_tokens", 1, 10**12), ("micro_tokens", 1, 10**12), ("lr", 0, None),
               ("warmup", 0, 1), ("momentum", 0, 1), ("beta2", 0, 0.999999),
               ("weight_decay", 0, None),

@@ -5,7 +5,7 @@ import signal
 import time
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -16,6 +16,7 @@ from minisft.array import to_cpu
 from minisft.batch import by_tokens, pack
 from minisft.data.augment import Augmentation
 from minisft.errors import UserError
+from minisft.features import Features
 
 STATE = "training_state"
 
@@ -30,6 +31,7 @@ class Sequences:
     ids: list
     labels: list
     types: list | None = None
+    features: Features | None = None     # what frozen layers make of the texts, once computed
     augmentation: Augmentation | None = None     # what training does to the texts in each step
 
     def __len__(self):
@@ -41,15 +43,22 @@ class Sequences:
         return np.array([len(ids) for ids in self.ids])
 
     def batch(self, numbers, stream=None):
-        """numbers of the texts (B,) -> Batch; a random.Stream, in training, augments them."""
+        """numbers of the texts (B,) -> Batch; with a random.Stream, in training, augmented."""
         ids = [self.ids[n] for n in numbers]
         types = None if self.types is None else [self.types[n] for n in numbers]
         if stream is not None and self.augmentation is not None:
-            ids, kinds = zip(*(self.augmentation.apply(
-                row, None if types is None else types[i], stream, n)
-                for i, (row, n) in enumerate(zip(ids, numbers, strict=True))), strict=True)
-            types = None if types is None else kinds
-        return pack(ids, [self.labels[n] for n in numbers], numbers, types)
+            ids, types = self.augmentation.apply_all(ids, types, stream, numbers)
+        batch = pack(ids, [self.labels[n] for n in numbers], numbers, types)
+        return batch if self.features is None else replace(
+            batch, hidden=self.features.of(numbers))
+
+    def with_features(self, model, batch_tokens, memory, progress=False):
+        """-> the same texts, with what the model's frozen layers make of them.
+
+        Augmented texts are others in each step: nothing can be kept of them.
+        """
+        return self if self.augmentation is not None else replace(
+            self, features=Features(model, self, batch_tokens, memory, progress))
 
 
 @dataclass
@@ -113,15 +122,19 @@ def make_optimizer(model, settings):
         rates=optim.layer_rates(model.store, settings.layer_decay), **options)
 
 
-def begin(folder, resume, config, model, optimizer, say):
-    """Makes a new run's folder with its config.json, or goes on from the state in it; -> State."""
-    progress = State()
+def begin(folder, resume, config, model):
+    """Makes a new run's folder with its config.json; an interrupted run has both."""
     if not resume:
         runs.start(folder, config | {"parameters": model.store.size, **runs.machine()})
-    elif (folder / STATE).exists():
+
+
+def taken_up(folder, resume, model, optimizer, say):
+    """-> State, from what an interrupted run kept in the folder, or that of the beginning."""
+    progress = State()
+    if (folder / STATE).exists():
         progress.restore(model, optimizer, *states.load_state(folder / STATE))
         say(f"resuming after step {progress.step}")
-    else:
+    elif resume:
         say("the run was interrupted before its first save: starting anew")
     return progress
 

@@ -1,6 +1,7 @@
 """Tokens dropped and swapped: how many, which never, and that a text's fate is its own."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from minisft.data import toy_news
 from minisft.data.augment import Augmentation
 from minisft.data.sequences import special_ids
 from minisft.data.text import train_tokenizer
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import Classifier
 from minisft.random import Stream
 from minisft.train import Sequences
 
@@ -93,7 +96,7 @@ def test_only_in_training_and_the_same_in_any_company():
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, 99, n) for n in (30, 12, 40)]
     types = [np.arange(len(row)) // 20 for row in ids]
-    sequences = Sequences(ids, [0, 1, 0], types, Augmentation(0.3, 0.3))
+    sequences = Sequences(ids, [0, 1, 0], types, augmentation=Augmentation(0.3, 0.3))
     assert np.array_equal(sequences.batch([2, 0]).ids, np.concatenate([ids[2], ids[0]]))
     both, alone = sequences.batch([2, 0], STREAM), sequences.batch([0], STREAM)
     assert np.array_equal(both.ids[both.cu_seqlens[1]:], alone.ids)
@@ -124,6 +127,19 @@ def test_the_options_reach_the_texts(tmp_path, capsys):
     assert main([*arguments, "--task", "complete", "--word-swap", "0.1"]) == 2
     err = capsys.readouterr().err
     assert "--word-dropout is 0.95" in err and "--word-swap is for --task classify" in err
+
+
+def test_frozen_layers_see_the_texts_of_the_step(rng):
+    """What they made of the text as it stands in the file must not be taken for it."""
+    model = Classifier(GPT2Config(11, 40, 4, 2, 2), "ab")
+    model.train_layers("head")
+    plain = Sequences([rng.integers(0, 11, 30) for _ in range(2)], [0, 1])
+    kept = plain.with_features(model, 100, 10**6)
+    assert kept.batch([0], STREAM).hidden is not None
+    changed = replace(plain, augmentation=Augmentation(0.5)).with_features(model, 100, 10**6)
+    batch = changed.batch([0, 1], STREAM)
+    assert batch.hidden is None and len(batch.ids) < 50
+    assert model.forward(batch).shape == (2, 2)
 
 
 def test_special_ids():

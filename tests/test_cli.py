@@ -93,7 +93,7 @@ BAD_OPTIONS = {
     "lr nan": (["--lr", "nan"], ["--lr", "nan"]),
     "valid fraction": (["--valid-fraction", "1"], ["--valid-fraction", "1.0"]),
     "nothing held out": (["--valid-fraction", "0"], ["valid"]),
-    "heads": (["--heads", "3"], ["--heads", "128", "3"]),
+    "heads": (["--model", "scratch", "--heads", "3"], ["--heads", "128", "3"]),
     "class weights": (["--class-weights", "a"], ["--class-weights", "NAME=W"]),
     "class weight": (["--class-weights", "a=-1"], ["--class-weights", "above 0"]),
     "max length": (["--max-length", "0"], ["--max-length"]),
@@ -145,8 +145,9 @@ def test_a_run_that_diverges_says_it_in_one_line(work, task, batch_tokens):
     columns = ["--prompt-column", "text", "--completion-column", "label"]
     found = subprocess.run(
         [sys.executable, "-m", "minisft", "finetune", "--train", "../good.csv", "--task", task,
-         *(columns if task == "complete" else []), "--width", "8", "--heads", "2", "--lr", "1e30",
-         "--warmup", "0", "--epochs", "1", "--batch-tokens", batch_tokens],
+         *(columns if task == "complete" else []), "--model", "scratch", "--width", "8",
+         "--heads", "2", "--lr", "1e30", "--warmup", "0", "--epochs", "1", "--batch-tokens",
+         batch_tokens],
         capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert found.returncode == 2
     assert found.stderr.startswith("minisft: ") and found.stderr.count("\n") == 1
@@ -229,8 +230,8 @@ def test_generate_refuses_and_says_when_it_stops(work, capsys):
 
 def test_a_changed_data_file_is_not_resumed(work, capsys):
     out = work / "run"
-    assert main(["finetune", "--train", "../good.csv", "--out", str(out), "--layers", "1",
-                 "--width", "8", "--heads", "2", "--epochs", "1", "--quiet"]) == 0
+    assert main(["finetune", "--train", "../good.csv", "--out", str(out), "--model", "scratch",
+                 "--layers", "1", "--width", "8", "--heads", "2", "--epochs", "1", "--quiet"]) == 0
     refused(capsys, ["finetune", "--resume", str(out)], "finished")
     (out / "results.json").unlink()
     (work / "good.csv").write_text(GOOD + "one more,a\n")

@@ -15,8 +15,9 @@ from minisft.generate import Sampler, generate
 from minisft.metrics import exact_match
 from minisft.ops.cross_entropy import IGNORE, log_softmax
 
-TINY = ["--layers", "1", "--width", "16", "--heads", "2", "--vocab-size", "300", "--positions",
-        "64", "--batch-tokens", "256", "--max-new-tokens", "5", "--quiet"]
+TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2",
+        "--vocab-size", "300", "--positions", "64", "--batch-tokens", "256",
+        "--max-new-tokens", "5", "--quiet"]
 COLUMNS = ["--task", "complete", "--prompt-column", "question", "hint", "--completion-column",
            "answer"]
 ROWS = [{"question": f"Say {i % 7}", "hint": "" if i % 2 else "now", "answer": "ja" if i % 3 else

@@ -16,8 +16,8 @@ from minisft.data.text import encode_all, load_tokenizer
 from minisft.folder import read_folder
 from minisft.models.heads import Classifier
 
-TINY = ["--layers", "1", "--width", "16", "--heads", "2", "--vocab-size", "300", "--epochs", "2",
-        "--batch-tokens", "256", "--quiet"]
+TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2",
+        "--vocab-size", "300", "--epochs", "2", "--batch-tokens", "256", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_a_trained_folder_can_be_trained_again(trained, files, tmp_path, capsys)
     ["--label-smoothing", "0.1"], ["--select", "loss"], ["--optimizer", "sgd", "--lr", "0.1"],
     ["--schedule", "cosine"], ["--layer-decay", "0.8"], ["--truncate", "tail", "--max-length", "9"],
     ["--early-stopping", "1"], ["--micro-tokens", "64"], ["--clean", "none"],
-    ["--compare", "none"]])
+    ["--compare", "none"], ["--recompute"], ["--train-layers", "head", "--feature-memory", "0"]])
 def test_every_option_runs(files, tmp_path, options, capsys):
     assert main(["finetune", "--train", str(files / "train.csv"), "--out", str(tmp_path / "run"),
                  *TINY, *options]) == 0
@@ -214,6 +214,40 @@ def test_a_text_of_a_million_characters_is_cut(files, tmp_path, capsys):
                  str(tmp_path / "run"), *TINY]) == 0
     assert "cut 1 training and validation text to 512 tokens" in capsys.readouterr().out
     assert time.perf_counter() - started < 60     # a quadratic step anywhere would take hours
+
+
+def test_adaptation_lowers_the_loss_of_the_texts_and_reaches_the_classifier(files, tmp_path,
+                                                                            capsys):
+    arguments = ["finetune", "--train", str(files / "train.csv"), *TINY, "--lr", "0.01"]
+    assert main([*arguments, "--out", str(tmp_path / "plain")]) == 0
+    assert main([*arguments, "--adapt-epochs", "3", "--out", str(tmp_path / "adapted")]) == 0
+    assert "adapted: the loss of the validation texts" in capsys.readouterr().out
+    found = results(tmp_path / "adapted")["adaptation"]
+    assert found["epochs"] == 3 and found["valid_loss"] < found["valid_loss_before"] - 0.5
+    assert (tmp_path / "adapted" / "adaptation" / "metrics.jsonl").exists()
+    first = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+             for name in ("plain", "adapted")]
+    assert first[0] != first[1]
+    assert main([*arguments, "--adapt-epochs", "1", "--task", "complete", "--overwrite", "--out",
+                 str(tmp_path / "plain")]) == 2
+    assert "--adapt-epochs is for --task classify" in capsys.readouterr().err
+
+
+def test_random_weights_of_the_same_architecture_stand_beside(trained, files, tmp_path, capsys):
+    arguments = ["finetune", "--model", str(trained / "model"), "--train",
+                 str(files / "train.csv"), "--test", str(files / "test.csv"), "--epochs", "1",
+                 "--quiet"]
+    found = {}
+    for compare in ("random", "baselines"):
+        assert main([*arguments, "--compare", compare, "--out", str(tmp_path / compare)]) == 0
+        told = capsys.readouterr().out
+        assert ("the same architecture from random weights on" in told) == (compare == "random")
+        found[compare] = results(tmp_path / compare)
+        assert ("from random weights: " in (tmp_path / compare / "report.md").read_text()) == (
+            compare == "random")
+    twin = found["random"].pop("random_weights")
+    assert twin["epochs"] == 15 and 0.2 < twin["accuracy"] < 1
+    assert timeless(found["random"]) == timeless(found["baselines"])     # the model is untouched
 
 
 def test_default_run_needs_no_file(tmp_path, monkeypatch, capsys):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from minisft import gradcheck
+from minisft import gradcheck, rows
 from minisft.batch import pack
 from minisft.layers import MLP, Block, Dropout, Embedding, LayerNorm, Linear, SelfAttention
 from minisft.models.gpt2 import GPT2Config
@@ -25,6 +25,14 @@ def config(**options):
 def batch_of(rng, lengths=LENGTHS, classes=3):
     return pack([rng.integers(0, 11, n) for n in lengths], rng.integers(0, classes, len(lengths)),
                 texts=[40 + 3 * i for i in range(len(lengths))])
+
+
+def without_dropout_below(model, lowest):
+    """Frozen layers have none: this is the whole model to compare one with."""
+    if lowest > 0:
+        model.trunk.drop.rate = 0.0
+    for block in model.trunk.h[:max(lowest - 1, 0)]:
+        block.attn.rate = block.drop_1.rate = block.drop_2.rate = 0.0
 
 
 def store_of(rng, layer):
@@ -201,6 +209,7 @@ def test_every_gradient_of_a_model(rng, kind, stream):
 @pytest.mark.parametrize("which, lowest", [("last:2", 1), ("last:1", 2), ("head", 4)])
 def test_frozen_layers_get_no_gradient(rng, which, lowest):
     model, batch = model_of(rng, Classifier), batch_of(rng)
+    without_dropout_below(model, lowest)
     loss, _, logits = model.loss(batch, STREAM)
     model.loss_backward()
     full = {p.name: p.grad.copy() for p in model.store}
@@ -231,6 +240,7 @@ def test_frozen_language_model(rng, tied):
     model = LanguageModel(config(), tied, np.float64)
     model.store.values += 0.3 * rng.standard_normal(model.store.size)
     batch = next_tokens(rng)
+    without_dropout_below(model, 2)
     model.loss(batch, STREAM)
     model.loss_backward()
     full = {p.name: p.grad.copy() for p in model.store}
@@ -293,6 +303,7 @@ def test_dropout_differs_by_layer_site_and_step(rng):
                          ids=["matrices", "biases"])
 def test_part_of_a_layer_can_be_frozen(rng, wanted):
     batch, model = batch_of(rng), model_of(rng, Classifier)
+    without_dropout_below(model, 1)
     model.loss(batch, STREAM)
     model.loss_backward()
     whole = {p.name: p.grad.copy() for p in model.store}
@@ -318,3 +329,40 @@ def test_a_label_that_is_no_class_is_refused(rng):
     model = model_of(rng, Classifier)
     with pytest.raises(ValueError, match="labels from -1 to 0, but the classes are 0 to 2"):
         model.loss(pack([[1], [2]], labels=[0, -1]))
+
+
+@pytest.mark.parametrize("which", ["all", "last:1"])
+@pytest.mark.parametrize("kind", [Classifier, LanguageModel])
+def test_recomputed_blocks_give_the_same_bits(rng, kind, which):
+    batch = batch_of(rng) if kind is Classifier else next_tokens(rng)
+    model = model_of(rng, kind)
+    model.train_layers(which)
+    found = []
+    for recompute in (False, True):
+        for block in model.trunk.h:
+            block.recompute = recompute
+        model.store.zero_grad()
+        loss, _, _ = model.loss(batch, STREAM)
+        kept = model.trunk.h[1].mlp.cache
+        assert (kept is None) == recompute
+        model.loss_backward()
+        found.append((float(loss), model.store.grads.copy()))
+    assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1])
+    assert found[0][1].any()
+
+
+@pytest.mark.parametrize("stream", [None, STREAM])
+@pytest.mark.parametrize("kind", [Classifier, LanguageModel])
+def test_schedulers_change_rounding_alone(rng, monkeypatch, kind, stream):
+    batch = batch_of(rng) if kind is Classifier else next_tokens(rng)
+    model = model_of(rng, kind)
+    found = []
+    for plain, block in [(True, 1 << 40), (False, 64)]:
+        monkeypatch.setattr(SelfAttention, "plain", plain)
+        monkeypatch.setattr(rows, "BLOCK", block)
+        model.store.zero_grad()
+        loss, _, _ = model.loss(batch, stream)
+        model.loss_backward()
+        found.append((float(loss), model.store.grads.copy()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-13)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=1e-12)

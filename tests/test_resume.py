@@ -14,10 +14,11 @@ import pytest
 from minisft.classify import Classification
 from minisft.cli import main
 from minisft.data import toy_news
+from minisft.models.heads import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = ["--layers", "1", "--width", "16", "--heads", "2", "--vocab-size", "300", "--epochs", "3",
-        "--batch-tokens", "64", "--quiet"]
+TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2",
+        "--vocab-size", "300", "--epochs", "3", "--batch-tokens", "64", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,8 @@ def require_equal(a, b):
     found, other = (json.loads((f / "results.json").read_text()) for f in (a, b))
     for key in ("train_seconds", "tokens_per_second"):
         found.pop(key), other.pop(key)
+    for results in (found, other):
+        results.get("adaptation", {}).pop("seconds", None)
     assert found == other
     found, other = ([json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()]
                     for f in (a, b))
@@ -88,6 +91,28 @@ def test_ctrl_c_outside_the_steps(command, whole, tmp_path, monkeypatch, where, 
     out = capsys.readouterr().out
     assert ("starting anew" if where == "validate" else "resuming after step") in out
     require_equal(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("where", ["adaptation", "classifier"])
+def test_adaptation_goes_on_where_it_was(command, tmp_path, monkeypatch, where):
+    command = [*command, "--adapt-epochs", "2", "--train-layers", "last:1"]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    calls = []
+
+    def interrupted(*args, **kept):
+        calls.append(args)
+        if len(calls) == 2:     # the second step, or the second validation of the classifier
+            raise KeyboardInterrupt
+        return original(*args, **kept)
+
+    place = (LanguageModel, "loss_backward") if where == "adaptation" else (
+        Classification, "validate")
+    original = getattr(*place)
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, interrupted)
+        assert main([*command, "--out", str(tmp_path / "run")]) == 130
+    assert main(["finetune", "--resume", str(tmp_path / "run")]) == 0
+    require_equal(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_damaged_state(command, tmp_path, monkeypatch, capsys):

@@ -25,6 +25,13 @@ class Augmentation:
     swap: float = 0.0
     special: tuple = ()
 
+    def apply_all(self, ids, types, stream, texts):
+        """Lists of ids and of types or None, random.Stream, the texts' numbers -> the same."""
+        found = [self.apply(row, None if types is None else types[i], stream, text)
+                 for i, (row, text) in enumerate(zip(ids, texts, strict=True))]
+        ids, kinds = zip(*found, strict=True)
+        return list(ids), None if types is None else list(kinds)
+
     def apply(self, ids, types, stream, text):
         """ids (T,), types (T,) or None, random.Stream, the text's number -> the same, changed."""
         free = ~np.isin(ids, self.special)

@@ -12,9 +12,17 @@ import numpy as np
 from minisft import layers, random
 from minisft.array import array_module
 from minisft.errors import UserError
-from minisft.layers import Dropout, Embedding, Layer, LayerNorm, Linear
+from minisft.layers import (
+    Attending,
+    Dropout,
+    Embedding,
+    Layer,
+    LayerNorm,
+    Linear,
+    TransformerBlock,
+    Trunk,
+)
 from minisft.models.gpt2 import GELU_FORMS, read_config, require_values
-from minisft.ops import attention
 
 # Settings of `transformers` that change the model and that we do not have, with the value we have.
 UNSUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False,
@@ -115,7 +123,7 @@ class Embeddings(Layer):
         return dx
 
 
-class SelfAttention(Layer):
+class SelfAttention(Attending):
     """Every token attends to every token of its sequence; four maps (C,C)."""
 
     def __init__(self, name, config, layer):
@@ -129,35 +137,22 @@ class SelfAttention(Layer):
 
     def forward(self, x, batch, stream=None, rows=None):
         """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
-        asking, positions, cu_seqlens = x, batch.positions, batch.cu_seqlens
-        if rows is not None:
-            asking, positions, cu_seqlens = x[rows], positions[rows], np.arange(len(rows) + 1)
+        asking = x if rows is None else x[rows]
         q, k, v = (layer.forward(part).reshape(len(part), self.n_head, -1) for layer, part in (
             (self.query, asking), (self.key, x), (self.value, x)))
-        y, cache = attention.forward(q, k, v, cu_seqlens, batch.cu_seqlens[:-1], batch.lengths,
-                                     False, self._dropout(batch, stream, cu_seqlens, positions))
-        self.keep(cache, rows)
+        y = self.attend(q, k, v, batch, stream, False, rows)
+        self.keep(rows)
         return self.dense.forward(y.reshape(len(y), -1))
 
     def backward(self, dy):
         """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
-        cache, rows = self.take()
+        (rows,) = self.take()
         dy = self.dense.backward(dy)
-        dq, dk, dv = (d.reshape(len(d), -1) for d in attention.backward(
-            dy.reshape(len(dy), self.n_head, -1), cache))
+        dq, dk, dv = (d.reshape(len(d), -1) for d in self.attend_back(
+            dy.reshape(len(dy), self.n_head, -1)))
         dx = self.key.backward(dk) + self.value.backward(dv)
         dx[slice(None) if rows is None else rows] += self.query.backward(dq)
         return dx
-
-    def _dropout(self, batch, stream, cu_seqlens, positions):
-        if stream is None or not self.rate:
-            return None
-
-        def words(b, n_keys):
-            asked = positions[cu_seqlens[b]:cu_seqlens[b + 1]]
-            return stream.scores(self.layer, batch.texts[b], asked, self.n_head, n_keys)
-
-        return self.rate, words
 
 
 class MLP(layers.MLP):
@@ -170,7 +165,7 @@ class MLP(layers.MLP):
         self.form = config.gelu_form
 
 
-class Block(Layer):
+class Block(TransformerBlock):
     """A post-norm Transformer block."""
 
     def __init__(self, name, config, layer):
@@ -182,8 +177,8 @@ class Block(Layer):
         self.drop_2 = Dropout(config.hidden_dropout_prob, layer, random.MLP_OUT)
         self.norm_2 = LayerNorm(f"{name}.output.LayerNorm", width, layer, eps)
 
-    def forward(self, x, batch, stream=None, rows=None):
-        """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
+    def run(self, x, batch, stream, rows, past=None):
+        """As `forward`; there is no past."""
         texts, positions = batch.token_texts, batch.positions
         a = self.attention.forward(x, batch, stream, rows)
         self.keep(rows)
@@ -193,8 +188,8 @@ class Block(Layer):
         m = self.mlp.forward(x)
         return self.norm_2.forward(x + self.drop_2.forward(m, stream, texts, positions))
 
-    def backward(self, dy):
-        """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
+    def run_back(self, dy):
+        """As `backward`."""
         (rows,) = self.take()
         dy = self.norm_2.backward(dy)
         dy = self.norm_1.backward(dy + self.mlp.backward(self.drop_2.backward(dy)))
@@ -239,7 +234,7 @@ class MeanPooler(Layer):
         return xp.repeat(dy / lengths[:, None].astype(dy.dtype), lengths, axis=0)
 
 
-class Bert(Layer):
+class Bert(Trunk):
     """Embeddings and blocks; a head of `heads.py` goes on top."""
 
     def __init__(self, config):
@@ -248,28 +243,30 @@ class Bert(Layer):
         self.blocks = [Block(f"encoder.layer.{i}", config, layer=i + 1)
                        for i in range(config.n_layer)]
 
+    def embed(self, batch, stream):
+        """Batch of N tokens -> x (N,C)."""
+        return self.embeddings.forward(batch, stream)
+
+    def wanted(self, batch):
+        """-> the row of each sequence that the pooler reads (B,): its first token."""
+        return batch.first
+
     def forward(self, batch, stream=None, first_only=False):
         """Batch of N tokens -> hidden (N,C), or (B,C) of each sequence's first token only.
 
-        `stream` (random.Stream) turns dropout on.
+        `stream` (random.Stream) turns dropout on in the layers that are trained.
         """
-        x = self.embeddings.forward(batch, stream)
-        for i, block in enumerate(self.blocks):
-            rows = batch.first if first_only and i == len(self.blocks) - 1 else None
-            x = block.forward(x, batch, stream, rows)
-        return x
+        return self.run_blocks(batch, stream, first_only)
 
     def backward(self, dy):
         """dhidden (N,C) or (B,C) -> gradient of the embedded tokens (N,C).
 
         Stops at the lowest layer that is trained; returns None unless that is the embeddings.
         """
-        lowest = min((p.layer for p in self.parameters() if p.grad is not None), default=None)
-        if lowest is None:
+        lowest = self.lowest
+        if lowest > self.config.n_layer:
             return None
-        dx = dy
-        for i in reversed(range(max(lowest - 1, 0), len(self.blocks))):
-            dx = self.blocks[i].backward(dx)
+        dx = self.run_back(dy)
         return self.embeddings.backward(dx) if lowest == 0 else None
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from minisft import random
 from minisft.errors import UserError
-from minisft.layers import Block, Dropout, Embedding, Layer, LayerNorm
+from minisft.layers import Block, Dropout, Embedding, LayerNorm, Trunk
 
 # layers, heads, width of the four published models
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280),
@@ -109,7 +109,7 @@ def require_values(config, source, activation, epsilon, whole, rates, may_be_non
                         f"{', '.join(GELU_FORMS)}")
 
 
-class GPT2(Layer):
+class GPT2(Trunk):
     """Embeddings, blocks and the last LayerNorm; a head of `heads.py` goes on top."""
 
     def __init__(self, config):
@@ -121,30 +121,37 @@ class GPT2(Layer):
         self.h = [Block(f"h.{i}", config, layer=i + 1) for i in range(config.n_layer)]
         self.ln_f = LayerNorm("ln_f", width, last, config.layer_norm_epsilon)
 
+    @property
+    def blocks(self):
+        """-> the blocks, which the files call h."""
+        return self.h
+
+    def embed(self, batch, stream):
+        """Batch of N tokens -> x (N,C)."""
+        x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
+        return self.drop.forward(x, stream, batch.token_texts, batch.positions)
+
+    def wanted(self, batch):
+        """-> the row of each sequence that a classifier reads (B,): its last token."""
+        return batch.last
+
     def forward(self, batch, stream=None, last_only=False, past=None):
         """Batch of N tokens -> hidden (N,C), or (B,C) of each sequence's last token only.
 
-        `stream` (random.Stream) turns dropout on; `past` (a cache of keys and values for each
-        block, see generate.py) holds what came before.
+        `stream` (random.Stream) turns dropout on in the layers that are trained; `past` (a cache
+        of keys and values for each block, see generate.py) holds what came before.
         """
-        x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
-        x = self.drop.forward(x, stream, batch.token_texts, batch.positions)
-        for i, block in enumerate(self.h):
-            rows = batch.last if last_only and i == len(self.h) - 1 else None
-            x = block.forward(x, batch, stream, rows, None if past is None else past[i])
-        return self.ln_f.forward(x)
+        return self.ln_f.forward(self.run_blocks(batch, stream, last_only, past))
 
     def backward(self, dy):
         """dhidden (N,C) or (B,C) -> gradient of the embedded tokens (N,C).
 
         Stops at the lowest layer that is trained; returns None unless that is the embeddings.
         """
-        lowest = min((p.layer for p in self.parameters() if p.grad is not None), default=None)
-        if lowest is None:
+        lowest = self.lowest
+        if lowest > self.config.n_layer + 1:
             return None
-        dx = self.ln_f.backward(dy)
-        for i in reversed(range(max(lowest - 1, 0), len(self.h))):
-            dx = self.h[i].backward(dx)
+        dx = self.run_back(self.ln_f.backward(dy))
         if lowest > 0:
             return None
         dx = self.drop.backward(dx)

@@ -17,6 +17,7 @@ class Model(Layer):
     fresh = ()            # names of the parameters that a checkpoint lacked and `load` drew
     loss_cache = None
     overwrites_logits = False
+    pruned = False        # whether it reads one token of each text alone
 
     def build(self, dtype, seed=None):
         """Lays all parameters into one store, zeros or, with a seed, initial values.
@@ -66,6 +67,8 @@ class Classifier(Model):
     The last block computes only what those tokens need, forward and backward.
     """
 
+    pruned = True
+
     def __init__(self, config, names, dtype=np.float32, seed=0):
         self.names = tuple(names)
         self.trunk = GPT2(config)
@@ -77,6 +80,10 @@ class Classifier(Model):
     @property
     def head_layer(self):
         return self.trunk.config.n_layer + 2
+
+    def from_random_weights(self, dropout, seed):
+        """-> a classifier of the same shape and labels that has learnt nothing."""
+        return type(self)(self.trunk.config.with_dropout(dropout), self.names, seed=seed)
 
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
@@ -116,7 +123,7 @@ class BertClassifier(Classifier):
     def __init__(self, config, names, dtype=np.float32, seed=0, pooling="first"):
         if pooling not in self.POOLINGS:
             raise ValueError(f"pooling is {pooling!r}, expected first or mean")
-        self.names, self.pooling = tuple(names), pooling
+        self.names, self.pooling, self.pruned = tuple(names), pooling, pooling == "first"
         self.trunk = Bert(config)
         self.pooler = Pooler("pooler", config) if pooling == "first" else MeanPooler()
         head = config.n_layer + 2
@@ -125,6 +132,10 @@ class BertClassifier(Classifier):
         if dtype is not None:
             self.build(dtype, seed)
 
+    def from_random_weights(self, dropout, seed):
+        return type(self)(self.trunk.config.with_dropout(dropout), self.names, seed=seed,
+                          pooling=self.pooling)
+
     @property
     def head_layer(self):
         return self.trunk.config.n_layer + 1     # the pooler too: a checkpoint may lack it
@@ -132,7 +143,7 @@ class BertClassifier(Classifier):
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
-        hidden = self.trunk.forward(batch, stream, first_only=self.pooling == "first")
+        hidden = self.trunk.forward(batch, stream, self.pruned)
         pooled = self.pooler.forward(hidden, batch)
         # one mask a text: its first position stands for the whole
         pooled = self.drop.forward(pooled, stream, batch.texts, np.zeros_like(batch.texts))

@@ -29,10 +29,10 @@ def forward(q, k, v, cu_seqlens, key_starts, key_lengths, causal=True, drop=None
     xp = array_module(q)
     y = xp.empty(q.shape, dtype=q.dtype)
     kept = []
-    for b, (queries, keys) in enumerate(_ranges(cu_seqlens, key_starts, key_lengths, causal)):
+    for b, (queries, keys) in enumerate(ranges(cu_seqlens, key_starts, key_lengths, causal)):
         p = _probabilities(q[queries], k[keys], causal)                           # (1), (2)
         m = _mask(drop, b, p)
-        y[queries] = _merge((p if m is None else p * m) @ _split(v[keys]))        # (3)
+        y[queries] = merge((p if m is None else p * m) @ split(v[keys]))        # (3)
         kept.append((p, m))
     return y, (q, k, v, cu_seqlens, key_starts, key_lengths, causal, kept)
 
@@ -44,23 +44,23 @@ def backward(dy, cache):
     dq = xp.empty(q.shape, dtype=dy.dtype)
     dk, dv = xp.zeros(k.shape, dtype=dy.dtype), xp.zeros(v.shape, dtype=dy.dtype)
     scale = 1 / sqrt(q.shape[-1])
-    for b, (queries, keys) in enumerate(_ranges(cu_seqlens, key_starts, key_lengths, causal)):
+    for b, (queries, keys) in enumerate(ranges(cu_seqlens, key_starts, key_lengths, causal)):
         p, m = kept[b]                                                            # (H,Tq,Tk)
-        dy_b = _split(dy[queries])                                                # (H,Tq,D)
-        dv[keys] += _merge(_transpose(p if m is None else p * m) @ dy_b)           # (4)
-        dp = dy_b @ _transpose(_split(v[keys]))
+        dy_b = split(dy[queries])                                                # (H,Tq,D)
+        dv[keys] += merge(transpose(p if m is None else p * m) @ dy_b)           # (4)
+        dp = dy_b @ transpose(split(v[keys]))
         if m is not None:
             dp *= m                                                               # (5)
         ds = softmax.backward(dp, (p,))                                           # (6)
-        dq[queries] = _merge(ds @ _split(k[keys])) * scale                        # (7)
-        dk[keys] += _merge(_transpose(ds) @ _split(q[queries])) * scale
+        dq[queries] = merge(ds @ split(k[keys])) * scale                        # (7)
+        dk[keys] += merge(transpose(ds) @ split(q[queries])) * scale
     return dq, dk, dv
 
 
 def _probabilities(q, k, causal):
     """q (Tq,H,D), k (Tk,H,D) -> p (H,Tq,Tk)."""
     xp = array_module(q)
-    s = _split(q) @ _transpose(_split(k)) * (1 / sqrt(q.shape[-1]))
+    s = split(q) @ transpose(split(k)) * (1 / sqrt(q.shape[-1]))
     if causal and len(q) > 1:     # a single query, the last, sees every key
         i, j = xp.arange(len(q))[:, None], xp.arange(len(k))
         s[:, j > i + len(k) - len(q)] = -xp.inf                                   # (1)
@@ -75,7 +75,7 @@ def _mask(drop, b, p):
     return dropout.mask(words(b, p.shape[-1]), rate, p.dtype)
 
 
-def _ranges(cu_seqlens, key_starts, key_lengths, causal):
+def ranges(cu_seqlens, key_starts, key_lengths, causal):
     """-> for each sequence its rows among the queries and among the keys."""
     cu_seqlens, key_starts, key_lengths = (
         [int(n) for n in a] for a in (cu_seqlens, key_starts, key_lengths))
@@ -87,13 +87,16 @@ def _ranges(cu_seqlens, key_starts, key_lengths, causal):
         yield queries, slice(start, start + length)
 
 
-def _split(x):
-    return x.transpose(1, 0, 2)     # (T,H,D) -> (H,T,D)
+def split(x):
+    """(T,H,D) -> (H,T,D)."""
+    return x.transpose(1, 0, 2)
 
 
-def _merge(x):
-    return x.transpose(1, 0, 2)     # (H,T,D) -> (T,H,D)
+def merge(x):
+    """(H,T,D) -> (T,H,D)."""
+    return x.transpose(1, 0, 2)
 
 
-def _transpose(x):
+def transpose(x):
+    """(...,M,N) -> (...,N,M)."""
     return x.swapaxes(-1, -2)
