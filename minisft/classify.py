@@ -1,13 +1,16 @@
 """The task `classify`: labelled texts in, a classifier and its honest figures out."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from minisft import metrics, plots, report
 from minisft.baselines import NaiveBayes
 from minisft.checkpoint import load
 from minisft.data import toy_news
+from minisft.data.augment import Augmentation
 from minisft.data.read import Examples, read_examples, shared_texts, split
-from minisft.data.sequences import encode_sequences
+from minisft.data.sequences import encode_sequences, special_ids
 from minisft.errors import UserError
 from minisft.evaluate import log_probabilities
 from minisft.models.heads import Classifier
@@ -74,6 +77,10 @@ class Classification:
             return Sequences(ids, part.labels, types), cut
 
         self.train_ids, cut_train = encoded(self.train)
+        s = self.settings
+        if s.word_dropout or s.word_swap:
+            self.train_ids = replace(self.train_ids, augmentation=Augmentation(
+                s.word_dropout, s.word_swap, special_ids(tokenizer)))
         self.valid_ids, cut_valid = encoded(self.valid)
         self.test_ids, cut_test = encoded(self.test)
         self.cut = {"cut_train": cut_train + cut_valid, "cut_test": cut_test}

@@ -25,8 +25,9 @@ def require_sound(settings):
     if settings.valid_fraction == 0 and settings.valid is None:
         raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: the best "
                         "epoch is chosen on those texts")
-    if settings.pair_column is not None and settings.task != "classify":
-        raise UserError("--pair-column is for --task classify")
+    for name in ("pair_column", "word_dropout", "word_swap"):
+        if settings.task != "classify" and getattr(settings, name):
+            raise UserError(f"{spelled(name)} is for --task classify")
     if settings.pooling is not None and (settings.model == "scratch" or
                                          settings.task != "classify"):
         raise UserError("--pooling is for a BERT that classifies: see --model")
@@ -120,7 +121,7 @@ def _keep_features(task, model, settings, say):
         kept = getattr(task, name).with_features(
             model, settings.micro_tokens, settings.feature_memory * 2**20, not settings.quiet)
         setattr(task, name, kept)
-        if kept.features.on_disk:
+        if kept.features is not None and kept.features.on_disk:
             say(f"their output, {kept.features.rows.nbytes / 2**20:,.0f} MB, lies in a temporary "
                 "file")
 

@@ -22,8 +22,8 @@ ROUNDS = 10
 
 # The sites of one layer that draw dropout masks; the number goes into the key.
 EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT, POOLED = range(5)
-# Who draws an order, initial values or a next token stands in the place of a layer.
-SHUFFLE, INITIAL, SAMPLE = 0xFFFF, 0xFFFE, 0xFFFD
+# Who draws an order, initial values, a next token or a changed text stands in the place of a layer.
+SHUFFLE, INITIAL, SAMPLE, AUGMENT = 0xFFFF, 0xFFFE, 0xFFFD, 0xFFFC
 
 
 def philox(counter, key, xp=np):

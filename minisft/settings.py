@@ -94,6 +94,10 @@ class Settings:
     class_weights: str = option("none", "weights of the classes in the loss: none, balanced, or "
                                 "NAME=W,NAME=W,...", metavar="WEIGHTS")
     label_smoothing: float = option(0.0, "part of the target spread over all classes", type=float)
+    word_dropout: float = option(0.0, "classify: part of its tokens that a training text loses, "
+                                 "others in each step", type=float)
+    word_swap: float = option(0.0, "classify: part of its tokens that change places with the next "
+                              "one, others in each step", type=float)
     early_stopping: int = option(0, "stop after this many epochs without a better one (0: never)",
                                  type=int)
     select: str = option("accuracy", "classify: what the best epoch is chosen by, on the "
@@ -120,6 +124,7 @@ class Settings:
               ("warmup", 0, 1), ("momentum", 0, 1), ("beta2", 0, 0.999999),
               ("weight_decay", 0, None),
               ("layer_decay", 0, 1), ("clip", 0, None), ("label_smoothing", 0, 1),
+              ("word_dropout", 0, 0.9), ("word_swap", 0, 0.9),
               ("early_stopping", 0, None), ("max_new_tokens", 1, None), ("seed", 0, 2**32 - 1))
     STRETCH: ClassVar = "epoch"     # what lies between two validations
     # The first setting of each group that `--help` shows.

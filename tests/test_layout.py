@@ -16,7 +16,7 @@ FLOORS = [
      "plots", "data.wordpiece"],
     ["features"],
     ["schedule"],
-    ["tensors", "runs", "data.table", "data.text", "data.toy_news", "ops.embedding",
+    ["tensors", "runs", "data.augment", "data.table", "data.text", "data.toy_news", "ops.embedding",
      "ops.linear", "ops.layer_norm", "ops.gelu", "ops.softmax", "ops.dropout", "optim"],
     ["state", "data.read", "data.documents", "data.sequences", "ops.attention",
      "ops.cross_entropy", "settings"],

@@ -91,6 +91,7 @@ def require_same_logits(ours, wanted):
     assert wanted.std(axis=-1).min() > 0.1      # flat rows would be met by any model
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-4)
     np.testing.assert_array_equal(ours.argmax(-1), wanted.argmax(-1))
+    print(f"logits {np.abs(ours - wanted).max():.1e}")
 
 
 def gradient_errors(model, torch_model):
@@ -219,3 +220,18 @@ def test_transformers_refuses_a_mean(hf, tmp_path):
     save(our_model("mean"), tmp_path)
     with pytest.raises(ValueError, match="minisft_bert_mean"):
         hf.AutoClassifier.from_pretrained(tmp_path)
+
+
+@pytest.mark.slow
+def test_shape_of_the_published_model(hf, tmp_path):
+    published = {"vocab_size": 30522, "max_position_embeddings": 512, "hidden_size": 768,
+                 "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    torch_model = theirs(hf, **published)
+    with hf.torch.no_grad():
+        for name, p in torch_model.named_parameters():
+            if p.ndim > 1 and name != "classifier.weight":
+                p /= 10
+    torch_model.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert model.trunk.config == BertConfig(**RATES)
+    require_same_logits(model.forward(our_batch()), their_logits(hf, torch_model))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from minisft.data.sequences import encode_sequences
+from minisft.data.sequences import encode_sequences, special_ids
 from minisft.data.text import load_tokenizer, save_tokenizer, train_tokenizer
 from minisft.errors import UserError
 
@@ -82,6 +82,7 @@ def test_one_text(folder):
     ids, types, cut = encode_sequences(tokenizer, ["a b c d", "a", ""], 5)
     assert [row.tolist() for row in ids] == [[CLS, A, A + 1, A + 2, SEP], [CLS, A, SEP], [CLS, SEP]]
     assert cut == 1 and types is None and ids[0].dtype == np.int64
+    assert special_ids(tokenizer) == (CLS, SEP)
     tail, _, _ = encode_sequences(tokenizer, ["a b c d", "a", ""], 5, "tail")
     assert tail[0].tolist() == [CLS, A + 1, A + 2, A + 3, SEP] and tail[1].tolist() == [CLS, A, SEP]
 

@@ -40,6 +40,12 @@ def encode_sequences(tokenizer, texts, max_length=None, truncate="head", pairs=N
     return sequences, (types if any(kind for _, _, kind in template) else None), cut
 
 
+def special_ids(tokenizer):
+    """-> the ids of the tokens that it puts around a text, in order."""
+    return tuple(sorted({int(i) for part, ids, _ in _template(tokenizer, False) if part is None
+                         for i in ids}))
+
+
 def _template(tokenizer, paired):
     """-> (part, ids, type) in order: part None for special tokens, 0 or 1 for the texts."""
     found = tokenizer.encode(*["a"] * (1 + paired))
