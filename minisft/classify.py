@@ -30,7 +30,7 @@ class Classification:
                 if getattr(settings, name) is not None:
                     raise UserError(f"--{name} without --train: the bundled toy-news has its own "
                                     f"parts, expected --train FILE beside it")
-            train, test = (_toy(part) for part in ("train", "test"))
+            train, test = (_toy(part) for part in ("train", "transfer"))
             self.names = train.names
             valid = None
         else:
@@ -162,6 +162,9 @@ class Classification:
                 lines.append(f"for scale, {name} on the same texts: accuracy "
                              f"{other['accuracy']:.4f} (95% interval {other['accuracy_low']:.4f} "
                              f"to {other['accuracy_high']:.4f}), macro F1 {other['macro_f1']:.4f}")
+        if self.settings.train is None:
+            lines.append("toy-news is made to show what pretraining carries over: no topic word "
+                         "of its test texts stands in a training text")
         return "\n".join(lines)
 
 

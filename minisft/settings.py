@@ -45,8 +45,9 @@ class Settings:
     max_length: int = option(None, "most tokens of a text (default: as many as the model takes)",
                              type=int)
     truncate: str = option("head", "what is kept of a longer text", choices=("head", "tail"))
-    model: str = option("scratch", "a folder, a name in the local Hugging Face cache such as "
-                        "gpt2, or scratch: a small GPT-2 from random weights", metavar="NAME")
+    model: str = option("minisft-gpt2", "a folder, a name in the local Hugging Face cache such as "
+                        "gpt2, or scratch: a small GPT-2 from random weights (default: the "
+                        "bundled small GPT-2)", metavar="NAME")
     download: bool = option(False, "allow a model that is not here to be downloaded",
                             action="store_true")
     tokenizer: str = option(None, "folder of a tokenizer (default: the model's; scratch: one is "
