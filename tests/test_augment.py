@@ -110,9 +110,9 @@ def test_the_options_reach_the_texts(tmp_path, capsys):
     (tmp_path / "train.jsonl").write_text("".join(
         json.dumps({"text": t, "label": k}) + "\n" for t, k in zip(texts[:40], labels[:40],
                                                                    strict=True)))
-    arguments = ["finetune", "--train", str(tmp_path / "train.jsonl"), "--layers", "1", "--width",
-                 "16", "--heads", "2", "--vocab-size", "300", "--epochs", "1", "--dropout", "0",
-                 "--quiet"]
+    arguments = ["finetune", "--train", str(tmp_path / "train.jsonl"), "--model", "scratch",
+                 "--layers", "1", "--width", "16", "--heads", "2", "--vocab-size", "300",
+                 "--epochs", "1", "--dropout", "0", "--quiet"]
     losses = {}
     for name, options in {"plain": [], "drop": ["--word-dropout", "0.2"],
                           "swap": ["--word-swap", "0.2"],

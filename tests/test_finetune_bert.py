@@ -146,8 +146,8 @@ def test_refused_in_one_line(files, tmp_path, options, words, capsys):
 
 
 def test_gpt2_has_one_way_of_reading(files, tmp_path, capsys):
-    tiny = ["--layers", "1", "--width", "16", "--heads", "2", "--vocab-size", "300", "--quiet",
-            "--epochs", "1", "--train"]
+    tiny = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2",
+            "--vocab-size", "300", "--quiet", "--epochs", "1", "--train"]
     assert main(["finetune", *tiny, str(files / "train.csv"), "--out", str(tmp_path / "gpt2")]) == 0
     capsys.readouterr()
     model = ["finetune", "--model", str(tmp_path / "gpt2" / "model"), "--quiet", "--train"]
