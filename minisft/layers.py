@@ -193,13 +193,7 @@ class SelfAttention(Layer):
     def _dropout(self, batch, stream, cu_seqlens):
         if stream is None or not self.rate:
             return None
-
-        def words(b, n_keys):
-            n_queries = cu_seqlens[b + 1] - cu_seqlens[b]
-            positions = np.arange(n_keys - n_queries, n_keys)
-            return stream.scores(self.layer, batch.texts[b], positions, self.n_head, n_keys)
-
-        return self.rate, words
+        return self.rate, random.Scores(stream, self.layer, batch.texts, cu_seqlens, self.n_head)
 
 
 class MLP(Layer):

@@ -71,6 +71,26 @@ class Stream:
         return words.reshape(*shape[:-1], -1)[..., :width]
 
 
+@dataclass(frozen=True)
+class Scores:
+    """The words of every score of a packed batch, made for one sequence when they are asked for.
+
+    A kernel makes the same words itself, from the numbers that are kept here.
+    """
+
+    stream: Stream
+    layer: int
+    texts: np.ndarray
+    cu_seqlens: np.ndarray     # of the queries: the last of each text's keys
+    n_head: int
+
+    def __call__(self, b, n_keys):
+        """sequence, its number of keys -> words (H,Tq,Tk) uint32."""
+        n_queries = self.cu_seqlens[b + 1] - self.cu_seqlens[b]
+        positions = np.arange(n_keys - n_queries, n_keys)
+        return self.stream.scores(self.layer, self.texts[b], positions, self.n_head, n_keys)
+
+
 def permutation(n, seed, epoch):
     """-> an order of n things (n,) int64 that only the seed and the epoch decide."""
     index = np.arange(n, dtype=np.uint32)

@@ -20,6 +20,8 @@ TABLE = Path(__file__).parent / "golden" / "kernel_resources.json"
 
 # Every .cu with each set of sizes that it is compiled for here.
 BUILDS = {
+    "attention": [{"HEAD_WIDTH": d} for d in (16, 32, 64, 80, 128)],
+    "attention_naive": [{}],
     "softmax": [{}],
     "softmax_naive": [{}],
 }
