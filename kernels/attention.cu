@@ -11,7 +11,7 @@
 // Lanes play two parts: where scores are made a lane is a key; where sums over keys (or queries)
 // are made it is a channel, or several channels 32 apart.
 // Shared memory, bytes, D = HEAD_WIDTH: forward (QUERIES + 2 KEYS) * 4 * (D | 1) + 4 * QUERIES *
-// KEYS; backward about 2 (QUERIES + KEYS) * 4 * (D | 1) + 8 * QUERIES * KEYS; below 48 KB for all D.
+// KEYS; backward about 2 (QUERIES + KEYS) * 4 * (D | 1) + 8 * QUERIES * KEYS; always below 48 KB.
 // Demands: float32; HEAD_WIDTH (a -D option) from 1 to 128; q, k, v (tokens, heads, D) whose rows
 // may lie `stride` numbers apart, all else contiguous; no more queries than keys if causal.
 
@@ -20,6 +20,7 @@
 #define WARPS (THREADS / WARP)
 #define KEYS WARP                          // keys of a tile: one a lane
 #define COLUMNS ((D + WARP - 1) / WARP)    // channels of a lane
+#define PIECE 16
 #define PITCH (D | 1)                      // odd: lanes that read 32 rows hit 32 banks
 #if D <= 64
 #define FORWARD_ROWS 8                     // queries of a warp
@@ -54,15 +55,21 @@ __device__ __forceinline__ void load_tile(float (*tile)[PITCH], const float* x, 
     }
 }
 
-// -> the products of ROWS rows of a tile, the same for all lanes, with the lane's own row
+// -> the products of ROWS rows of a tile, the same for all lanes, with the lane's own row; summed
+// in pieces of PIECE channels, which keeps rounding errors from piling up
 template <int ROWS>
 __device__ __forceinline__ void products(float (&sum)[ROWS], const float (*rows)[PITCH],
                                          const float* mine) {
     for (int r = 0; r < ROWS; r++) sum[r] = 0.0f;
-#pragma unroll 8
-    for (int c = 0; c < D; c++) {
-        const float x = mine[c];
-        for (int r = 0; r < ROWS; r++) sum[r] += rows[r][c] * x;
+    for (int piece = 0; piece < D; piece += PIECE) {
+        float part[ROWS] = {};
+#pragma unroll
+        for (int i = 0; i < PIECE; i++) {
+            if (piece + i >= D) continue;
+            const float x = mine[piece + i];
+            for (int r = 0; r < ROWS; r++) part[r] += rows[r][piece + i] * x;
+        }
+        for (int r = 0; r < ROWS; r++) sum[r] += part[r];
     }
 }
 

@@ -12,6 +12,7 @@ typedef unsigned int uint32_t;
 
 #define WARP 32
 #define ALL_LANES 0xffffffffu
+#define MOST_WARPS 32     // of a block
 
 // -> the largest v of the warp, in every lane. Butterfly: each lane asks the lane whose number
 // differs in one bit, bit by bit.
@@ -36,6 +37,19 @@ __device__ __forceinline__ float block_sum(float v, float* scratch) {
     if (lane == 0) scratch[warp] = v;
     __syncthreads();
     return warp_sum(lane < (int)blockDim.x / WARP ? scratch[lane] : 0.0f);
+}
+
+// -> the sums of a and of b over the block, by one wait; `scratch` as above, for two floats a warp.
+__device__ __forceinline__ float2 block_sums(float a, float b, float2* scratch) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    a = warp_sum(a);
+    b = warp_sum(b);
+    if (lane == 0) scratch[warp] = make_float2(a, b);
+    __syncthreads();
+    const bool has = lane < (int)blockDim.x / WARP;
+    a = warp_sum(has ? scratch[lane].x : 0.0f);
+    b = warp_sum(has ? scratch[lane].y : 0.0f);
+    return make_float2(a, b);
 }
 
 // A running softmax over a row that is read once (Milakov and Gimelshein 2018, algorithm 3):
@@ -69,6 +83,22 @@ __device__ __forceinline__ Running warp_join(Running a) {
         a = running_join(a, {__shfl_xor_sync(ALL_LANES, a.largest, bit),
                              __shfl_xor_sync(ALL_LANES, a.sum, bit)});
     return a;
+}
+
+// The same over the block, in every thread; `scratch` as for block_sum.
+__device__ __forceinline__ Running block_join(Running a, Running* scratch) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    a = warp_join(a);
+    if (lane == 0) scratch[warp] = a;
+    __syncthreads();
+    return warp_join(lane < (int)blockDim.x / WARP ? scratch[lane] : running_start());
+}
+
+// -> the sum of column c over `pieces` rows that lie `apart` numbers apart, in their order
+__device__ __forceinline__ float column_sum(const float* x, int c, int pieces, long long apart) {
+    float sum = 0.0f;
+    for (int i = 0; i < pieces; i++) sum += x[i * apart + c];
+    return sum;
 }
 
 // Philox4x32-10 (Salmon et al. 2011): four words of counter and two of key -> four random words.

@@ -50,12 +50,15 @@ def kernels(version):
 
 def chosen(x):
     """array -> which version of the kernels works on it: fused, naive or off."""
-    if array.array_module(x) is not np:
-        return _version.get()
+    return _version.get() if array.array_module(x) is not np or emulated() else "off"
+
+
+def emulated():
+    """-> whether MINISFT_CUDA=emulate asks for the kernels on the CPU."""
     wish = os.environ.get("MINISFT_CUDA", "")
     if wish not in ("", "emulate"):
         raise UserError(f"MINISFT_CUDA is {wish!r}, expected emulate or nothing")
-    return _version.get() if wish else "off"
+    return bool(wish)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class Dropout(Layer):
         if stream is None or not self.rate:
             self.keep(None)
             return x
-        words = stream.tokens(self.layer, self.site, texts, positions, x.shape[-1])
+        words = random.Tokens(stream, self.layer, self.site, texts, positions)
         y, cache = dropout.forward(x, words, self.rate)
         self.keep(cache)
         return y

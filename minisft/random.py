@@ -72,6 +72,24 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """The words of every token and channel of a packed batch, made when they are asked for.
+
+    A kernel makes the same words itself, from the numbers that are kept here.
+    """
+
+    stream: Stream
+    layer: int
+    site: int
+    texts: np.ndarray
+    positions: np.ndarray
+
+    def __call__(self, width):
+        """number of channels -> words (N,width) uint32."""
+        return self.stream.tokens(self.layer, self.site, self.texts, self.positions, width)
+
+
+@dataclass(frozen=True)
 class Scores:
     """The words of every score of a packed batch, made for one sequence when they are asked for.
 

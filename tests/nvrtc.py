@@ -20,8 +20,14 @@ TABLE = Path(__file__).parent / "golden" / "kernel_resources.json"
 
 # Every .cu with each set of sizes that it is compiled for here.
 BUILDS = {
+    "adamw": [{}],
     "attention": [{"HEAD_WIDTH": d} for d in (16, 32, 64, 80, 128)],
     "attention_naive": [{}],
+    "cross_entropy": [{}],
+    "dropout": [{}],
+    "embedding": [{}],
+    "gelu": [{}],
+    "layer_norm": [{"WIDTH": c, "THREADS": t} for c, t in ((128, 32), (768, 192), (1600, 256))],
     "softmax": [{}],
     "softmax_naive": [{}],
 }

@@ -155,7 +155,8 @@ UNWATCHED static bool run_warp(unsigned warp) {
     for (bool more = true; more; any |= more) {
         more = false;
         const bool backwards = random_below(2);
-        for (unsigned i = first; i < end; i++) more |= run(threads[backwards ? first + end - 1 - i : i]);
+        for (unsigned i = first; i < end; i++)
+            more |= run(threads[backwards ? first + end - 1 - i : i]);
     }
     return any;
 }
@@ -167,7 +168,8 @@ UNWATCHED static bool run_once() {
         const unsigned warps = (count + LANES - 1) / LANES, shift = random_below(warps);
         for (unsigned i = 0; i < warps; i++) any |= run_warp((i + shift) % warps);
     } else {
-        for (unsigned i = 0; i < count; i++) any |= run(threads[order == REVERSE ? count - 1 - i : i]);
+        for (unsigned i = 0; i < count; i++)
+            any |= run(threads[order == REVERSE ? count - 1 - i : i]);
     }
     return any;
 }

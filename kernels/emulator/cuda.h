@@ -30,7 +30,8 @@ static void emulator::poison_shared() {}
 extern "C" __attribute__((weak, visibility("hidden"))) char __start_emulator_shared[],
     __stop_emulator_shared[];
 UNWATCHED static void emulator::poison_shared() {
-    for (volatile char* c = __start_emulator_shared; c < __stop_emulator_shared; c++) *c = (char)0xff;
+    for (volatile char* c = __start_emulator_shared; c < __stop_emulator_shared; c++)
+        *c = (char)0xff;
 }
 #endif
 
