@@ -53,6 +53,11 @@ def chosen(x):
     return _version.get() if array.array_module(x) is not np or emulated() else "off"
 
 
+def possible():
+    """-> whether anything at all could run as a kernel; cheap, as every operation asks."""
+    return array.cupy is not None or bool(os.environ.get("MINISFT_CUDA"))
+
+
 def emulated():
     """-> whether MINISFT_CUDA=emulate asks for the kernels on the CPU."""
     wish = os.environ.get("MINISFT_CUDA", "")
@@ -114,7 +119,8 @@ def _parameter(declared):
     if not found or found[2] not in TYPES:
         raise ValueError(f"parameter {declared.strip()!r}: expected one of {', '.join(TYPES)} or a "
                          "pointer to it")
-    return Parameter(found[5], TYPES[found[2]], bool(found[3]), not found[1])
+    return Parameter(found[5], TYPES[found[2]], bool(found[3]),
+                     bool(found[3]) and not found[1])
 
 
 def launch(file, kernel, grid, block, *arguments, **defines):
@@ -148,7 +154,7 @@ def launch_source(text, kernel, grid, block, *arguments, **defines):
         values = [_c_value(p, a) for p, a in zip(parameters, ready, strict=True)]
         emulator.run(_library(text, defines), kernel, grid, block, values)
     else:
-        pointers = [np.uintp(0) if a is None else a for a in ready]
+        pointers = tuple(np.uintp(0) if a is None else a for a in ready)
         _module(text, defines).get_function(kernel)(grid, block, pointers)
 
 
@@ -188,5 +194,5 @@ def _library(text, defines):
 
 @lru_cache(maxsize=256)
 def _module(text, defines):
-    options = tuple(f"-D{name}={value}" for name, value in defines)
+    options = "-std=c++17", *(f"-D{name}={value}" for name, value in defines)
     return array.cupy.RawModule(code=text, options=options)

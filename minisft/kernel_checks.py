@@ -106,8 +106,10 @@ def _softmax(launcher, size, put):
                     (softmax.forward, softmax.backward), [s], dp)
 
 
-def _layer_norm(size, put):
-    x, w, b, dy = _normal((size, size), (size,), (size,), (size, size))
+def _layer_norm(times, size, put):
+    """`times` as many channels as rows; more than 128 take more than one warp."""
+    width = times * size
+    x, w, b, dy = _normal((size, width), (width,), (width,), (size, width))
     return _compare(("y", "dx", "dw", "db"), put,
                     (layer_norm_launch.forward, layer_norm_launch.backward),
                     (layer_norm.forward, layer_norm.backward), [3 + x, 1 + w, b], dy)
@@ -226,7 +228,8 @@ def _attention_checks(launcher, name, widths):
 KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("softmax (naive)", partial(_softmax, softmax_naive_launch)),
     KernelCheck("softmax (fused)", partial(_softmax, softmax_launch)),
-    KernelCheck("layer_norm", _layer_norm),
+    KernelCheck("layer_norm", partial(_layer_norm, 1)),
+    KernelCheck("layer_norm (wide)", partial(_layer_norm, 7)),
     KernelCheck("gelu (tanh)", partial(_gelu, "tanh")),
     KernelCheck("gelu (erf)", partial(_gelu, "erf")),
     KernelCheck("gelu (tanh, with its bias)", partial(_gelu_of_sum, "tanh")),

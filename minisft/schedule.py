@@ -54,6 +54,8 @@ def _launcher(formula, given):
     """-> the module of minisft/launch that does what this formula would, here; None without."""
     if isinstance(kept := given.get("cache"), KernelCache):
         return kept.launcher
+    if not cuda.possible():
+        return None
     floats = [a for a in given.values() if _is_array(a) and a.dtype.kind == "f"]
     if not floats or any(a.dtype != np.float32 for a in floats):
         return None

@@ -15,9 +15,10 @@ from minisft.random import Stream
 
 needs_compiler = pytest.mark.skipif(emulator.compiler() is None,
                                     reason="no C++ compiler to emulate CUDA kernels")
-# small ones in every order of the threads; larger ones in the order that finds most
-CASES = [(size, order) for size in (1, 31, 32, 33) for order in emulator.ORDERS] + [
-    (77, "ahead"), (127, "ahead")]
+# around one warp; the rest of sizes and orders with the slow tests
+AT_ONCE = {(1, "forward"), (31, "reverse"), (32, "ahead"), (33, "forward"), (77, "ahead")}
+CASES = [pytest.param(size, order, marks=() if (size, order) in AT_ONCE else pytest.mark.slow)
+         for size in (1, 31, 32, 33, 77, 127) for order in emulator.ORDERS]
 
 
 @pytest.fixture
