@@ -1,5 +1,7 @@
 """The launcher: what it reads from a kernel's source, and what it refuses."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -142,3 +144,14 @@ def test_a_fine_tune_chooses_its_kernels(monkeypatch, tmp_path):
                       "layer_norm_backward", "embedding_backward"}
             assert {attention} | others <= used
             assert not {"attention_naive_output", "attention_forward"} - {attention} & used
+
+
+@needs_compiler
+def test_the_page_tells_no_lies():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "kernels.md").read_text()
+    code = page.split("<!-- a kernel of your own -->\n```python\n")[1].split("```")[0]
+    names = {}
+    exec(code, names)
+    assert np.array_equal(names["y"], np.arange(100) + 1)
+    for file in cuda.kernel_folder().glob("*.cu"):
+        assert file.stem.removesuffix("_naive") in page
