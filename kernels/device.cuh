@@ -6,6 +6,7 @@
 
 #ifndef EMULATOR
 typedef unsigned int uint32_t;
+typedef unsigned short uint16_t;
 #define INFINITY __int_as_float(0x7f800000)     // NVRTC comes without <math.h>
 #define NAN __int_as_float(0x7fffffff)
 #endif
@@ -141,4 +142,39 @@ __device__ __forceinline__ float score_mask(const ScoreDropout& drop, int sequen
                            (uint32_t)head << 20 | (uint32_t)key / 4, drop.seed, drop.site);
     const uint32_t low = key & 1 ? w.word[1] : w.word[0], high = key & 1 ? w.word[3] : w.word[2];
     return (key & 2 ? high : low) >= drop.threshold ? drop.keep : 0.0f;
+}
+
+// bfloat16 is the upper half of a float32: the same range, eight bits of precision. Two of them
+// share a word, the first in its lower half.
+__device__ __forceinline__ float from_bfloat16(uint16_t v) {
+    return __uint_as_float((uint32_t)v << 16);
+}
+
+// To the nearest, ties to even; a NaN stays one.
+__device__ __forceinline__ uint16_t to_bfloat16(float v) {
+    const uint32_t bits = __float_as_uint(v);
+    return v != v ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+__device__ __forceinline__ uint32_t pack_bfloat16(float first, float second) {
+    return to_bfloat16(first) | (uint32_t)to_bfloat16(second) << 16;
+}
+
+// Tensor cores, one warp: C (16, 8) += A (16, 16) @ B (16, 8), A and B in bfloat16, C in float32.
+// With g = lane / 4 and t = lane % 4 a lane holds, two numbers a word (PTX ISA, mma.m16n8k16):
+//     a[0] A[g][2t, 2t+1]       a[1] A[g+8][2t, 2t+1]
+//     a[2] A[g][2t+8, 2t+9]     a[3] A[g+8][2t+8, 2t+9]
+//     b[0] B[2t, 2t+1][g]       b[1] B[2t+8, 2t+9][g]
+//     c[0], c[1] C[g][2t, 2t+1] and c[2], c[3] C[g+8][2t, 2t+1]
+// So the C of one product, packed, is the A of the next. Needs sm_80.
+__device__ __forceinline__ void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2]) {
+#ifdef EMULATOR
+    emulator::mma_bfloat16(c, a, b, HERE);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
 }

@@ -83,6 +83,43 @@ UNWATCHED static unsigned ballot(unsigned mask, bool holds, Place place) {
     return mine.result;
 }
 
+// What device.cuh says of mma_bfloat16, lane by lane. The sums are exact products added in float32
+// in the order of k; a card adds in an order of its own.
+struct Product {
+    const uint32_t *a, *b;
+    float* c;
+};
+
+// -> one of the two numbers of a word
+inline float half_of(uint32_t word, int which) {
+    const uint32_t bits = which ? word & 0xffff0000u : word << 16;
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+UNWATCHED static void mma_bfloat16(float* c, const uint32_t* a, const uint32_t* b, Place place) {
+    Product mine{a, b, c};
+    meet(~0u, place, &mine, [](void** lanes) UNWATCHED {
+        float A[16][16], B[16][8];
+        for (unsigned l = 0; l < LANES; l++) {
+            const auto* p = (Product*)lanes[l];
+            const int g = l / 4, t = l % 4;
+            for (int word = 0; word < 4; word++)
+                for (int i = 0; i < 2; i++)
+                    A[g + word % 2 * 8][2 * t + i + word / 2 * 8] = half_of(p->a[word], i);
+            for (int word = 0; word < 2; word++)
+                for (int i = 0; i < 2; i++) B[2 * t + i + word * 8][g] = half_of(p->b[word], i);
+        }
+        for (unsigned l = 0; l < LANES; l++) {
+            float* sums = ((Product*)lanes[l])->c;
+            for (int i = 0; i < 4; i++)
+                for (int k = 0; k < 16; k++)
+                    sums[i] += A[l / 4 + i / 2 * 8][k] * B[k][l % 4 * 2 + i % 2];
+        }
+    });
+}
+
 // A kernel and pointers to its arguments -> its call.
 template <auto kernel, class... A, size_t... I>
 void call(void (*)(A...), void** arguments, std::index_sequence<I...>) {
@@ -141,6 +178,16 @@ inline T atomicAdd(T* place, T value) {
     return seen;
 }
 
+inline float __uint_as_float(uint32_t bits) {
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+inline uint32_t __float_as_uint(float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
 template <class T>
 inline T __ldg(const T* place) { return *place; }
 inline float __expf(float x) { return expf(x); }
