@@ -26,7 +26,8 @@ from minisft import array, emulator
 from minisft.errors import UserError
 
 VERSIONS = ("fused", "naive", "off")
-TYPES = {"float": np.float32, "int": np.int32, "uint32_t": np.uint32, "long long": np.int64}
+TYPES = {"float": np.float32, "int": np.int32, "uint32_t": np.uint32,
+         "uint16_t": np.uint16, "long long": np.int64}
 C_TYPES = {np.float32: ctypes.c_float, np.int32: ctypes.c_int, np.uint32: ctypes.c_uint,
            np.int64: ctypes.c_longlong}
 KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?'

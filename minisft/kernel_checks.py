@@ -4,7 +4,8 @@
     rows = KERNEL_CHECKS["softmax"].rows(size=77)
 
 A kernel works in float32, so its error is measured against the formula in float64, and may be at
-most twice the error of the same formula in float32, plus 1e-6. Without a GPU the emulator runs it.
+most twice the error of the same formula in float32, plus 1e-6 (bfloat16: plus 2e-2, of inputs that
+were rounded before). Without a GPU the emulator runs it.
 `minisft check` runs them with MINISFT_CUDA=emulate, and where there is a GPU.
 """
 
@@ -18,6 +19,7 @@ from minisft import cuda
 from minisft.array import to_cpu
 from minisft.launch import adamw as adamw_launch
 from minisft.launch import attention as attention_launch
+from minisft.launch import attention_bfloat16 as attention_bfloat16_launch
 from minisft.launch import attention_naive as attention_naive_launch
 from minisft.launch import cross_entropy as cross_entropy_launch
 from minisft.launch import dropout as dropout_launch
@@ -31,7 +33,7 @@ from minisft.optim import AdamW
 from minisft.parameters import Parameter, Parameters
 from minisft.random import Scores, Stream, Tokens
 
-NOISE = 1e-6
+NOISE, NOISE_OF_BFLOAT16 = 1e-6, 2e-2
 SIZE = 33
 STREAM = Stream(seed=5, step=3)
 RATE = 0.3
@@ -52,6 +54,7 @@ class KernelCheck:
 
     name: str
     run: Callable
+    noise: float = NOISE
 
     def rows(self, size=SIZE, put=np.asarray):
         """-> a KernelRow for each array; `put` brings an input to where the kernel runs."""
@@ -60,7 +63,7 @@ class KernelCheck:
         largest = max((np.abs(exact).max(initial=0) for name, (_, _, exact) in found.items()
                        if name.startswith("d")), default=0)
         return [KernelRow(name, _error(ours, exact, largest),
-                          2 * _error(plain, exact, largest) + NOISE)
+                          2 * _error(plain, exact, largest) + self.noise)
                 for name, (ours, plain, exact) in found.items()]
 
 
@@ -183,13 +186,32 @@ def _attention(launcher, width, causal, few, drop, size, put):
     heads, keys = 2, [1, size // 2 + 1, size]
     queries = [min(2, n) for n in keys] if few else keys
     cu_seqlens, starts = np.cumsum([0, *queries]), np.cumsum([0, *keys])[:-1]
-    q, k, v, dy = _normal(*[(sum(n), heads, width) for n in (queries, keys, keys, queries)])
+    q, k, v, dy = map(_rounded, _normal(*[(sum(n), heads, width)
+                                          for n in (queries, keys, keys, queries)]))
     words = Scores(STREAM, 2, np.array([7, 2**31, 9]), cu_seqlens, heads)
     rest = cu_seqlens, starts, np.array(keys), causal, (RATE, words) if drop else None
     return _compare(("y", "dq", "dk", "dv"), put,
                     (lambda *qkv: launcher.forward(*qkv, *rest), launcher.backward),
                     (lambda *qkv: attention.forward(*qkv, *rest), attention.backward),
                     [2 * q, k, v], dy)
+
+
+def _rounded(a):
+    made = attention_bfloat16_launch
+    return made.from_bfloat16(made.to_bfloat16(a))
+
+
+class _Rounding:
+    """The launcher of the bfloat16 kernel for float32 arrays that bfloat16 can hold."""
+
+    def forward(self, q, k, v, *rest):
+        made = attention_bfloat16_launch
+        y, cache = made.forward(*map(made.to_bfloat16, (q, k, v)), *rest)
+        return made.from_bfloat16(y), cache
+
+    def backward(self, dy, cache):
+        made = attention_bfloat16_launch
+        return made.backward(made.to_bfloat16(dy), cache)
 
 
 def _adamw(size, put):
@@ -216,13 +238,13 @@ def _adamw(size, put):
     return dict(zip(("values", "m", "v"), zip(ours, plain, exact, strict=True), strict=True))
 
 
-def _attention_checks(launcher, name, widths):
+def _attention_checks(launcher, name, widths, noise=NOISE):
     for number, width in enumerate(widths):
         drop, few = number % 2 == 1, number % 3 == 2
         what = f"{name}, {width} channels{', dropout' * drop}{', few queries' * few}"
         for causal in (True, False):
             yield KernelCheck(f"attention ({what}, {'causal' if causal else 'all keys'})",
-                              partial(_attention, launcher, width, causal, few, drop))
+                              partial(_attention, launcher, width, causal, few, drop), noise)
 
 
 KERNEL_CHECKS = {check.name: check for check in [
@@ -241,4 +263,5 @@ KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("adamw", _adamw),
     *_attention_checks(attention_naive_launch, "naive", (16, 33, 64)),
     *_attention_checks(attention_launch, "fused", (16, 64, 32, 80, 128)),
+    *_attention_checks(_Rounding(), "bfloat16", (16, 64, 128), NOISE_OF_BFLOAT16),
 ]}

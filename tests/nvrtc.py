@@ -16,12 +16,14 @@ if __name__ == "__main__":
 from minisft import cuda
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_120")
+NOT_FOR = {("attention_bfloat16", "sm_75")}     # its tensor cores know no bfloat16
 TABLE = Path(__file__).parent / "golden" / "kernel_resources.json"
 
 # Every .cu with each set of sizes that it is compiled for here.
 BUILDS = {
     "adamw": [{}],
     "attention": [{"HEAD_WIDTH": d} for d in (16, 32, 64, 80, 128)],
+    "attention_bfloat16": [{"HEAD_WIDTH": d} for d in (16, 64, 128)],
     "attention_naive": [{}],
     "cross_entropy": [{}],
     "dropout": [{}],
@@ -106,6 +108,8 @@ def write():
     for file, builds in BUILDS.items():
         for defines in builds:
             for architecture in ARCHITECTURES:
+                if (file, architecture) in NOT_FOR:
+                    continue
                 for kernel, used in measured(nvrtc, file, architecture, defines)[0].items():
                     rows = table.setdefault(file, {}).setdefault(label(defines), {})
                     rows.setdefault(kernel, {})[architecture] = used

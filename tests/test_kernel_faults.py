@@ -14,7 +14,8 @@ from minisft.kernel_checks import KERNEL_CHECKS
 pytestmark = pytest.mark.slow
 SOURCE = cuda.source
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")
-CHECKS = {"attention": "attention (fused, 64 channels, dropout, causal)",
+CHECKS = {"attention_bfloat16": "attention (bfloat16, 64 channels, dropout, causal)",
+          "attention": "attention (fused, 64 channels, dropout, causal)",
           "attention_naive": "attention (naive, 33 channels, dropout, causal)",
           "layer_norm": "layer_norm (wide)", "cross_entropy": "cross_entropy (all options)",
           "adamw": "adamw", "softmax": "softmax (fused)", "dropout": "dropout",
@@ -23,6 +24,7 @@ CHECKS = {"attention": "attention (fused, 64 channels, dropout, causal)",
 # Each .cu without one of its barriers, by number; those of device.cuh where they are used.
 BARRIERS = [(file, "device.cuh" in place, number)
             for file, place, numbers in [("attention", "attention.cu", range(9)),
+                                         ("attention_bfloat16", "the same", range(6)),
                                          ("adamw", "device.cuh: block_sum", [0]),
                                          ("layer_norm", "device.cuh: block_sums", [1]),
                                          ("cross_entropy", "device.cuh: block_join", [2])]
@@ -40,6 +42,12 @@ FAULTS = {
     "wrong word of four": ("attention", "key & 1 ? w.word[1] : w.word[0]", "w.word[0]"),
     "log of the sum left out": ("attention", "largest[r] + logf(total)", "largest[r]"),
     "scale left out": ("attention", "sum[r][column] * scale", "sum[r][column]"),
+    "wrong fragment map": ("attention_bfloat16", "word % 2 * 8;\n            const int c",
+                           "word / 2 * 8;\n            const int c"),
+    "halves swapped": ("attention_bfloat16", "column[0] | (uint32_t)column[PITCH] << 16",
+                       "column[PITCH] | (uint32_t)column[0] << 16"),
+    "rescale of one half": ("attention_bfloat16", "for (int i = 0; i < 2; i++) out[n]",
+                            "for (int i = 0; i < 1; i++) out[n]"),
     "step of a warp's sum": ("softmax", "bit > 0; bit /= 2)\n        v +=", "bit > 1; bit /= 2)\n"
                              "        v +="),
     "maximum left out": ("softmax", "exp_below(s[j], whole.largest)", "exp_below(s[j], 0.0f)"),
