@@ -51,7 +51,7 @@ def operations():
 def operation(stem, path):
     """-> the Operation of one file."""
     source = path.read_text(encoding="utf-8")
-    doc = ast.get_docstring(ast.parse(source))
+    doc = ast.get_docstring(ast.parse(source), clean=False)     # cleaning would lose the indents
     kernels = sorted((ROOT / "kernels").glob(f"{stem}*.cu"))
     return Operation(
         stem, below_root(path), doc.splitlines()[0].rstrip(".:"), equations(doc),
@@ -66,12 +66,16 @@ def equations(doc):
         depth = len(line) - len(line.lstrip())
         if match := re.match(r" +\((\d+)\) ", line):
             number, indent = int(match[1]), depth
-            found[number] = line[match.end():].rstrip()
+            found[number] = spaced(line[match.end():])
         elif number and depth > indent and line.strip():
-            found[number] += "\n" + line.strip()
+            found[number] += "\n" + spaced(line)
         else:
             number = None
     return found
+
+
+def spaced(line):
+    return re.sub(" {3,}", "   ", line.strip())     # the file sets its remarks in columns
 
 
 def gather(*paths):

@@ -5,7 +5,7 @@ from docutils import nodes
 from repository import site_link, source_link
 from sphinx.util.docutils import SphinxDirective
 
-HEAD = ("operation", "forward and backward", "derivation", "gradient check", "kernel")
+HEAD = ("operation", "formulas", "forward and backward", "derivation", "gradient check", "kernel")
 
 
 class Index(SphinxDirective):
@@ -18,7 +18,8 @@ class Index(SphinxDirective):
             public = [f for f in o.functions if f.name in ("forward", "backward")] or \
                 [f for f in o.functions if "." not in f.name and f.name[0].isupper()][1:]
             rows.append([
-                [link(o.stem, f"#{o.stem.replace('_', '-')}", literal=True)],
+                [nodes.literal(o.stem, o.stem)],
+                [link(f"(1) to ({len(o.equations)})", f"#{o.stem.replace('_', '-')}")],
                 comma([at(page, f) for f in public]),
                 [derivation(page, o)],
                 [link(f"test_{o.stem}.py", source_link(page, o.check.path, o.check.line))],

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import inspect
 import re
+from functools import partial
 
 from catalogue import ROOT
 from docutils import nodes
@@ -21,13 +22,14 @@ class CommandLine(SphinxDirective):
 
     def section(self, name):
         module = importlib.import_module(f"minisft.cli.{name}")
-        parser = argparse.ArgumentParser(prog=f"minisft {name}", formatter_class=_Formatter)
+        parser = argparse.ArgumentParser(prog=f"minisft {name}", add_help=False,
+                                         formatter_class=partial(_Formatter, width=90))
         module.add_arguments(parser)
         title = f"minisft {name}"
         made = nodes.section(ids=[f"minisft-{name}"], names=[title])
         made += nodes.title("", "", nodes.literal(title, title))
         made += nodes.paragraph("", module.HELP[0].upper() + module.HELP[1:] + ".")
-        usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
+        usage = parser.format_usage().removeprefix("usage: ").rstrip()
         made += nodes.literal_block(usage, usage, language="text", classes=["usage"])
         for group in parser._action_groups:     # argparse has no public way to them
             if group._group_actions:
@@ -51,11 +53,10 @@ def options(parser, actions):
 
 def as_rst(app, what, name, thing, options, lines):
     """Event autodoc-process-docstring: text as it stands; indented lines are equations or code."""
-    out = []
-    for block in re.split(r"\n\s*\n", "\n".join(lines)):
-        for part in re.split(r"\n(?= )|(?<=\n)(?! )", block):
-            out += blocks(part.strip("\n").splitlines())
-    lines[:] = out
+    text = "\n".join(lines)
+    if what == "module":     # autodoc took the indentation away where every line has it
+        text = thing.__doc__ or ""
+    lines[:] = [line for block in re.split(r"\n\s*\n", text) for line in blocks(block.splitlines())]
 
 
 def blocks(lines):
