@@ -42,7 +42,7 @@ autodoc_default_options = {"members": True, "undoc-members": True}
 
 # MathJax is a file of the site: nothing is fetched when a page is read.
 mathjax_path = "mathjax/tex-chtml-full.js"
-mathjax3_config = {"options": {"enableMenu": False}}
+mathjax3_config = {"options": {"enableMenu": False}, "chtml": {"scale": 0.94}}
 suppress_warnings = ["myst.mathjax"]
 
 

@@ -1,4 +1,4 @@
-"""The command line from the argparse parsers, and docstrings of plain text as autodoc wants them."""
+"""The command line from its argparse parsers, and plain docstrings as autodoc wants them."""
 
 import argparse
 import importlib
