@@ -14,6 +14,7 @@ COMMENTS = {".py": "#", ".cu": "//"}
 # The test that proves the numbered equations; optim has no gradient.
 CHECKS = {"optim": "test_each_value_follows_the_equations"}
 NOTEBOOKS = {"optim": "adam"}     # where it is not the operation's stem
+KERNELS = {"optim": "adamw"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def operation(stem, path):
     """-> the Operation of one file."""
     source = path.read_text(encoding="utf-8")
     doc = ast.get_docstring(ast.parse(source), clean=False)     # cleaning would lose the indents
-    kernels = sorted((ROOT / "kernels").glob(f"{stem}*.cu"))
+    kernels = sorted((ROOT / "kernels").glob(f"{KERNELS.get(stem, stem)}*.cu"))
     return Operation(
         stem, below_root(path), doc.splitlines()[0].rstrip(".:"), equations(doc),
         gather(path, *kernels), functions(path), notebook(stem),

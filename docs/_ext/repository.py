@@ -20,6 +20,7 @@ from pygments.util import ClassNotFound
 LINK = re.compile(r"\]\(([^()\s:#]+)(?:#([^()\s]*))?\)")
 SCHEME = "repository"      # marks a link as done: see `myst_url_schemes` in conf.py
 COPIES = {"readme.zh-CN": "README.zh-CN.md"}      # page: file, beside all notebooks
+PAGES = (".ipynb", ".md")
 SHOWN = ("minisft/**/*.py", "tests/*.py", "scripts/*.py", "notebooks/*.py", "kernels/**/*.cu*",
          "kernels/**/*.h", "README.md", "LICENSE", "pyproject.toml", ".ci/run")
 
@@ -27,6 +28,7 @@ SHOWN = ("minisft/**/*.py", "tests/*.py", "scripts/*.py", "notebooks/*.py", "ker
 def setup(app):
     app.connect("config-inited", copy_in)
     app.connect("source-read", rewrite_links)
+    app.connect("doctree-read", mark_solutions)
     app.connect("html-collect-pages", source_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -35,9 +37,11 @@ def copy_in(app, config):
     """Copies what lies outside of the source folder; what is no longer there goes."""
     folder = Path(app.srcdir)
     shutil.rmtree(folder / "notebooks", ignore_errors=True)
-    (folder / "notebooks").mkdir()
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        shutil.copyfile(path, folder / "notebooks" / path.name)
+    for path in sorted((ROOT / "notebooks").rglob("*")):
+        if path.suffix in PAGES and "." not in path.parent.name:     # no .ipynb_checkpoints
+            copy = folder / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
     for page, name in COPIES.items():
         if (ROOT / name).exists():
             shutil.copyfile(ROOT / name, folder / f"{page}.md")
@@ -48,13 +52,19 @@ def origin(page):
     if page in COPIES:
         return COPIES[page]
     if page.startswith("notebooks/"):
-        return f"{page}.ipynb"
+        return page     # in which folder it lies is all that its links need
     return f"docs/{page}.md"
 
 
 def rewrite_links(app, page, source):
     """Event source-read: links as they are true in the repository become links of the site."""
     source[0] = LINK.sub(lambda match: f"]({site_link(page, match[1], match[2])})", source[0])
+
+
+def mark_solutions(app, doctree):
+    """Event doctree-read: one comes to a solution from its exercises, not from the contents."""
+    if app.env.docname.startswith("notebooks/solutions/"):
+        app.env.metadata[app.env.docname]["orphan"] = True
 
 
 def site_link(page, target, fragment):
@@ -67,7 +77,7 @@ def site_link(page, target, fragment):
         return posixpath.relpath(f"{pages[path]}.md", above) + tail
     if not (ROOT / path).is_file():
         return target + tail
-    if path.endswith(".ipynb"):
+    if path.startswith("notebooks/") and path.endswith(PAGES):
         return posixpath.relpath(path, above) + tail
     if path.startswith("docs/"):
         return posixpath.relpath(path.removeprefix("docs/"), above) + tail
