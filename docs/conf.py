@@ -38,7 +38,7 @@ nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
-autodoc_default_options = {"members": True, "undoc-members": True}
+autodoc_default_options = {"members": True}
 
 # MathJax is a file of the site: nothing is fetched when a page is read.
 mathjax_path = "mathjax/tex-chtml-full.js"

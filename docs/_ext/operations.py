@@ -22,8 +22,8 @@ class Index(SphinxDirective):
                 [link(f"(1) to ({len(o.equations)})", f"#{o.stem.replace('_', '-')}")],
                 comma([at(page, f) for f in public]),
                 [derivation(page, o)],
-                [link(f"test_{o.stem}.py", source_link(page, o.check.path, o.check.line))],
-                comma([link(k.rpartition("/")[2], source_link(page, k)) for k in o.kernels])])
+                [link("test", source_link(page, o.check.path, o.check.line))],
+                comma([link(variant(k), source_link(page, k)) for k in o.kernels])])
         return [table(HEAD, rows, "operations")]
 
 
@@ -61,6 +61,11 @@ def at(page, place, line=None):
     """-> a link to a line, called as the function that it is in."""
     shown = f"{place.name}:{line}" if line else place.name
     return link(shown, source_link(page, place.path, place.line), literal=True)
+
+
+def variant(kernel):
+    """kernels/softmax_naive.cu -> naive; the one with the operation's own name -> fused."""
+    return "naive" if kernel.endswith("_naive.cu") else "fused"
 
 
 def derivation(page, o):
