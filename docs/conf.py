@@ -29,6 +29,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.linkcode", "sphinx.ex
               "repository", "operations", "reference"]
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+myst_dmath_double_inline = True     # a formula of its own line within a paragraph
 myst_heading_anchors = 3
 # links that _ext/repository.py made; the rest is what a page may lead to by itself
 myst_url_schemes = {"http": None, "https": None,
@@ -65,6 +66,15 @@ def drop_what_is_not_there(app, page, source):
                        source[0], flags=re.M)
 
 
+def keep_tags(app, doctree):
+    """Event doctree-read: Sphinx would set lines in `split`, which takes no equation number."""
+    for node in doctree.findall(nodes.math_block):
+        text = node.astext()
+        if r"\tag" in text and r"\\" in text and r"\begin{align" not in text:
+            node.children = [nodes.Text(rf"\[{text}\]")]
+            node["nowrap"] = node["no-wrap"] = True
+
+
 def inline_drawings(app, doctree, page):
     """Event doctree-resolved: drawings become part of the page, to take its colours."""
     if app.builder.format != "html":
@@ -79,5 +89,6 @@ def inline_drawings(app, doctree, page):
 
 def setup(app):
     app.connect("source-read", drop_what_is_not_there)
+    app.connect("doctree-read", keep_tags)
     app.connect("build-finished", copy_mathjax)
     app.connect("doctree-resolved", inline_drawings)

@@ -97,7 +97,7 @@ def test_every_page_in_a_browser(site, address, browser, width, scheme):
     page.on("request", lambda r: r.url.startswith((address, "data:")) or
             problems.append(f"{page.url}: asks for {r.url}"))
     for name in pages(site):
-        if name.startswith("source/") and (width, scheme) != (WIDTHS[0], SCHEMES[0]):
+        if name.startswith("source/") and "/ops/" not in name:
             continue     # a hundred files, all made alike
         read_page(page, address, name, problems)
         if pictures and not name.startswith(("source/", "genindex", "search")):
