@@ -22,6 +22,7 @@ html_favicon = "_static/favicon.svg"
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
+highlight_language = "text"     # docstrings; fenced code names its own
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 exclude_patterns = ["_ext"]
