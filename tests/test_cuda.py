@@ -135,7 +135,8 @@ def test_a_fine_tune_chooses_its_kernels(monkeypatch, tmp_path):
         used.clear()
         assert main(["finetune", "--train", str(file), "--test", str(file), "--model",
                      "scratch", "--layers", "1", "--width", "32", "--heads", "2",
-                     "--vocab-size", "257", "--epochs", "1", "--valid-fraction", "0.25", "--compare", "none", "--quiet", "--out",
+                     "--vocab-size", "257", "--epochs", "1",
+                     "--valid-fraction", "0.25", "--compare", "none", "--quiet", "--out",
                      str(tmp_path / version), "--kernels", version]) == 0
         if attention is None:
             assert not used
