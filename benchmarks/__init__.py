@@ -1,0 +1,1 @@
+"""Benchmarks against PyTorch and `transformers` on a CPU: one command a table, see README.md."""

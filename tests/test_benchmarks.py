@@ -1,0 +1,122 @@
+"""Every table of benchmarks/ runs, tiny, and compares what it says that it compares."""
+
+import importlib
+import json
+import warnings
+
+import numpy as np
+import pytest
+
+from benchmarks import harness, sides, texts
+from minisft.errors import UserError
+
+TINY = "--layers 2 --width 32 --heads 2 --vocab 400 --positions 64 --steps 2".split()
+# The tables, with what makes each of them small
+TABLES = {"classifier": "--batch 3 --dropout 0 0.1"}
+
+
+def made(name, folder, *more):
+    """Runs a table -> what it wrote as JSON."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    arguments = [*TINY, *TABLES[name].split(), "--models", str(folder / "models"),
+                 "--out", str(folder / "out"), *more]
+    assert module.main(arguments) == 0
+    assert (folder / "out" / f"{name}.png").stat().st_size > 1000
+    assert "| case |" in (folder / "out" / f"{name}.md").read_text()
+    return json.loads((folder / "out" / f"{name}.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def without_data_sets(monkeypatch):
+    monkeypatch.delenv("MINISFT_SHARED", raising=False)
+    monkeypatch.setattr(harness, "PAUSE", 0)
+
+
+@pytest.fixture
+def options(tmp_path):
+    return harness.parser("x").parse_args([*TINY, "--models", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_table_runs_without_torch(name, tmp_path):
+    found = made(name, tmp_path, "--alone")
+    assert found["rows"] and "toy-news" in found["texts"]
+    assert "torch" not in found["machine"]["versions"]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", TABLES)
+def test_table_compares_with_the_peer(name, tmp_path, capsys):
+    pytest.importorskip("transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")      # theirs
+        found = made(name, tmp_path)
+    assert "torch" in found["machine"]["versions"]
+    assert "logits equal" in capsys.readouterr().out
+    assert any("ratio" in row or "columns" in row for row in found["rows"])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("task", ["classify", "complete"])
+def test_both_sides_take_the_same_steps(task, options, rng):
+    pytest.importorskip("transformers")
+    ids = [rng.integers(0, 399, n) for n in (5, 9, 2)]
+    labels = [1, 0, 2] if task == "classify" else [np.append(x[1:], -100) for x in ids]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours, peer = sides.pair(sides.weights(options, task), options)
+        before = ours.step(ids, labels), peer.step(ids, labels)
+        after = ours.step(ids, labels), peer.step(ids, labels)
+    assert before[0] == pytest.approx(before[1], abs=1e-5)
+    assert after[0] == pytest.approx(after[1], abs=1e-5) and after[0] < before[0] - 1e-3
+
+
+def test_sides_alternate_and_each_item_is_timed_once():
+    calls = []
+    found = harness.alternate({"a": lambda x: calls.append(("a", x)),
+                               "b": lambda x: calls.append(("b", x))}, [1, 2], warmup=1)
+    assert calls == [("a", 1), ("b", 1), ("a", 1), ("b", 1), ("b", 2), ("a", 2)]
+    assert {name: len(s) for name, s in found.items()} == {"a": 2, "b": 2}
+
+
+def test_ratio_is_the_peers_time_over_ours():
+    row, = harness.compared("c", {"minisft": [1.0, 2.0], "torch": [3.0, 4.0]}, [10, 20])
+    assert row["ratio"]["range"] == [2, 3] and row["ratio_of_sums"] == pytest.approx(7 / 3)
+    assert row["tokens_per_second"] == 10
+    assert "**2.50**" in harness.table([row])[2]
+
+
+def test_sides_that_differ_are_not_timed():
+    with pytest.raises(UserError, match="do not compute the same"):
+        harness.require_equal(np.zeros(3), np.array([0, 0, 2e-4]))
+    with pytest.raises(UserError):
+        harness.require_equal(np.zeros(1), np.array([np.nan]))
+
+
+def test_weights_are_made_once(options):
+    folder = sides.weights(options, "classify")
+    stamp = (folder / "model.safetensors").stat().st_mtime_ns
+    assert sides.weights(options, "classify") == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == stamp
+    options.model = str(folder)
+    assert sides.weights(options, "classify") != folder
+
+
+def test_texts_come_from_the_file_that_is_named(options, tmp_path):
+    file = tmp_path / "news.csv"
+    file.write_text("text,label\n" + "one two three,a\nfour five,b\n" * 3)
+    options.texts = str(file)
+    found, names, said = texts.read(options)
+    assert len(found) == 6 and names == ("a", "b") and said.startswith("news.csv, 6 texts")
+    assert max(x.max() for x in found.ids) < options.vocab - 1     # the last id is for padding
+
+
+def test_batches_of_each_kind():
+    once = texts.batches(10, 4, 2)
+    assert len({int(n) for batch in once for n in batch}) == 8
+    assert [len(b) for b in texts.batches(3, 4, 5)] == [4] * 5
+    lengths = np.arange(40) % 17
+    for batch in texts.grouped(lengths, 4, 6):
+        assert len(batch) == 4 and np.ptp(lengths[batch]) <= 3
+    random = np.mean([np.ptp(lengths[b]) for b in texts.batches(40, 4, 6)])
+    assert random > 3
