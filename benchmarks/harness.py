@@ -59,6 +59,24 @@ def parser(description, **defaults):
     return made
 
 
+def add_shapes(made, *shapes):
+    """Adds the option --shape: batches of B texts of T tokens, written BxT."""
+    made.add_argument("--shape", nargs="+", default=list(shapes), help="texts x tokens of a step")
+
+
+def shapes(options):
+    """-> (texts, tokens) of each shape; raises UserError for one that is none."""
+    made = []
+    for shape in options.shape:
+        size, _, length = shape.partition("x")
+        if not (size.isdecimal() and length.isdecimal() and int(size) and int(length)):
+            raise UserError(f"--shape {shape!r}: expected TEXTSxTOKENS, as in 8x128")
+        if int(length) > options.positions:
+            raise UserError(f"--shape {shape!r}: the model takes {options.positions} tokens")
+        made.append((int(size), int(length)))
+    return made
+
+
 def run(job, options):
     """job(options) with an error that the user can mend as one line; -> exit code."""
     try:
