@@ -12,7 +12,8 @@ from minisft.errors import UserError
 
 TINY = "--layers 2 --width 32 --heads 2 --vocab 400 --positions 64 --steps 2".split()
 # The tables, with what makes each of them small
-TABLES = {"classifier": "--batch 3 --dropout 0 0.1"}
+TABLES = {"classifier": "--batch 3 --dropout 0 0.1", "grouped": "--batch 3",
+          "equal_lengths": "--shape 2x8 1x16", "language_model": "--shape 2x8"}
 
 
 def made(name, folder, *more):
@@ -91,6 +92,13 @@ def test_sides_that_differ_are_not_timed():
         harness.require_equal(np.zeros(3), np.array([0, 0, 2e-4]))
     with pytest.raises(UserError):
         harness.require_equal(np.zeros(1), np.array([np.nan]))
+
+
+@pytest.mark.parametrize("shape", ["8", "x8", "0x8", "2x65", "2x8x2"])
+def test_shapes_that_are_none_are_refused(shape, capsys):
+    module = importlib.import_module("benchmarks.language_model")
+    assert module.main([*TINY, "--shape", shape, "--alone"]) == 2
+    assert shape in capsys.readouterr().err
 
 
 def test_weights_are_made_once(options):
