@@ -13,7 +13,9 @@ from minisft.errors import UserError
 TINY = "--layers 2 --width 32 --heads 2 --vocab 400 --positions 64 --steps 2".split()
 # The tables, with what makes each of them small
 TABLES = {"classifier": "--batch 3 --dropout 0 0.1", "grouped": "--batch 3",
-          "equal_lengths": "--shape 2x8 1x16", "language_model": "--shape 2x8"}
+          "equal_lengths": "--shape 2x8 1x16", "language_model": "--shape 2x8",
+          "frozen": "--batch 8 --most 20 --epochs 2 --train-layers last:1",
+          "generation": "--batch 3 --new-tokens 5 --prompt-tokens 4"}
 
 
 def made(name, folder, *more):
