@@ -21,7 +21,7 @@ from minisft.random import Stream
 from minisft.settings import Settings
 from minisft.train import Sequences, train_step
 
-LIMIT = 0.05
+LIMIT = 0.03       # the promise is 0.05
 WIDE = GPT2Config(vocab_size=300, n_positions=256, n_embd=256, n_layer=3, n_head=4)
 DEEP = GPT2Config(vocab_size=100, n_positions=64, n_embd=128, n_layer=6, n_head=2)
 WORDY = GPT2Config(vocab_size=9000, n_positions=128, n_embd=96, n_layer=2, n_head=3)
@@ -29,7 +29,7 @@ STEPS = {
     "classifier": Step(WIDE, (64,) * 24, dropout=0.0),
     "classifier, mixed lengths": Step(DEEP, (3, 60, 17, 41, 9, 33) * 10, dropout=0.0),
     "classifier with dropout": Step(WIDE, (64,) * 24, dropout=0.1),
-    "classifier, many words": Step(WORDY, (20,) * 30, dropout=0.0),
+    "classifier, many words": Step(WORDY, (50,) * 50, dropout=0.0),
     "long texts": Step(WIDE, (256,) * 5, dropout=0.0),
     "long texts with dropout": Step(WIDE, (256,) * 5, dropout=0.1),
     "last two": Step(DEEP, (40,) * 50, train_layers="last:2", dropout=0.0),
@@ -88,11 +88,11 @@ def test_peak_is_within_five_percent(name, rng):
     found = plan(STEPS[name])
     state, above = measured(STEPS[name], rng)
     assert found.above * ITEM == pytest.approx(above, rel=LIMIT)
-    assert found.state * ITEM == pytest.approx(state, rel=LIMIT, abs=2**18)
+    assert found.state * ITEM == pytest.approx(state, rel=LIMIT, abs=2**19)     # and texts
 
 
 @pytest.mark.parametrize("name", ["classifier", "recomputed", "language model"])
-def test_what_the_forward_keeps_is_within_five_percent(name, rng):
+def test_what_the_forward_keeps_is_within_one_percent(name, rng):
     step = STEPS[name]
     model, _, sequences = built(step, rng)
     batch = sequences.batch(list(range(len(step.lengths))))
@@ -106,7 +106,7 @@ def test_what_the_forward_keeps_is_within_five_percent(name, rng):
     expected = sum(n for part, n in ours.kept.items() if part not in ("batch", "head.logits"))
     if step.task == "complete":     # the returned logits are dropped here, their cache holds them
         expected += ours.kept["head.logits"]
-    assert expected * ITEM == pytest.approx(kept, rel=LIMIT)
+    assert expected * ITEM == pytest.approx(kept, rel=0.01)
 
 
 class Counted(np.ndarray):
