@@ -64,6 +64,16 @@ class CachedPeer(sides.Peer):
         return self.update(loss)
 
 
+class Some:
+    """The features of some texts, asked for by their place among these."""
+
+    def __init__(self, features, numbers):
+        self.features, self.numbers = features, numbers
+
+    def of(self, places):
+        return self.features.of([self.numbers[p] for p in places])
+
+
 class Run:
     """The epochs of one side; `losses` are those of its last epoch."""
 
@@ -90,7 +100,7 @@ def runs(options, folder, sequences, batches):
         tokens = size * int(max(sequences.lengths))
         kept.append(sequences.with_features(ours.model, tokens, MEMORY, last_only=True).features)
 
-    made = {harness.OURS: Run(fill, lambda numbers: ours.step(*of(numbers), _Of(kept[0], numbers)),
+    made = {harness.OURS: Run(fill, lambda numbers: ours.step(*of(numbers), Some(kept[0], numbers)),
                               batches)}
     if peer is None:
         return made
@@ -107,16 +117,6 @@ def runs(options, folder, sequences, batches):
     made[CACHED] = Run(lambda: cached.fill(sequences.ids, size),
                        lambda numbers: cached.cached_step(numbers, of(numbers)[1]), batches)
     return made
-
-
-class _Of:
-    """The features of some texts, asked for by their place among these."""
-
-    def __init__(self, features, numbers):
-        self.features, self.numbers = features, numbers
-
-    def of(self, places):
-        return self.features.of([self.numbers[p] for p in places])
 
 
 def run(options):

@@ -7,7 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
-from benchmarks import harness, sides, texts
+from benchmarks import harness, ideas, sides, texts
+from minisft import rows
 from minisft.errors import UserError
 
 TINY = "--layers 2 --width 32 --heads 2 --vocab 400 --positions 64 --steps 2".split()
@@ -19,11 +20,13 @@ TABLES = {"classifier": "--batch 3 --dropout 0 0.1", "grouped": "--batch 3",
           "growth": "--batch 2 --lengths 4 8 --sizes 1 3 --length 5", "small": "--batch 3",
           "memory": "--batch 3 --shape 2x8 --language-shape 2x8"}
 
+ALONE = {"ideas": "--batch 3 --shape 2x8 1x160 --positions 160 --train-layers last:1"}
+
 
 def made(name, folder, *more):
     """Runs a table -> what it wrote as JSON."""
     module = importlib.import_module(f"benchmarks.{name}")
-    arguments = [*TINY, *TABLES[name].split(), "--models", str(folder / "models"),
+    arguments = [*TINY, *(TABLES | ALONE)[name].split(), "--models", str(folder / "models"),
                  "--out", str(folder / "out"), *more]
     assert module.main(arguments) == 0
     assert (folder / "out" / f"{name}.png").stat().st_size > 1000
@@ -42,7 +45,7 @@ def options(tmp_path):
     return harness.parser("x").parse_args([*TINY, "--models", str(tmp_path)])
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", TABLES | ALONE)
 def test_table_runs_without_torch(name, tmp_path):
     found = made(name, tmp_path, "--alone")
     assert found["rows"] and "toy-news" in found["texts"]
@@ -132,3 +135,31 @@ def test_batches_of_each_kind():
         assert len(batch) == 4 and np.ptp(lengths[batch]) <= 3
     random = np.mean([np.ptp(lengths[b]) for b in texts.batches(40, 4, 6)])
     assert random > 3
+
+
+def test_ideas_switch_what_they_name(options, rng, monkeypatch):
+    ours = sides.Ours(sides.weights(options, "classify"))
+    ids = [rng.integers(0, 399, n) for n in (5, 60, 9, 2)]
+    seen = []
+    forward = ours.model.trunk.forward
+    monkeypatch.setattr(ours.model.trunk, "forward", lambda batch, stream=None, last_only=False: (
+        seen.append((len(batch.ids), last_only, rows.BLOCK)), forward(batch, stream, last_only))[1])
+    block = rows.BLOCK
+    nothing = ideas.Variant(ours, True, True, ideas.NEVER).logits(ids)
+    packed = ideas.Variant(ours, False, True, ideas.NEVER).logits(ids)
+    every = ideas.Variant(ours).logits(ids)
+    assert seen == [(240, False, ideas.NEVER), (76, False, ideas.NEVER), (76, True, block)]
+    for other in packed, every:
+        np.testing.assert_allclose(other, nothing, rtol=0, atol=1e-6)
+
+
+def test_ideas_take_equal_steps(options, rng):
+    ids = [rng.integers(0, 399, n) for n in (5, 60, 9, 2)]
+    losses = []
+    for switches in ((True, True, ideas.NEVER), (False, False, None)):
+        ours = sides.Ours(sides.weights(options, "classify"))
+        variant = ideas.Variant(ours, *switches)
+        for _ in range(3):
+            variant.step((ids, [0, 1, 2, 3]))
+        losses.append(ours.step(ids, [0, 1, 2, 3]))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
