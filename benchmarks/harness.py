@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def parser(description, **defaults):
 
 def add_shapes(made, *shapes):
     """Adds the option --shape: batches of B texts of T tokens, written BxT."""
-    made.add_argument("--shape", nargs="+", default=list(shapes), help="texts x tokens of a step")
+    made.add_argument("--shape", nargs="*", default=list(shapes), help="texts x tokens of a step")
 
 
 def shapes(options):
@@ -140,14 +141,12 @@ def machine(with_peer=True):
     """-> versions, processor, threads, BLAS, and what the peer makes of the processor."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     found = runs.machine() | {"blas": f"{blas['name']} {blas['version']}"}
+    for name in ("numba", *(("torch", "transformers") if with_peer else ())):
+        with suppress(PackageNotFoundError):
+            found["versions"][name] = version(name)
     if not with_peer:
         return found
     import torch
-    for name in ("torch", "transformers"):
-        try:
-            found["versions"][name] = version(name)
-        except PackageNotFoundError:
-            found["versions"][name] = "unknown"
     backends = torch.backends
     return found | {
         "torch_instruction_set": backends.cpu.get_cpu_capability(),

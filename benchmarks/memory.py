@@ -164,7 +164,7 @@ def main(argv=None):
     """Arguments -> exit code."""
     parser = harness.parser(__doc__, steps=2)
     harness.add_shapes(parser, "8x128", "4x512")
-    parser.add_argument("--language-shape", nargs="+", default=["4x64", "4x256"],
+    parser.add_argument("--language-shape", nargs="*", default=["4x64", "4x256"],
                         help="texts x tokens of a language model's step")
     parser.add_argument("--measure", default=None, help="(inner) the side of this process")
     parser.add_argument("--only", default=None, help="(inner) the case of this process")

@@ -18,7 +18,7 @@ TABLES = {"classifier": "--batch 3 --dropout 0 0.1", "grouped": "--batch 3",
           "frozen": "--batch 8 --most 20 --epochs 2 --train-layers last:1",
           "generation": "--batch 3 --new-tokens 5 --prompt-tokens 4",
           "growth": "--batch 2 --lengths 4 8 --sizes 1 3 --length 5", "small": "--batch 3",
-          "memory": "--batch 3 --shape 2x8 --language-shape 2x8"}
+          "memory": "--batch 3 --shape --language-shape 2x8"}
 
 ALONE = {"ideas": "--batch 3 --shape 2x8 1x160 --positions 160 --train-layers last:1"}
 
