@@ -98,7 +98,7 @@ def runs(options, folder, sequences, batches):
 
     def fill():
         tokens = size * int(max(sequences.lengths))
-        kept.append(sequences.with_features(ours.model, tokens, MEMORY, last_only=True).features)
+        kept.append(sequences.with_features(ours.model, tokens, MEMORY).features)
 
     made = {harness.OURS: Run(fill, lambda numbers: ours.step(*of(numbers), Some(kept[0], numbers)),
                               batches)}

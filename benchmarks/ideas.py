@@ -49,8 +49,8 @@ class WholeLastBlock(Classifier):
 class Variant:
     """Our side with some ideas off."""
 
-    def __init__(self, ours, padded=False, whole=False, block=None, keys=None):
-        self.ours, self.padded, self.block, self.keys = copy.copy(ours), padded, block, keys
+    def __init__(self, ours, padded=False, whole=False, block=None, plain=False):
+        self.ours, self.padded, self.block, self.plain = copy.copy(ours), padded, block, plain
         if whole:
             self.ours.model = WholeLastBlock(ours.model)
 
@@ -76,12 +76,16 @@ class Variant:
 
     @contextmanager
     def _switched(self):
-        kept = rows.BLOCK, attention_blocks.KEYS
-        rows.BLOCK, attention_blocks.KEYS = self.block or kept[0], self.keys or kept[1]
+        kept, blocks = rows.BLOCK, self.ours.model.trunk.blocks
+        rows.BLOCK = self.block or kept
+        for block in blocks:
+            block.attn.plain = self.plain
         try:
             yield
         finally:
-            rows.BLOCK, attention_blocks.KEYS = kept
+            rows.BLOCK = kept
+            for block in blocks:
+                block.attn.plain = False
 
 
 def own_time(step, heads):
@@ -153,7 +157,7 @@ def frozen(items, folder, options):
     ours = sides.Ours(folder, 0.0, options.train_layers)
     sequences = Sequences([x for ids, _ in items for x in ids],
                           [y for _, labels in items for y in labels])
-    kept = sequences.with_features(ours.model, 8192, NEVER, last_only=True).features
+    kept = sequences.with_features(ours.model, 8192, NEVER).features
     size = options.batch[0]
     seconds = harness.alternate({
         "frozen blocks in every step": lambda i: ours.step(*items[i]),
@@ -173,18 +177,19 @@ def run(options):
     items = [([sequences.ids[n] for n in b], [sequences.labels[n] for n in b])
              for b in texts.batches(len(sequences), size, options.steps, options.seed)]
     made = ablation(f"{size} texts", {
-        "padded, last block whole, formulas on whole arrays": Variant(ours, True, True, NEVER),
-        "+ packed": Variant(ours, False, True, NEVER),
-        "+ last block pruned": Variant(ours, False, False, NEVER),
-        "+ formulas in row blocks": Variant(ours)}, items, options)
+        "padded, last block whole, formulas as they stand": Variant(ours, True, True, NEVER, True),
+        "+ packed": Variant(ours, False, True, NEVER, True),
+        "+ last block pruned": Variant(ours, False, False, NEVER, True),
+        "+ formulas in row blocks": Variant(ours, plain=True),
+        "+ attention by groups of texts": Variant(ours)}, items, options)
     made.append(roofline(f"{size} texts", ours, items, config, len(names), options))
     for n, length in harness.shapes(options):
         equal = [(list(ids), list(np.resize(sequences.labels, n))) for ids in
                  texts.equal(sequences, length, n * options.steps).reshape(-1, n, length)]
-        if length > attention_blocks.KEYS:
+        if length > attention_blocks.SHORT:
             made += ablation(f"{n}x{length}", {
-                "every score kept": Variant(ours, keys=NEVER),
-                "+ attention in blocks": Variant(ours)}, equal, options)
+                "attention as its formula stands, every score kept": Variant(ours, plain=True),
+                "+ attention in blocks of keys": Variant(ours)}, equal, options)
         made.append(roofline(f"{n}x{length}", ours, equal, config, len(names), options))
     del ours
     made += frozen(items, folder, options)

@@ -74,7 +74,7 @@ class Ours:
 
     def step(self, ids, labels, features=None):
         """Token ids and labels of B texts -> mean loss, after one optimizer step."""
-        sequences = Sequences(ids, labels, features)
+        sequences = Sequences(ids, labels, features=features)
         stream = Stream(0, self.optimizer.t) if self.dropout else None
         return train_step(self.model, sequences, np.arange(len(ids)), self.optimizer, RATE,
                           self.settings, stream, {})[0]

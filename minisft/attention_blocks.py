@@ -16,7 +16,8 @@ from minisft.array import array_module
 from minisft.ops import dropout
 from minisft.ops.attention import merge, ranges, split, transpose
 
-KEYS = 128     # keys of a block; its scores fit the cache of a core
+KEYS = 128      # keys of a block; its scores fit the cache of a core
+SHORT = 256     # texts of so many tokens are cheaper with their scores kept than scored again
 
 
 def forward(q, k, v, cu_seqlens, key_starts, key_lengths, causal=True, drop=None):

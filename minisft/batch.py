@@ -14,12 +14,18 @@ class Batch:
     cu_seqlens: np.ndarray    # (B+1,) where each sequence begins; the last entry is N
     texts: np.ndarray         # (B,)
     labels: np.ndarray | None = None     # (B,) a class each, or (N,) the next token of each token
+    types: np.ndarray | None = None      # (N,) 0, or 1 in the second of two texts; None: all 0
     hidden: np.ndarray | None = None     # (N,C) what the frozen layers make of it, if it is kept
 
     @property
     def lengths(self):
         """-> tokens of each sequence (B,)."""
         return np.diff(self.cu_seqlens)
+
+    @property
+    def first(self):
+        """-> the row of each sequence's first token (B,)."""
+        return self.cu_seqlens[:-1]
 
     @property
     def last(self):
@@ -32,16 +38,20 @@ class Batch:
         return np.repeat(self.texts, self.lengths)
 
 
-def pack(sequences, labels=None, texts=None):
-    """B arrays of token ids, B labels or B arrays of labels -> Batch.
+def pack(sequences, labels=None, texts=None, types=None):
+    """B arrays of token ids, B labels or B arrays of labels, B arrays of types -> Batch.
 
-    Raises ValueError for no sequences, an empty one, or labels or texts of another number.
+    Raises ValueError for no sequences, an empty one, or labels, texts or types of another number.
     """
     lengths = np.array([len(s) for s in sequences], dtype=np.int64)
     if len(lengths) == 0 or lengths.min() == 0:
         raise ValueError(f"a batch needs sequences of one token or more, got lengths {lengths}")
     if texts is not None and len(texts) != len(lengths):
         raise ValueError(f"{len(lengths)} sequences but {len(texts)} numbers of texts")
+    if types is not None:
+        if [len(row) for row in types] != lengths.tolist():
+            raise ValueError("types for each token differ in number from their sequences")
+        types = np.concatenate(types).astype(np.int64)
     if labels is not None:
         if len(labels) != len(lengths):
             raise ValueError(f"{len(lengths)} sequences but {len(labels)} labels")
@@ -57,6 +67,7 @@ def pack(sequences, labels=None, texts=None):
         cu_seqlens=cu_seqlens,
         texts=np.arange(len(lengths)) if texts is None else np.asarray(texts, dtype=np.int64),
         labels=labels,
+        types=types,
     )
 
 

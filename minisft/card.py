@@ -11,8 +11,9 @@ from minisft.settings import spelled
 UNTOLD = ("source", "out", "overwrite", "quiet")
 
 
-def write_card(path, settings, results, samples):
-    """PretrainSettings, figures, texts written by the model -> README.md beside the weights."""
+def write_card(path, settings, results, samples, machine):
+    """PretrainSettings, figures, texts written by the model, runs.machine() -> README.md beside
+    the weights."""
     lines = [
         "# A small GPT-2, pretrained with minisft", "",
         f"{results['parameters']:,} parameters, GPT-2's architecture and file format, float16. "
@@ -29,6 +30,11 @@ def write_card(path, settings, results, samples):
         f"| training time (s) | {results['train_seconds']:,.0f} |", "",
         "![Loss and learning rate](curves.png)", "",
         "## Settings", "", "```sh", command(settings), "```", "",
+        f"On {machine['processor']}, {machine['threads']} thread"
+        f"{'s' * (str(machine['threads']) != '1')}, Python {machine['python']}, "
+        + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+        + ". The same command and seed give the same losses bit for bit where these are the same.",
+        "",
         "| setting | value |", "| --- | --- |",
         *(f"| {name} | {escape(value)} |" for name, value in told(settings).items()), "",
         "## Samples", "", "Written from nothing, temperature 0.8:", "",

@@ -18,8 +18,9 @@ import numpy as np
 from minisft.batch import pack
 from minisft.gradcheck import LIMIT, MODEL_LIMIT, check, compare, compare_directions
 from minisft.layers import MLP, Block, Dropout, Embedding, LayerNorm, Linear, SelfAttention
+from minisft.models import bert
 from minisft.models.gpt2 import GPT2Config
-from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.ops import (
     attention,
     cross_entropy,
@@ -35,7 +36,12 @@ from minisft.random import Stream
 
 CONFIG = GPT2Config(vocab_size=11, n_positions=5, n_embd=6, n_layer=2, n_head=2,
                     embd_pdrop=0.3, attn_pdrop=0.3, resid_pdrop=0.3)
-BATCH = pack([[3], [1, 4, 1, 10, 9], [2, 6, 3]], texts=[7, 0, 4])
+BERT = bert.BertConfig(vocab_size=11, max_position_embeddings=5, hidden_size=6,
+                       num_hidden_layers=2, num_attention_heads=2, intermediate_size=7,
+                       hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
+# the last two sequences are pairs of texts, which is BERT's matter alone
+BATCH = pack([[3], [1, 4, 1, 10, 9], [2, 6, 3]], texts=[7, 0, 4],
+             types=[[0], [0, 0, 0, 1, 1], [0, 1, 1]])
 STREAM = Stream(seed=0, step=1)
 RATE = 0.3
 
@@ -66,7 +72,7 @@ def check_model(model, seed=0, progress=iter):
     few = rng.integers(config.vocab_size, size=8)     # of twelve tokens, some are repeated
     batch = pack([rng.choice(few, min(n, config.n_positions)) for n in (1, 7, 4)])
     rows = _directions(model, batch, None, rng, seed, progress)
-    if config.embd_pdrop or config.attn_pdrop or config.resid_pdrop:
+    if config.drops:
         dropped = _directions(model, batch, Stream(seed, step=1), rng, seed, progress)
         rows += [replace(row, name=f"{row.name} (dropout)") for row in dropped]
     return rows
@@ -184,8 +190,8 @@ def _dropout_layer(kind):
     return _modules(layer, lambda: layer.forward(x, STREAM, BATCH.token_texts, BATCH.positions), x)
 
 
-def _packed_layer(name, rows, kind):
-    layer, (x,) = kind(name, CONFIG, 1), _normal((9, CONFIG.n_embd))
+def _packed_layer(name, rows, kind, config=CONFIG):
+    layer, (x,) = kind(name, config, 1), _normal((9, config.n_embd))
     return _modules(layer, lambda: layer.forward(x, BATCH, STREAM, rows), x)
 
 
@@ -194,9 +200,19 @@ def _language_model(tied, rows, kind):
     return _modules(model, lambda: model.forward(BATCH, rows=rows))
 
 
-def _classifier(kind):
-    model = kind(CONFIG, ["a", "b", "c"], np.float64)
+def _classifier(kind, config=CONFIG, **options):
+    model = kind(config, ["a", "b", "c"], np.float64, **options)
     return _modules(model, lambda: model.forward(BATCH, STREAM))
+
+
+def _bert_embeddings(kind):
+    layer = kind("embeddings", BERT)
+    return _modules(layer, lambda: layer.forward(BATCH, STREAM))
+
+
+def _pooler(arguments, n, kind):
+    layer, (x,) = kind(*arguments), _normal((n, BERT.n_embd))
+    return _modules(layer, lambda: layer.forward(x, BATCH), x)
 
 
 _OPERATIONS = [
@@ -228,6 +244,15 @@ _LAYERS = [
     Check("layer: Block (dropout)", Block, partial(_packed_layer, "h.0", None)),
     Check("layer: Block (dropout, last rows)", Block,
           partial(_packed_layer, "h.0", BATCH.last)),
+    Check("BERT layer: Embeddings (dropout)", bert.Embeddings, _bert_embeddings),
+    Check("BERT layer: SelfAttention (dropout)", bert.SelfAttention,
+          partial(_packed_layer, "attention", None, config=BERT)),
+    Check("BERT layer: Block (dropout)", bert.Block,
+          partial(_packed_layer, "layer", None, config=BERT)),
+    Check("BERT layer: Block (dropout, first rows)", bert.Block,
+          partial(_packed_layer, "layer", BATCH.first, config=BERT)),
+    Check("BERT layer: Pooler", bert.Pooler, partial(_pooler, ("pooler", BERT), 3)),
+    Check("BERT layer: MeanPooler", bert.MeanPooler, partial(_pooler, (), 9)),
 ]
 _MODELS = [
     Check("GPT-2 language model (tied)", LanguageModel,
@@ -236,5 +261,9 @@ _MODELS = [
     Check("GPT-2 language model (separate)", LanguageModel,
           partial(_language_model, False, np.array([0, 3, 4, 7])), MODEL_LIMIT),
     Check("GPT-2 classifier (dropout, last rows)", Classifier, _classifier, MODEL_LIMIT),
+    Check("BERT classifier (dropout, first rows)", BertClassifier,
+          partial(_classifier, config=BERT), MODEL_LIMIT),
+    Check("BERT classifier (dropout, mean)", BertClassifier,
+          partial(_classifier, config=BERT, pooling="mean"), MODEL_LIMIT),
 ]
 CHECKS = {c.name: c for c in _OPERATIONS + _LAYERS + _MODELS}

@@ -1,13 +1,16 @@
 """The task `classify`: labelled texts in, a classifier and its honest figures out."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from minisft import metrics, plots, report
 from minisft.baselines import NaiveBayes
 from minisft.checkpoint import load
 from minisft.data import toy_news
+from minisft.data.augment import Augmentation
 from minisft.data.read import Examples, read_examples, shared_texts, split
-from minisft.data.text import encode_all
+from minisft.data.sequences import encode_sequences, special_ids
 from minisft.errors import UserError
 from minisft.evaluate import log_probabilities
 from minisft.models.heads import Classifier
@@ -27,7 +30,7 @@ class Classification:
                 if getattr(settings, name) is not None:
                     raise UserError(f"--{name} without --train: the bundled toy-news has its own "
                                     f"parts, expected --train FILE beside it")
-            train, test = (_toy(part) for part in ("train", "test"))
+            train, test = (_toy(part) for part in ("train", "transfer"))
             self.names = train.names
             valid = None
         else:
@@ -48,7 +51,7 @@ class Classification:
     def _read(self, path, names, clean):
         s = self.settings
         return read_examples(path, list(s.text_column), s.label_column, names, clean, s.encoding,
-                             not s.no_header)
+                             not s.no_header, s.pair_column)
 
     @property
     def texts(self):
@@ -57,7 +60,8 @@ class Classification:
 
     def load(self, folder, seed, dropout):
         """A checkpoint's folder -> Classifier with these labels."""
-        return load(folder, task="classify", names=self.names, seed=seed, dropout=dropout)
+        return load(folder, task="classify", names=self.names, seed=seed, dropout=dropout,
+                    pooling=self.settings.pooling)
 
     def scratch(self, config, seed):
         """-> Classifier from random weights."""
@@ -68,10 +72,15 @@ class Classification:
         def encoded(part):
             if part is None:
                 return None, 0
-            ids, cut = encode_all(tokenizer, part.texts, treatment.max_length, treatment.truncate)
-            return Sequences(ids, part.labels), cut
+            ids, types, cut = encode_sequences(tokenizer, part.texts, treatment.max_length,
+                                               treatment.truncate, part.pairs)
+            return Sequences(ids, part.labels, types), cut
 
         self.train_ids, cut_train = encoded(self.train)
+        s = self.settings
+        if s.word_dropout or s.word_swap:
+            self.train_ids = replace(self.train_ids, augmentation=Augmentation(
+                s.word_dropout, s.word_swap, special_ids(tokenizer)))
         self.valid_ids, cut_valid = encoded(self.valid)
         self.test_ids, cut_test = encoded(self.test)
         self.cut = {"cut_train": cut_train + cut_valid, "cut_test": cut_test}
@@ -87,7 +96,7 @@ class Classification:
     def validate(self, model):
         """-> figures of the validation part, with the score that chooses the best epoch."""
         logp = log_probabilities(model, self.valid_ids.ids, self.settings.micro_tokens,
-                                 features=self.valid_ids.features)
+                                 types=self.valid_ids.types, features=self.valid_ids.features)
         found = metrics.classification(self.valid.labels, logp, self.names)
         first = -found["loss"] if self.settings.select == "loss" else found[self.settings.select]
         # equal accuracy is common on a small part: the loss then decides
@@ -104,7 +113,7 @@ class Classification:
             "n_test": None if test is None else len(test.texts), "labels": list(self.names),
             "cleaned": dict(self.cleaned),
             "shared_with_training": None if test is None else shared_texts(
-                self.train.texts + self.valid.texts, test.texts),
+                self.train.wholes + self.valid.wholes, test.wholes),
             "majority": max(self.train_labels.count(k) for k in set(self.train_labels))
             / len(self.train_labels), **self.cut}
 
@@ -114,9 +123,9 @@ class Classification:
         logp = self._log_probabilities(model)
         results = metrics.classification(part.labels, logp, self.names)
         if self.settings.compare != "none":
-            bayes = NaiveBayes(self.train.texts, self.train.labels, len(self.names))
-            results["naive_bayes"] = self._short(bayes.log_probabilities(part.texts))
-        mistakes = report.worst_mistakes(part.texts, part.lines, part.labels, logp, self.names)
+            bayes = NaiveBayes(self.train.wholes, self.train.labels, len(self.names))
+            results["naive_bayes"] = self._short(bayes.log_probabilities(part.wholes))
+        mistakes = report.worst_mistakes(part.wholes, part.lines, part.labels, logp, self.names)
         return results, mistakes
 
     def figures(self, model):
@@ -127,8 +136,9 @@ class Classification:
         return (self.valid, self.valid_ids) if self.test is None else (self.test, self.test_ids)
 
     def _log_probabilities(self, model):
-        return log_probabilities(model, self._scored()[1].ids, self.settings.micro_tokens,
-                                 None if self.settings.quiet else "evaluating")
+        ids = self._scored()[1]
+        return log_probabilities(model, ids.ids, self.settings.micro_tokens,
+                                 None if self.settings.quiet else "evaluating", ids.types)
 
     def _short(self, logp):
         found = metrics.classification(self._scored()[0].labels, logp, self.names)
@@ -152,6 +162,9 @@ class Classification:
                 lines.append(f"for scale, {name} on the same texts: accuracy "
                              f"{other['accuracy']:.4f} (95% interval {other['accuracy_low']:.4f} "
                              f"to {other['accuracy_high']:.4f}), macro F1 {other['macro_f1']:.4f}")
+        if self.settings.train is None:
+            lines.append("toy-news is made to show what pretraining carries over: no topic word "
+                         "of its test texts stands in a training text")
         return "\n".join(lines)
 
 
@@ -195,4 +208,5 @@ def _toy(part):
 def _part(examples, numbers):
     return Examples(path=examples.path, texts=[examples.texts[n] for n in numbers],
                     labels=[examples.labels[n] for n in numbers], names=examples.names,
-                    lines=[examples.lines[n] for n in numbers], cleaned=examples.cleaned)
+                    lines=[examples.lines[n] for n in numbers], cleaned=examples.cleaned,
+                    pairs=examples.pairs and [examples.pairs[n] for n in numbers])

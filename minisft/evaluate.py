@@ -19,17 +19,19 @@ _TOO_LARGE = "the model gives values that are not finite, as it does after too h
 
 
 @np.errstate(over="ignore", invalid="ignore")     # told in one line
-def log_probabilities(model, ids, batch_tokens, progress=None, features=None):
+def log_probabilities(model, ids, batch_tokens, progress=None, types=None, features=None):
     """Classifier, token ids of M texts -> log-probabilities (M,K) float64; UserError on NaN.
 
-    `features`: what the model's frozen layers make of the texts (features.Features).
+    `types`: those of each token, where some sequences hold two texts. `features`: what the model's
+    frozen layers make of the texts (features.Features).
     """
     found = np.empty((len(ids), len(model.names)))
     lengths = [len(x) for x in ids]
     # Long and short texts apart: an evenly filled batch is computed fastest.
     for numbers in _shown(by_tokens(lengths, np.argsort(lengths, kind="stable"), batch_tokens),
                           progress):
-        batch = pack([ids[n] for n in numbers], texts=numbers)
+        batch = pack([ids[n] for n in numbers], texts=numbers,
+                     types=None if types is None else [types[n] for n in numbers])
         if features is not None:
             batch = replace(batch, hidden=features.of(numbers))
         logits = to_cpu(model.forward(batch))

@@ -14,14 +14,11 @@ class Features:
     Dropout is off in frozen layers, so a text's output is the same in every epoch.
     """
 
-    def __init__(self, model, sequences, batch_tokens, memory, last_only, progress=None):
-        """memory: most bytes to hold in memory; more goes to a temporary file.
-
-        last_only: the model wants each text's last token alone.
-        """
+    def __init__(self, model, sequences, batch_tokens, memory, progress=None):
+        """memory: most bytes to hold in memory; more goes to a temporary file."""
         trunk, lengths = model.trunk, sequences.lengths
-        ends = last_only and trunk.lowest > len(trunk.h)     # one row a text
-        self.starts = np.concatenate([[0], np.cumsum(np.ones_like(lengths) if ends else lengths)])
+        alone = model.pruned and trunk.lowest > trunk.config.n_layer     # one row a text
+        self.starts = np.concatenate([[0], np.cumsum(np.ones_like(lengths) if alone else lengths)])
         shape, dtype = (int(self.starts[-1]), trunk.config.n_embd), model.store.dtype
         self.on_disk = shape[0] * shape[1] * dtype.itemsize > memory
         if self.on_disk:     # the map keeps the nameless file, which ends with it
@@ -33,7 +30,7 @@ class Features:
         for numbers in tqdm(by_tokens(lengths, np.argsort(lengths, kind="stable"), batch_tokens),
                             desc="frozen layers", unit="batch", dynamic_ncols=True,
                             disable=not progress or None):
-            x, start = trunk.below(sequences.batch(numbers), last_only), 0
+            x, start = trunk.below(sequences.batch(numbers), model.pruned), 0
             for n in numbers:
                 stop = start + self.starts[n + 1] - self.starts[n]
                 self.rows[self.starts[n]:self.starts[n + 1]] = x[start:stop]

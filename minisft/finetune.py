@@ -1,6 +1,7 @@
 """Fine-tuning from files to a run folder: the article's four steps in the order they happen."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 from minisft import hub, plots, runs
@@ -24,6 +25,12 @@ def require_sound(settings):
     if settings.valid_fraction == 0 and settings.valid is None:
         raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: the best "
                         "epoch is chosen on those texts")
+    for name in ("pair_column", "word_dropout", "word_swap"):
+        if settings.task != "classify" and getattr(settings, name):
+            raise UserError(f"{spelled(name)} is for --task classify")
+    if settings.pooling is not None and (settings.model == "scratch" or
+                                         settings.task != "classify"):
+        raise UserError("--pooling is for a BERT that classifies: see --model")
     for name in Settings.SCRATCH:
         if settings.model != "scratch" and getattr(settings, name) != getattr(Settings, name):
             raise UserError(f"{spelled(name)} is for --model scratch, {settings.model} has its own")
@@ -53,12 +60,11 @@ def finetune(settings, resume=None, say=print):
 
     # 2. Load the pretrained model and its tokenizer, turn the texts into tokens
     model, tokenizer = _build(task, settings, say)
-    if settings.lr is None:
-        settings = dataclasses.replace(settings, lr=_default_lr(model, settings))
     treatment = Treatment(clean, min(settings.max_length or model.trunk.config.n_positions,
                                      model.trunk.config.n_positions), settings.truncate,
                           settings.separator if settings.task == "complete" else None)
     task.encode(tokenizer, treatment)
+    settings = _fitting(settings, model, task.train_ids)
     _tell_data(task, treatment, say)
 
     # 3. Fine-tune; the validation part chooses the epoch
@@ -97,7 +103,7 @@ def _finish(task, model, settings, progress, history, folder, adaptation, say):
         results["adaptation"] = adaptation
     if settings.compare == "random" and settings.task == "classify" and settings.model != "scratch":
         say("for comparison, the same architecture from random weights:")
-        results["random_weights"] = _from_random_weights(task, model.trunk.config, settings)
+        results["random_weights"] = _from_random_weights(task, model, settings)
     plots.curves(history, folder / "curves.png", best_step=progress.best["step"])
     task.write(folder, results, examples, dataclasses.asdict(settings), history)
     write_json(folder / "results.json", results)
@@ -113,34 +119,29 @@ def _keep_features(task, model, settings, say):
         return
     for name in ("train_ids", "valid_ids"):
         kept = getattr(task, name).with_features(
-            model, settings.micro_tokens, settings.feature_memory * 2**20,
-            settings.task == "classify", not settings.quiet)
+            model, settings.micro_tokens, settings.feature_memory * 2**20, not settings.quiet)
         setattr(task, name, kept)
-        if kept.features.on_disk:
+        if kept.features is not None and kept.features.on_disk:
             say(f"their output, {kept.features.rows.nbytes / 2**20:,.0f} MB, lies in a temporary "
                 "file")
 
 
-def _from_random_weights(task, config, settings):
+def _from_random_weights(task, pretrained, settings):
     """The same architecture trained without its pretrained weights -> its figures.
 
     The recipe is the one for random weights, which need a larger rate and more epochs.
     """
     recipe = dataclasses.replace(settings, model="scratch", epochs=None, dropout=None, lr=None,
-                                 train_layers="all", layer_decay=1.0)
+                                 train_layers="all", layer_decay=1.0, early_stopping=4)
     recipe = dataclasses.replace(recipe, **_defaults(recipe))
-    model = task.scratch(_with_dropout(config, recipe.dropout), recipe.seed)
-    recipe = dataclasses.replace(recipe, lr=_default_lr(model, recipe))
+    model = pretrained.from_random_weights(recipe.dropout, recipe.seed)
+    recipe = _fitting(recipe, model, task.train_ids)
     for name in ("train_ids", "valid_ids"):      # the frozen layers of another model
         setattr(task, name, dataclasses.replace(getattr(task, name), features=None))
     fit(model, task.train_ids, recipe, task.validate, State(), make_optimizer(model, recipe),
         loss_options=task.loss_options())
     return task.figures(model) | {"epochs": recipe.epochs, "lr": recipe.lr,
                                   "dropout": recipe.dropout}
-
-
-def _with_dropout(config, rate):
-    return dataclasses.replace(config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
 
 
 def _build(task, settings, say):
@@ -151,7 +152,7 @@ def _build(task, settings, say):
         config = GPT2Config(
             vocab_size=tokenizer.get_vocab_size(), n_positions=settings.positions,
             n_embd=settings.width, n_layer=settings.layers, n_head=settings.heads)
-        config = _with_dropout(config, settings.dropout)
+        config = config.with_dropout(settings.dropout)
         config.require_sound("--width, --heads")
         model = task.scratch(config, settings.seed)
         say("the model starts from random weights, so it knows no words yet: fine-tuning a "
@@ -168,13 +169,31 @@ def _build(task, settings, say):
         model.train_layers(settings.train_layers)
     except ValueError as error:
         raise UserError(f"--train-layers: {error}") from None
-    for block in model.trunk.h:
+    for block in model.trunk.blocks:
         block.recompute = settings.recompute
     shape = model.trunk.config
-    say(f"GPT-2 of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width {shape.n_embd}, "
-        f"{shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} parameters, "
-        f"{model.store.values.size:,} trained")
+    say(f"{shape.TITLE} of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width "
+        f"{shape.n_embd}, {shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} "
+        f"parameters, {model.store.values.size:,} trained")
+    if pooling := getattr(model, "pooling", None):
+        say("the classifier reads " + {
+            "first": "the first token, through the pooler",
+            "mean": "the mean of the tokens: transformers has no such class"}[pooling])
     return model, tokenizer
+
+
+def _fitting(settings, model, sequences):
+    """-> the settings whose default depends on the model and on how many texts there are.
+
+    Few texts want more epochs, as in Mosbach et al. 2021: there, 20 and small learning rates made
+    fine-tuning on small sets reliable.
+    """
+    tokens = int(sequences.lengths.sum())
+    batch_tokens = settings.batch_tokens or max(1, min(2048, tokens // 8))
+    enough = math.ceil(200 * batch_tokens / tokens)
+    return dataclasses.replace(
+        settings, batch_tokens=batch_tokens, lr=settings.lr or _default_lr(model, settings),
+        epochs=settings.epochs or (15 if settings.model == "scratch" else min(max(3, enough), 20)))
 
 
 def _default_lr(model, settings):
@@ -242,8 +261,7 @@ def _kept_settings(config, folder):
 def _defaults(settings):
     """-> the settings whose default depends on others."""
     scratch = settings.model == "scratch"
-    values = {"epochs": 15 if scratch else 3,
-              "clean": "none" if settings.task == "complete" else "all",
+    values = {"clean": "none" if settings.task == "complete" else "all",
               "dropout": 0.3 if scratch else None,
               "compare": "random" if settings.train is None else "baselines"}
     return {name: value for name, value in values.items() if getattr(settings, name) is None}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minisft import attention_blocks
+from minisft import attention_blocks, attention_groups
 
 # Operations for each value: (forward, backward)
 LAYER_NORM, GELU, SOFTMAX, CROSS_ENTROPY, SUM = (7, 13), (9, 13), (6, 4), (4, 3), (1, 1)
@@ -116,24 +116,34 @@ def _attention(step, last_only, live, again):
     """-> the products of one block's attention, texts of equal length together."""
     heads, made = step.config.n_head, []
     d = step.config.n_embd // heads
-    in_blocks = not last_only and max(step.lengths) > attention_blocks.KEYS
-    for length, texts in sorted(Counter(int(n) for n in step.lengths).items()):
-        pairs = ([(1, length)] if last_only else [(length, length)] if not in_blocks else
-                 [(length - start, min(attention_blocks.KEYS, length - start))
-                  for start in range(0, length, attention_blocks.KEYS)])
-        for (q, k), n in Counter(pairs).items():
-            times = texts * heads * n
-            scores = Product("attention scores", q, d, k, times)
-            forward = [scores, Product("attention values", q, k, d, times)]
-            made += forward
-            if again:
-                made += [Product(p.name, p.m, p.k, p.n, times, True) for p in forward]
-            if live:
-                made += [Product(name, *shape, times, True) for name, shape in (
-                    ("attention values", (k, q, d)), ("attention values", (q, d, k)),
-                    ("attention scores", (q, k, d)), ("attention scores", (k, q, d)),
-                    *([("attention scores", (q, d, k))] * in_blocks))]
+    for (q, k), texts in attended(step, last_only).items():
+        times = texts * heads
+        forward = [Product("attention scores", q, d, k, times),
+                   Product("attention values", q, k, d, times)]
+        made += forward
+        if again:
+            made += [Product(p.name, p.m, p.k, p.n, times, True) for p in forward]
+        if live:
+            scored_anew = not last_only and max(step.lengths) > attention_blocks.SHORT
+            made += [Product(name, *shape, times, True) for name, shape in (
+                ("attention values", (k, q, d)), ("attention values", (q, d, k)),
+                ("attention scores", (q, k, d)), ("attention scores", (k, q, d)),
+                *([("attention scores", (q, d, k))] * scored_anew))]
     return made
+
+
+def attended(step, last_only):
+    """-> Counter of (queries, keys) that one block's attention scores at a time for a head, by the
+    way that layers.Attending takes: one query for each text, groups of texts, or blocks of keys."""
+    lengths = np.array(step.lengths)
+    if last_only:
+        return Counter((1, int(n)) for n in lengths)
+    if lengths.max() <= attention_blocks.SHORT:
+        return Counter((length, length) for numbers, length in attention_groups.groups_of(
+            lengths, step.config.n_head) for _ in numbers)
+    keys = attention_blocks.KEYS
+    return Counter((int(n) - start, min(keys, int(n) - start))
+                   for n in lengths for start in range(0, int(n), keys))
 
 
 def largest(step, lowest, most=None):

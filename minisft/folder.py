@@ -11,6 +11,7 @@ from minisft.errors import UserError
 from minisft.files import read_json, write_json
 
 END = "<|endoftext|>"
+PAD = "[PAD]"                    # BERT's; our batches have no padding
 TREATMENT = "minisft.json"     # `transformers` passes it by
 
 
@@ -27,6 +28,11 @@ class Treatment:
 def end_token(tokenizer):
     """-> the id of <|endoftext|>, or None for a tokenizer without it."""
     return tokenizer.token_to_id(END)
+
+
+def pad_token(tokenizer):
+    """-> the token that `transformers` pads with, or None: then it takes one text at a time."""
+    return next((name for name in (END, PAD) if tokenizer.token_to_id(name) is not None), None)
 
 
 def require_fit(tokenizer, config, where):
@@ -74,7 +80,8 @@ def write_folder(folder, model, tokenizer, treatment, dtype=np.float32):
     """Writes a folder that `transformers` opens with the same logits, tokenizer and names."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(model, folder, dtype=dtype, end_token=end_token(tokenizer))
-    save_tokenizer(tokenizer, folder, model.trunk.config.n_positions,
-                   END if end_token(tokenizer) is not None else None)
+    pad = pad_token(tokenizer)
+    checkpoint.save(model, folder, dtype=dtype, end_token=end_token(tokenizer),
+                    pad_token=None if pad is None else tokenizer.token_to_id(pad))
+    save_tokenizer(tokenizer, folder, model.trunk.config.n_positions, pad)
     write_json(folder / TREATMENT, asdict(treatment))

@@ -3,9 +3,14 @@
     from minisft.gradcheck import check
     check(my_op.forward, my_op.backward, x, w, b)
 
-draws a random upstream gradient R, so that the objective is sum(R * y), and compares every element
-of every gradient with (f(x + h) - f(x - h)) / 2h. A plain `.sum()` as objective would hide
-mistakes: the rows of a softmax sum to one, so it would find the gradient zero right.
+draws a random upstream gradient R and compares every element of every gradient.
+
+    (1) f = sum(R * y)
+    (2) df/dx ~ (f(x + h) - f(x - h)) / 2h
+    (3) error = max|by hand - (2)| / max(max|(2)|, G / 1000),   G: largest (2) of all arrays
+
+A plain `.sum()` as objective would hide mistakes: the rows of a softmax sum to one, so it would
+find the gradient zero right.
 """
 
 from dataclasses import dataclass
@@ -61,7 +66,7 @@ def check(forward, backward, *inputs, names=None, limit=LIMIT, seed=0, operation
     if len(gradients) != len(live) or len(names) != len(live):
         raise ValueError(f"{len(live)} float64 inputs, {len(gradients)} gradients, "
                          f"{len(names)} names")
-    rows = compare(lambda: float((dy * forward(*held)[0]).sum()),
+    rows = compare(lambda: float((dy * forward(*held)[0]).sum()),                     # (1)
                    {n: held[i] for n, i in zip(names, live, strict=True)},
                    dict(zip(names, gradients, strict=True)))
     require(rows, limit, operation)
@@ -81,7 +86,7 @@ def compare(objective, values, gradients):
             x[index] = kept + STEP
             above = objective()
             x[index] = kept - STEP
-            numeric[name][index] = (above - objective()) / (2 * STEP)
+            numeric[name][index] = (above - objective()) / (2 * STEP)                 # (2)
             x[index] = kept
     scales = _scales(numeric)
     return [_worst(name, np.asarray(to_cpu(gradients[name])), numeric[name], scales[name])
@@ -147,5 +152,5 @@ def _worst(name, by_hand, numeric, scale):
     difference = np.abs(by_hand - numeric)
     difference[~np.isfinite(difference)] = np.inf
     index = np.unravel_index(difference.argmax(), difference.shape)
-    return Row(name, float(difference[index] / scale), tuple(int(i) for i in index),
+    return Row(name, float(difference[index] / scale), tuple(int(i) for i in index),  # (3)
                float(by_hand[index]), float(numeric[index]))

@@ -11,11 +11,14 @@ from minisft.errors import UserError
 
 ALIASES = {"gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium",
            "gpt2-large": "openai-community/gpt2-large", "gpt2-xl": "openai-community/gpt2-xl",
-           "distilgpt2": "distilbert/distilgpt2"}
+           "distilgpt2": "distilbert/distilgpt2",
+           "bert-base-uncased": "google-bert/bert-base-uncased",
+           "bert-base-cased": "google-bert/bert-base-cased",
+           "all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
 CONFIG = "config.json"
 WANTED = [CONFIG, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
           "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-          "special_tokens_map.json"]
+          "special_tokens_map.json", "vocab.txt"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 BUNDLED = Path(__file__).resolve().parent / "bundled"
 

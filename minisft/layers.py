@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 
-from minisft import attention_blocks, random
+from minisft import attention_blocks, attention_groups, random
 from minisft.array import array_module
 from minisft.ops import attention, dropout, embedding, gelu, layer_norm, linear
 from minisft.parameters import Parameter
@@ -18,7 +18,7 @@ INITIAL_SCALE = 0.02
 class Layer:
     """Keeps the cache of one forward for one backward."""
 
-    cache = None
+    cache = attended = None
 
     def keep(self, *cache):
         self.cache = cache
@@ -32,7 +32,7 @@ class Layer:
 
     def forget(self):
         """Drops what this layer and those in it keep: no backward will come."""
-        self.cache = None
+        self.cache = self.attended = None
         for layer in self._parts(Layer):
             layer.forget()
 
@@ -148,7 +148,56 @@ class Dropout(Layer):
         return dy if cache is None else dropout.backward(dy, cache)
 
 
-class SelfAttention(Layer):
+class Attending(Layer):
+    """What the self-attentions of all models share: the choice of the way, and dropout.
+
+    A model's sets `n_head`, `rate` (of dropout) and `layer`.
+    """
+
+    plain = False     # True: the formula of ops/attention.py alone, to compare with
+
+    def attend(self, q, k, v, batch, stream, causal, rows=None, keys=None):
+        """q (Nq,H,D), k and v (Nk,H,D) -> y (Nq,H,D); `attend_back` finds what it needs.
+
+        rows: which tokens of the batch ask, one of each sequence; None for all. keys: starts and
+        lengths of the sequences' keys, where they are not the batch's own tokens.
+        """
+        cu_seqlens = batch.cu_seqlens if rows is None else np.arange(len(rows) + 1)
+        longest = int(np.diff(cu_seqlens).max())
+        drop = None if stream is None or not self.rate else self.rate
+        if self.plain or longest <= attention_blocks.SHORT and (
+                rows is not None or keys is not None or array_module(q) is not np):
+            way, rest = attention, self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
+        elif longest <= attention_blocks.SHORT:
+            way, rest = attention_groups, (cu_seqlens, causal, drop and (
+                drop, lambda numbers, length: stream.scores(
+                    self.layer, batch.texts[numbers, None, None, None], np.arange(length),
+                    self.n_head, length)))
+        else:     # the scores of long texts grow with the square of the length
+            way = attention_blocks
+            rest = self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
+        y, cache = way.forward(q, k, v, *rest)
+        self.attended = way, cache
+        return y
+
+    def attend_back(self, dy):
+        """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D)."""
+        (way, cache), self.attended = self.attended, None
+        return way.backward(dy, cache)
+
+    def _each(self, batch, stream, causal, rows, keys, cu_seqlens, drop):
+        """-> what a way that takes one sequence after the other is told beside q, k and v."""
+        starts, lengths = (batch.cu_seqlens[:-1], batch.lengths) if keys is None else keys
+        asking = batch.positions if rows is None else batch.positions[rows]
+
+        def words(b, n_keys, first=0, queries=slice(None)):
+            positions = asking[cu_seqlens[b]:cu_seqlens[b + 1]][queries]
+            return stream.scores(self.layer, batch.texts[b], positions, self.n_head, n_keys, first)
+
+        return cu_seqlens, starts, lengths, causal, drop and (drop, words)
+
+
+class SelfAttention(Attending):
     """`c_attn` makes queries, keys and values at once (C,3C), `c_proj` mixes the heads (C,C)."""
 
     def __init__(self, name, config, layer):
@@ -165,31 +214,27 @@ class SelfAttention(Layer):
         of this batch are written into it.
         """
         width, heads = x.shape[-1], (self.n_head, x.shape[-1] // self.n_head)
-        cu_seqlens, starts, lengths = batch.cu_seqlens, batch.cu_seqlens[:-1], batch.lengths
+        keys = parts = None
         if rows is None:
             q, k, v = self.c_attn.forward(x).reshape(len(x), 3, *heads).swapaxes(0, 1)
-            parts = None
         else:
             q, q_cache = self.c_attn.part_forward(x[rows], slice(width))
             kv, kv_cache = self.c_attn.part_forward(x, slice(width, None))
             q = q.reshape(-1, *heads)
             k, v = kv.reshape(len(x), 2, *heads).swapaxes(0, 1)
-            cu_seqlens, parts = np.arange(len(rows) + 1), (q_cache, kv_cache)
+            parts = q_cache, kv_cache
         if past is not None:
-            k, v, starts, lengths = past.extend(k, v, batch)
-        # long texts in blocks: their scores grow with the square of the length
-        way = attention if np.diff(cu_seqlens).max() <= attention_blocks.KEYS else attention_blocks
-        y, cache = way.forward(q, k, v, cu_seqlens, starts, lengths, True,
-                               self._dropout(batch, stream, cu_seqlens))
-        self.keep(way, cache, rows, parts)
+            k, v, *keys = past.extend(k, v, batch)
+        y = self.attend(q, k, v, batch, stream, True, rows, keys)
+        self.keep(rows, parts, q.shape)
         return self.c_proj.forward(y.reshape(len(y), -1))
 
     def backward(self, dy):
         """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
-        way, cache, rows, parts = self.take()
+        rows, parts, shape = self.take()
         dy = self.c_proj.backward(dy)
         xp, width = array_module(dy), dy.shape[-1]
-        dq, dk, dv = way.backward(dy.reshape(cache[0].shape), cache)
+        dq, dk, dv = self.attend_back(dy.reshape(shape))
         if rows is None:
             return self.c_attn.backward(xp.stack([dq, dk, dv], axis=1).reshape(len(dq), -1))
         q_cache, kv_cache = parts
@@ -197,19 +242,6 @@ class SelfAttention(Layer):
         dx = self.c_attn.part_backward(dkv, kv_cache, slice(width, None))
         dx[rows] += self.c_attn.part_backward(dq.reshape(len(dq), -1), q_cache, slice(width))
         return dx
-
-    def _dropout(self, batch, stream, cu_seqlens):
-        if stream is None or not self.rate:
-            return None
-
-        def words(b, n_keys, first=0, queries=slice(None)):
-            # the last query stands where the last key does
-            length = batch.lengths[b]
-            positions = np.arange(length - (cu_seqlens[b + 1] - cu_seqlens[b]), length)[queries]
-            return stream.scores(self.layer, batch.texts[b], positions, self.n_head, n_keys,
-                                 first)
-
-        return self.rate, words
 
 
 class MLP(Layer):
@@ -234,8 +266,35 @@ class MLP(Layer):
         return self.c_fc.backward(gelu.backward(self.c_proj.backward(dy), cache))
 
 
-class Block(Layer):
-    """A pre-norm Transformer block (Radford et al. 2019, section 2.3)."""
+class TransformerBlock(Layer):
+    """What all blocks share: with `recompute`, x alone is kept and the block runs again before its
+    backward. A block says how it runs in `run` and `run_back`."""
+
+    recompute = False
+
+    def forward(self, x, batch, stream=None, rows=None, past=None):
+        """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
+        y = self.run(x, batch, stream, rows, past)
+        if self.recompute:
+            self.forget()
+            self.keep(x, batch, stream, rows)
+        return y
+
+    def backward(self, dy):
+        """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
+        if self.recompute:
+            self.run(*self.take())     # dropout draws the same masks again
+        return self.run_back(dy)
+
+
+class Block(TransformerBlock):
+    """A pre-norm Transformer block (Radford et al. 2019, section 2.3); drop: dropout or nothing.
+
+        (1) u = x + drop_1(attn(ln_1(x)))
+        (2) y = u + drop_2(mlp(ln_2(u)))
+        (3) du = dy + ln_2'(mlp'(drop_2'(dy)))      f'(dy): the backward of f
+        (4) dx = du + ln_1'(attn'(drop_1'(du)))
+    """
 
     def __init__(self, name, config, layer):
         eps = config.layer_norm_epsilon
@@ -245,34 +304,24 @@ class Block(Layer):
         self.ln_2 = LayerNorm(f"{name}.ln_2", config.n_embd, layer, eps)
         self.mlp = MLP(f"{name}.mlp", config, layer)
         self.drop_2 = Dropout(config.resid_pdrop, layer, random.MLP_OUT)
-        self.recompute = False     # keep x alone and go forward again before the backward
 
-    def forward(self, x, batch, stream=None, rows=None, past=None):
-        """x (N,C) -> y (N,C); with `rows` (B,), each sequence's last, y (B,C) of those only."""
-        y = self._forward(x, batch, stream, rows, past)
-        if self.recompute:
-            self.forget()
-            self.keep(x, batch, stream, rows)
-        return y
-
-    def _forward(self, x, batch, stream, rows, past=None):
+    def run(self, x, batch, stream, rows, past=None):
+        """As `forward`."""
         texts, positions = batch.token_texts, batch.positions
         a = self.attn.forward(self.ln_1.forward(x), batch, stream, rows, past)
         self.keep(rows)
         if rows is not None:
             x, texts, positions = x[rows], texts[rows], positions[rows]
-        x = x + self.drop_1.forward(a, stream, texts, positions)
+        x = x + self.drop_1.forward(a, stream, texts, positions)                          # (1)
         m = self.mlp.forward(self.ln_2.forward(x))
-        return x + self.drop_2.forward(m, stream, texts, positions)
+        return x + self.drop_2.forward(m, stream, texts, positions)                       # (2)
 
-    def backward(self, dy):
-        """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
-        if self.recompute:
-            self._forward(*self.take())     # dropout draws the same masks again
+    def run_back(self, dy):
+        """As `backward`."""
         (rows,) = self.take()
-        dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))
+        dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))         # (3)
         da = self.ln_1.backward(self.attn.backward(self.drop_1.backward(dy)))
         if rows is None:
-            return dy + da
+            return dy + da                                                                # (4)
         da[rows] += dy
         return da

@@ -11,6 +11,7 @@ import numpy as np
 
 from minisft.gradcheck import check
 from minisft.layers import Block
+from minisft.models import bert
 from minisft.models.heads import LanguageModel
 from minisft.ops import attention, cross_entropy, softmax
 
@@ -112,6 +113,43 @@ class TiedMatrix(LanguageModel):
         return self.trunk.backward(dlogits @ wte.T)
 
 
+class PostNormResidual(bert.Block):
+    def backward(self, dy):
+        (rows,) = self.take()
+        dx = self.norm_2.backward(dy)
+        dx = dy + self.norm_1.backward(dx + self.mlp.backward(self.drop_2.backward(dx)))
+        da = self.attention.backward(self.drop_1.backward(dx))
+        return dx + da
+
+
+class BertKeys(bert.SelfAttention):
+    def backward(self, dy):
+        self.take()
+        dy = self.dense.backward(dy).reshape(len(dy), self.n_head, -1)
+        dq, dk, dv = (d.reshape(len(d), -1) for d in self.attend_back(dy))
+        return self.query.backward(dq) + self.value.backward(dv)
+
+
+class TokenTypes(bert.Embeddings):
+    def backward(self, dy):
+        dx = self.norm.backward(self.drop.backward(dy))
+        self.position.backward(dx)
+        self.word.backward(dx)
+        return dx
+
+
+class PoolerTanh(bert.Pooler):
+    def backward(self, dy):
+        (y,) = self.take()
+        return self.dense.backward(dy * (1 - y))
+
+
+class MeanOfBatch(bert.MeanPooler):
+    def backward(self, dy):
+        (lengths,) = self.take()
+        return np.repeat(dy / lengths.mean(), lengths, axis=0)
+
+
 @dataclass(frozen=True)
 class Mistake:
     """A broken variant of the part of one check, and what is wrong with it."""
@@ -152,6 +190,16 @@ PLANTED = {
         "y = x + f(x) gone back as dx = f'(x) dy: the gradient of the residual x is missing."),
     "tied-matrix": Mistake("GPT-2 language model (tied)", TiedMatrix,
         "wte gets its gradient from the embedding only: as the output matrix it has another."),
+    "bert-residual": Mistake("BERT layer: Block (dropout)", PostNormResidual,
+        "y = LayerNorm(x + f(x)) gone back as if the residual passed the norm by, as in GPT-2."),
+    "bert-keys": Mistake("BERT layer: SelfAttention (dropout)", BertKeys,
+        "x is asked as query, key and value: the gradient by way of the keys is missing."),
+    "bert-types": Mistake("BERT layer: Embeddings (dropout)", TokenTypes,
+        "the table of token types gets no gradient: it is one of three summed tables."),
+    "bert-pooler": Mistake("BERT layer: Pooler", PoolerTanh,
+        "tanh gone back as 1 - y in the place of 1 - y^2."),
+    "bert-mean": Mistake("BERT layer: MeanPooler", MeanOfBatch,
+        "each token divided by the mean length of the batch, not by its own text's."),
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minisft import attention_blocks, flops, random, rows
+from minisft import attention_blocks, attention_groups, flops, random, rows
 from minisft.batch import by_tokens
 from minisft.ledger import Ledger
 from minisft.models.gpt2 import GPT2Config
@@ -17,7 +17,6 @@ from minisft.models.heads import Classifier, LanguageModel
 
 ITEM = 4         # float32
 MOMENTS = 2      # AdamW's
-WORDS = 4        # arrays of a mask's size that drawing it takes (random.philox)
 FORMULA = 5      # arrays that a formula has at once in a block of rows (rows.BLOCK)
 
 
@@ -129,8 +128,8 @@ class _Walk:
         if self.lowest and self.step.features:
             pass      # they start where the frozen layers ended
         elif self.lowest == 0 and self.step.rate("embd_pdrop"):
-            look(embedded=2 * n * c, words=WORDS * n * c)
             hold("embeddings.dropout", n * c)
+            look(embedded=2 * n * c, words=n * c)
         else:
             look(token_rows=n * c, position_rows=n * c)
         hold(f"h.{first}.x", (n if first < self.layers else self.step.rows_out(first - 1)) * c)
@@ -178,31 +177,34 @@ class _Walk:
         """Scores, what is kept of them, and the mixed values."""
         hold, out, h = self.ledger.hold, self.step.rows_out(i), f"h.{i}.attn."
         kept, moment = self.scores(i)
-        dropped = live and self.step.rate("attn_pdrop")
         if kept:
             hold(f"{h}probabilities", kept)
         else:
             hold(f"{h}lse", out * self.heads)
-        if kept and dropped:
-            hold(f"{h}dropout", kept)
-        self.ledger.look(scores=(WORDS if dropped else 3) * moment)
+        if kept and live and self.step.rate("attn_pdrop"):
+            # a byte each in a group of texts, a value each where one query asks
+            hold(f"{h}dropout", kept if out == self.b else kept / ITEM)
+        self.ledger.look(scores=moment)
         hold(f"{h}y", out * self.c)
 
     def scores(self, i):
-        """-> scores kept for the backward, and those of the largest text or block at one time."""
-        lengths = np.array(self.step.lengths)
-        queries = np.ones_like(lengths) if self.step.rows_out(i) == self.b else lengths
-        if queries.max() > attention_blocks.KEYS:
-            return 0, self.heads * int(queries.max()) * attention_blocks.KEYS
-        each = self.heads * queries * lengths
-        return int(each.sum()), int(each.max())
+        """-> scores kept for the backward, and what they and their like take at one time."""
+        last_only = self.step.rows_out(i) == self.b
+        pairs, longest = flops.attended(self.step, last_only), max(self.step.lengths)
+        if not last_only and longest > attention_blocks.SHORT:
+            return 0, 3 * self.heads * longest * attention_blocks.KEYS
+        moment = self.heads * max(q * k for q, k in pairs)
+        if not last_only:     # a group for each thread
+            moment = rows.threads() * max(moment, min(attention_groups.NUMBERS, self.heads * sum(
+                q * k * texts for (q, k), texts in pairs.items())))
+        return self.heads * sum(q * k * texts for (q, k), texts in pairs.items()), 3 * moment
 
     def dropout_forward(self, name, out, live):
         """A mask that is kept, and the product, until the sum is made."""
         if live and self.step.rate("resid_pdrop"):
-            self.ledger.look(words=WORDS * out * self.c)
             self.ledger.hold(name, out * self.c)
             self.ledger.hold("dropped", out * self.c)
+            self.ledger.look(words=out * self.c)
 
     def backward(self):
         """The mirror image; stops at the lowest live layer."""
@@ -264,11 +266,12 @@ class _Walk:
         if f"{h}lse" not in self.ledger.held:
             drop(f"{h}y")
         hold("dq, dk, dv", (out + 2 * n) * c)
-        look(scores=3 * self.scores(i)[1])
+        look(scores=self.scores(i)[1])
+        drop(h)
         width = 3 if out == n else 2
         hold("d c_attn", width * n * c)
         look(gradient_of_norm=n * c, attention_matrix_gradient=width * c * c)
-        drop("d y", "dq, dk, dv", "d c_attn", h, f"h.{i}.ln_1")
+        drop("d y", "dq, dk, dv", "d c_attn", f"h.{i}.ln_1")
 
 
 def _row_blocks(values):

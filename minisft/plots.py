@@ -153,7 +153,9 @@ def _accuracy_and_rate(axes, steps, epochs):
 
 def _best_label(epochs, best_step):
     """The legend's words for the chosen state of the model."""
-    found = [entry["epoch"] for entry in epochs if entry.get("step") == best_step]
+    # pretraining is validated within its epochs, so only the step says which state it is
+    found = [entry["epoch"] for entry in epochs
+             if entry.get("step") == best_step and "bits_per_byte" not in entry]
     return f"chosen: epoch {found[0]}" if found else f"chosen: step {best_step}"
 
 

@@ -182,7 +182,8 @@ class Pretraining:
                      dtype=np.float16)
         for place in (folder, folder / "model"):      # the card shows them too
             plots.curves(history, place / "curves.png", best_step=best["step"])
-        write_card(folder / "model" / "README.md", self.settings, results, self.samples(3))
+        write_card(folder / "model" / "README.md", self.settings, results, self.samples(3),
+                   runs.machine())
         write_json(folder / "results.json", results)
         self.say(f"held-out loss {results['valid_loss']:.4f}, perplexity "
                  f"{results['valid_perplexity']:.1f}, {results['bits_per_byte']:.3f} bits per byte "

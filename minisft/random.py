@@ -7,10 +7,12 @@ own number in the data set, position in the text, channel). Nothing depends on w
 in the packed batch, so company, order and accumulation leave every mask as it is.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from minisft import rows
 from minisft.array import array_module
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -19,9 +21,9 @@ WORD = 0xFFFFFFFF
 ROUNDS = 10
 
 # The sites of one layer that draw dropout masks; the number goes into the key.
-EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT = range(4)
-# Who draws an order, initial values or a next token stands in the place of a layer.
-SHUFFLE, INITIAL, SAMPLE = 0xFFFF, 0xFFFE, 0xFFFD
+EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT, POOLED = range(5)
+# Who draws an order, initial values, a next token or a changed text stands in the place of a layer.
+SHUFFLE, INITIAL, SAMPLE, AUGMENT = 0xFFFF, 0xFFFE, 0xFFFD, 0xFFFC
 
 
 def philox(counter, key, xp=np):
@@ -57,6 +59,7 @@ class Stream:
     def scores(self, layer, text, positions, n_head, n_keys, first=0):
         """query positions (Tq,) of one text -> words (H,Tq,Tk) uint32, one for each score.
 
+        Of several texts (G,1,1,1) at the same positions: (G,H,Tq,Tk).
         With `first`, a multiple of four: of the keys from there to n_keys only.
         """
         xp = array_module(positions)
@@ -73,7 +76,14 @@ class Stream:
         shape = xp.broadcast_shapes(xp.shape(texts), positions.shape, last.shape)
         counter = [xp.broadcast_to(xp.asarray(c).astype(xp.uint32), shape)
                    for c in (self.step, texts, positions, last)]
-        words = xp.stack(philox(counter, (self.seed, layer << 16 | site), xp), axis=-1)
+        words = xp.empty((*shape, 4), dtype=xp.uint32)
+
+        def draw(part):
+            drawn = philox([c[part] for c in counter], (self.seed, layer << 16 | site), xp)
+            for i, word in enumerate(drawn):
+                words[part][..., i] = word
+
+        rows.each(draw, rows.blocks(shape[0], 8 * math.prod(shape[1:])))     # 64-bit products
         return words.reshape(*shape[:-1], -1)[..., :width]
 
 
@@ -92,11 +102,16 @@ def normal(shape, seed, number):
     Box and Muller 1958, from two uniform numbers of 32 bits each.
     """
     size = int(np.prod(shape))
-    index = np.arange((size + 1) // 2, dtype=np.uint32)
-    fixed = np.full(len(index), number, dtype=np.uint32)
-    zero = np.zeros(len(index), dtype=np.uint32)
-    first, second, _, _ = philox((fixed, zero, zero, index), (seed, INITIAL << 16))
-    radius = np.sqrt(-2 * np.log((first + 0.5) / 2.0**32))
-    angle = 2 * np.pi * (second + 0.5) / 2.0**32
-    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    pairs = np.empty(((size + 1) // 2, 2))
+
+    def draw(part):
+        index = np.arange(part.start, part.stop, dtype=np.uint32)
+        fixed = np.full(len(index), number, dtype=np.uint32)
+        zero = np.zeros(len(index), dtype=np.uint32)
+        first, second, _, _ = philox((fixed, zero, zero, index), (seed, INITIAL << 16))
+        radius = np.sqrt(-2 * np.log((first + 0.5) / 2.0**32))
+        angle = 2 * np.pi * (second + 0.5) / 2.0**32
+        pairs[part, 0], pairs[part, 1] = radius * np.cos(angle), radius * np.sin(angle)
+
+    rows.each(draw, rows.blocks(len(pairs), 8))
     return pairs.ravel()[:size].reshape(shape)

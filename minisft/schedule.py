@@ -59,9 +59,11 @@ def _in_blocks(formula, given, split, sums, parts):
     first = formula(**arguments)
     # what a formula hands on as it came is not copied: {a block of it: the whole}
     same = {id(block): whole for block, whole in zip(
-        _leaves(tuple(arguments.values())), _leaves(tuple(given.values())), strict=True)}
+        _leaves(arguments), _leaves(given), strict=True)}
     whole, copied, added = [], [], [[] for _ in parts]
-    for place, leaf in enumerate(_leaves(first)):
+    paths = list(_paths(first))
+    for place, path in enumerate(paths):
+        leaf = _at(first, path)
         if place in sums or not isinstance(leaf, np.ndarray) or id(leaf) in same:
             whole.append(same.get(id(leaf), leaf))
         elif leaf.shape[:1] != (parts[0].stop,):
@@ -72,17 +74,16 @@ def _in_blocks(formula, given, split, sums, parts):
             copied.append(place)
 
     def put(i, result):
-        leaves = list(_leaves(result))
         for place in copied:
-            whole[place][parts[i]] = leaves[place]
-        added[i] = [leaves[place] for place in sums]
+            whole[place][parts[i]] = _at(result, paths[place])
+        added[i] = [_at(result, paths[place]) for place in sums]
 
     put(0, first)
     rows.each(lambda i: put(i, formula(**_cut(given, split, parts[i]))), range(1, len(parts)))
     for place, terms in zip(sums, zip(*added, strict=True), strict=True):
         whole[place] = sum(terms[1:], start=terms[0])
-    has_rows = [place in copied or whole[place] is not leaf
-                for place, leaf in enumerate(_leaves(first))]
+    has_rows = [place in copied or whole[place] is not _at(first, path)
+                for place, path in enumerate(paths)]
     return _built_like(first, iter(zip(whole, has_rows, strict=True)))
 
 
@@ -95,13 +96,25 @@ def _cut(given, split, part):
     return cut
 
 
-def _leaves(nested):
-    """A tuple of tuples -> what lies in them, in order."""
+def _leaves(arguments):
+    """Arguments by name -> their values, a cache's one by one."""
+    for value in arguments.values():
+        yield from value if isinstance(value, tuple) else (value,)
+
+
+def _paths(nested, path=()):
+    """A tuple of tuples -> where its leaves lie, in order."""
     if not isinstance(nested, tuple):
-        yield nested
+        yield path
         return
-    for part in nested:
-        yield from _leaves(part)
+    for i, part in enumerate(nested):
+        yield from _paths(part, (*path, i))
+
+
+def _at(nested, path):
+    for i in path:
+        nested = nested[i]
+    return nested
 
 
 def _built_like(result, found):

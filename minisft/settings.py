@@ -29,6 +29,8 @@ class Settings:
     text_column: tuple = option(("text",), "column of the text; several are joined by a space",
                                 nargs="+", metavar="NAME")
     label_column: str = option("label", "column of the label", metavar="NAME")
+    pair_column: str = option(None, "classify: column of a second text, which BERT reads behind "
+                              "the first", metavar="NAME")
     prompt_column: tuple = option(("prompt",), "complete: column of the prompt; several are "
                                   "joined by a line break", nargs="+", metavar="NAME")
     completion_column: str = option("completion", "complete: column of the completion",
@@ -43,8 +45,9 @@ class Settings:
     max_length: int = option(None, "most tokens of a text (default: as many as the model takes)",
                              type=int)
     truncate: str = option("head", "what is kept of a longer text", choices=("head", "tail"))
-    model: str = option("scratch", "a folder, a name in the local Hugging Face cache such as "
-                        "gpt2, or scratch: a small GPT-2 from random weights", metavar="NAME")
+    model: str = option("minisft-gpt2", "a folder, a name in the local Hugging Face cache such as "
+                        "gpt2, or scratch: a small GPT-2 from random weights (default: the "
+                        "bundled small GPT-2)", metavar="NAME")
     download: bool = option(False, "allow a model that is not here to be downloaded",
                             action="store_true")
     tokenizer: str = option(None, "folder of a tokenizer (default: the model's; scratch: one is "
@@ -56,17 +59,21 @@ class Settings:
     vocab_size: int = option(4096, "scratch: tokens of the vocabulary that is trained", type=int)
     dropout: float = option(None, "dropout everywhere (default: the model's; scratch: 0.3)",
                             type=float)
+    pooling: str = option(None, "BERT: what its classifier reads, the first token through the "
+                          "pooler or the mean of the tokens, which transformers has no class for "
+                          "(default: as the model has it; first)", choices=("first", "mean"))
     train_layers: str = option("all", "what is trained: all, head, or last:K (the last K blocks "
                                "and the head; the matrix that a language model shares with its "
                                "token table is trained with all only)", metavar="WHICH")
     feature_memory: int = option(1024, "with frozen layers: MB of memory for what they make of the "
                                  "texts, computed once; more goes to a temporary file (0: compute "
                                  "it anew in every epoch)", type=int)
-    epochs: int = option(None, "passes over the training texts (default: 3; scratch: 15)",
-                         type=int)
+    epochs: int = option(None, "passes over the training texts (default: 3, more where that is "
+                         "fewer than 200 steps, at most 20; scratch: 15)", type=int)
     adapt_epochs: int = option(0, "classify: passes of next-token training over the training texts "
                                "before the classifier learns", type=int)
-    batch_tokens: int = option(2048, "most tokens of an optimizer step", type=int)
+    batch_tokens: int = option(None, "most tokens of an optimizer step (default: 2048, or an "
+                               "eighth of the training texts if that is less)", type=int)
     micro_tokens: int = option(8192, "most tokens computed at once; a larger step is accumulated",
                                type=int)
     recompute: bool = option(False, "keep only the input of each block and compute the block anew "
@@ -88,6 +95,10 @@ class Settings:
     class_weights: str = option("none", "weights of the classes in the loss: none, balanced, or "
                                 "NAME=W,NAME=W,...", metavar="WEIGHTS")
     label_smoothing: float = option(0.0, "part of the target spread over all classes", type=float)
+    word_dropout: float = option(0.0, "classify: part of its tokens that a training text loses, "
+                                 "others in each step", type=float)
+    word_swap: float = option(0.0, "classify: part of its tokens that change places with the next "
+                              "one, others in each step", type=float)
     early_stopping: int = option(0, "stop after this many epochs without a better one (0: never)",
                                  type=int)
     select: str = option("accuracy", "classify: what the best epoch is chosen by, on the "
@@ -114,6 +125,7 @@ class Settings:
               ("warmup", 0, 1), ("momentum", 0, 1), ("beta2", 0, 0.999999),
               ("weight_decay", 0, None),
               ("layer_decay", 0, 1), ("clip", 0, None), ("label_smoothing", 0, 1),
+              ("word_dropout", 0, 0.9), ("word_swap", 0, 0.9),
               ("early_stopping", 0, None), ("max_new_tokens", 1, None), ("seed", 0, 2**32 - 1))
     STRETCH: ClassVar = "epoch"     # what lies between two validations
     # The first setting of each group that `--help` shows.
@@ -142,7 +154,7 @@ def require_in_range(settings):
         raise UserError("--lr is 0.0, expected more: nothing would be learnt")
     for setting in fields(settings):
         value, choices = getattr(settings, setting.name), setting.metadata.get("choices")
-        if choices and value not in choices:
+        if choices and value not in (*choices, setting.default):
             raise UserError(f"{spelled(setting.name)} is {value!r}, expected one of "
                             f"{', '.join(choices)}")
         if value == "" and setting.name in ("train", "test", "valid", "model", "tokenizer", "out"):

@@ -14,6 +14,7 @@ from minisft import optim, random, runs
 from minisft import state as states
 from minisft.array import to_cpu
 from minisft.batch import by_tokens, pack
+from minisft.data.augment import Augmentation
 from minisft.errors import UserError
 from minisft.features import Features
 
@@ -22,11 +23,16 @@ STATE = "training_state"
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token ids of each text, and its label: a class, or the next token of each token."""
+    """Token ids of each text, and its label: a class, or the next token of each token.
+
+    `types` are those of each token where some sequences hold two texts, else None.
+    """
 
     ids: list
     labels: list
+    types: list | None = None
     features: Features | None = None     # what frozen layers make of the texts, once computed
+    augmentation: Augmentation | None = None     # what training does to the texts in each step
 
     def __len__(self):
         return len(self.ids)
@@ -36,16 +42,23 @@ class Sequences:
         """-> tokens of each text (M,)."""
         return np.array([len(ids) for ids in self.ids])
 
-    def batch(self, numbers):
-        """numbers of the texts (B,) -> Batch."""
-        batch = pack([self.ids[n] for n in numbers], [self.labels[n] for n in numbers], numbers)
+    def batch(self, numbers, stream=None):
+        """numbers of the texts (B,) -> Batch; with a random.Stream, in training, augmented."""
+        ids = [self.ids[n] for n in numbers]
+        types = None if self.types is None else [self.types[n] for n in numbers]
+        if stream is not None and self.augmentation is not None:
+            ids, types = self.augmentation.apply_all(ids, types, stream, numbers)
+        batch = pack(ids, [self.labels[n] for n in numbers], numbers, types)
         return batch if self.features is None else replace(
             batch, hidden=self.features.of(numbers))
 
-    def with_features(self, model, batch_tokens, memory, last_only, progress=False):
-        """-> the same texts, with what the model's frozen layers make of them."""
-        return replace(self, features=Features(model, self, batch_tokens, memory, last_only,
-                                               progress))
+    def with_features(self, model, batch_tokens, memory, progress=False):
+        """-> the same texts, with what the model's frozen layers make of them.
+
+        Augmented texts are others in each step: nothing can be kept of them.
+        """
+        return self if self.augmentation is not None else replace(
+            self, features=Features(model, self, batch_tokens, memory, progress))
 
 
 @dataclass
@@ -156,7 +169,7 @@ def train_step(model, sequences, numbers, optimizer, lr, settings, stream, loss_
     total = denominator = 0.0
     lengths = sequences.lengths
     for piece in by_tokens(lengths, numbers, settings.micro_tokens):
-        loss, counted, _ = model.loss(sequences.batch(piece), stream, **loss_options)
+        loss, counted, _ = model.loss(sequences.batch(piece, stream), stream, **loss_options)
         model.loss_backward()
         total, denominator = total + float(loss), denominator + float(counted)
     mean, norm = total / denominator, optim.gradient_norm(model.store) / denominator

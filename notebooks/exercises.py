@@ -19,7 +19,7 @@ def judge(answer, right, mistakes=None, tolerance=1e-6):
         if _equal(answer, value, tolerance):
             print(f"not yet: {said}")
             return
-    print(f"not yet: {_difference(answer, right)}")
+    print(f"not yet: {_difference(answer, right, tolerance)}")
 
 
 def _equal(a, b, tolerance):
@@ -27,24 +27,27 @@ def _equal(a, b, tolerance):
         return isinstance(a, tuple) and len(a) == len(b) and all(
             _equal(x, y, tolerance) for x, y in zip(a, b, strict=True))
     try:
-        return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=tolerance, atol=tolerance)
-    except TypeError:
+        # an overflow is a mistake that one may want to name, so no number equals no number
+        return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=tolerance, atol=tolerance,
+                                                          equal_nan=True)
+    except (TypeError, ValueError):     # no numbers, or rows of unequal length
         return False
 
 
-def _difference(answer, right):
+def _difference(answer, right, tolerance):
     if isinstance(right, tuple):
         if not isinstance(answer, tuple) or len(answer) != len(right):
             return f"expected {len(right)} results in a tuple"
         place, a, b = next((i, a, b) for i, (a, b) in enumerate(zip(answer, right, strict=True))
-                           if not _equal(a, b, 1e-6))
-        return f"result {place + 1}: {_difference(a, b)}"
-    if np.shape(answer) != np.shape(right):
-        return f"its shape is {np.shape(answer)}, expected {np.shape(right)}"
+                           if not _equal(a, b, tolerance))
+        return f"result {place + 1}: {_difference(a, b, tolerance)}"
     try:
-        gap = np.abs(np.asarray(answer, float) - np.asarray(right, float))
+        found = np.asarray(answer, float)
     except (TypeError, ValueError):
         return f"{type(answer).__name__} is no array of numbers"
+    if found.shape != np.shape(right):
+        return f"its shape is {found.shape}, expected {np.shape(right)}"
+    gap = np.abs(found - np.asarray(right, float))
     if gap.ndim == 0:
         return f"{answer} is not the value"
     worst = tuple(int(i) for i in np.unravel_index(np.argmax(gap), gap.shape))

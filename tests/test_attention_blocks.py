@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from minisft import attention_blocks
+from minisft import attention_blocks, attention_groups
 from minisft.batch import pack
 from minisft.gradcheck import check
 from minisft.models.gpt2 import GPT2Config
@@ -103,12 +103,12 @@ def test_a_model_takes_long_texts_in_blocks(rng, monkeypatch, stream):
     model.store.values += 0.3 * rng.standard_normal(model.store.size)
     batch = pack([rng.integers(0, 9, n) for n in (3, 30, 13)], [0, 1, 0], [7, 2, 5])
     found = []
-    for keys in (4, 100):
-        monkeypatch.setattr(attention_blocks, "KEYS", keys)
+    for short in (29, 30):
+        monkeypatch.setattr(attention_blocks, "SHORT", short)
         model.store.zero_grad()
         loss, _, _ = model.loss(batch, stream)
-        way = model.trunk.h[0].attn.cache[0]
-        assert way is (attention_blocks if keys == 4 else attention)
+        way = model.trunk.h[0].attn.attended[0]
+        assert way is (attention_blocks if short == 29 else attention_groups)
         model.loss_backward()
         found.append((loss, model.store.grads.copy()))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-13)

@@ -24,6 +24,15 @@ def test_pack_takes_lists_and_keeps_the_texts_own_numbers():
     assert pack([np.array([1, 2], dtype=np.uint16)]).ids.dtype == np.int64
 
 
+def test_types_of_pairs():
+    batch = pack([[1, 2], [3]], types=[[0, 1], [0]])
+    assert batch.types.tolist() == [0, 1, 0] and batch.types.dtype == np.int64
+    assert batch.first.tolist() == [0, 2] and pack([[1]]).types is None
+    for types in [[0], [0]], [[0, 1]], [[0, 1, 1]]:
+        with pytest.raises(ValueError, match="types for each token"):
+            pack([[1, 2], [3]], types=types)
+
+
 def test_pack_of_one():
     batch = pack([[3]])
     assert batch.ids.tolist() == [3] and batch.positions.tolist() == [0]

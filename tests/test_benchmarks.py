@@ -20,7 +20,7 @@ TABLES = {"classifier": "--batch 3 --dropout 0 0.1", "grouped": "--batch 3",
           "growth": "--batch 2 --lengths 4 8 --sizes 1 3 --length 5", "small": "--batch 3",
           "memory": "--batch 3 --shape --language-shape 2x8"}
 
-ALONE = {"ideas": "--batch 3 --shape 2x8 1x160 --positions 160 --train-layers last:1"}
+ALONE = {"ideas": "--batch 3 --shape 2x8 1x280 --positions 280 --train-layers last:1"}
 
 
 def made(name, folder, *more):
@@ -143,12 +143,14 @@ def test_ideas_switch_what_they_name(options, rng, monkeypatch):
     seen = []
     forward = ours.model.trunk.forward
     monkeypatch.setattr(ours.model.trunk, "forward", lambda batch, stream=None, last_only=False: (
-        seen.append((len(batch.ids), last_only, rows.BLOCK)), forward(batch, stream, last_only))[1])
+        seen.append((len(batch.ids), last_only, rows.BLOCK, ours.model.trunk.h[0].attn.plain)),
+        forward(batch, stream, last_only))[1])
     block = rows.BLOCK
-    nothing = ideas.Variant(ours, True, True, ideas.NEVER).logits(ids)
+    nothing = ideas.Variant(ours, True, True, ideas.NEVER, True).logits(ids)
     packed = ideas.Variant(ours, False, True, ideas.NEVER).logits(ids)
     every = ideas.Variant(ours).logits(ids)
-    assert seen == [(240, False, ideas.NEVER), (76, False, ideas.NEVER), (76, True, block)]
+    assert seen == [(240, False, ideas.NEVER, True), (76, False, ideas.NEVER, False),
+                    (76, True, block, False)]
     for other in packed, every:
         np.testing.assert_allclose(other, nothing, rtol=0, atol=1e-6)
 

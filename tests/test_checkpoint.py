@@ -359,7 +359,8 @@ def test_config_contradicts_tensors(folder):
             ({"n_inner": ...}, ["c_fc.weight", "(12, 20)", "(12, 48)"]),
             ({"n_inner": 21}, ["c_fc.weight", "(12, 21)"]),
             ({"n_head": 5}, ["config.json", "n_head 5"]),
-            ({"model_type": "bert"}, ["config.json", "'bert'"]),
+            ({"model_type": "llama"}, ["config.json", "'llama'"]),
+            ({"model_type": []}, ["config.json", "model_type"]),
             ({"activation_function": "relu"}, ["activation_function", "'relu'"]),
             ({"layer_norm_epsilon": 0}, ["layer_norm_epsilon"]),
             ({"scale_attn_by_inverse_layer_idx": True}, ["scale_attn_by_inverse_layer_idx"])]:

@@ -14,10 +14,14 @@ from minisft.cli import check as command
 from minisft.errors import UserError
 from minisft.gradcheck import MODEL_LIMIT, GradientError, compare_directions, require
 from minisft.mistakes import PLANTED, sum_hides
+from minisft.models import bert
+from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
-from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 
 SMALL = GPT2Config(vocab_size=101, n_positions=6, n_embd=8, n_layer=2, n_head=2)
+BERT = BertConfig(vocab_size=101, max_position_embeddings=6, hidden_size=8, num_hidden_layers=2,
+                  num_attention_heads=2, intermediate_size=12)
 
 
 def run(*arguments):
@@ -46,6 +50,9 @@ def test_planted_mistakes_are_found(name):
 @pytest.mark.parametrize("name, right", [
     ("attention-scale", ["v"]), ("attention-rowsum", ["v"]), ("attention-dropout", ["v"]),
     ("layer_norm-term", ["w", "b"]), ("linear-transposed", ["x", "b"]),
+    ("bert-types", [f"embeddings.{name}" for name in (
+        "word_embeddings.weight", "position_embeddings.weight", "LayerNorm.weight",
+        "LayerNorm.bias")]),
 ])
 def test_planted_mistakes_leave_the_other_gradients_right(name, right):
     mistake = PLANTED[name]
@@ -130,16 +137,32 @@ def test_command_checks_a_checkpoint(capsys, monkeypatch, tmp_path):
     assert run("--model", str(tmp_path), "--seed", "3") == 0
     captured = capsys.readouterr()
     assert "h.1.mlp.c_proj.bias (dropout)" in captured.out and "58 checks, all pass" in captured.out
+    save(BertClassifier(BERT, ["a", "b", "c"]), tmp_path)
+    assert run("--model", str(tmp_path)) == 0
+    captured = capsys.readouterr()
+    assert "encoder.layer.1.intermediate.dense.weight (dropout)" in captured.out
+    assert "82 checks, all pass" in captured.out
     monkeypatch.setattr(ops.layer_norm, "backward", mistakes.layer_norm_term)
     assert run("--model", str(tmp_path)) == 1
 
 
 def models():
     return [LanguageModel(SMALL, dtype=np.float64), LanguageModel(SMALL, False, np.float64),
-            Classifier(SMALL, ["a", "b", "c"], np.float64)]
+            Classifier(SMALL, ["a", "b", "c"], np.float64),
+            bert_classifier("first"), bert_classifier("mean")]
 
 
-@pytest.mark.parametrize("model", models(), ids=["tied", "separate", "classifier"])
+def bert_classifier(pooling):
+    model = BertClassifier(BERT, ["a", "b", "c"], np.float64, pooling=pooling)
+    # wider than at the start, where a post-norm model attends to all tokens alike
+    model.store.values += 0.2 * np.random.default_rng(0).standard_normal(model.store.size)
+    return model
+
+
+MODELS = ["tied", "separate", "classifier", "bert", "bert mean"]
+
+
+@pytest.mark.parametrize("model", models(), ids=MODELS)
 def test_check_model_passes(model):
     before = model.store.values.copy()
     rows = check_model(model, seed=1)
@@ -156,15 +179,18 @@ def test_check_model_without_dropout_checks_once():
 
 @pytest.mark.parametrize("name", ["attention-scale", "attention-rowsum", "attention-mask",
                                   "layer_norm-term", "embedding-repeats", "gelu-chain"])
-@pytest.mark.parametrize("model", models(), ids=["tied", "separate", "classifier"])
+@pytest.mark.parametrize("model", models(), ids=MODELS)
 def test_check_model_finds_mistakes(monkeypatch, model, name):
     mistake = PLANTED[name]
     operation = mistake.check.split(" (")[0]
+    monkeypatch.setattr(layers.Attending, "plain", True)
     # in the layers only: some broken variants call the right backward themselves
-    monkeypatch.setattr(layers, operation, SimpleNamespace(
-        forward=getattr(ops, operation).forward, backward=mistake.broken))
+    for module in layers, bert:
+        monkeypatch.setattr(module, operation, SimpleNamespace(
+            forward=getattr(ops, operation).forward, backward=mistake.broken), raising=False)
+    rows = check_model(model)
     with pytest.raises(GradientError):
-        require(check_model(model), 100 * MODEL_LIMIT)
+        require(rows, 100 * MODEL_LIMIT)
 
 
 def test_check_model_refuses_float32():

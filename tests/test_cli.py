@@ -98,7 +98,7 @@ BAD_OPTIONS = {
     "class weight": (["--class-weights", "a=-1"], ["--class-weights", "above 0"]),
     "max length": (["--max-length", "0"], ["--max-length"]),
     "seed": (["--seed", "-1"], ["--seed"]),
-    "layers": (["--train-layers", "last:99"], ["--train-layers", "last:99", "1 to 2"]),
+    "layers": (["--train-layers", "last:99"], ["--train-layers", "last:99", "1 to 6"]),
     "cleaning": (["--clean", "tags,soap"], ["soap", "tags"]),
     "encoding": (["--encoding", "klingon"], ["good.csv", "klingon"]),
     "vocabulary": (["--vocab-size", "10"], ["--vocab-size", "257"]),

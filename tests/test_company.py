@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from minisft.batch import pack
+from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
-from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
 from minisft.random import Stream
 
@@ -19,14 +20,27 @@ LENGTHS = (4, 1, 7, 3, 2)
 # the texts' numbers in the data set: not in order, not from zero
 NUMBERS = (31, 8, 100, 2, 77)
 COMPANIES = [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0), (1, 2), (3, 0, 1)]
-KINDS = ["classifier", "tied", "untied"]
+KINDS = ["classifier", "tied", "untied", "bert first", "bert mean"]
 CONFIG = GPT2Config(vocab_size=13, n_positions=8, n_embd=6, n_layer=2, n_head=2,
                     embd_pdrop=0.2, attn_pdrop=0.3, resid_pdrop=0.25)
+BERT = BertConfig(vocab_size=13, max_position_embeddings=8, hidden_size=6, num_hidden_layers=2,
+                  num_attention_heads=2, intermediate_size=10, hidden_dropout_prob=0.2,
+                  attention_probs_dropout_prob=0.3, classifier_dropout=0.25)
+
+
+def is_bert(kind):
+    return kind.startswith("bert")
+
+
+def classifies(kind):
+    return kind == "classifier" or is_bert(kind)
 
 
 def model_of(rng, kind):
     if kind == "classifier":
         model = Classifier(CONFIG, ["a", "b", "c"], np.float64)
+    elif is_bert(kind):
+        model = BertClassifier(BERT, ["a", "b", "c"], np.float64, pooling=kind.split()[1])
     else:
         model = LanguageModel(CONFIG, kind == "tied", np.float64)
     # far from the small initial values, so that attention really chooses
@@ -37,7 +51,7 @@ def model_of(rng, kind):
 def texts_of(rng, kind):
     """-> ids and labels of each text; the language model's labels are the next tokens."""
     ids = [rng.integers(0, CONFIG.vocab_size, n) for n in LENGTHS]
-    if kind == "classifier":
+    if classifies(kind):
         return ids, list(rng.integers(0, 3, len(ids)))
     labels = [np.append(row[1:], IGNORE) for row in ids]
     labels[1] = np.array([4])     # a text of one token would have nothing to predict
@@ -47,8 +61,10 @@ def texts_of(rng, kind):
 
 def batch_of(texts, chosen):
     ids, labels = texts
+    # the second half of each text is a second text; GPT-2 passes that by
+    types = [(np.arange(len(row)) > len(row) // 2).astype(int) for row in ids]
     return pack([ids[i] for i in chosen], [labels[i] for i in chosen],
-                texts=[NUMBERS[i] for i in chosen])
+                texts=[NUMBERS[i] for i in chosen], types=[types[i] for i in chosen])
 
 
 def run(model, batch, stream, **options):
@@ -75,7 +91,7 @@ def close_by_parameter(store, ours, theirs):
 
 def rows_of_logits(kind, batch, text):
     """-> which rows of `loss`'s logits belong to a text of the batch."""
-    if kind == "classifier":
+    if classifies(kind):
         return np.array([text])
     counted = np.flatnonzero(batch.labels != IGNORE)
     first, stop = batch.cu_seqlens[text:text + 2]
@@ -131,7 +147,7 @@ def test_accumulation_equals_the_large_batch(rng, kind, stream):
     # Two micro-batches whose denominators differ, so that a mean of means would be wrong.
     model, texts = model_of(rng, kind), texts_of(rng, kind)
     options = {}
-    if kind == "classifier":
+    if classifies(kind):
         options = {"weights": np.array([0.3, 1.0, 4.0]), "smoothing": 0.1}
         texts = texts[0], [0, 2, 1, 2, 0]
     large = run(model, batch_of(texts, range(5)), stream, **options)

@@ -33,7 +33,7 @@ def model_of(rng, kind, which):
 @pytest.mark.parametrize("kind", [Classifier, LanguageModel])
 def test_loss_and_gradients_are_those_of_the_whole_model(rng, texts, kind, which, memory):
     model, sequences = model_of(rng, kind, which), texts[kind]
-    kept = sequences.with_features(model, 10, memory, kind is Classifier)
+    kept = sequences.with_features(model, 10, memory)
     assert kept.features.on_disk == (memory == NONE)
     numbers, stream = [4, 0, 2, 1], Stream(3, 1)      # the live layers drop out
     loss, n, _ = model.loss(sequences.batch(numbers), stream)
@@ -51,9 +51,9 @@ def test_loss_and_gradients_are_those_of_the_whole_model(rng, texts, kind, which
 
 
 def test_only_the_last_tokens_are_kept_for_a_head_alone(rng, texts):
-    head = Features(model_of(rng, Classifier, "head"), texts[Classifier], 8, MANY, True)
+    head = Features(model_of(rng, Classifier, "head"), texts[Classifier], 8, MANY)
     assert head.rows.shape == (6, 8)
-    block = Features(model_of(rng, Classifier, "last:1"), texts[Classifier], 8, MANY, True)
+    block = Features(model_of(rng, Classifier, "last:1"), texts[Classifier], 8, MANY)
     assert block.rows.shape == (31, 8)
 
 

@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
 
-from minisft import gradcheck
+from minisft import gradcheck, rows
 from minisft.batch import pack
-from minisft.layers import MLP, Block, Dropout, Embedding, LayerNorm, Linear, SelfAttention
+from minisft.layers import (
+    MLP,
+    Attending,
+    Block,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    Linear,
+    SelfAttention,
+)
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.parameters import Parameters
@@ -349,3 +358,20 @@ def test_recomputed_blocks_give_the_same_bits(rng, kind, which):
         found.append((float(loss), model.store.grads.copy()))
     assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1])
     assert found[0][1].any()
+
+
+@pytest.mark.parametrize("stream", [None, STREAM])
+@pytest.mark.parametrize("kind", [Classifier, LanguageModel])
+def test_schedulers_change_rounding_alone(rng, monkeypatch, kind, stream):
+    batch = batch_of(rng) if kind is Classifier else next_tokens(rng)
+    model = model_of(rng, kind)
+    found = []
+    for plain, block in [(True, 1 << 40), (False, 64)]:
+        monkeypatch.setattr(Attending, "plain", plain)
+        monkeypatch.setattr(rows, "BLOCK", block)
+        model.store.zero_grad()
+        loss, _, _ = model.loss(batch, stream)
+        model.loss_backward()
+        found.append((float(loss), model.store.grads.copy()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-13)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=1e-12)

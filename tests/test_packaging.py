@@ -45,6 +45,14 @@ def test_wheel_carries_every_kernel(wheel):
     assert kernels <= names, f"missing: {sorted(kernels - names)}"
 
 
+def test_wheel_carries_the_bundled_model(wheel):
+    _, names = wheel
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minisft" / "bundled").rglob("*")
+             if path.is_file()}
+    assert any(name.endswith("model.safetensors") for name in files)
+    assert files <= names, f"missing: {sorted(files - names)}"
+
+
 def test_wheel_holds_one_package_only(wheel):
     name, names = wheel
     assert {n.split("/")[0] for n in names} == {

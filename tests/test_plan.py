@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minisft import attention_blocks, flops
+from minisft import attention_blocks, attention_groups, flops
 from minisft.checkpoint import save
 from minisft.cli import main
 from minisft.data.text import save_tokenizer, train_tokenizer
@@ -22,7 +22,7 @@ from minisft.settings import Settings
 from minisft.train import Sequences, train_step
 
 LIMIT = 0.03       # the promise is 0.05
-WIDE = GPT2Config(vocab_size=300, n_positions=256, n_embd=256, n_layer=3, n_head=4)
+WIDE = GPT2Config(vocab_size=300, n_positions=320, n_embd=256, n_layer=3, n_head=4)
 DEEP = GPT2Config(vocab_size=100, n_positions=64, n_embd=128, n_layer=6, n_head=2)
 WORDY = GPT2Config(vocab_size=9000, n_positions=128, n_embd=96, n_layer=2, n_head=3)
 STEPS = {
@@ -30,8 +30,9 @@ STEPS = {
     "classifier, mixed lengths": Step(DEEP, (3, 60, 17, 41, 9, 33) * 10, dropout=0.0),
     "classifier with dropout": Step(WIDE, (64,) * 24, dropout=0.1),
     "classifier, many words": Step(WORDY, (50,) * 50, dropout=0.0),
-    "long texts": Step(WIDE, (256,) * 5, dropout=0.0),
-    "long texts with dropout": Step(WIDE, (256,) * 5, dropout=0.1),
+    "long texts": Step(WIDE, (320,) * 5, dropout=0.0),
+    "long texts with dropout": Step(WIDE, (320,) * 5, dropout=0.1),
+    "texts of middle length": Step(WIDE, (200, 130, 230, 60) * 2, dropout=0.1),
     "last two": Step(DEEP, (40,) * 50, train_layers="last:2", dropout=0.0),
     "last two, computed anew": Step(DEEP, (40,) * 50, train_layers="last:2", dropout=0.0,
                                     features=False),
@@ -60,7 +61,7 @@ def built(step, rng):
         np.append(x[1:], -100) for x in ids]
     sequences = Sequences(ids, labels)
     if step.features and step.train_layers != "all":
-        sequences = sequences.with_features(model, step.tokens, 2**30, step.task == "classify")
+        sequences = sequences.with_features(model, step.tokens, 2**30)
     return model, AdamW(model.store), sequences
 
 
@@ -134,10 +135,13 @@ LENGTHS = 5, 1, 9, 9, 3
 @pytest.mark.parametrize("task", ["classify", "complete"])
 @pytest.mark.parametrize("which, features", [("all", True), ("last:1", True), ("last:2", False),
                                              ("head", True)])
-@pytest.mark.parametrize("recompute, keys", [(False, 128), (True, 128), (False, 4), (True, 4)])
+@pytest.mark.parametrize("recompute, short", [(False, 256), (True, 256), (False, 8), (True, 8)])
 def test_products_are_those_that_a_step_computes(rng, monkeypatch, task, which, features,
-                                                 recompute, keys):
-    monkeypatch.setattr(attention_blocks, "KEYS", keys)
+                                                 recompute, short):
+    monkeypatch.setattr(attention_blocks, "SHORT", short)
+    monkeypatch.setattr(attention_blocks, "KEYS", 4)
+    fill = attention_groups._fill
+    monkeypatch.setattr(attention_groups, "_fill", lambda *args: fill(*args).view(Counted))
     step = Step(SMALL, LENGTHS, task, train_layers=which, recompute=recompute, dropout=0.0,
                 features=features)
     model, _, sequences = built(step, rng)

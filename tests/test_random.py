@@ -145,3 +145,22 @@ def test_normal_belongs_to_seed_and_number():
     assert np.array_equal(x.ravel(), random.normal(40, 1, 4)[:15])
     for seed, number in [(1, 5), (2, 4), (4, 1)]:
         assert not np.isin(random.normal((3, 5), seed, number), x).any()
+
+
+def test_blocks_change_no_bit(monkeypatch):
+    stream, texts, positions = Stream(5, 9), np.arange(40), np.arange(3, 43)
+    whole = (stream.tokens(1, 2, texts, positions, 30), stream.scores(1, 7, positions, 3, 11),
+             random.normal((7, 9), 1, 2))
+    monkeypatch.setattr(random.rows, "BLOCK", 128)
+    monkeypatch.setattr(random.rows, "threads", lambda: 3)
+    parts = (stream.tokens(1, 2, texts, positions, 30), stream.scores(1, 7, positions, 3, 11),
+             random.normal((7, 9), 1, 2))
+    assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+def test_words_of_some_keys_are_those_of_all():
+    positions = np.array([9, 12])
+    whole = Stream(1, 2).scores(1, 3, positions, 2, 11)
+    assert np.array_equal(Stream(1, 2).scores(1, 3, positions, 2, 11, first=8), whole[..., 8:])
+    with pytest.raises(ValueError, match="is 6, expected a multiple of 4"):
+        Stream(1, 2).scores(1, 3, positions, 2, 11, first=6)

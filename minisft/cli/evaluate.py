@@ -6,7 +6,7 @@ import json
 from minisft import complete, metrics
 from minisft.cli.arguments import add_model, add_table, whole
 from minisft.data.read import read_examples, read_prompts
-from minisft.data.text import encode_all
+from minisft.data.sequences import encode_sequences
 from minisft.evaluate import log_probabilities
 from minisft.folder import read_folder
 from minisft.models.heads import Classifier
@@ -45,9 +45,11 @@ def run(args):
 def _classifier(args, model, tokenizer, treatment):
     """-> the figures, and the lines that show them."""
     examples = read_examples(args.test, args.text_column, args.label_column, model.names,
-                             treatment.clean, args.encoding, not args.no_header)
-    ids, cut = encode_all(tokenizer, examples.texts, treatment.max_length, treatment.truncate)
-    logp = log_probabilities(model, ids, args.batch_tokens, "evaluating")
+                             treatment.clean, args.encoding, not args.no_header,
+                             args.pair_column)
+    ids, types, cut = encode_sequences(tokenizer, examples.texts, treatment.max_length,
+                                       treatment.truncate, examples.pairs)
+    logp = log_probabilities(model, ids, args.batch_tokens, "evaluating", types)
     found = metrics.classification(examples.labels, logp, model.names)
     width = max(len(name) for name in model.names)
     lines = [f"accuracy {found['accuracy']:.4f} (95% interval {found['accuracy_low']:.4f} to "

@@ -4,7 +4,7 @@ from minisft import finetune
 from minisft.cli.arguments import add_settings, run_with_settings
 from minisft.settings import Settings
 
-HELP = "fine-tune GPT-2 on labelled texts, or on prompts and completions"
+HELP = "fine-tune GPT-2 or BERT on labelled texts, or on prompts and completions"
 
 
 def add_arguments(parser):

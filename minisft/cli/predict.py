@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from minisft.cli.arguments import add_model, add_table
-from minisft.data.read import read_texts
-from minisft.data.text import clean, encode_all
+from minisft.data.read import read_pairs, read_texts
+from minisft.data.sequences import encode_sequences
+from minisft.data.text import clean
 from minisft.errors import UserError
 from minisft.evaluate import log_probabilities
 from minisft.folder import read_folder
@@ -32,6 +33,8 @@ def run(args):
     """Prints or writes a row for each text."""
     if bool(args.text) == bool(args.file):
         raise UserError("give texts or --file, one of the two")
+    if args.pair_column is not None and not args.file:
+        raise UserError("--pair-column names a column of --file, expected one")
     out = None if args.out is None else Path(args.out)
     if out and (out.exists() or not out.parent.is_dir() or out.suffix not in (".csv", ".jsonl")):
         raise UserError(f"--out {out}: expected a new file ending in .csv or .jsonl, in a folder "
@@ -39,13 +42,13 @@ def run(args):
     model, tokenizer, treatment = read_folder(args.model, args.download)
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
-    columns, rows, texts = _texts(args, treatment.clean)
+    columns, rows, texts, pairs = _texts(args, treatment.clean)
     room = model.trunk.config.n_positions
-    ids, cut = encode_all(tokenizer, texts, min(treatment.max_length or room, room),
-                          treatment.truncate)
+    ids, types, cut = encode_sequences(tokenizer, texts, min(treatment.max_length or room, room),
+                                       treatment.truncate, pairs)
     if cut:
         print(f"minisft: cut {cut} text{'s' * (cut != 1)} to the model's length", file=sys.stderr)
-    p = np.exp(log_probabilities(model, ids, args.batch_tokens, "predicting"))
+    p = np.exp(log_probabilities(model, ids, args.batch_tokens, "predicting", types))
     names = list(model.names)
     taken = set(columns)
     added = [_new(name, taken) for name in ("label", *(f"p_{name}" for name in names))]
@@ -64,16 +67,17 @@ def run(args):
 
 
 def _texts(args, steps):
-    """-> names of the columns, a row for each text, and the cleaned texts."""
+    """-> names of the columns, a row for each text, the cleaned texts and second texts or None."""
     if args.file:
         table, texts, _ = read_texts(args.file, args.text_column, steps, args.encoding,
                                      not args.no_header)
-        return table.columns, [dict(row) for row in table.rows], texts
+        pairs, _ = read_pairs(table, args.pair_column, steps, not args.no_header)
+        return table.columns, [dict(row) for row in table.rows], texts, pairs
     texts = [clean(text, steps)[0] for text in args.text]
     for n, text in enumerate(texts, 1):
         if not text.strip():
             raise UserError(f"text {n} is empty after cleaning, expected some letters")
-    return ("text",), [{"text": text} for text in args.text], texts
+    return ("text",), [{"text": text} for text in args.text], texts, None
 
 
 def _new(name, taken):

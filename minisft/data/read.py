@@ -24,6 +24,14 @@ class Examples:
     names: tuple[str, ...] | None
     lines: list[int]
     cleaned: Counter                   # step -> number of texts it changed
+    pairs: list[str] | None = None     # the second text of each, where there are two
+
+    @property
+    def wholes(self):
+        """-> each text, and behind it its second one."""
+        if self.pairs is None:
+            return self.texts
+        return [f"{text}\n{pair}" for text, pair in zip(self.texts, self.pairs, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -72,15 +80,17 @@ def _filled(path, texts, lines, what):
 
 
 def read_examples(path, text_columns, label_column, names=None, steps=CLEANING_STEPS,
-                  encoding="utf-8", header=True):
+                  encoding="utf-8", header=True, pair_column=None):
     """A file, its columns, perhaps the label names of the training -> Examples.
 
     Several text columns are joined by a space, then cleaned. Names found here are sorted, by number
     if all are integers. UserError on a blank text or label, an unknown label, or fewer than two.
     """
-    if label_column in text_columns:
+    if label_column is not None and label_column in (*text_columns, pair_column):
         raise UserError(f"{path}: column {show(label_column)} cannot be both text and label")
     table, texts, cleaned = read_texts(path, text_columns, steps, encoding, header)
+    pairs, counts = read_pairs(table, pair_column, steps, header)
+    cleaned += counts
     labels = None
     if label_column is not None:
         found = [label.strip() for label in _column(table, label_column, header)]
@@ -92,7 +102,7 @@ def read_examples(path, text_columns, label_column, names=None, steps=CLEANING_S
                 raise UserError(f"{path}, line {line}: unknown label {show(label)}; known: "
                                 f"{', '.join(map(show, names))}")
         labels = [numbers[label] for label in found]
-    return Examples(table.path, texts, labels, names, table.lines, cleaned)
+    return Examples(table.path, texts, labels, names, table.lines, cleaned, pairs)
 
 
 def read_texts(path, text_columns, steps=CLEANING_STEPS, encoding="utf-8", header=True):
@@ -105,6 +115,18 @@ def read_texts(path, text_columns, steps=CLEANING_STEPS, encoding="utf-8", heade
     texts, cleaned = clean_all(map(" ".join, joined), steps)
     _filled(path, texts, table.lines, "text (after cleaning)")
     return table, texts, cleaned
+
+
+def read_pairs(table, column, steps=CLEANING_STEPS, header=True):
+    """Table, the column of a second text or None -> the cleaned texts or None, Counter of steps.
+
+    UserError on a blank text.
+    """
+    if column is None:
+        return None, Counter()
+    pairs, cleaned = clean_all(_column(table, column, header), steps)
+    _filled(table.path, pairs, table.lines, f"text of column {show(column)} (after cleaning)")
+    return pairs, cleaned
 
 
 def _label_names(path, found):

@@ -1,4 +1,4 @@
-"""From a raw text to token ids: five cleaning steps, and byte-level BPE as GPT-2 has it."""
+"""From a raw text to token ids: five cleaning steps, and a tokenizer, GPT-2's or BERT's."""
 
 import html
 import json
@@ -13,6 +13,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from minisft.data.wordpiece import VOCABULARY, from_file, special_settings
 from minisft.errors import UserError
 
 CLEANING_STEPS = ("entities", "tags", "backslashes", "control", "spaces")
@@ -172,13 +173,14 @@ def clean_all(texts, steps=CLEANING_STEPS):
     return cleaned, counts
 
 
-_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"),
+          (VOCABULARY,))
 
 
 def load_tokenizer(path):
     """A folder, or a tokenizer.json -> Tokenizer; UserError if there is none or it is damaged.
 
-    It takes a literal <|endoftext|> in a text for those characters, never for the special token.
+    A literal <|endoftext|> or [SEP] in a text is those characters, never the special token.
     """
     path = Path(path)
     if not path.exists():
@@ -192,7 +194,7 @@ def load_tokenizer(path):
                         f"{', '.join(map('+'.join, _FILES))}")
     try:
         if len(files) == 1:
-            return _plain(Tokenizer.from_file(str(files[0])))
+            return _plain(from_file(files[0]))
         return _plain(_byte_level(*BPE.read_file(*map(str, files))))
     except Exception as error:      # the library raises bare Exception
         reason = " ".join(str(error).split())
@@ -280,7 +282,7 @@ def save_tokenizer(tokenizer, folder, model_max_length, pad_token):
     """Tokenizer -> the files `transformers` loads; UserError if the pad token is unknown."""
     if pad_token is not None and tokenizer.token_to_id(pad_token) is None:
         raise UserError(f"the pad token {pad_token!r} is not in the vocabulary")
-    config = {
+    config = special_settings(tokenizer) | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,

@@ -1,10 +1,12 @@
 """GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners")."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 from minisft import random
 from minisft.errors import UserError
-from minisft.layers import Block, Dropout, Embedding, Layer, LayerNorm
+from minisft.layers import Block, Dropout, Embedding, LayerNorm
+from minisft.models.trunk import Trunk
 
 # layers, heads, width of the four published models
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280),
@@ -31,10 +33,21 @@ class GPT2Config:
     attn_pdrop: float = 0.1
     resid_pdrop: float = 0.1
 
+    TITLE: ClassVar = "GPT-2"
+
     @property
     def gelu_form(self):
         """-> "tanh" or "erf"."""
         return GELU_FORMS[self.activation_function]
+
+    @property
+    def drops(self):
+        """-> whether any dropout is drawn in training."""
+        return bool(self.embd_pdrop or self.attn_pdrop or self.resid_pdrop)
+
+    def with_dropout(self, rate):
+        """-> the same config with this rate everywhere."""
+        return replace(self, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
 
     @classmethod
     def size(cls, name):
@@ -48,41 +61,62 @@ class GPT2Config:
         if settings.get("model_type", "gpt2") != "gpt2":
             raise UserError(f"{source}: model_type is {settings['model_type']!r}, "
                             "expected 'gpt2'")
-        for key, ours in UNSUPPORTED.items():
-            if settings.get(key, ours) != ours:
-                raise UserError(f"{source}: {key} = {settings[key]} is not supported "
-                                f"(only {ours})")
-        known = {f.name: settings[f.name] for f in fields(cls) if f.name in settings}
-        config = cls(**known)
-        config.require_sound(source)
-        return config
+        return read_config(cls, settings, UNSUPPORTED, source)
 
     def require_sound(self, source):
         """Raises UserError naming the first key that cannot be."""
-        for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-            value = getattr(self, key)
-            if key == "n_inner" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{source}: {key} is {value!r}, expected a whole number above 0")
-        for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            value = getattr(self, key)
-            if not isinstance(value, int | float) or not 0 <= value < 1:
-                raise UserError(f"{source}: {key} is {value!r}, expected a number in [0, 1)")
-        epsilon = self.layer_norm_epsilon
-        if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
-            raise UserError(f"{source}: layer_norm_epsilon is {epsilon!r}, expected "
-                            "a number in (0, 1)")
-        if self.activation_function not in tuple(GELU_FORMS):     # may be unhashable
-            raise UserError(f"{source}: activation_function is {self.activation_function!r}, "
-                            f"expected one of {', '.join(GELU_FORMS)}")
+        require_values(self, source, "activation_function", "layer_norm_epsilon",
+                       ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"),
+                       ("embd_pdrop", "attn_pdrop", "resid_pdrop"), may_be_none="n_inner")
         if self.n_embd % self.n_head:
             raise UserError(f"{source}: n_embd {self.n_embd} is no multiple of n_head "
                             f"{self.n_head}")
 
 
-class GPT2(Layer):
-    """Embeddings, blocks and the last LayerNorm; a head of `heads.py` goes on top."""
+def read_config(kind, settings, unsupported, source):
+    """config.json as a dict -> a config of this kind; `unsupported`: the value that we have.
+
+    Raises UserError by key.
+    """
+    for key, ours in unsupported.items():
+        if settings.get(key, ours) != ours:
+            raise UserError(f"{source}: {key} = {settings[key]} is not supported "
+                            f"(only {ours})")
+    config = kind(**{f.name: settings[f.name] for f in fields(kind) if f.name in settings})
+    config.require_sound(source)
+    return config
+
+
+def require_values(config, source, activation, epsilon, whole, rates, may_be_none):
+    """Names of a config's keys, by what they must be -> UserError naming the first that is not."""
+    for key in whole:
+        value = getattr(config, key)
+        if key == may_be_none and value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{source}: {key} is {value!r}, expected a whole number above 0")
+    for key in rates:
+        value = getattr(config, key)
+        if key == may_be_none and value is None:
+            continue
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UserError(f"{source}: {key} is {value!r}, expected a number in [0, 1)")
+    value = getattr(config, epsilon)
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise UserError(f"{source}: {epsilon} is {value!r}, expected a number in (0, 1)")
+    value = getattr(config, activation)
+    if value not in tuple(GELU_FORMS):     # may be unhashable
+        raise UserError(f"{source}: {activation} is {value!r}, expected one of "
+                        f"{', '.join(GELU_FORMS)}")
+
+
+class GPT2(Trunk):
+    """Embeddings, blocks and the last LayerNorm; a head of `heads.py` goes on top.
+
+        (1) x = drop(wte[ids] + wpe[positions])
+        (2) x = h[i](x)      for each block, 0 first
+        (3) y = ln_f(x)
+    """
 
     def __init__(self, config):
         self.config = config
@@ -93,48 +127,28 @@ class GPT2(Layer):
         self.h = [Block(f"h.{i}", config, layer=i + 1) for i in range(config.n_layer)]
         self.ln_f = LayerNorm("ln_f", width, last, config.layer_norm_epsilon)
 
+    @property
+    def blocks(self):
+        """-> the blocks, which the files call h."""
+        return self.h
+
+    def embed(self, batch, stream):
+        """Batch of N tokens -> x (N,C)."""
+        x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
+        return self.drop.forward(x, stream, batch.token_texts, batch.positions)          # (1)
+
+    def wanted(self, batch):
+        """-> the row of each sequence that a classifier reads (B,): its last token."""
+        return batch.last
+
     def forward(self, batch, stream=None, last_only=False, past=None):
         """Batch of N tokens -> hidden (N,C), or (B,C) of each sequence's last token only.
 
         `stream` (random.Stream) turns dropout on in the layers that are trained; `past` (a cache
-        of keys and values for each block, see generate.py) holds what came before. Frozen layers
-        are passed by where the batch has their output.
+        of keys and values for each block, see generate.py) holds what came before.
         """
-        lowest = self.lowest
-        x = batch.hidden
-        if x is None:
-            x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
-            x = self.drop.forward(x, None if lowest else stream, batch.token_texts,
-                                  batch.positions)
-        for i, block in enumerate(self.h):
-            if batch.hidden is None or i + 1 >= lowest:
-                x = block.forward(x, batch, stream if i + 1 >= lowest else None,
-                                  self._rows(batch, last_only, i),
-                                  None if past is None else past[i])
-            if i + 1 < lowest:
-                block.forget()     # no backward comes so far down
-        return self.ln_f.forward(x)
-
-    def below(self, batch, last_only=False):
-        """Batch -> what the frozen layers make of it (N,C): the input of the lowest live layer.
-
-        (B,C) where all blocks are frozen and the last tokens are all that is wanted.
-        """
-        x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
-        for i in range(min(self.lowest - 1, len(self.h))):
-            x = self.h[i].forward(x, batch, None, self._rows(batch, last_only, i))
-            self.h[i].forget()
-        return x
-
-    def _rows(self, batch, last_only, i):
-        """-> the rows of block i's output that are wanted; None for all."""
-        return batch.last if last_only and i == len(self.h) - 1 else None
-
-    @property
-    def lowest(self):
-        """-> the number of the lowest layer that is trained; beyond all where none is."""
-        return min((p.layer for p in self.parameters() if p.grad is not None),
-                   default=len(self.h) + 2)
+        x = self.run_blocks(batch, stream, last_only, past)                              # (2)
+        return self.ln_f.forward(x)                                                      # (3)
 
     def backward(self, dy):
         """dhidden (N,C) or (B,C) -> gradient of the embedded tokens (N,C).
@@ -142,11 +156,9 @@ class GPT2(Layer):
         Stops at the lowest layer that is trained; returns None unless that is the embeddings.
         """
         lowest = self.lowest
-        if lowest > len(self.h) + 1:
+        if lowest > self.config.n_layer + 1:
             return None
-        dx = self.ln_f.backward(dy)
-        for i in reversed(range(max(lowest - 1, 0), len(self.h))):
-            dx = self.h[i].backward(dx)
+        dx = self.run_back(self.ln_f.backward(dy))
         if lowest > 0:
             return None
         dx = self.drop.backward(dx)
@@ -155,20 +167,26 @@ class GPT2(Layer):
         return dx
 
 
-def initialise(parameters, seed):
-    """Fills each parameter with its initial values: N(0, 0.02), residual projections smaller.
+def initialise(parameters, seed, names=None):
+    """Fills the parameters of these names, or all, with initial values: N(0, 0.02), residual
+    projections smaller.
 
     Radford et al. 2019, section 2.3. Drawn by the parameter's place in the model, so a width or
     dtype changes nothing for the others.
     """
     for number, p in enumerate(parameters):
+        if names is not None and p.name not in names:
+            continue
         p.value[...] = p.fill
         if p.scale:
             p.value += (p.scale * random.normal(p.shape, seed, number)).astype(p.value.dtype)
 
 
 def count(config):
-    """-> parameters of the model, the tied matrix counted once."""
+    """-> parameters of the model, the tied matrix counted once.
+
+        (4) (V + T) C + L (4 C^2 + 2 C M + M + 9 C) + 2 C      T: n_positions, M: n_inner
+    """
     c, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     block = 4 * c * c + 2 * c * inner + inner + 9 * c
-    return (config.vocab_size + config.n_positions) * c + config.n_layer * block + 2 * c
+    return (config.vocab_size + config.n_positions) * c + config.n_layer * block + 2 * c     # (4)

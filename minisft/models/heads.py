@@ -1,9 +1,11 @@
-"""What stands on top of GPT-2: a language model with the tied matrix, or a classifier."""
+"""What stands on top of GPT-2 or BERT: a classifier, or a language model with the tied matrix."""
 
 import numpy as np
 
+from minisft import random
 from minisft.array import array_module
-from minisft.layers import Layer, Linear
+from minisft.layers import Dropout, Layer, Linear
+from minisft.models.bert import Bert, MeanPooler, Pooler
 from minisft.models.gpt2 import GPT2, initialise
 from minisft.ops import cross_entropy, linear
 from minisft.parameters import Parameters
@@ -15,6 +17,7 @@ class Model(Layer):
     fresh = ()            # names of the parameters that a checkpoint lacked and `load` drew
     loss_cache = None
     overwrites_logits = False
+    pruned = False        # whether it reads one token of each text alone
 
     def build(self, dtype, seed=None):
         """Lays all parameters into one store, zeros or, with a seed, initial values.
@@ -64,6 +67,8 @@ class Classifier(Model):
     The last block computes only what those tokens need, forward and backward.
     """
 
+    pruned = True
+
     def __init__(self, config, names, dtype=np.float32, seed=0):
         self.names = tuple(names)
         self.trunk = GPT2(config)
@@ -75,6 +80,10 @@ class Classifier(Model):
     @property
     def head_layer(self):
         return self.trunk.config.n_layer + 2
+
+    def from_random_weights(self, dropout, seed):
+        """-> a classifier of the same shape and labels that has learnt nothing."""
+        return type(self)(self.trunk.config.with_dropout(dropout), self.names, seed=seed)
 
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
@@ -99,6 +108,51 @@ class Classifier(Model):
         (loss, denominator), self.loss_cache = cross_entropy.forward(
             logits, xp.asarray(batch.labels), weights, smoothing)
         return loss, denominator, logits
+
+
+class BertClassifier(Classifier):
+    """`classifier` (C,K) on what a pooler makes of each text.
+
+    `pooling` "first": the first token through BERT's pooler, as BertForSequenceClassification; the
+    last block computes only what that token needs. "mean": the mean of the text's tokens, which
+    `transformers` has no class for.
+    """
+
+    POOLINGS = "first", "mean"
+
+    def __init__(self, config, names, dtype=np.float32, seed=0, pooling="first"):
+        if pooling not in self.POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}, expected first or mean")
+        self.names, self.pooling, self.pruned = tuple(names), pooling, pooling == "first"
+        self.trunk = Bert(config)
+        self.pooler = Pooler("pooler", config) if pooling == "first" else MeanPooler()
+        head = config.n_layer + 2
+        self.drop = Dropout(config.pooled_rate, head, random.POOLED)
+        self.classifier = Linear("classifier", config.n_embd, len(self.names), head)
+        if dtype is not None:
+            self.build(dtype, seed)
+
+    def from_random_weights(self, dropout, seed):
+        return type(self)(self.trunk.config.with_dropout(dropout), self.names, seed=seed,
+                          pooling=self.pooling)
+
+    @property
+    def head_layer(self):
+        return self.trunk.config.n_layer + 1     # the pooler too: a checkpoint may lack it
+
+    def forward(self, batch, stream=None):
+        """Batch -> logits (B,K)."""
+        self.loss_cache = None     # of an earlier forward, whose layers' caches end here
+        hidden = self.trunk.forward(batch, stream, self.pruned)
+        pooled = self.pooler.forward(hidden, batch)
+        # one mask a text: its first position stands for the whole
+        pooled = self.drop.forward(pooled, stream, batch.texts, np.zeros_like(batch.texts))
+        return self.classifier.forward(pooled)
+
+    def backward(self, dlogits):
+        """dlogits (B,K) -> gradient of the embedded tokens (N,C), or None where layers freeze."""
+        dpooled = self.drop.backward(self.classifier.backward(dlogits))
+        return self.trunk.backward(self.pooler.backward(dpooled))
 
 
 class LanguageModel(Model):

@@ -1,0 +1,278 @@
+"""BERT (Devlin et al. 2019, "BERT: pre-training of deep bidirectional transformers").
+
+A block is post-norm (Vaswani et al. 2017, section 5.4): y = LayerNorm(x + f(x)), twice, and every
+token sees every other. Names are BERT's own, so a name in the code is a name in the file.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from minisft import layers, random
+from minisft.array import array_module
+from minisft.errors import UserError
+from minisft.layers import (
+    Attending,
+    Dropout,
+    Embedding,
+    Layer,
+    LayerNorm,
+    Linear,
+    TransformerBlock,
+)
+from minisft.models.gpt2 import GELU_FORMS, read_config, require_values
+from minisft.models.trunk import Trunk
+
+# Settings of `transformers` that change the model and that we do not have, with the value we have.
+UNSUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False,
+               "add_cross_attention": False}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The keys of BERT's config.json that shape the model."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None      # None: hidden_dropout_prob
+
+    TITLE: ClassVar = "BERT"
+
+    # What every model is asked for, under one name for all.
+    n_embd = property(lambda self: self.hidden_size)
+    n_layer = property(lambda self: self.num_hidden_layers)
+    n_head = property(lambda self: self.num_attention_heads)
+    n_positions = property(lambda self: self.max_position_embeddings)
+
+    @property
+    def gelu_form(self):
+        """-> "erf" or "tanh"."""
+        return GELU_FORMS[self.hidden_act]
+
+    @property
+    def pooled_rate(self):
+        """-> dropout before the classifier."""
+        rate = self.classifier_dropout
+        return self.hidden_dropout_prob if rate is None else rate
+
+    @property
+    def drops(self):
+        """-> whether any dropout is drawn in training."""
+        return bool(self.hidden_dropout_prob or self.attention_probs_dropout_prob
+                    or self.pooled_rate)
+
+    def with_dropout(self, rate):
+        """-> the same config with this rate everywhere."""
+        return replace(self, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate,
+                       classifier_dropout=None)
+
+    @classmethod
+    def from_dict(cls, settings, source):
+        """config.json as a dict, its path for messages -> config; raises UserError by key."""
+        return read_config(cls, settings, UNSUPPORTED, source)
+
+    def require_sound(self, source):
+        """Raises UserError naming the first key that cannot be."""
+        require_values(self, source, "hidden_act", "layer_norm_eps",
+                       ("vocab_size", "max_position_embeddings", "hidden_size",
+                        "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                        "type_vocab_size"),
+                       ("hidden_dropout_prob", "attention_probs_dropout_prob",
+                        "classifier_dropout"), may_be_none="classifier_dropout")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(f"{source}: hidden_size {self.hidden_size} is no multiple of "
+                            f"num_attention_heads {self.num_attention_heads}")
+
+
+class Embeddings(Layer):
+    """Token, position and type of each token, summed, then LayerNorm."""
+
+    def __init__(self, name, config):
+        width = config.hidden_size
+        self.word = Embedding(f"{name}.word_embeddings", config.vocab_size, width, layer=0)
+        self.position = Embedding(f"{name}.position_embeddings", config.max_position_embeddings,
+                                  width, layer=0)
+        self.type = Embedding(f"{name}.token_type_embeddings", config.type_vocab_size, width,
+                              layer=0)
+        self.norm = LayerNorm(f"{name}.LayerNorm", width, 0, config.layer_norm_eps)
+        self.drop = Dropout(config.hidden_dropout_prob, 0, random.EMBEDDING)
+
+    def forward(self, batch, stream=None):
+        """Batch of N tokens -> y (N,C)."""
+        types = np.zeros_like(batch.ids) if batch.types is None else batch.types
+        x = self.word.forward(batch.ids) + self.type.forward(types)
+        x = self.norm.forward(x + self.position.forward(batch.positions))
+        return self.drop.forward(x, stream, batch.token_texts, batch.positions)
+
+    def backward(self, dy):
+        """dy (N,C) -> gradient of the sum before the norm (N,C)."""
+        dx = self.norm.backward(self.drop.backward(dy))
+        self.position.backward(dx)
+        self.type.backward(dx)
+        self.word.backward(dx)
+        return dx
+
+
+class SelfAttention(Attending):
+    """Every token attends to every token of its sequence; four maps (C,C)."""
+
+    def __init__(self, name, config, layer):
+        width = config.hidden_size
+        self.query = Linear(f"{name}.self.query", width, width, layer)
+        self.key = Linear(f"{name}.self.key", width, width, layer)
+        self.value = Linear(f"{name}.self.value", width, width, layer)
+        self.dense = Linear(f"{name}.output.dense", width, width, layer)
+        self.n_head, self.layer = config.num_attention_heads, layer
+        self.rate = config.attention_probs_dropout_prob
+
+    def forward(self, x, batch, stream=None, rows=None):
+        """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
+        asking = x if rows is None else x[rows]
+        q, k, v = (layer.forward(part).reshape(len(part), self.n_head, -1) for layer, part in (
+            (self.query, asking), (self.key, x), (self.value, x)))
+        y = self.attend(q, k, v, batch, stream, False, rows)
+        self.keep(rows)
+        return self.dense.forward(y.reshape(len(y), -1))
+
+    def backward(self, dy):
+        """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
+        (rows,) = self.take()
+        dy = self.dense.backward(dy)
+        dq, dk, dv = (d.reshape(len(d), -1) for d in self.attend_back(
+            dy.reshape(len(dy), self.n_head, -1)))
+        dx = self.key.backward(dk) + self.value.backward(dv)
+        dx[slice(None) if rows is None else rows] += self.query.backward(dq)
+        return dx
+
+
+class MLP(layers.MLP):
+    """GPT-2's, under BERT's names."""
+
+    def __init__(self, name, config, layer):
+        width, inner = config.hidden_size, config.intermediate_size
+        self.c_fc = Linear(f"{name}.intermediate.dense", width, inner, layer)
+        self.c_proj = Linear(f"{name}.output.dense", inner, width, layer)
+        self.form = config.gelu_form
+
+
+class Block(TransformerBlock):
+    """A post-norm Transformer block."""
+
+    def __init__(self, name, config, layer):
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.attention = SelfAttention(f"{name}.attention", config, layer)
+        self.drop_1 = Dropout(config.hidden_dropout_prob, layer, random.ATTENTION_OUT)
+        self.norm_1 = LayerNorm(f"{name}.attention.output.LayerNorm", width, layer, eps)
+        self.mlp = MLP(name, config, layer)
+        self.drop_2 = Dropout(config.hidden_dropout_prob, layer, random.MLP_OUT)
+        self.norm_2 = LayerNorm(f"{name}.output.LayerNorm", width, layer, eps)
+
+    def run(self, x, batch, stream, rows, past=None):
+        """As `forward`; there is no past."""
+        texts, positions = batch.token_texts, batch.positions
+        a = self.attention.forward(x, batch, stream, rows)
+        self.keep(rows)
+        if rows is not None:
+            x, texts, positions = x[rows], texts[rows], positions[rows]
+        x = self.norm_1.forward(x + self.drop_1.forward(a, stream, texts, positions))
+        m = self.mlp.forward(x)
+        return self.norm_2.forward(x + self.drop_2.forward(m, stream, texts, positions))
+
+    def run_back(self, dy):
+        """As `backward`."""
+        (rows,) = self.take()
+        dy = self.norm_2.backward(dy)
+        dy = self.norm_1.backward(dy + self.mlp.backward(self.drop_2.backward(dy)))
+        dx = self.attention.backward(self.drop_1.backward(dy))
+        dx[slice(None) if rows is None else rows] += dy
+        return dx
+
+
+class Pooler(Layer):
+    """y = tanh(x @ w + b) of the first token of each sequence (Devlin et al. 2019, figure 1)."""
+
+    def __init__(self, name, config):
+        self.dense = Linear(f"{name}.dense", config.hidden_size, config.hidden_size,
+                            config.n_layer + 1)
+
+    def forward(self, first, batch):
+        """first (B,C), of the first tokens -> y (B,C)."""
+        y = array_module(first).tanh(self.dense.forward(first))
+        self.keep(y)
+        return y
+
+    def backward(self, dy):
+        """dy (B,C) -> dfirst (B,C)."""
+        (y,) = self.take()
+        return self.dense.backward(dy * (1 - y * y))
+
+
+class MeanPooler(Layer):
+    """The mean of each sequence's tokens, [CLS] and [SEP] among them; no parameters."""
+
+    def forward(self, hidden, batch):
+        """hidden (N,C) -> y (B,C)."""
+        xp = array_module(hidden)
+        lengths = xp.asarray(batch.lengths)
+        self.keep(lengths)
+        return xp.add.reduceat(hidden, batch.first, axis=0) / lengths[:, None].astype(hidden.dtype)
+
+    def backward(self, dy):
+        """dy (B,C) -> dhidden (N,C)."""
+        (lengths,) = self.take()
+        xp = array_module(dy)
+        return xp.repeat(dy / lengths[:, None].astype(dy.dtype), lengths, axis=0)
+
+
+class Bert(Trunk):
+    """Embeddings and blocks; a head of `heads.py` goes on top."""
+
+    def __init__(self, config):
+        self.config = config
+        self.embeddings = Embeddings("embeddings", config)
+        self.blocks = [Block(f"encoder.layer.{i}", config, layer=i + 1)
+                       for i in range(config.n_layer)]
+
+    def embed(self, batch, stream):
+        """Batch of N tokens -> x (N,C)."""
+        return self.embeddings.forward(batch, stream)
+
+    def wanted(self, batch):
+        """-> the row of each sequence that the pooler reads (B,): its first token."""
+        return batch.first
+
+    def forward(self, batch, stream=None, first_only=False):
+        """Batch of N tokens -> hidden (N,C), or (B,C) of each sequence's first token only.
+
+        `stream` (random.Stream) turns dropout on in the layers that are trained.
+        """
+        return self.run_blocks(batch, stream, first_only)
+
+    def backward(self, dy):
+        """dhidden (N,C) or (B,C) -> gradient of the embedded tokens (N,C).
+
+        Stops at the lowest layer that is trained; returns None unless that is the embeddings.
+        """
+        lowest = self.lowest
+        if lowest > self.config.n_layer:
+            return None
+        dx = self.run_back(dy)
+        return self.embeddings.backward(dx) if lowest == 0 else None
+
+
+def count(config):
+    """-> parameters of the trunk and the pooler, as the published numbers have them."""
+    c, inner = config.hidden_size, config.intermediate_size
+    tables = (config.vocab_size + config.max_position_embeddings + config.type_vocab_size + 2) * c
+    block = 4 * c * c + 2 * c * inner + inner + 9 * c
+    return tables + config.num_hidden_layers * block + c * c + c
