@@ -23,8 +23,8 @@ SHORT = 256     # texts of so many tokens are cheaper with their scores kept tha
 def forward(q, k, v, cu_seqlens, key_starts, key_lengths, causal=True, drop=None):
     """As ops/attention.py: q (Nq,H,D), k and v (Nk,H,D) -> y (Nq,H,D), cache.
 
-    drop: None or (rate, words), where words(b, stop, start, queries) gives the random words of
-    sequence b for a block of keys and a slice of queries. Raises ValueError as there.
+    drop: None or (rate, words), where words(b, tk, block, queries) gives the random words of
+    sequence b for a block of its tk keys and a slice of its queries. Raises ValueError as there.
     """
     xp = array_module(q)
     y = xp.empty_like(q)
@@ -41,7 +41,7 @@ def forward(q, k, v, cu_seqlens, key_starts, key_lengths, causal=True, drop=None
             p = xp.exp(s, out=s)
             total[:, rows] = total[:, rows] * shrink + p.sum(axis=-1, keepdims=True)
             if drop is not None:
-                p *= _mask(drop, b, rows, block, p.dtype)
+                p *= _mask(drop, b, k_b.shape[1], block, rows, p.dtype)
             a[:, rows] = a[:, rows] * shrink + p @ v_b[:, block]
             m[:, rows] = highest
         y[queries] = merge(a / total)                                                    # (9)
@@ -66,7 +66,7 @@ def backward(dy, cache):
             dp = dy_b[:, rows] @ transpose(v_b[:, block])
             kept = p
             if drop is not None:
-                mask = _mask(drop, b, rows, block, p.dtype)
+                mask = _mask(drop, b, k_b.shape[1], block, rows, p.dtype)
                 kept, dp = p * mask, dp * mask                                       # (5)
             dv[keys][block] += merge(transpose(kept) @ dy_b[:, rows])                # (4)
             dp -= row_sum[:, rows]
@@ -98,6 +98,6 @@ def _scores(q, k, rows, block, causal):
     return s
 
 
-def _mask(drop, b, rows, block, dtype):
+def _mask(drop, b, tk, block, rows, dtype):
     rate, words = drop
-    return dropout.mask(words(b, block.stop, block.start, rows), rate, dtype)
+    return dropout.mask(words(b, tk, block, rows), rate, dtype)

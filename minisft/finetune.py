@@ -1,7 +1,7 @@
 """Fine-tuning from files to a run folder: the article's four steps in the order they happen."""
 
 import dataclasses
-import math
+from math import ceil, sqrt
 from pathlib import Path
 
 from minisft import hub, plots, runs
@@ -132,10 +132,13 @@ def _from_random_weights(task, pretrained, settings):
     The recipe is the one for random weights, which need a larger rate and more epochs.
     """
     recipe = dataclasses.replace(settings, model="scratch", epochs=None, dropout=None, lr=None,
-                                 train_layers="all", layer_decay=1.0, early_stopping=4)
+                                 train_layers="all", layer_decay=1.0)
     recipe = dataclasses.replace(recipe, **_defaults(recipe))
     model = pretrained.from_random_weights(recipe.dropout, recipe.seed)
     recipe = _fitting(recipe, model, task.train_ids)
+    # a peak is known for one when 150 steps, or an epoch of more, have brought nothing better
+    patience = ceil(150 * recipe.batch_tokens / int(task.train_ids.lengths.sum()))
+    recipe = dataclasses.replace(recipe, early_stopping=patience)
     for name in ("train_ids", "valid_ids"):      # the frozen layers of another model
         setattr(task, name, dataclasses.replace(getattr(task, name), features=None))
     fit(model, task.train_ids, recipe, task.validate, State(), make_optimizer(model, recipe),
@@ -190,17 +193,20 @@ def _fitting(settings, model, sequences):
     """
     tokens = int(sequences.lengths.sum())
     batch_tokens = settings.batch_tokens or max(1, min(2048, tokens // 8))
-    enough = math.ceil(200 * batch_tokens / tokens)
+    enough = ceil(200 * batch_tokens / tokens)
+    settings = dataclasses.replace(settings, batch_tokens=batch_tokens)
     return dataclasses.replace(
-        settings, batch_tokens=batch_tokens, lr=settings.lr or _default_lr(model, settings),
+        settings, lr=settings.lr or _default_lr(model, settings),
         epochs=settings.epochs or (15 if settings.model == "scratch" else min(max(3, enough), 20)))
 
 
 def _default_lr(model, settings):
-    # 5e-5 is the field's choice at GPT-2's width 768; narrower models want more, and a head that
-    # starts from random weights on a frozen model most.
-    adam = 1e-3 if settings.model == "scratch" or settings.train_layers == "head" else (
-        5e-5 * 768 / model.trunk.config.n_embd)
+    # 5e-5 is the field's choice at GPT-2's width 768; narrower models want more, small batches
+    # less (by the square root: Malladi et al. 2022), and a new head on a frozen model most.
+    adam = 5e-5 * (768 / model.trunk.config.n_embd) ** 1.5 * sqrt(
+        min(1, settings.batch_tokens / 2048))
+    if settings.model == "scratch" or settings.train_layers == "head":
+        adam = 1e-3
     return 100 * adam if settings.optimizer == "sgd" else adam     # its steps know no scale
 
 

@@ -7,7 +7,7 @@ from math import sqrt
 
 import numpy as np
 
-from minisft import attention_blocks, attention_groups, random
+from minisft import attention_blocks, attention_groups, cuda, random
 from minisft.array import array_module
 from minisft.ops import attention, dropout, embedding, gelu, layer_norm, linear
 from minisft.parameters import Parameter
@@ -137,7 +137,7 @@ class Dropout(Layer):
         if stream is None or not self.rate:
             self.keep(None)
             return x
-        words = stream.tokens(self.layer, self.site, texts, positions, x.shape[-1])
+        words = random.Tokens(stream, self.layer, self.site, texts, positions)
         y, cache = dropout.forward(x, words, self.rate)
         self.keep(cache)
         return y
@@ -165,17 +165,17 @@ class Attending(Layer):
         cu_seqlens = batch.cu_seqlens if rows is None else np.arange(len(rows) + 1)
         longest = int(np.diff(cu_seqlens).max())
         drop = None if stream is None or not self.rate else self.rate
-        if self.plain or longest <= attention_blocks.SHORT and (
-                rows is not None or keys is not None or array_module(q) is not np):
-            way, rest = attention, self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
-        elif longest <= attention_blocks.SHORT:
+        sequences = self.plain or cuda.chosen(q) != "off"      # ops/attention.py has the kernel
+        if not sequences and longest > attention_blocks.SHORT:
+            way = attention_blocks     # the scores of long texts grow with the square of the length
+            rest = self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
+        elif not sequences and rows is None and keys is None and array_module(q) is np:
             way, rest = attention_groups, (cu_seqlens, causal, drop and (
                 drop, lambda numbers, length: stream.scores(
                     self.layer, batch.texts[numbers, None, None, None], np.arange(length),
                     self.n_head, length)))
-        else:     # the scores of long texts grow with the square of the length
-            way = attention_blocks
-            rest = self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
+        else:
+            way, rest = attention, self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
         y, cache = way.forward(q, k, v, *rest)
         self.attended = way, cache
         return y
@@ -188,11 +188,13 @@ class Attending(Layer):
     def _each(self, batch, stream, causal, rows, keys, cu_seqlens, drop):
         """-> what a way that takes one sequence after the other is told beside q, k and v."""
         starts, lengths = (batch.cu_seqlens[:-1], batch.lengths) if keys is None else keys
-        asking = batch.positions if rows is None else batch.positions[rows]
+        words = drop and random.Scores(stream, self.layer, batch.texts, cu_seqlens, self.n_head)
+        if drop and not causal and rows is not None:
+            asking = batch.positions[rows]     # Scores would count from the end of the text
 
-        def words(b, n_keys, first=0, queries=slice(None)):
-            positions = asking[cu_seqlens[b]:cu_seqlens[b + 1]][queries]
-            return stream.scores(self.layer, batch.texts[b], positions, self.n_head, n_keys, first)
+            def words(b, n_keys):
+                return stream.scores(self.layer, batch.texts[b], asking[b:b + 1], self.n_head,
+                                     n_keys)
 
         return cu_seqlens, starts, lengths, causal, drop and (drop, words)
 

@@ -16,6 +16,7 @@ Each works block by block, in place, so that a block is read once while it is in
 from math import cos, pi, sqrt
 
 from minisft.array import array_module
+from minisft.launch import adamw
 
 BLOCK = 1 << 16
 
@@ -39,9 +40,13 @@ class Optimizer:
         self.t += 1
         for run, rate in zip(self.store.runs, self.rates, strict=True):
             decay = self.weight_decay if run.decays else 0.0
-            for start in range(run.start, run.stop, BLOCK):
-                block = slice(start, min(start + BLOCK, run.stop))
-                self.update(block, lr * rate, decay, self.store.grads[block] * scale)
+            self.update_run(slice(run.start, run.stop), lr * rate, decay, scale)
+
+    def update_run(self, run, lr, decay, scale):
+        """One run of the buffer, block by block."""
+        for start in range(run.start, run.stop, BLOCK):
+            block = slice(start, min(start + BLOCK, run.stop))
+            self.update(block, lr, decay, self.store.grads[block] * scale)
 
     def state(self):
         """-> the arrays to keep and the number of steps, for an exact resume."""
@@ -115,6 +120,13 @@ class AdamW(Adam):
     def __init__(self, store, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, rates=None):
         super().__init__(store, betas, eps, weight_decay, rates)
 
+    def update_run(self, run, lr, decay, scale):
+        """One run of the buffer, in one kernel where there is a GPU."""
+        if not adamw.runs_on(self.store.values):
+            return super().update_run(run, lr, decay, scale)
+        adamw.step(self.store.values[run], self.store.grads[run], self.m[run], self.v[run], self.t,
+                   lr, decay, self.betas, self.eps, scale)
+
 
 OPTIMIZERS = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
 SCHEDULES = ("linear", "cosine", "constant")
@@ -122,6 +134,8 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 def gradient_norm(store):
     """-> length of all gradients as one vector, summed block by block in a fixed order."""
+    if adamw.runs_on(store.grads):
+        return sqrt(float(adamw.squares(store.grads)[0]))
     total = 0.0
     for start in range(0, len(store.grads), BLOCK):
         block = store.grads[start:start + BLOCK]

@@ -87,6 +87,46 @@ class Stream:
         return words.reshape(*shape[:-1], -1)[..., :width]
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """The words of every token and channel of a packed batch, made when they are asked for.
+
+    A kernel makes the same words itself, from the numbers that are kept here.
+    """
+
+    stream: Stream
+    layer: int
+    site: int
+    texts: np.ndarray
+    positions: np.ndarray
+
+    def __call__(self, width):
+        """number of channels -> words (N,width) uint32."""
+        return self.stream.tokens(self.layer, self.site, self.texts, self.positions, width)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The words of every score of a packed batch, made for one sequence when they are asked for.
+
+    A kernel makes the same words itself, from the numbers that are kept here.
+    """
+
+    stream: Stream
+    layer: int
+    texts: np.ndarray
+    cu_seqlens: np.ndarray     # of the queries: the last of each text's keys
+    n_head: int
+
+    def __call__(self, b, n_keys, block=None, queries=slice(None)):
+        """sequence, its number of keys -> words (H,Tq,Tk) uint32; or of a slice of keys, which
+        starts at a multiple of four, and a slice of queries."""
+        n_queries = self.cu_seqlens[b + 1] - self.cu_seqlens[b]
+        positions = np.arange(n_keys - n_queries, n_keys)[queries]
+        first, stop = (0, n_keys) if block is None else (block.start, block.stop)
+        return self.stream.scores(self.layer, self.texts[b], positions, self.n_head, stop, first)
+
+
 def permutation(n, seed, epoch):
     """-> an order of n things (n,) int64 that only the seed and the epoch decide."""
     index = np.arange(n, dtype=np.uint32)

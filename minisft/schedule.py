@@ -1,16 +1,20 @@
-"""The one place that decides how a formula runs: as it stands, or in blocks of rows.
+"""The one place that decides how a formula runs: as it stands, in blocks of rows, or as a kernel.
 
-`@by_rows` marks an operation of which every row of the result depends on the same row of its
-arguments alone. A reader may leave the decorator out: it changes no value beyond the order in
-which sums over rows are taken. The plain formula stays callable as `function.formula`.
+`@by_kernel` marks an operation that has a kernel in `kernels/`, launched by the function of the
+same name in `minisft/launch/`. `@by_rows` marks one of which, besides, every row of the result
+depends on the same row of its arguments alone. A reader may leave a decorator out: it changes no
+value beyond rounding. The plain formula stays callable as `function.formula`.
 """
 
-from functools import wraps
+from functools import lru_cache, wraps
+from importlib import import_module
+from importlib.util import find_spec
 from inspect import signature
 
 import numpy as np
 
-from minisft import rows
+from minisft import cuda, rows
+from minisft.array import array_module
 
 
 class Cache(tuple):
@@ -20,6 +24,73 @@ class Cache(tuple):
         made = super().__new__(cls, entries)
         made.by_row = by_row
         return made
+
+
+class KernelCache(tuple):
+    """A cache that a kernel made; `launcher` is the module with the backward that takes it."""
+
+    def __new__(cls, entries, launcher):
+        made = super().__new__(cls, entries)
+        made.launcher = launcher
+        return made
+
+
+def by_kernel(formula):
+    """An operation that runs as its kernel where there is a GPU, or the emulator is asked for."""
+    names = list(signature(formula).parameters)
+
+    @wraps(formula)
+    def scheduled(*args, **options):
+        given = dict(zip(names, args, strict=False)) | options
+        if launcher := _launcher(formula, given):
+            return _launched(launcher, formula, given)
+        return formula(*args, **options)
+
+    scheduled.formula = formula
+    return scheduled
+
+
+def _launcher(formula, given):
+    """-> the module of minisft/launch that does what this formula would, here; None without."""
+    if isinstance(kept := given.get("cache"), KernelCache):
+        return kept.launcher
+    if not cuda.possible():
+        return None
+    floats = [a for a in given.values() if _is_array(a) and a.dtype.kind == "f"]
+    if not floats or any(a.dtype != np.float32 for a in floats):
+        return None
+    if (version := cuda.chosen(floats[0])) == "off":
+        return None
+    launcher = _launch_module(formula.__module__, version)
+    does = getattr(launcher, formula.__name__, None)
+    # a cache of the plain forward is for the plain backward, unless only the backward has a kernel
+    if does is None or ("cache" in given and hasattr(launcher, "forward")):
+        return None
+    return launcher if getattr(launcher, "fits", lambda **_: True)(**given) else None
+
+
+def _launched(launcher, formula, given):
+    result = getattr(launcher, formula.__name__)(**given)
+    if formula.__name__ == "forward":
+        y, made = result
+        return y, KernelCache(made, launcher)
+    return result
+
+
+@lru_cache
+def _launch_module(operation, version):
+    """minisft.ops.softmax, naive -> the module minisft.launch.softmax_naive, else .softmax."""
+    home, _, stem = operation.rpartition(".")
+    if home != "minisft.ops":
+        return None
+    for name in (f"{stem}_naive", stem) if version == "naive" else (stem,):
+        if find_spec(f"minisft.launch.{name}"):
+            return import_module(f"minisft.launch.{name}")
+    return None
+
+
+def _is_array(a):
+    return isinstance(a, np.ndarray) or array_module(a) is not np
 
 
 def by_rows(*split, sums=()):
@@ -34,6 +105,8 @@ def by_rows(*split, sums=()):
         @wraps(formula)
         def scheduled(*args, **options):
             given = dict(zip(names, args, strict=False)) | options
+            if launcher := _launcher(formula, given):
+                return _launched(launcher, formula, given)
             cache = given.get("cache")
             rowed = [given[name] for name in split if given.get(name) is not None]
             if isinstance(cache, Cache):

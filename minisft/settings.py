@@ -79,8 +79,9 @@ class Settings:
     recompute: bool = option(False, "keep only the input of each block and compute the block anew "
                              "for the backward: less memory, a third more work",
                              action="store_true")
-    lr: float = option(None, "highest learning rate (default: 5e-5 * 768 / width; scratch, and "
-                       "--train-layers head: 1e-3; sgd: a hundred times that)", type=float)
+    lr: float = option(None, "highest learning rate (default: 5e-5 * (768 / width) ** 1.5, "
+                       "less for batches of few texts; scratch, and --train-layers head: 1e-3; "
+                       "sgd: a hundred times that)", type=float)
     schedule: str = option("linear", "how the learning rate falls", choices=SCHEDULES)
     warmup: float = option(0.1, "part of all steps over which the learning rate rises", type=float)
     optimizer: str = option("adamw", "the optimizer", choices=tuple(OPTIMIZERS))

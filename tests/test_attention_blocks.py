@@ -30,8 +30,8 @@ def case(rng, queries, keys, causal, dropped, dtype=np.float64):
     words = [rng.integers(0, 2**32, (2, tq, tk), dtype=np.uint32)
              for tq, tk in zip(queries, keys, strict=True)]
 
-    def drawn(b, stop, start=0, queries=slice(None)):
-        return words[b][:, queries, start:stop]
+    def drawn(b, tk, block=slice(None), queries=slice(None)):
+        return words[b][:, queries, block]
 
     return q, k, v, (np.cumsum([0, *queries]), starts, np.array(keys), causal,
                      (0.4, drawn) if dropped else None)

@@ -13,8 +13,12 @@ PACKAGE = ROOT / "minisft"
 FLOORS = [
     ["errors", "array", "rows"],
     ["random", "erf", "gradcheck", "batch", "metrics", "report", "parameters", "files",
-     "plots", "ledger", "data.wordpiece"],
-    ["features"],
+     "plots", "ledger", "data.wordpiece", "emulator"],
+    ["features", "cuda"],
+    ["launch.packed"],
+    ["launch.adamw", "launch.attention", "launch.attention_bfloat16", "launch.attention_naive",
+     "launch.cross_entropy", "launch.dropout", "launch.embedding", "launch.gelu",
+     "launch.layer_norm", "launch.softmax", "launch.softmax_naive"],
     ["schedule"],
     ["tensors", "runs", "data.augment", "data.table", "data.text", "data.toy_news", "ops.embedding",
      "ops.linear", "ops.layer_norm", "ops.gelu", "ops.softmax", "ops.dropout", "optim"],
@@ -27,7 +31,7 @@ FLOORS = [
     ["models.gpt2"],
     ["models.bert"],
     ["models.heads"],
-    ["families", "checks", "generate", "mistakes", "plan"],
+    ["families", "checks", "generate", "kernel_checks", "mistakes", "plan"],
     ["checkpoint"],
     ["hub", "train", "evaluate"],
     ["folder", "card"],
@@ -39,18 +43,23 @@ FLOORS = [
     ["cli"],
     ["__main__"],
 ]
-EMPTY = {"", "data", "models"}     # nothing but a docstring; anyone may import through them
+EMPTY = {"", "data", "models", "launch"}     # a docstring only; anyone may import
 
 # What each operation must have today. The table may only grow; what an operation will never have
 # is an exemption, with its reason.
 KINDS = {
     "test": lambda stem: ROOT / "tests" / f"test_{stem}.py",
     "page": lambda stem: ROOT / "README.md",
+    "kernel": lambda stem: ROOT / "kernels" / f"{stem}.cu",
+    "launcher": lambda stem: PACKAGE / "launch" / f"{stem}.py",
 }
-REQUIRED = {stem: {"test", "page"} for stem in (
+REQUIRED = {stem: {"test", "page", "kernel", "launcher"} for stem in (
     "attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear",
     "softmax")}
-EXEMPT = {}     # (stem, kind): reason
+EXEMPT = {     # (stem, kind): reason
+    ("linear", "kernel"): "a matrix product is the work of cuBLAS",
+    ("linear", "launcher"): "it has no kernel",
+}
 
 TESTS_OF_AN_OPERATION = ["test_forward_matches_loops", "test_backward_matches_finite_differences",
                          "test_hostile_inputs"]
@@ -117,8 +126,8 @@ def test_each_operation_has_what_it_must():
     assert stems == REQUIRED.keys()
     for stem, kinds in REQUIRED.items():
         for kind in kinds:
-            assert (stem, kind) not in EXEMPT
-            assert KINDS[kind](stem).exists(), f"{stem}: no {KINDS[kind](stem)}"
+            there = KINDS[kind](stem).exists()
+            assert there != ((stem, kind) in EXEMPT), f"{stem}: {KINDS[kind](stem)}"
 
 
 @pytest.mark.parametrize("stem", sorted(REQUIRED))
@@ -139,3 +148,20 @@ def test_operation_is_documented_and_tested_by_the_form(stem):
 @pytest.mark.parametrize("name", sorted(modules()))
 def test_no_file_hides_what_it_is(name):
     assert name.split(".")[-1] not in {"utils", "common", "base", "helpers", "misc"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.cu")), ids=lambda p: p.stem)
+def test_kernel_says_what_it_computes(path):
+    """The opening names the equations of its formula, what a block owns, memory and demands."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    opening = "\n".join(lines[:next(i for i, s in enumerate(lines) if not s.startswith("//"))])
+    for words in ("Computes", "owns", "Shared memory", "Demands"):
+        assert words in opening, f"the opening does not say: {words}"
+    assert "#include" not in text
+    formula = re.search(r"minisft/(\w+/)?\w+\.py", opening)[0]
+    doc = ast.get_docstring(ast.parse((ROOT / formula).read_text(encoding="utf-8")))
+    numbers = set(re.findall(r"^ *\((\d+)\)", doc, re.M))
+    used = set(re.findall(r"\((\d)\)", " ".join(re.findall(r"//.*", text[len(opening):]))))
+    assert used and used <= numbers, f"equations {sorted(used - numbers)} are not in {formula}"
+    assert max(map(len, lines)) <= 100

@@ -1,6 +1,6 @@
 """all-MiniLM-L6-v2, a real BERT: `MINISFT_MINILM=FOLDER python -m pytest -m slow tests`.
 
-docs/bert.md says how to get the folder; a copy in the Hugging Face cache is found without.
+docs/how-to/bert.md says how to get the folder; a copy in the Hugging Face cache is found without.
 """
 
 import os

@@ -4,6 +4,7 @@ import argparse
 import sys
 from dataclasses import fields
 
+from minisft import cuda
 from minisft.errors import UserError
 from minisft.settings import spelled
 from minisft.train import Interrupted
@@ -24,6 +25,8 @@ def add_settings(parser, kind):
         group.add_argument(spelled(setting.name), **options)
     group.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, with the "
                        "settings that it began with")
+    group.add_argument("--kernels", choices=cuda.VERSIONS, default=cuda.VERSIONS[0],
+                       help="on a GPU, or with MINISFT_CUDA=emulate: which CUDA kernels compute")
 
 
 def run_with_settings(args, kind, command, job):
@@ -36,7 +39,8 @@ def run_with_settings(args, kind, command, job):
                                 "settings of the run go on")
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     try:
-        job(kind(**values), args.resume)
+        with cuda.kernels(args.kernels):
+            job(kind(**values), args.resume)
     except Interrupted as stopped:
         print(f"minisft: interrupted; to go on: minisft {command} --resume {stopped}",
               file=sys.stderr)

@@ -1,4 +1,7 @@
-"""`minisft check`: every backward by hand against finite differences, and mistakes on purpose."""
+"""`minisft check`: every backward by hand against finite differences, and mistakes on purpose.
+
+With MINISFT_CUDA=emulate, or on a GPU, every kernel is compared with its formula besides.
+"""
 
 import sys
 import time
@@ -9,11 +12,14 @@ from inspect import getsource
 import numpy as np
 from tqdm import tqdm
 
+from minisft import cuda
+from minisft.array import gpu_available, to_gpu
 from minisft.checkpoint import load
 from minisft.checks import CHECKS, check_model
 from minisft.errors import UserError
 from minisft.gradcheck import MODEL_LIMIT, STEP, GradientError, worst_of
 from minisft.hub import resolve
+from minisft.kernel_checks import KERNEL_CHECKS
 from minisft.mistakes import PLANTED, sum_hides
 
 HELP = "compare every hand-written gradient with finite differences"
@@ -48,13 +54,13 @@ def run(args):
 
 
 def _check_catalogue(names):
-    chosen = [c for c in CHECKS.values()
-              if not names or any(n.casefold() in c.name.casefold() for n in names)]
-    if not chosen:
+    chosen, of_kernels = _chosen(CHECKS, names), _chosen(_kernels_here(), names)
+    if not chosen and not of_kernels:
         raise UserError(f"no check has {' or '.join(map(repr, names))} in its name, expected a "
-                        f"part of one of: {', '.join(CHECKS)}")
+                        f"part of one of: {', '.join(CHECKS | _kernels_here())}")
     started, errors, failed = time.perf_counter(), [], []
-    _print_head()
+    if chosen:
+        _print_head()
     for c in chosen:
         try:
             row = worst_of(c.rows())
@@ -65,7 +71,34 @@ def _check_catalogue(names):
         errors.append(row.error)
         if not _print_row(c.name, row, c.limit):
             failed.append(c.name)
-    return _summary(len(chosen), failed, errors, started)
+    failed += _check_kernels(of_kernels)
+    return _summary(len(chosen) + len(of_kernels), failed, errors, started)
+
+
+def _chosen(checks, names):
+    """-> the checks whose name contains one of these, or all."""
+    return [c for c in checks.values()
+            if not names or any(n.casefold() in c.name.casefold() for n in names)]
+
+
+def _kernels_here():
+    """-> the checks of the kernels, where something can run them."""
+    return KERNEL_CHECKS if gpu_available() or cuda.emulated() else {}
+
+
+def _check_kernels(checks):
+    """Prints each kernel's worst array -> the names of those beyond their limit."""
+    put, failed = (to_gpu if gpu_available() else np.asarray), []
+    if checks:
+        print(f"{'kernel, float32, against the formula':<60} {'worst array':<12} {'error':>8} "
+              f"{'limit':>7}")
+    for c in checks:
+        row = max(c.rows(put=put), key=lambda row: row.error / row.limit)
+        passes = row.error <= row.limit
+        print(f"{c.name:<60} {row.name:<12} {row.error:>8.1e} {row.limit:>7.1e}  "
+              f"{'ok' if passes else 'FAIL'}", flush=True)
+        failed += [] if passes else [c.name]
+    return failed
 
 
 def _check_checkpoint(folder, seed):

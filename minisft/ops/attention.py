@@ -18,8 +18,10 @@ from math import sqrt
 
 from minisft.array import array_module
 from minisft.ops import dropout, softmax
+from minisft.schedule import by_kernel
 
 
+@by_kernel
 def forward(q, k, v, cu_seqlens, key_starts, key_lengths, causal=True, drop=None):
     """q (Nq,H,D), k and v (Nk,H,D), queries' cu_seqlens (B+1,), keys' (B,) -> y (Nq,H,D), cache.
 
@@ -37,6 +39,7 @@ def forward(q, k, v, cu_seqlens, key_starts, key_lengths, causal=True, drop=None
     return y, (q, k, v, cu_seqlens, key_starts, key_lengths, causal, kept)
 
 
+@by_kernel
 def backward(dy, cache):
     """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D)."""
     q, k, v, cu_seqlens, key_starts, key_lengths, causal, kept = cache

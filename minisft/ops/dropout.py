@@ -8,6 +8,7 @@ The random words are handed in (see `minisft/random.py`), so the operation itsel
 """
 
 from minisft.array import array_module
+from minisft.schedule import by_kernel
 
 
 def mask(words, rate, dtype):
@@ -17,12 +18,14 @@ def mask(words, rate, dtype):
     return keep.astype(dtype) * xp.asarray(1 / (1 - rate), dtype=dtype)     # (1)
 
 
+@by_kernel
 def forward(x, words, rate):
-    """x (...), words (...) uint32, rate in [0, 1) -> y (...), cache."""
-    m = mask(words, rate, x.dtype)
+    """x (...,C), words (...,C) uint32 or words(C) that makes them, rate in [0, 1) -> y, cache."""
+    m = mask(words(x.shape[-1]) if callable(words) else words, rate, x.dtype)
     return x * m, (m,)                                # (2)
 
 
+@by_kernel
 def backward(dy, cache):
     """dy (...) -> dx (...)."""
     (m,) = cache

@@ -8,6 +8,7 @@ tokens, so equal inputs give equal bits.
 """
 
 from minisft.array import array_module
+from minisft.schedule import by_kernel
 
 
 def forward(ids, w):
@@ -15,6 +16,7 @@ def forward(ids, w):
     return w[ids], (ids, w.shape)                                 # (1)
 
 
+@by_kernel
 def backward(dy, cache):
     """dy (N,C) -> dw (V,C)."""
     ids, shape = cache

@@ -9,8 +9,10 @@ A score of -inf gets probability and gradient zero; a row must hold one finite s
 """
 
 from minisft.array import array_module
+from minisft.schedule import by_kernel
 
 
+@by_kernel
 def forward(s):
     """s (...,M) -> p (...,M), cache."""
     xp = array_module(s)
@@ -19,6 +21,7 @@ def forward(s):
     return p, (p,)
 
 
+@by_kernel
 def backward(dp, cache):
     """dp (...,M) -> ds (...,M)."""
     (p,) = cache

@@ -1,0 +1,91 @@
+// Cross-entropy, fused with the softmax: no probability is ever written, and the gradient may take
+// the place of the logits.
+//
+// Computes, of minisft/ops/cross_entropy.py: (1), (2) and each row's part of (3) in
+// cross_entropy_forward; the sums of (3) in cross_entropy_sum; (4) in cross_entropy_backward.
+// A block owns one row of logits; cross_entropy_sum is one block.
+// Shared memory: 256 bytes and less, a few numbers a warp.
+// Demands: float32 logits, int32 labels, contiguous; weights may be null; blockDim.x is a multiple
+// of 32. A label that is neither `ignore` nor a class makes the loss and the row's gradient NaN.
+// Memory traffic: 4 bytes a logit forward (the maximum and the sum take one reading), 8 backward.
+
+// The weight of the row's label: 0 where it is ignored, NaN where it is no class.
+__device__ __forceinline__ float label_mass(int label, const float* weights, int k, int ignore) {
+    if (label == ignore) return 0.0f;
+    if (label < 0 || label >= k) return NAN;
+    return weights ? weights[label] : 1.0f;
+}
+
+// Of each row: loss, mass (the weight of its label), total (of the target's mass), maximum, sum.
+extern "C" __global__ void cross_entropy_forward(
+        const float* __restrict__ z, const int* __restrict__ labels,
+        const float* __restrict__ weights, float* __restrict__ losses, float* __restrict__ masses,
+        float* __restrict__ totals, float* __restrict__ maxima, float* __restrict__ sums, int k,
+        float smoothing, int ignore) {
+    __shared__ Running scratch[MOST_WARPS];
+    __shared__ float2 scratch_sums[MOST_WARPS];
+    const int row = blockIdx.x;
+    z += (long long)row * k;
+    Running mine = running_start();
+    for (int j = threadIdx.x; j < k; j += blockDim.x) mine = running_add(mine, z[j]);
+    const Running whole = block_join(mine, scratch);
+    const float log_sum = logf(whole.sum);
+
+    const int label = labels[row];
+    const float mass = label_mass(label, weights, k, ignore);
+    float total = (1.0f - smoothing) * mass, loss = total;                          // (2)
+    if (total > 0) loss = -total * (z[label] - whole.largest - log_sum);            // (1), (3)
+    if (smoothing > 0 && label != ignore) {
+        float spread_loss = 0.0f, spread_mass = 0.0f;
+        for (int j = threadIdx.x; j < k; j += blockDim.x) {
+            const float spread = smoothing / k * (weights ? weights[j] : 1.0f);
+            if (spread > 0) spread_loss -= spread * (z[j] - whole.largest - log_sum);
+            spread_mass += spread;
+        }
+        const float2 of_all = block_sums(spread_loss, spread_mass, scratch_sums);
+        loss += of_all.x;
+        total += of_all.y;
+    }
+    if (threadIdx.x == 0) {
+        losses[row] = loss;
+        masses[row] = mass;
+        totals[row] = total;
+        maxima[row] = whole.largest;
+        sums[row] = whole.sum;
+    }
+}
+
+// out (2,): the sums of the losses and of the masses
+extern "C" __global__ void cross_entropy_sum(const float* __restrict__ losses,
+                                             const float* __restrict__ masses,
+                                             float* __restrict__ out, int n) {
+    __shared__ float2 scratch[MOST_WARPS];
+    float loss = 0.0f, mass = 0.0f;
+    for (int row = threadIdx.x; row < n; row += blockDim.x) {
+        loss += losses[row];
+        mass += masses[row];
+    }
+    const float2 whole = block_sums(loss, mass, scratch);                           // (3)
+    if (threadIdx.x == 0) {
+        out[0] = whole.x;
+        out[1] = whole.y;
+    }
+}
+
+// z and dz may be the same array: a thread reads a logit and writes its gradient in its place.
+extern "C" __global__ void cross_entropy_backward(
+        const float* z, float* dz, const int* __restrict__ labels,
+        const float* __restrict__ weights, const float* __restrict__ totals,
+        const float* __restrict__ maxima, const float* __restrict__ sums, int k, float dloss,
+        float smoothing, int ignore) {
+    const int row = blockIdx.x, label = labels[row];
+    z += (long long)row * k;
+    dz += (long long)row * k;
+    const float on_label = dloss * (1.0f - smoothing) * label_mass(label, weights, k, ignore);
+    const float scale = dloss * totals[row] / sums[row], largest = maxima[row];
+    const float spread = label == ignore ? 0.0f : dloss * smoothing / k;
+    for (int j = threadIdx.x; j < k; j += blockDim.x) {
+        const float target = spread * (weights ? weights[j] : 1.0f) + (j == label ? on_label : 0);
+        dz[j] = expf(z[j] - largest) * scale - target;                              // (4)
+    }
+}

@@ -1,0 +1,180 @@
+// What every kernel shares. The loader pastes this file in front of each .cu, so no kernel includes
+// anything; it is the only file that knows whether a GPU or the emulator runs the kernel.
+//
+// Words: a warp is 32 threads that run in step, a lane is a thread's place in its warp. A block is
+// up to 1024 threads that share memory and can wait for each other; a grid is all blocks.
+
+#ifndef EMULATOR
+typedef unsigned int uint32_t;
+typedef unsigned short uint16_t;
+#define INFINITY __int_as_float(0x7f800000)     // NVRTC comes without <math.h>
+#define NAN __int_as_float(0x7fffffff)
+#endif
+
+#define WARP 32
+#define ALL_LANES 0xffffffffu
+#define MOST_WARPS 32     // of a block
+
+// -> the largest v of the warp, in every lane. Butterfly: each lane asks the lane whose number
+// differs in one bit, bit by bit.
+__device__ __forceinline__ float warp_max(float v) {
+    for (int bit = WARP / 2; bit > 0; bit /= 2)
+        v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, bit));
+    return v;
+}
+
+// -> the sum of v over the warp, in every lane; always added in the same order.
+__device__ __forceinline__ float warp_sum(float v) {
+    for (int bit = WARP / 2; bit > 0; bit /= 2)
+        v += __shfl_xor_sync(ALL_LANES, v, bit);
+    return v;
+}
+
+// -> the sum of v over the block, in every thread. `scratch` is shared memory for one float a warp;
+// before it is used again, all threads must have read it.
+__device__ __forceinline__ float block_sum(float v, float* scratch) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    v = warp_sum(v);
+    if (lane == 0) scratch[warp] = v;
+    __syncthreads();
+    return warp_sum(lane < (int)blockDim.x / WARP ? scratch[lane] : 0.0f);
+}
+
+// -> the sums of a and of b over the block, by one wait; `scratch` as above, for two floats a warp.
+__device__ __forceinline__ float2 block_sums(float a, float b, float2* scratch) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    a = warp_sum(a);
+    b = warp_sum(b);
+    if (lane == 0) scratch[warp] = make_float2(a, b);
+    __syncthreads();
+    const bool has = lane < (int)blockDim.x / WARP;
+    a = warp_sum(has ? scratch[lane].x : 0.0f);
+    b = warp_sum(has ? scratch[lane].y : 0.0f);
+    return make_float2(a, b);
+}
+
+// A running softmax over a row that is read once (Milakov and Gimelshein 2018, algorithm 3):
+// the largest score so far, and the sum of exp(score - largest).
+struct Running {
+    float largest, sum;
+};
+
+__device__ __forceinline__ Running running_start() { return {-INFINITY, 0.0f}; }
+
+// exp(s - largest), 0 for a score of -inf, also where `largest` is -inf itself
+__device__ __forceinline__ float exp_below(float s, float largest) {
+    return s == -INFINITY ? 0.0f : expf(s - largest);
+}
+
+// What two parts of a row found -> what the whole of it has: the sum of the part with the smaller
+// maximum is scaled down.
+__device__ __forceinline__ Running running_join(Running a, Running b) {
+    const float largest = fmaxf(a.largest, b.largest);
+    return {largest, a.sum * exp_below(a.largest, largest) + b.sum * exp_below(b.largest, largest)};
+}
+
+// One more score. The sum is scaled down only where the score is the largest so far.
+__device__ __forceinline__ Running running_add(Running a, float s) {
+    if (s <= a.largest) return {a.largest, a.sum + exp_below(s, a.largest)};
+    return {s, a.sum * exp_below(a.largest, s) + 1.0f};
+}
+
+__device__ __forceinline__ Running warp_join(Running a) {
+    for (int bit = WARP / 2; bit > 0; bit /= 2)
+        a = running_join(a, {__shfl_xor_sync(ALL_LANES, a.largest, bit),
+                             __shfl_xor_sync(ALL_LANES, a.sum, bit)});
+    return a;
+}
+
+// The same over the block, in every thread; `scratch` as for block_sum.
+__device__ __forceinline__ Running block_join(Running a, Running* scratch) {
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    a = warp_join(a);
+    if (lane == 0) scratch[warp] = a;
+    __syncthreads();
+    return warp_join(lane < (int)blockDim.x / WARP ? scratch[lane] : running_start());
+}
+
+// -> the sum of column c over `pieces` rows that lie `apart` numbers apart, in their order
+__device__ __forceinline__ float column_sum(const float* x, int c, int pieces, long long apart) {
+    float sum = 0.0f;
+    for (int i = 0; i < pieces; i++) sum += x[i * apart + c];
+    return sum;
+}
+
+// Philox4x32-10 (Salmon et al. 2011): four words of counter and two of key -> four random words.
+// The same numbers as minisft/random.py.
+struct Words {
+    uint32_t word[4];
+};
+
+__device__ __forceinline__ Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3,
+                                        uint32_t k0, uint32_t k1) {
+    for (int round = 0; round < 10; round++) {
+        const unsigned long long product0 = 0xD2511F53ull * c0, product1 = 0xCD9E8D57ull * c2;
+        const uint32_t high0 = product0 >> 32, low0 = (uint32_t)product0;
+        const uint32_t high1 = product1 >> 32, low1 = (uint32_t)product1;
+        c0 = high1 ^ c1 ^ k0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ k1;
+        c3 = low0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return {{c0, c1, c2, c3}};
+}
+
+// The random words of attention's dropout (minisft/random.py, Stream.scores): `site` is the layer
+// and the place in it, `threshold` the least word that is kept, `keep` what a kept weight is
+// multiplied by. `text` is the number of the text; without dropout `texts` is null.
+struct ScoreDropout {
+    const uint32_t* texts;
+    uint32_t threshold;
+    float keep;
+    uint32_t seed, step, site;
+};
+
+// -> M of minisft/ops/attention.py for one score: 0, or `keep`
+__device__ __forceinline__ float score_mask(const ScoreDropout& drop, int sequence, int position,
+                                            int head, int key) {
+    if (!drop.texts) return 1.0f;
+    const Words w = philox(drop.step, drop.texts[sequence], position,
+                           (uint32_t)head << 20 | (uint32_t)key / 4, drop.seed, drop.site);
+    const uint32_t low = key & 1 ? w.word[1] : w.word[0], high = key & 1 ? w.word[3] : w.word[2];
+    return (key & 2 ? high : low) >= drop.threshold ? drop.keep : 0.0f;
+}
+
+// bfloat16 is the upper half of a float32: the same range, eight bits of precision. Two of them
+// share a word, the first in its lower half.
+__device__ __forceinline__ float from_bfloat16(uint16_t v) {
+    return __uint_as_float((uint32_t)v << 16);
+}
+
+// To the nearest, ties to even; a NaN stays one.
+__device__ __forceinline__ uint16_t to_bfloat16(float v) {
+    const uint32_t bits = __float_as_uint(v);
+    return v != v ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+__device__ __forceinline__ uint32_t pack_bfloat16(float first, float second) {
+    return to_bfloat16(first) | (uint32_t)to_bfloat16(second) << 16;
+}
+
+// Tensor cores, one warp: C (16, 8) += A (16, 16) @ B (16, 8), A and B in bfloat16, C in float32.
+// With g = lane / 4 and t = lane % 4 a lane holds, two numbers a word (PTX ISA, mma.m16n8k16):
+//     a[0] A[g][2t, 2t+1]       a[1] A[g+8][2t, 2t+1]
+//     a[2] A[g][2t+8, 2t+9]     a[3] A[g+8][2t+8, 2t+9]
+//     b[0] B[2t, 2t+1][g]       b[1] B[2t+8, 2t+9][g]
+//     c[0], c[1] C[g][2t, 2t+1] and c[2], c[3] C[g+8][2t, 2t+1]
+// So the C of one product, packed, is the A of the next. Needs sm_80.
+__device__ __forceinline__ void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2]) {
+#ifdef EMULATOR
+    emulator::mma_bfloat16(c, a, b, HERE);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}

@@ -1,0 +1,26 @@
+// Dropout of token rows: the mask is made where it is used, from the numbers of the thing, and
+// never written: the backward makes it again.
+//
+// Computes (1) with (2), or with (3), of minisft/ops/dropout.py, with the words of
+// minisft/random.py, Stream.tokens: counter (step, text, position, channel / 4), key (seed, site).
+// A thread owns four channels of one token, which one call of Philox serves. Shared memory: none.
+// Demands: float32, contiguous x, y (n, width); texts and positions (n,).
+// Memory traffic: 8 bytes a number; with a mask in memory it would be 12 and 12.
+
+extern "C" __global__ void dropout_apply(const float* __restrict__ x, float* __restrict__ y,
+                                         const uint32_t* __restrict__ texts,
+                                         const uint32_t* __restrict__ positions, int n, int width,
+                                         uint32_t threshold, float keep, uint32_t seed,
+                                         uint32_t step, uint32_t site) {
+    const int groups = (width + 3) / 4;
+    const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= (long long)n * groups) return;
+    const int token = i / groups, group = i % groups;
+    const Words words = philox(step, texts[token], positions[token], group, seed, site);
+    for (int j = 0; j < 4; j++) {
+        const int c = 4 * group + j;
+        if (c >= width) continue;
+        const float m = words.word[j] >= threshold ? keep : 0.0f;                   // (1)
+        y[(long long)token * width + c] = x[(long long)token * width + c] * m;      // (2), (3)
+    }
+}

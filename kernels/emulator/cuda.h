@@ -1,0 +1,199 @@
+// CUDA's words for a C++ compiler: put in front of a .cu, it makes the same file run on a CPU.
+#pragma once
+#include <cmath>
+#include <type_traits>
+#include <utility>
+#include "block.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+
+#define threadIdx (emulator::now->index)
+#define blockIdx (emulator::block_index)
+#define blockDim (emulator::block)
+#define gridDim (emulator::grid)
+
+// Blocks run one after another, so shared memory is one static variable. All of it lies in one
+// section and is filled with NaN before each block: a kernel that reads what it never wrote shows.
+// The address sanitizer watches the ends of static arrays, but not in a section of their own.
+#if defined(__SANITIZE_ADDRESS__) || defined(__APPLE__)
+#define __shared__ static
+static void emulator::poison_shared() {}
+#else
+#define __shared__ static __attribute__((section("emulator_shared")))
+extern "C" __attribute__((weak, visibility("hidden"))) char __start_emulator_shared[],
+    __stop_emulator_shared[];
+UNWATCHED static void emulator::poison_shared() {
+    for (volatile char* c = __start_emulator_shared; c < __stop_emulator_shared; c++)
+        *c = (char)0xff;
+}
+#endif
+
+#define HERE (emulator::Place{__FILE__, __LINE__})
+#define __syncthreads() emulator::sync_block(HERE)
+#define __syncwarp(...) emulator::sync_warp(emulator::mask_of(__VA_ARGS__), HERE)
+#define __shfl_sync(mask, v, lane) emulator::shuffle(mask, v, (lane) & 31, HERE)
+#define __shfl_xor_sync(mask, v, bits) emulator::shuffle(mask, v, emulator::lane() ^ (bits), HERE)
+#define __shfl_down_sync(mask, v, by) emulator::shuffle(mask, v, emulator::lane() + (by), HERE)
+#define __shfl_up_sync(mask, v, by) emulator::shuffle(mask, v, emulator::lane() - (by), HERE)
+#define __ballot_sync(mask, holds) emulator::ballot(mask, holds, HERE)
+
+namespace emulator {
+
+inline unsigned mask_of(unsigned mask = ~0u) { return mask; }
+inline int lane() { return (int)now->lane; }
+
+template <class T>
+struct Shuffled {
+    T given, got;
+    int from;
+};
+
+// -> what lane `from` gives; a lane outside the warp leaves the caller its own value, and from a
+// lane that does not take part comes what hardware leaves undefined: here NaN.
+template <class T>
+UNWATCHED T shuffle(unsigned mask, T value, int from, Place place) {
+    Shuffled<T> mine{value, value, from};
+    meet(mask, place, &mine, [](void** lanes) UNWATCHED {
+        for (unsigned i = 0; i < LANES; i++) {
+            auto* to = (Shuffled<T>*)lanes[i];
+            if (!to || to->from < 0 || to->from >= (int)LANES) continue;
+            if (lanes[to->from]) to->got = ((Shuffled<T>*)lanes[to->from])->given;
+            else memset(&to->got, 0xff, sizeof(T));
+        }
+    });
+    return mine.got;
+}
+
+UNWATCHED static unsigned ballot(unsigned mask, bool holds, Place place) {
+    struct Vote { bool holds; unsigned result; } mine{holds, 0};
+    meet(mask, place, &mine, [](void** lanes) UNWATCHED {
+        unsigned result = 0;
+        for (unsigned i = 0; i < LANES; i++)
+            if (lanes[i] && ((Vote*)lanes[i])->holds) result |= 1u << i;
+        for (unsigned i = 0; i < LANES; i++)
+            if (lanes[i]) ((Vote*)lanes[i])->result = result;
+    });
+    return mine.result;
+}
+
+// What device.cuh says of mma_bfloat16, lane by lane. The sums are exact products added in float32
+// in the order of k; a card adds in an order of its own.
+struct Product {
+    const uint32_t *a, *b;
+    float* c;
+};
+
+// -> one of the two numbers of a word
+inline float half_of(uint32_t word, int which) {
+    const uint32_t bits = which ? word & 0xffff0000u : word << 16;
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+UNWATCHED static void mma_bfloat16(float* c, const uint32_t* a, const uint32_t* b, Place place) {
+    Product mine{a, b, c};
+    meet(~0u, place, &mine, [](void** lanes) UNWATCHED {
+        float A[16][16], B[16][8];
+        for (unsigned l = 0; l < LANES; l++) {
+            const auto* p = (Product*)lanes[l];
+            const int g = l / 4, t = l % 4;
+            for (int word = 0; word < 4; word++)
+                for (int i = 0; i < 2; i++)
+                    A[g + word % 2 * 8][2 * t + i + word / 2 * 8] = half_of(p->a[word], i);
+            for (int word = 0; word < 2; word++)
+                for (int i = 0; i < 2; i++) B[2 * t + i + word * 8][g] = half_of(p->b[word], i);
+        }
+        for (unsigned l = 0; l < LANES; l++) {
+            float* sums = ((Product*)lanes[l])->c;
+            for (int i = 0; i < 4; i++)
+                for (int k = 0; k < 16; k++)
+                    sums[i] += A[l / 4 + i / 2 * 8][k] * B[k][l % 4 * 2 + i % 2];
+        }
+    });
+}
+
+// A kernel and pointers to its arguments -> its call.
+template <auto kernel, class... A, size_t... I>
+void call(void (*)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*(std::remove_reference_t<A>*)arguments[I]...);
+}
+
+static void** arguments;
+
+template <auto kernel, class... A>
+void call_kernel(void (*f)(A...)) {
+    call<kernel>(f, arguments, std::index_sequence_for<A...>{});
+}
+
+template <auto kernel>
+void call_body() {
+    call_kernel<kernel>(kernel);
+}
+
+template <class... A>
+unsigned long sizes(void (*)(A...), unsigned long* out) {
+    const unsigned long each[] = {sizeof(A)..., 0};
+    for (size_t i = 0; i < sizeof...(A); i++) out[i] = each[i];
+    return sizeof...(A);
+}
+
+}  // namespace emulator
+
+// What Python calls: the sizes of a kernel's arguments, and the launch.
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+#define EXPORT_KERNEL(name)                                                                      \
+    EXPORTED unsigned long emulator_sizes_##name(unsigned long* out) {                           \
+        return emulator::sizes(&name, out);                                                      \
+    }                                                                                            \
+    EXPORTED int emulator_run_##name(void** given, const unsigned* grid_size,                    \
+                                     const unsigned* block_size, int order, uint64_t seed,       \
+                                     char* message) {                                            \
+        emulator::arguments = given;                                                             \
+        return emulator::run_grid(#name, emulator::call_body<&name>, grid_size, block_size,      \
+                                  order, seed, message);                                         \
+    }
+
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+// A real atomic, so that the thread sanitizer takes it for one.
+template <class T>
+inline T atomicAdd(T* place, T value) {
+    if constexpr (std::is_integral_v<T>) return __atomic_fetch_add(place, value, __ATOMIC_RELAXED);
+    T seen, sum;
+    __atomic_load(place, &seen, __ATOMIC_RELAXED);
+    do sum = seen + value;
+    while (!__atomic_compare_exchange(place, &seen, &sum, false, __ATOMIC_RELAXED,
+                                      __ATOMIC_RELAXED));
+    return seen;
+}
+
+inline float __uint_as_float(uint32_t bits) {
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+inline uint32_t __float_as_uint(float v) {
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+template <class T>
+inline T __ldg(const T* place) { return *place; }
+inline float __expf(float x) { return expf(x); }
+inline float __logf(float x) { return logf(x); }
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+template <class T>
+inline T min(T a, T b) { return b < a ? b : a; }
+template <class T>
+inline T max(T a, T b) { return a < b ? b : a; }

@@ -1,0 +1,1 @@
+"""What stands between an operation and its kernel: sizes, blocks, buffers; one file a kernel."""

@@ -1,0 +1,153 @@
+"""Faults planted in the kernels must be found, and the kernels as they are must be clean.
+
+Every barrier is taken out once: either the values go wrong, or it was not needed.
+"""
+
+import re
+
+import pytest
+from test_emulator import needs_compiler, sanitized
+
+from minisft import cuda, emulator
+from minisft.kernel_checks import KERNEL_CHECKS
+
+pytestmark = pytest.mark.slow
+SOURCE = cuda.source
+BARRIER = re.compile(r"__sync(threads|warp)\(\);")
+CHECKS = {"attention_bfloat16": "attention (bfloat16, 64 channels, dropout, causal)",
+          "attention": "attention (fused, 64 channels, dropout, causal)",
+          "attention_naive": "attention (naive, 33 channels, dropout, causal)",
+          "layer_norm": "layer_norm (wide)", "cross_entropy": "cross_entropy (all options)",
+          "adamw": "adamw", "softmax": "softmax (fused)", "dropout": "dropout",
+          "embedding": "embedding", "gelu": "gelu (tanh, with its bias)"}
+
+# Each .cu without one of its barriers, by number; those of device.cuh where they are used.
+BARRIERS = [(file, "device.cuh" in place, number)
+            for file, place, numbers in [("attention", "attention.cu", range(9)),
+                                         ("attention_bfloat16", "the same", range(6)),
+                                         ("adamw", "device.cuh: block_sum", [0]),
+                                         ("layer_norm", "device.cuh: block_sums", [1]),
+                                         ("cross_entropy", "device.cuh: block_join", [2])]
+            for number in numbers]
+
+# (file, what stands there, what is planted), found by the values
+FAULTS = {
+    "forgotten rescale": ("attention", "out[r][column] *= rescale;", ";"),
+    "sum not rescaled": ("attention", "sum[r] * rescale + p", "sum[r] + p"),
+    "mask one to the right": ("attention", "key <= mine + r + at.shift", "key <= mine + r + 1"),
+    "mask aligned to the start": ("attention", "(!causal || key <= query + at.shift)", "true"),
+    "delta left out": ("attention", "dp[r] * m - row_delta[r]", "dp[r] * m"),
+    "softmax saw the mask": ("attention", "p_tile[warp * ROWS + r][lane] = p * m;",
+                             "p_tile[warp * ROWS + r][lane] = p;"),
+    "wrong word of four": ("attention", "key & 1 ? w.word[1] : w.word[0]", "w.word[0]"),
+    "log of the sum left out": ("attention", "largest[r] + logf(total)", "largest[r]"),
+    "scale left out": ("attention", "sum[r][column] * scale", "sum[r][column]"),
+    "wrong fragment map": ("attention_bfloat16", "word % 2 * 8;\n            const int c",
+                           "word / 2 * 8;\n            const int c"),
+    "halves swapped": ("attention_bfloat16", "column[0] | (uint32_t)column[PITCH] << 16",
+                       "column[PITCH] | (uint32_t)column[0] << 16"),
+    "rescale of one half": ("attention_bfloat16", "for (int i = 0; i < 2; i++) out[n]",
+                            "for (int i = 0; i < 1; i++) out[n]"),
+    "step of a warp's sum": ("softmax", "bit > 0; bit /= 2)\n        v +=", "bit > 1; bit /= 2)\n"
+                             "        v +="),
+    "maximum left out": ("softmax", "exp_below(s[j], whole.largest)", "exp_below(s[j], 0.0f)"),
+    "variance not centred": ("layer_norm", "kept[i] - row_mean : 0.0f", "kept[i] : 0.0f"),
+    "third term left out": ("layer_norm", "- normal[i] * (sums.y / WIDTH)", ""),
+    "last rows left out": ("layer_norm", "end = min(n, first + rows)",
+                           "end = min(n - 1, first + rows)"),
+    "label's class one off": ("cross_entropy", "j == label ?", "j == label + 1 ?"),
+    "one token of an id": ("embedding", "i < n && ids[i] == id; i++", "i < first + 1; i++"),
+    "ten rounds, not nine": ("dropout", "round < 10", "round < 9"),
+    "no bias correction": ("adamw", "sqrtf(second) * v_root", "sqrtf(second)"),
+    "clipped to another norm": ("adamw", "limit / (sqrtf(*squares) * scale)",
+                                "limit / sqrtf(*squares)"),
+    "bias left out": ("gelu", "const float v = x[at] + bias;", "const float v = x[at];"),
+}
+
+# Faults that leave the values right: found by a sanitizer.
+HIDDEN = {
+    "unguarded store": ("address", "attention",
+                        "        if (mine + r >= at.n_queries) continue;\n"
+                        "        for (int column = 0; column < COLUMNS; column++)\n"
+                        "            if (const int c = lane + WARP * column; c < D) y",
+                        "        for (int column = 0; column < COLUMNS; column++)\n"
+                        "            if (const int c = lane + WARP * column; c < D) y"),
+    "unguarded load": ("address", "attention", "first + row < n ? x[", "true ? x["),
+    "shared memory too small": ("address", "attention", "p_tile[QUERIES][KEYS];",
+                                "p_tile[QUERIES - 1][KEYS];"),
+    "one scratch for every row": ("thread", "layer_norm", "scratch[row % 2]", "scratch[0]"),
+    "a barrier of the tiles": ("thread", "attention",
+                               "__syncthreads();     // all have done with the tiles before", ""),
+}
+
+
+def planted(file, text, old, new):
+    assert old in text, f"{file}.cu does not hold {old!r} any more"
+    return text.replace(old, new)
+
+
+def is_found(monkeypatch, file, text, size=77):
+    monkeypatch.setattr(cuda, "source", lambda name: text if name == file else SOURCE(name))
+    try:
+        with emulator.thread_order("ahead", seed=1):
+            rows = KERNEL_CHECKS[CHECKS[file]].rows(size)
+    except emulator.KernelError:
+        return True
+    return any(row.error > row.limit for row in rows)
+
+
+@needs_compiler
+@pytest.mark.parametrize("file", CHECKS)
+def test_without_a_fault_nothing_is_found(monkeypatch, file):
+    assert not is_found(monkeypatch, file, SOURCE(file))
+
+
+@needs_compiler
+@pytest.mark.parametrize("file, of_device, number", BARRIERS)
+def test_every_barrier_is_needed(monkeypatch, file, of_device, number):
+    text = SOURCE(file)
+    begin = 0 if of_device else text.index(f'"{file}.cu"')
+    places = list(BARRIER.finditer(text, begin))
+    assert of_device or len(places) == sum(f == file and not d for f, d, _ in BARRIERS)
+    place = places[number]
+    assert is_found(monkeypatch, file, text[:place.start()] + text[place.end():])
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(monkeypatch, name):
+    file, old, new = FAULTS[name]
+    assert is_found(monkeypatch, file, planted(file, SOURCE(file), old, new))
+
+
+PROGRAM = """
+from minisft import cuda, emulator
+from minisft.kernel_checks import KERNEL_CHECKS
+source = cuda.source
+if {file!r}:
+    cuda.source = lambda name: {text!r} if name == {file!r} else source(name)
+for name in {names!r}:
+    for order in ("forward", "ahead"):
+        with emulator.thread_order(order):
+            for row in KERNEL_CHECKS[name].rows({size}):
+                assert {file!r} or row.error <= row.limit, (name, row)
+print("done")
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize("sanitizer", emulator.SANITIZERS)
+def test_kernels_are_clean_under_the_sanitizers(sanitizer):
+    names = [name for name in KERNEL_CHECKS if not re.search("16|32|33|128", name)]
+    done = sanitized(sanitizer, PROGRAM.format(file="", text="", names=names, size=34))
+    assert done.returncode == 0 and done.stdout == "done\n", done.stderr[-4000:]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", HIDDEN)
+def test_the_sanitizers_see_what_values_hide(name):
+    sanitizer, file, old, new = HIDDEN[name]
+    text = planted(file, SOURCE(file), old, new)
+    done = sanitized(sanitizer, PROGRAM.format(file=file, text=text, names=[CHECKS[file]], size=34))
+    report = {"address": "AddressSanitizer", "thread": "data race"}[sanitizer]
+    assert report in done.stderr and f"{file}.cu:" in done.stderr, done.stderr[-4000:]

@@ -1,0 +1,172 @@
+"""Every kernel against its formula in float64, on the emulator and, with a card, on the GPU."""
+
+import numpy as np
+import pytest
+
+from minisft import array, cuda, emulator, schedule
+from minisft.batch import pack
+from minisft.errors import UserError
+from minisft.kernel_checks import KERNEL_CHECKS
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import Classifier, LanguageModel
+from minisft.ops import cross_entropy, embedding, gelu, layer_norm, softmax
+from minisft.optim import AdamW, clip_scale, gradient_norm
+from minisft.random import Stream
+
+needs_compiler = pytest.mark.skipif(emulator.compiler() is None,
+                                    reason="no C++ compiler to emulate CUDA kernels")
+# around one warp; the rest of sizes and orders with the slow tests
+AT_ONCE = {(1, "forward"), (31, "reverse"), (32, "ahead"), (33, "forward"), (77, "ahead")}
+CASES = [pytest.param(size, order, marks=() if (size, order) in AT_ONCE else pytest.mark.slow)
+         for size in (1, 31, 32, 33, 77, 127) for order in emulator.ORDERS]
+
+
+@pytest.fixture
+def emulate(monkeypatch):
+    monkeypatch.setenv("MINISFT_CUDA", "emulate")
+
+
+@needs_compiler
+@pytest.mark.parametrize("size, order", CASES)
+@pytest.mark.parametrize("name", KERNEL_CHECKS)
+def test_kernel_matches_formula(name, size, order):
+    with emulator.thread_order(order, seed=1):
+        for row in KERNEL_CHECKS[name].rows(size):
+            assert row.error <= row.limit, row
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 77, 127])
+@pytest.mark.parametrize("name", KERNEL_CHECKS)
+def test_gpu_matches_formula(name, size):
+    if not array.gpu_available():
+        pytest.skip("no CUDA card")
+    for row in KERNEL_CHECKS[name].rows(size, put=array.to_gpu):
+        assert row.error <= row.limit, row
+
+
+@needs_compiler
+def test_a_shape_or_a_number_that_is_wrong_is_found():
+    check = KERNEL_CHECKS["softmax (fused)"]
+
+    def planted(change):
+        def run(size, put):
+            return {name: (change(ours), plain, exact)
+                    for name, (ours, plain, exact) in check.run(size, put).items()}
+        return type(check)("planted", run).rows(33)
+
+    def one_off(a):
+        a = np.array(a)
+        a.flat[-1] += 1e-5
+        return a
+
+    assert all(row.error <= row.limit for row in planted(lambda a: a))
+    for change in (one_off, lambda a: a[:1], lambda a: a * np.nan):
+        assert all(row.error > row.limit for row in planted(change))
+
+
+@needs_compiler
+def test_equal_inputs_give_equal_bits(rng):
+    dy = rng.standard_normal((200, 5), dtype=np.float32)
+    ids = rng.integers(0, 3, 200)
+    from minisft.launch import embedding as launcher
+    found = []
+    for order in emulator.ORDERS:
+        with emulator.thread_order(order):
+            found.append(launcher.backward(dy, (ids, (4, 5))))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+@needs_compiler
+def test_an_operation_runs_as_its_kernel_when_asked(rng, emulate):
+    x = rng.standard_normal((3, 40), dtype=np.float32)
+    _, cache = layer_norm.forward(x, x[0], x[1])
+    assert cache.launcher.__name__ == "minisft.launch.layer_norm"
+    for version, name in (("fused", "softmax"), ("naive", "softmax_naive")):
+        with cuda.kernels(version):
+            _, cache = softmax.forward(x)
+            assert cache.launcher.__name__ == f"minisft.launch.{name}"
+    # what a kernel began, its backward ends
+    assert softmax.backward(x, cache).dtype == np.float32
+    with cuda.kernels("off"):
+        _, cache = softmax.forward(x)
+        assert not isinstance(cache, schedule.KernelCache)
+    _, cache = softmax.forward(x.astype(np.float64))     # gradients are checked in float64
+    assert not isinstance(cache, schedule.KernelCache)
+    with cuda.kernels("naive"):                          # no naive version: the fused one
+        _, cache = gelu.forward(x)
+        assert cache.launcher.__name__ == "minisft.launch.gelu"
+
+
+def test_without_being_asked_no_kernel_runs(rng, monkeypatch):
+    monkeypatch.delenv("MINISFT_CUDA", raising=False)
+    _, cache = softmax.forward(rng.standard_normal((3, 4), dtype=np.float32))
+    assert not isinstance(cache, schedule.KernelCache)
+    monkeypatch.setenv("MINISFT_CUDA", "yes")
+    with pytest.raises(UserError, match="MINISFT_CUDA is 'yes', expected emulate or nothing"):
+        softmax.forward(rng.standard_normal((3, 4), dtype=np.float32))
+    with pytest.raises(UserError, match="kernels are 'best', expected one of fused, naive, off"):
+        with cuda.kernels("best"):
+            pass
+
+
+@needs_compiler
+def test_embedding_backward_takes_the_plain_cache(rng, emulate):
+    w = rng.standard_normal((5, 3), dtype=np.float32)
+    dy = rng.standard_normal((6, 3), dtype=np.float32)
+    _, cache = embedding.forward(np.array([4, 0, 4, 4, 1, 0]), w)
+    np.testing.assert_allclose(embedding.backward(dy, cache),
+                               embedding.backward.formula(dy, cache), rtol=1e-6)
+
+
+@needs_compiler
+def test_a_label_that_is_no_class_gives_no_number(rng, emulate):
+    z = rng.standard_normal((3, 4), dtype=np.float32)
+    (loss, _), cache = cross_entropy.forward(z, np.array([0, 4, 2]))
+    dz = cross_entropy.backward(1.0, cache)
+    assert np.isnan(loss) and np.isnan(dz[1]).all() and np.isfinite(dz[[0, 2]]).all()
+
+
+def step(model, batch, optimizer=None):
+    """One training step -> loss and gradients by name."""
+    loss, denominator, _ = model.loss(batch, Stream(0, 1))
+    model.store.zero_grad()
+    model.loss_backward()
+    gradients = {p.name: p.grad.copy() for p in model.store.live}
+    if optimizer:
+        norm = gradient_norm(model.store) / denominator
+        optimizer.step(1e-3, clip_scale(norm, 0.5) / denominator)
+    return float(loss) / float(denominator), gradients
+
+
+@needs_compiler
+@pytest.mark.parametrize("version", ["fused", "naive"])
+@pytest.mark.parametrize("kind", ["language model", "classifier"])
+def test_a_whole_step_matches_numpy(rng, monkeypatch, kind, version):
+    config = GPT2Config(vocab_size=97, n_positions=40, n_embd=48, n_layer=2, n_head=3,
+                        embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)
+    texts = [rng.integers(0, 97, n) for n in (1, 40, 17, 33)]
+    if kind == "classifier":
+        model, labels = Classifier(config, ["a", "b", "c"]), [0, 2, 1, 1]
+    else:
+        model = LanguageModel(config)
+        labels = [[*text[1:], cross_entropy.IGNORE] for text in texts]
+    batch = pack(texts, labels=labels)
+    # wide, so that attention is far from uniform
+    values = 0.15 * rng.standard_normal(model.store.values.shape, dtype=np.float32)
+    found = []
+    for wish in ("", "emulate"):
+        monkeypatch.setenv("MINISFT_CUDA", wish)
+        model.store.values[...] = values
+        with cuda.kernels(version):
+            loss, gradients = step(model, batch, AdamW(model.store))
+        found.append((loss, gradients, model.store.values.copy()))
+    (loss, gradients, after), (emulated_loss, emulated, emulated_after) = found
+    assert emulated_loss == pytest.approx(loss, rel=1e-5)
+    largest = max(np.abs(g).max() for g in gradients.values())
+    for name, g in gradients.items():
+        error = np.abs(emulated[name] - g).max() / max(np.abs(g).max(), 1e-3 * largest)
+        assert error <= 1e-5, name
+    # Adam's first step is lr * sign(g): where g is noise around zero it may turn
+    turned = np.abs(emulated_after - after) > 1e-5
+    assert turned.mean() < 1e-3

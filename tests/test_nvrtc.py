@@ -1,0 +1,56 @@
+"""Every kernel compiles for real cards, without a warning, and uses what the table says."""
+
+import json
+
+import nvrtc
+import pytest
+
+from minisft import cuda
+
+pytestmark = pytest.mark.skipif(nvrtc.folder() is None,
+                                reason="no NVRTC (extra `kernels`) to compile CUDA kernels")
+TABLE = json.loads(nvrtc.TABLE.read_text())
+# The two main ones on each run; the older and the newer with the slow tests.
+ARCHITECTURES = [pytest.param(name, marks=() if name in ("sm_80", "sm_90") else pytest.mark.slow)
+                 for name in nvrtc.ARCHITECTURES]
+REGISTERS_OF_A_BLOCK = 65536
+
+
+@pytest.fixture(scope="module")
+def library():
+    return nvrtc.library()
+
+
+def test_the_compiler_is_the_one_of_the_table(library):
+    assert nvrtc.version(library) == TABLE["nvrtc"]
+
+
+def test_every_kernel_is_compiled():
+    files = {path.stem for path in cuda.kernel_folder().glob("*.cu")}
+    assert files == nvrtc.BUILDS.keys() == TABLE.keys() - {"nvrtc"}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("file, defines", [
+    pytest.param(file, defines, id=f"{file} {nvrtc.label(defines)}")
+    for file, builds in nvrtc.BUILDS.items() for defines in builds])
+def test_kernels_use_what_the_table_says(library, file, defines, architecture):
+    if (file, architecture) in nvrtc.NOT_FOR:
+        with pytest.raises(ValueError, match="NVRTC refuses"):
+            nvrtc.measured(library, file, architecture, defines)
+        return
+    used, warnings = nvrtc.measured(library, file, architecture, defines)
+    assert not warnings
+    assert used.keys() == cuda.signatures(cuda.source(file)).keys()
+    expected = {kernel: rows[architecture] for kernel, rows in
+                TABLE[file][nvrtc.label(defines)].items()}
+    assert used == expected, "if it is meant so: python tests/nvrtc.py"
+
+
+def test_what_is_wrong_is_found(library):
+    text = cuda.source("softmax")
+    with pytest.raises(ValueError, match=r"softmax.cu\(\d+\): error"):
+        nvrtc.compiled(library, text.replace("float mine = 0.0f;", ""), "softmax.cu", "sm_80", {})
+    log = nvrtc.compiled(library, text.replace("float mine = 0.0f;", "float mine, unused = 0.0f;"),
+                         "softmax.cu", "sm_80", {})
+    assert "warning" in log

@@ -1,0 +1,109 @@
+"""The built site in a real browser: `python -m pytest -m slow tests/test_site.py`.
+
+Needs the extra `docs`, `pip install playwright`, and Chromium (Debian's package `chromium`).
+MINISFT_SCREENSHOTS=DIR keeps a picture of each page, wide and narrow, light and dark.
+"""
+
+import functools
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """-> the folder of the built site."""
+    pytest.importorskip("myst_nb", reason="needs the extra docs")
+    folder = tmp_path_factory.mktemp("site")
+    built = subprocess.run([sys.executable, "-m", "sphinx", "-W", "-n", "-q", "-d",
+                            folder / "doctrees", ROOT / "docs", folder / "html"],
+                           capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return folder / "html"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """-> where the site is served."""
+    handler = functools.partial(Quiet, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("no chromium")
+    with api.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def pages(site):
+    return sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html")
+                  if "_static" not in path.parts)
+
+
+def read_page(page, address, name, problems):
+    """Opens a page, waits for its mathematics -> notes what is wrong with it."""
+    page.goto(f"{address}/{name}", wait_until="load")
+    if page.locator(".math").count():
+        page.evaluate("() => window.MathJax.startup.promise")
+        bare = page.locator(".math:not(:has(mjx-container))").count()
+        errors = page.locator("mjx-merror, [data-mjx-error]").count()
+        if bare or errors:
+            problems.append(f"{name}: {bare} formulas not typeset, {errors} in error")
+    text = page.evaluate("""() => {
+        const copy = document.querySelector('article, .content, body').cloneNode(true);
+        copy.querySelectorAll('pre, code, .math').forEach(e => e.remove());
+        return copy.textContent; }""")
+    if raw := re.search(r"\$[^$\s][^$\n]*\$|\\\(|\\\[|\\tag", text):
+        problems.append(f"{name}: raw mathematics {raw[0]!r}")
+    wide, window = page.evaluate("() => [document.documentElement.scrollWidth, innerWidth]")
+    if wide > window:
+        problems.append(f"{name}: {wide} wide in a window of {window}")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_page_in_a_browser(site, address, browser, width, scheme):
+    problems, pictures = [], os.environ.get("MINISFT_SCREENSHOTS")
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.on("console", lambda said: problems.append(f"{page.url}: {said.type} {said.text}"))
+    page.on("pageerror", lambda error: problems.append(f"{page.url}: {error}"))
+    page.on("requestfailed", lambda r: problems.append(f"{page.url}: {r.url} failed"))
+    page.on("request", lambda r: r.url.startswith((address, "data:")) or
+            problems.append(f"{page.url}: asks for {r.url}"))
+    for name in pages(site):
+        if name.startswith("source/") and "/ops/" not in name:
+            continue     # a hundred files, all made alike
+        read_page(page, address, name, problems)
+        if pictures and not name.startswith(("source/", "genindex", "search")):
+            Path(pictures).mkdir(exist_ok=True)
+            file = Path(pictures, f"{name.removesuffix('.html').replace('/', '_')}"
+                        f"-{width}-{scheme}.png")
+            page.screenshot(path=file, full_page=True)
+    page.close()
+    assert not problems, "\n".join(problems)
