@@ -1,1 +1,1 @@
-"""Measurements; each is one command: python -m benchmarks.NAME."""
+"""Measurements; each is one command: python -m benchmarks.NAME. The list is in README.md."""
