@@ -1,1 +1,1 @@
-"""Measurements; each is one command: python -m benchmarks.NAME."""
+"""Benchmarks against PyTorch and `transformers` on a CPU: one command a table, see README.md."""

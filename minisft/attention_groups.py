@@ -21,7 +21,7 @@ def forward(q, k, v, cu_seqlens, causal=True, drop=None):
     drop: None or (rate, words), where words(sequences, length) gives random words
     (G,H,length,length) of some sequences.
     """
-    groups = _groups(np.diff(cu_seqlens), q.shape[1])
+    groups = groups_of(np.diff(cu_seqlens), q.shape[1])
     y = np.empty_like(q)
 
     def work(group):
@@ -64,7 +64,7 @@ def backward(dy, cache):
     return dq, dk, dv
 
 
-def _groups(lengths, heads):
+def groups_of(lengths, heads):
     """Lengths of the sequences (B,) -> for each group its sequences and its longest length.
 
     At most a fifth of a group's rows is filling.

@@ -72,7 +72,7 @@ def test_inputs_are_left_alone_and_float32_stays(rng):
 
 def test_groups_hold_every_sequence_once_with_little_filling(rng):
     lengths = rng.integers(1, 200, 101)
-    groups = attention_groups._groups(lengths, 6)
+    groups = attention_groups.groups_of(lengths, 6)
     assert sorted(n for numbers, _ in groups for n in numbers) == list(range(101))
     for numbers, length in groups:
         assert max(lengths[numbers]) == length and min(lengths[numbers]) >= 0.8 * length

@@ -10,7 +10,7 @@ import sys
 
 from minisft.errors import UserError
 
-COMMANDS = ("finetune", "evaluate", "predict", "generate", "pretrain", "check")
+COMMANDS = ("finetune", "evaluate", "predict", "generate", "pretrain", "check", "plan")
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -1,0 +1,147 @@
+"""`minisft plan`: memory and work of a training step, before it is taken."""
+
+import re
+
+from minisft.cli.arguments import add_model, add_table, whole
+from minisft.data.read import read_texts
+from minisft.data.text import encode_all, load_tokenizer
+from minisft.errors import UserError
+from minisft.files import read_json
+from minisft.folder import read_treatment
+from minisft.hub import CONFIG, resolve
+from minisft.models.gpt2 import SIZES, GPT2Config
+from minisft.plan import ITEM, Step, largest_of, plan
+
+HELP = "say what memory and how many operations a training step takes"
+MB = 2**20
+
+
+def add_arguments(parser):
+    """The model, the batch, and what is trained."""
+    add_model(parser, f"folder or name of a model; of {', '.join(SIZES)} the shape is known here")
+    parser.add_argument("--task", choices=("classify", "complete"), default="classify",
+                        help="a class for each text, or the next token of each token")
+    parser.add_argument("--classes", type=whole(2), default=2, metavar="N",
+                        help="classify: number of classes")
+    parser.add_argument("--lengths", type=whole(1), default=None, metavar="N",
+                        help="tokens of each text (default: 128, or those of --texts)")
+    parser.add_argument("--texts", metavar="FILE", help="a file of texts: of the batches of an "
+                        "epoch the one that takes most memory is shown")
+    parser.add_argument("--train-layers", default="all", metavar="WHICH",
+                        help="what is trained: all, head, or last:K")
+    parser.add_argument("--recompute", action="store_true",
+                        help="keep only the input of each block")
+    parser.add_argument("--dropout", type=float, default=None, metavar="X",
+                        help="dropout everywhere (default: the model's)")
+    parser.add_argument("--feature-memory", type=whole(0), default=1024, metavar="N",
+                        help="0: frozen layers are computed anew in every step")
+    parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, metavar="N",
+                        help="seed of the order of --texts")
+    add_table(parser)
+    parser.set_defaults(batch_tokens=2048)
+
+
+def run(args):
+    """Prints the plan."""
+    if args.dropout is not None and not 0 <= args.dropout < 1:
+        raise UserError(f"--dropout is {args.dropout}, expected a number in [0, 1)")
+    folder, config = _shape(args)
+    options = {"task": args.task, "classes": args.classes, "train_layers": args.train_layers,
+               "recompute": args.recompute, "dropout": args.dropout,
+               "features": args.feature_memory > 0}
+    try:
+        if args.texts is None:
+            step = Step(config, _equal(args, config), **options)
+            found = plan(step)
+        else:
+            step, found = largest_of(_lengths(args, folder, config), args.batch_tokens, args.seed,
+                                     config, **options)
+    except ValueError as error:      # --train-layers that the model does not have
+        raise UserError(str(error)) from None
+    print("\n".join(lines(args.model, step, found)))
+
+
+def _shape(args):
+    """-> the model's folder or None, and its config."""
+    if args.model in SIZES and args.texts is None:
+        return None, GPT2Config.size(args.model)
+    folder = resolve(args.model, args.download)
+    return folder, GPT2Config.from_dict(read_json(folder / CONFIG), folder / CONFIG)
+
+
+def _equal(args, config):
+    """-> the lengths of as many equal texts as the batch takes."""
+    length = min(128, config.n_positions) if args.lengths is None else args.lengths
+    if length > config.n_positions:
+        raise UserError(f"--lengths is {length}, but the model takes {config.n_positions} tokens")
+    if args.task == "complete" and length == 1:
+        raise UserError("--lengths is 1, expected more: a single token has no next one")
+    return (length,) * max(1, args.batch_tokens // length)
+
+
+def _lengths(args, folder, config):
+    """-> the lengths of the file's texts, treated as the model's folder says."""
+    if args.lengths is not None:
+        raise UserError("--lengths beside --texts: expected one of the two")
+    treatment = read_treatment(folder)
+    _, texts, _ = read_texts(args.texts, args.text_column, treatment.clean, args.encoding,
+                             not args.no_header)
+    room = min(treatment.max_length or config.n_positions, config.n_positions)
+    ids, _ = encode_all(load_tokenizer(folder), texts, room, treatment.truncate)
+    return [len(x) for x in ids]
+
+
+def lines(name, step, found):
+    """A model's name, its step and Plan -> the lines that show them."""
+    c, short, long = step.config, min(step.lengths), max(step.lengths)
+    shown = f"{short}" if short == long else f"{short} to {long}"
+    task = f"classify into {step.classes}" if step.task == "classify" else "complete"
+    return [
+        f"{name}: {c.n_layer} layers of {c.n_embd}, {sum(found.weights.values()):,} parameters, "
+        f"{task}, trains {step.train_layers}",
+        f"{len(step.lengths)} texts of {shown} tokens, {step.tokens:,} tokens at once", "",
+        *_state(found), "",
+        f"{'kept for the backward':<34}{'MB':>10}", *_parts(found.kept), "",
+        f"{'at the fullest moment':<34}{'MB':>10}", *_parts(found.at_peak),
+        f"the largest temporary of all: {found.largest[0]}, {_mb(found.largest[1]).strip()} MB", "",
+        f"{'weights, gradients and moments':<34}{_mb(found.state)}",
+        f"{'above them':<34}{_mb(found.above)}",
+        f"{'peak':<34}{_mb(found.state + found.above)}", "",
+        *_operations(found.operations)]
+
+
+def _state(found):
+    """-> a line for each tensor: the layers' own together."""
+    columns = [_grouped(part) for part in (found.weights, found.gradients, found.moments)]
+    head = f"{'tensor':<34}" + "".join(f"{n:>10}" for n in ("weight", "gradient", "moments"))
+    rows = [f"{tensor:<34}" + "".join(_mb(part.get(tensor, 0)) for part in columns)
+            for tensor in columns[0]]
+    return [f"{head}  MB", *rows,
+            f"{'together':<34}" + "".join(_mb(sum(part.values())) for part in columns)]
+
+
+def _parts(held):
+    grouped = sorted(_grouped(held).items(), key=lambda entry: -entry[1])
+    return [f"{name:<34}{_mb(n)}" for name, n in grouped if n] + [
+        f"{'together':<34}{_mb(sum(held.values()))}"]
+
+
+def _operations(operations):
+    rows = sorted(operations.items(), key=lambda entry: -sum(entry[1]))
+    rows.append(("together", [sum(each) for each in zip(*operations.values(), strict=True)]))
+    return [f"{'operation':<34}{'forward':>10}{'backward':>10}  GFLOP",
+            *(f"{name:<34}{forward / 1e9:>10.2f}{backward / 1e9:>10.2f}"
+              for name, (forward, backward) in rows)]
+
+
+def _grouped(values):
+    """Values by name -> the same, those of all blocks under one name."""
+    made = {}
+    for name, n in values.items():
+        name = re.sub(r"^h\.\d+\.", "h.*.", name)
+        made[name] = made.get(name, 0) + n
+    return made
+
+
+def _mb(values):
+    return f"{values * ITEM / MB:>10,.2f}"
