@@ -134,6 +134,8 @@ def run(options):
             theirs = None if peer is None else child(options, peer, case)
             made.append({"case": case, "ours": ours, "peer": peer, "theirs": theirs,
                          "columns": _columns(ours, peer, theirs)})
+    if not all(side["reset"] for row in made for side in (row["ours"], row["theirs"]) if side):
+        said += "; the system cannot forget a peak, so these may be those of loading"
     harness.write("memory", "Peak memory of a training step above weights, gradients and moments",
                   made, options, said, lambda axes: _draw(axes, made))
 

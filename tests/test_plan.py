@@ -4,6 +4,7 @@ import re
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +214,12 @@ def test_command_refuses_what_cannot_be(options, told, capsys, monkeypatch, tmp_
     assert main(["plan", "--model", "gpt2", *options]) == 2
     said = capsys.readouterr().err
     assert told in said and said.count("\n") == 1
+
+
+def test_command_knows_gpt2_alone(capsys):
+    folder = Path(__file__).parent / "golden" / "bert_tiny"
+    assert main(["plan", "--model", str(folder)]) == 2
+    assert "expected 'gpt2'" in capsys.readouterr().err
 
 
 def test_layers_that_are_not_there_are_refused():
