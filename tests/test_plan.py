@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft import attention_blocks, attention_groups, flops
+from minisft import attention_blocks, attention_groups, flops, rows
 from minisft.checkpoint import save
 from minisft.cli import main
 from minisft.data.text import save_tokenizer, train_tokenizer
@@ -86,11 +86,22 @@ def measured(step, rng):
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_peak_is_within_five_percent(name, rng):
+def test_peak_is_within_five_percent(name, rng, monkeypatch):
+    # several threads hold what is planned for them only where each is busy at the same moment
+    monkeypatch.setattr(rows, "threads", lambda: 1)
     found = plan(STEPS[name])
     state, above = measured(STEPS[name], rng)
     assert found.above * ITEM == pytest.approx(above, rel=LIMIT)
     assert found.state * ITEM == pytest.approx(state, rel=LIMIT, abs=2**19)     # and texts
+
+
+def test_more_threads_need_no_more_than_is_planned(rng, monkeypatch):
+    step = STEPS["recomputed"]
+    monkeypatch.setattr(rows, "threads", lambda: 1)
+    alone = plan(step).above
+    monkeypatch.setattr(rows, "threads", lambda: 4)
+    found = plan(step).above
+    assert measured(step, rng)[1] <= (1 + LIMIT) * found * ITEM and alone < found < 1.5 * alone
 
 
 @pytest.mark.parametrize("name", ["classifier", "recomputed", "language model"])
