@@ -1,1 +1,1 @@
-"""Benchmarks against PyTorch and `transformers` on a CPU: one command a table, see README.md."""
+"""Measurements; each is one command: python -m benchmarks.NAME. The list is in README.md."""
