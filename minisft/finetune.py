@@ -193,7 +193,7 @@ def _fitting(settings, model, sequences):
     """
     tokens = int(sequences.lengths.sum())
     batch_tokens = settings.batch_tokens or max(1, min(2048, tokens // 8))
-    enough = ceil(200 * batch_tokens / tokens)
+    enough = ceil(120 * batch_tokens / tokens)
     settings = dataclasses.replace(settings, batch_tokens=batch_tokens)
     return dataclasses.replace(
         settings, lr=settings.lr or _default_lr(model, settings),

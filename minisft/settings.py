@@ -69,7 +69,7 @@ class Settings:
                                  "texts, computed once; more goes to a temporary file (0: compute "
                                  "it anew in every epoch)", type=int)
     epochs: int = option(None, "passes over the training texts (default: 3, more where that is "
-                         "fewer than 200 steps, at most 20; scratch: 15)", type=int)
+                         "fewer than 120 steps, at most 20; scratch: 15)", type=int)
     adapt_epochs: int = option(0, "classify: passes of next-token training over the training texts "
                                "before the classifier learns", type=int)
     batch_tokens: int = option(None, "most tokens of an optimizer step (default: 2048, or an "

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "minisft"
 FLOORS = [
     ["errors", "array", "rows"],
     ["random", "erf", "gradcheck", "batch", "metrics", "report", "parameters", "files",
-     "plots", "data.wordpiece", "emulator", "ledger"],
+     "plots", "ledger", "data.wordpiece", "emulator"],
     ["features", "cuda"],
     ["launch.packed"],
     ["launch.adamw", "launch.attention", "launch.attention_bfloat16", "launch.attention_naive",
