@@ -104,14 +104,15 @@ def test_more_threads_need_no_more_than_is_planned(rng, monkeypatch):
     assert measured(step, rng)[1] <= (1 + LIMIT) * found * ITEM and alone < found < 1.5 * alone
 
 
-@pytest.mark.parametrize("name", ["classifier", "recomputed", "language model"])
+@pytest.mark.parametrize("name", ["classifier", "classifier with dropout", "recomputed",
+                                  "language model"])
 def test_what_the_forward_keeps_is_within_one_percent(name, rng):
     step = STEPS[name]
     model, _, sequences = built(step, rng)
     batch = sequences.batch(list(range(len(step.lengths))))
     tracemalloc.start()
     try:
-        model.loss(batch)
+        model.loss(batch, Stream(0, 0) if step.dropout else None)
         kept = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
