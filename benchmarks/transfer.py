@@ -100,8 +100,8 @@ def table(found):
         cells = []
         for name in names:
             values = np.array([r[name] for r in rows])
-            spread = values.std(ddof=1) if len(values) > 1 else float("nan")
-            cells.append(f"{values.mean():.3f} ± {spread:.3f}")
+            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.3f}{spread}")
         lines.append(f"| {size or 400} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

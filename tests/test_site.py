@@ -93,7 +93,9 @@ def test_every_page_in_a_browser(site, address, browser, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.on("console", lambda said: problems.append(f"{page.url}: {said.type} {said.text}"))
     page.on("pageerror", lambda error: problems.append(f"{page.url}: {error}"))
-    page.on("requestfailed", lambda r: problems.append(f"{page.url}: {r.url} failed"))
+    # aborted: the icon, when the page is left before it has come
+    page.on("requestfailed", lambda r: r.failure == "net::ERR_ABORTED" or
+            problems.append(f"{page.url}: {r.url} failed"))
     page.on("request", lambda r: r.url.startswith((address, "data:")) or
             problems.append(f"{page.url}: asks for {r.url}"))
     for name in pages(site):
