@@ -5,6 +5,8 @@ plain means over all K classes, weighted ones are weighted by support. 0/0 count
 scikit-learn with `labels=range(K), zero_division=0`. All dicts hold plain Python numbers.
 """
 
+import math
+
 import numpy as np
 
 
@@ -25,6 +27,65 @@ def wilson(successes, n, z=1.959963984540054):
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == n else (centre + half) / scale
     return float(low), float(high)
+
+
+def mcnemar(labels, ours, theirs):
+    """labels, ours, theirs (M,) -> dict: on how many texts one alone is right, and p.
+
+    McNemar 1947 (Psychometrika 12, 153-157), exact: were both equally good, each of the n texts on
+    which one alone is right would be a fair coin, so with k the smaller count, two-sided,
+    p = min(1, 2 * sum over i = 0..k of C(n, i) / 2^n).
+    """
+    labels, ours, theirs = (np.asarray(a) for a in (labels, ours, theirs))
+    if labels.ndim != 1 or not labels.shape == ours.shape == theirs.shape:
+        raise ValueError(f"mcnemar: labels {labels.shape}, ours {ours.shape}, "
+                         f"theirs {theirs.shape}")
+    a, b = ours == labels, theirs == labels
+    only_ours, only_theirs = int((a & ~b).sum()), int((b & ~a).sum())
+    n, k = only_ours + only_theirs, min(only_ours, only_theirs)
+    tail, term = 0, 1                              # whole numbers: no rounding however large n
+    for i in range(k + 1):
+        tail, term = tail + term, term * (n - i) // (i + 1)
+    return {"only_ours": only_ours, "only_theirs": only_theirs, "p": min(1.0, 2 * tail / 2**n)}
+
+
+def student(n, level=0.95):
+    """n degrees of freedom, level -> t with P(|T| <= t) = level.
+
+    Abramowitz and Stegun 1964, 26.7.3 and 26.7.4, inverted by halving the angle atan(t / sqrt(n)).
+    """
+    if n < 1 or not 0 < level < 1:
+        raise ValueError(f"student: {n} degrees of freedom, level {level}")
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, n) < level else (low, middle)
+    return math.sqrt(n) * math.tan((low + high) / 2)
+
+
+def _within(angle, n):
+    """P(|T| <= sqrt(n) * tan(angle)), n degrees of freedom."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    term, total = (cosine, 0.0) if n % 2 else (1.0, 0.0)
+    for i in range(2 + n % 2, n + 1, 2):
+        total, term = total + term, term * cosine * cosine * (i - 1) / i
+    return (angle + sine * total) * 2 / math.pi if n % 2 else sine * total
+
+
+def spread(values):
+    """n values, one for each seed -> mean, sd (n - 1 below), 95% interval of the mean, n.
+
+    mean -+ t * sd / sqrt(n), t of n - 1 degrees of freedom (Student 1908); None where n is 1.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"spread: values {values.shape}, expected (n,)")
+    n, mean = len(values), float(values.mean())
+    if n == 1:
+        return {"mean": mean, "sd": None, "low": None, "high": None, "n": 1}
+    sd = float(values.std(ddof=1))
+    half = student(n - 1) * sd / math.sqrt(n)
+    return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half, "n": n}
 
 
 def confusion(labels, predictions, n_labels):

@@ -1,5 +1,6 @@
 """Figures of an evaluation against hand-computed cases and scikit-learn."""
 
+import itertools
 import json
 import math
 
@@ -137,3 +138,61 @@ def test_classification_matches_scikit_learn(m, k, rng):
     assert got["accuracy"] == pytest.approx(sk.accuracy_score(labels, answers))
     assert got["loss"] == pytest.approx(sk.log_loss(labels, np.exp(logp), labels=range(k)))
     assert got["confusion"] == sk.confusion_matrix(labels, answers, labels=range(k)).tolist()
+
+
+def test_mcnemar_counts_every_outcome():
+    """The slow twin tosses all 2^n coins and counts the outcomes at least as lopsided."""
+    labels = np.zeros(14, dtype=int)
+    for only_ours, only_theirs in [(0, 0), (1, 0), (0, 5), (3, 3), (7, 2), (1, 8)]:
+        n = only_ours + only_theirs
+        ours, theirs = np.ones(14, dtype=int), np.ones(14, dtype=int)
+        ours[:only_ours], theirs[only_ours:n] = 0, 0
+        ours[n:n + 2] = theirs[n:n + 2] = 0              # both right: says nothing
+        found = metrics.mcnemar(labels, ours, theirs)
+        assert (found["only_ours"], found["only_theirs"]) == (only_ours, only_theirs)
+        lopsided = abs(only_ours - only_theirs)
+        heads = [sum(coins) for coins in itertools.product((0, 1), repeat=n)]
+        assert found["p"] == pytest.approx(
+            sum(abs(2 * h - n) >= lopsided for h in heads) / 2**n, rel=1e-12)
+
+
+def test_mcnemar_known_values_and_large_counts():
+    # 5 of 5 coins: 2 / 32; 2 of 12: 2 * (1 + 12 + 66) / 4096
+    def p(a, b):
+        return metrics.mcnemar(np.zeros(a + b), np.r_[np.zeros(a), np.ones(b)],
+                               np.r_[np.ones(a), np.zeros(b)])["p"]
+    assert p(5, 0) == 0.0625 and p(2, 10) == 158 / 4096 and p(0, 0) == p(4, 4) == p(4, 5) == 1
+    assert p(3000, 3000) == 1 and 0 < p(0, 1000) < 1e-300 and p(9000, 0) == 0
+    # many coins are nearly normal: (|a - b| - 1) / sqrt(a + b) = 2 standard deviations
+    assert p(5101, 4900) == pytest.approx(math.erfc(2 / math.sqrt(2)), rel=2e-3)
+    with pytest.raises(ValueError, match="theirs"):
+        metrics.mcnemar([0, 1], [0, 1], [0])
+
+
+def test_student_against_the_printed_table():
+    # Abramowitz and Stegun, table 26.10, column A = 0.95; and the normal limit
+    for n, t in [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262),
+                 (10, 2.228), (30, 2.042), (120, 1.980)]:
+        assert metrics.student(n) == pytest.approx(t, abs=6e-4)
+    assert metrics.student(100_000) == pytest.approx(1.95996, abs=1e-4)
+    assert metrics.student(4, 0.99) == pytest.approx(4.604, abs=6e-4)
+    with pytest.raises(ValueError):
+        metrics.student(0)
+
+
+def test_spread_by_hand():
+    found = metrics.spread([0.8, 0.9, 1.0])
+    assert (found["mean"], found["sd"]) == pytest.approx((0.9, 0.1))
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert (found["low"], found["high"]) == pytest.approx((0.9 - half, 0.9 + half), abs=1e-6)
+    assert metrics.spread([0.5]) == {"mean": 0.5, "sd": None, "low": None, "high": None, "n": 1}
+    with pytest.raises(ValueError):
+        metrics.spread([])
+
+
+def test_the_interval_of_the_seeds_holds_the_mean_as_often_as_it_says(rng):
+    held = 0
+    for _ in range(4000):
+        found = metrics.spread(rng.normal(0.3, 0.05, 3))
+        held += found["low"] <= 0.3 <= found["high"]
+    assert 0.94 < held / 4000 < 0.96
