@@ -1,19 +1,71 @@
-"""A bag of words to compare with: multinomial naive Bayes (McCallum and Nigam 1998, eq. 6).
+"""Baselines to compare with: the most frequent class, naive Bayes, TF-IDF with logistic regression.
+
+Multinomial naive Bayes (McCallum and Nigam 1998, eq. 6):
 
     (1) p(k) = texts of class k / texts
     (2) p(v|k) = (a + times word v stands in class k) / (a * V + words of class k)
     (3) log p(k|text) = log p(k) + sum over the text's words of log p(v|k), normalised over k
 
-A word that no training text holds says nothing and is passed by.
+A word that no training text holds says nothing and is passed by. TF-IDF (Salton and Buckley 1988)
+and its logistic regression are scikit-learn's, where that is installed.
 """
 
 import re
+from importlib.util import find_spec
 
 import numpy as np
 
 from minisft.ops.cross_entropy import log_softmax
 
 WORD = re.compile(r"\w+")
+
+
+STRENGTHS = (1.0, 10.0, 100.0)     # the C that logistic regression may have
+
+
+def fit_all(texts, labels, valid_texts, valid_labels, n_labels):
+    """Training and validation texts with labels -> {key: baseline}, without the test set.
+
+    All learn from the training texts; the validation texts choose what is left to choose.
+    """
+    found = {"majority_class": Majority(labels, n_labels),
+             "naive_bayes": NaiveBayes(texts, labels, n_labels)}
+    if find_spec("sklearn") is not None:
+        found["tfidf"] = TfIdf(texts, labels, valid_texts, valid_labels, n_labels)
+    return found
+
+
+class Majority:
+    """Answers the shares of the classes in training, whatever the text."""
+
+    def __init__(self, labels, n_labels):
+        with np.errstate(divide="ignore"):
+            self.log_prior = np.log(np.bincount(labels, minlength=n_labels) / len(labels))
+
+    def log_probabilities(self, texts):
+        """M texts -> log-probabilities (M,K)."""
+        return np.tile(self.log_prior, (len(texts), 1))
+
+
+class TfIdf:
+    """Words and pairs of words, sublinear counts; C is the one of STRENGTHS best in validation."""
+
+    def __init__(self, texts, labels, valid_texts, valid_labels, n_labels):
+        # imported here: slow to load, and an extra that need not be there
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        self.n_labels = n_labels
+        self.words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True,
+                                     token_pattern=WORD.pattern)
+        x, valid = self.words.fit_transform(texts), self.words.transform(valid_texts)
+        fitted = [LogisticRegression(C=c, max_iter=2000).fit(x, labels) for c in STRENGTHS]
+        self.model = max(fitted, key=lambda model: model.score(valid, valid_labels))
+
+    def log_probabilities(self, texts):
+        """M texts -> log-probabilities (M,K)."""
+        found = np.full((len(texts), self.n_labels), -np.inf)     # classes without a text
+        found[:, self.model.classes_] = self.model.predict_log_proba(self.words.transform(texts))
+        return found
 
 
 class NaiveBayes:

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minisft import metrics, plots, report
-from minisft.baselines import NaiveBayes
+from minisft import baselines, compared, metrics, plots, report
 from minisft.checkpoint import load
 from minisft.data import toy_news
 from minisft.data.augment import Augmentation
@@ -122,14 +121,19 @@ class Classification:
         part = self._scored()[0]
         logp = self._log_probabilities(model)
         results = metrics.classification(part.labels, logp, self.names)
+        self.answers = logp.argmax(axis=1)
         if self.settings.compare != "none":
-            bayes = NaiveBayes(self.train.wholes, self.train.labels, len(self.names))
-            results["naive_bayes"] = self._short(bayes.log_probabilities(part.wholes))
+            fitted = baselines.fit_all(self.train.wholes, self.train.labels, self.valid.wholes,
+                                       self.valid.labels, len(self.names))
+            results |= {key: self._short(baseline.log_probabilities(part.wholes))
+                        for key, baseline in fitted.items()}
+            if "tfidf" not in fitted:
+                results["left_out"] = compared.NO_TFIDF
         mistakes = report.worst_mistakes(part.wholes, part.lines, part.labels, logp, self.names)
         return results, mistakes
 
     def figures(self, model):
-        """-> the accuracy, its interval and macro F1 of another model on the same texts."""
+        """-> accuracy with interval, macro F1 and McNemar's test of another model, same texts."""
         return self._short(self._log_probabilities(model))
 
     def _scored(self):
@@ -141,8 +145,10 @@ class Classification:
                                  None if self.settings.quiet else "evaluating", ids.types)
 
     def _short(self, logp):
-        found = metrics.classification(self._scored()[0].labels, logp, self.names)
-        return {key: found[key] for key in COMPARED}
+        labels = self._scored()[0].labels
+        found = metrics.classification(labels, logp, self.names)
+        return {key: found[key] for key in COMPARED} | {
+            "mcnemar": metrics.mcnemar(labels, self.answers, logp.argmax(axis=1))}
 
     def write(self, folder, results, mistakes, settings, history):
         """Pictures first: the report links those that are there."""
@@ -157,11 +163,7 @@ class Classification:
                  f"{results['accuracy_low']:.4f} to {results['accuracy_high']:.4f}), macro F1 "
                  f"{results['macro_f1']:.4f}, loss {results['loss']:.4f}, {results['n']} texts; "
                  f"the largest class of them alone would give {results['majority']:.4f}"]
-        for key, name in report.COMPARED.items():
-            if other := results.get(key):
-                lines.append(f"for scale, {name} on the same texts: accuracy "
-                             f"{other['accuracy']:.4f} (95% interval {other['accuracy_low']:.4f} "
-                             f"to {other['accuracy_high']:.4f}), macro F1 {other['macro_f1']:.4f}")
+        lines += compared.headlines(results)
         if self.settings.train is None:
             lines.append("toy-news is made to show what pretraining carries over: no topic word "
                          "of its test texts stands in a training text")

@@ -141,9 +141,10 @@ def _from_random_weights(task, pretrained, settings):
     recipe = dataclasses.replace(recipe, early_stopping=patience)
     for name in ("train_ids", "valid_ids"):      # the frozen layers of another model
         setattr(task, name, dataclasses.replace(getattr(task, name), features=None))
-    fit(model, task.train_ids, recipe, task.validate, State(), make_optimizer(model, recipe),
-        loss_options=task.loss_options())
-    return task.figures(model) | {"epochs": recipe.epochs, "lr": recipe.lr,
+    state = fit(model, task.train_ids, recipe, task.validate, State(),
+                make_optimizer(model, recipe), loss_options=task.loss_options())
+    return task.figures(model) | {"epochs": recipe.epochs, "epochs_run": state.epoch,
+                                  "best_epoch": state.best["epoch"], "lr": recipe.lr,
                                   "dropout": recipe.dropout}
 
 

@@ -6,17 +6,15 @@ Texts and names come from the user's data and may hold anything, so every one of
 
 import json
 import math
-import re
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 
-# What may be measured beside the model, by its key in the results
-COMPARED = {"random_weights": "the same architecture from random weights",
-            "naive_bayes": "naive Bayes, which only counts words"}
+from minisft import compared
+from minisft.markdown import escape as escape
+from minisft.markdown import table
+
 _FULL_TABLE = 12      # a larger confusion matrix is listed by its largest mistakes
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
 
 
 def write_report(path, results, data, settings, history, mistakes):
@@ -28,11 +26,10 @@ def write_report(path, results, data, settings, history, mistakes):
         f"**{results['accuracy']:.2%}** of {n:,} {where} texts are classified correctly "
         f"(95% interval {results['accuracy_low']:.2%} to {results['accuracy_high']:.2%}). "
         f"Always answering their most frequent class would give {results['majority']:.2%}."
-        + "".join(_compared(name, results[key]) for key, name in COMPARED.items()
-                  if key in results),
+        + compared.sentences(results),
         "",
         *_optimistic(data),
-        *_table(["figure", "value"], [
+        *table(["figure", "value"], [
             ["macro F1", f"{results['macro_f1']:.4f}"],
             ["weighted F1", f"{results['weighted_f1']:.4f}"],
             ["macro precision", f"{results['macro_precision']:.4f}"],
@@ -41,9 +38,10 @@ def write_report(path, results, data, settings, history, mistakes):
             [f"{where} texts", f"{n:,}"],
             *_cost(results),
         ]),
+        *compared.section(results),
         "## Classes",
         "",
-        *_table(["class", "precision", "recall", "F1", "texts"], [
+        *table(["class", "precision", "recall", "F1", "texts"], [
             [escape(c["name"]), f"{c['precision']:.4f}", f"{c['recall']:.4f}", f"{c['f1']:.4f}",
              f"{c['support']:,}"] for c in results["per_class"]
         ]),
@@ -74,7 +72,7 @@ def write_completion_report(path, results, data, settings, history, samples):
         f"{results['exact_match_high']:.2%}; white space at both ends does not count).",
         "",
         *_optimistic(data),
-        *_table(["figure", "value"], [
+        *table(["figure", "value"], [
             ["loss (nats a completion token)", f"{results['loss']:.4f}"],
             ["perplexity, e^loss", f"{math.exp(min(results['loss'], 700)):.5g}"],
             [f"{where} prompts", f"{n:,}"],
@@ -82,7 +80,7 @@ def write_completion_report(path, results, data, settings, history, samples):
         ]),
         "## Samples",
         "",
-        *(_table(["prompt", "expected", "generated"], rows) if rows else ["None given.", ""]),
+        *(table(["prompt", "expected", "generated"], rows) if rows else ["None given.", ""]),
         *_data(data),
         *_learning(path, history, results),
         *_settings(settings),
@@ -116,34 +114,6 @@ def worst_mistakes(texts, lines, labels, log_probabilities, names, k=10):
     ]
 
 
-def escape(text, limit=200):
-    """Any text -> one line of at most `limit` characters that Markdown shows as it stands."""
-    line = " ".join(str(text).split())
-    line = line if len(line) <= limit else line[:limit - 1] + "…"
-    line = "".join(_escape_character(c) for c in line)
-    # An underscore inside a word starts no emphasis, and paths stay readable.
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line) or "(empty)"
-
-
-def _escape_character(c):
-    if c in _ENTITIES:
-        return _ENTITIES[c]
-    if c in "\\`*[]~|":
-        return "\\" + c
-    # Control characters, lone surrogates (not writable as UTF-8), marks that reverse the line.
-    reverses = "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"
-    return "\ufffd" if reverses or unicodedata.category(c) in ("Cc", "Cs") else c
-
-
-def _table(head, rows):
-    """head (k cells), rows of k escaped cells -> lines of a table; numbers stand to the right."""
-    number = re.compile(r"-|\**[\d.,]+(e[-+]?\d+)?%?\**")
-    numeric = [bool(rows) and all(number.fullmatch(row[j]) for row in rows)
-               for j in range(len(head))]
-    rule = ["---:" if right else "---" for right in numeric]
-    return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)] + [""]
-
-
 def _scored_on(data):
     return "validation" if data.get("test_path") is None else "test"
 
@@ -154,12 +124,6 @@ def _optimistic(data):
         return []
     return ["> There is no test set. These figures are from the validation part, on which the best "
             "epoch was also chosen: they are optimistic. Expect less on new texts.", ""]
-
-
-def _compared(name, found):
-    """Who else classified the same texts, the figures -> a sentence."""
-    return (f" {name[0].upper()}{name[1:]}: {found['accuracy']:.2%} (95% interval "
-            f"{found['accuracy_low']:.2%} to {found['accuracy_high']:.2%}).")
 
 
 def _cost(results):
@@ -182,7 +146,7 @@ def _confusion(results):
                          for j, count in enumerate(row))]
                 for i, (name, row) in enumerate(zip(names, counts, strict=True))]
         return ["Rows: the true class. Columns: the predicted one.", "",
-                *_table(["true \\ predicted", *names], rows)]
+                *table(["true \\ predicted", *names], rows)]
     pairs = [(count, i, j) for i, row in enumerate(counts) for j, count in enumerate(row)
              if count and i != j]
     pairs = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:20]
@@ -191,7 +155,7 @@ def _confusion(results):
     if not rows:
         return ["No text was put into a wrong class.", ""]
     return ["The most frequent mistakes; the picture has all cells.", "",
-            *_table(["true class", "predicted class", "texts", "share of the true class"], rows)]
+            *table(["true class", "predicted class", "texts", "share of the true class"], rows)]
 
 
 def _mistakes(mistakes):
@@ -202,7 +166,7 @@ def _mistakes(mistakes):
             for m in mistakes]
     return ["Wrong answers of which the model was most certain: wrong labels, texts of two "
             "classes, or something to learn about the model.", "",
-            *_table(["line", "truth", "p", "prediction", "p", "text"], rows)]
+            *table(["line", "truth", "p", "prediction", "p", "text"], rows)]
 
 
 def _probability(p):
@@ -223,7 +187,7 @@ def _data(data):
     rows = [[words, _figure(data[key])] for words, key in shown if data.get(key) is not None]
     rows += [[f"texts cleaned: {escape(step)}", _figure(count)]
              for step, count in (data.get("cleaned") or {}).items()]
-    lines = ["## Data", "", *_table(["what", "value"], rows)]
+    lines = ["## Data", "", *table(["what", "value"], rows)]
     if data.get("shared_with_training"):
         lines += ["> Some test texts also stand in training. The model has seen them, so they say "
                   "nothing about new texts, and the figures above are optimistic.", ""]
@@ -248,13 +212,13 @@ def _learning(path, history, results):
             "-" if accuracy is None else f"{accuracy:.2%}",
         ])
     head = ["epoch", "steps", "training loss", "validation loss", "validation accuracy"]
-    lines += _table(head, rows) if rows else ["No epoch was completed.", ""]
+    lines += table(head, rows) if rows else ["No epoch was completed.", ""]
     return lines + _picture(path, "curves.png", "Learning curves")
 
 
 def _settings(settings):
     rows = [[escape(key), _value(value)] for key, value in settings.items()]
-    return ["## Settings", "", *_table(["setting", "value"], rows)]
+    return ["## Settings", "", *table(["setting", "value"], rows)]
 
 
 def _value(value):

@@ -107,8 +107,10 @@ class Settings:
     seed: int = option(0, "seed of initial values, order, dropout and split", type=int)
     compare: str = option(None, "classify: what is measured beside the model on the same texts: "
                           "random (the same architecture from random weights, and baselines), "
-                          "baselines (naive Bayes) or none (default: random with toy-news, "
-                          "otherwise baselines)", choices=("random", "baselines", "none"))
+                          "baselines (the most frequent class, naive Bayes and, where "
+                          "scikit-learn is installed, TF-IDF with logistic regression) or none "
+                          "(default: random with toy-news, otherwise baselines)",
+                          choices=("random", "baselines", "none"))
     max_new_tokens: int = option(128, "complete: longest completion when testing", type=int)
     out: str = option(None, "run folder (default: the first free of runs/NAME, runs/NAME-2, ...)",
                       metavar="DIR")

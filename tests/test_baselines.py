@@ -1,9 +1,10 @@
-"""Naive Bayes against a case counted by hand and against scikit-learn."""
+"""Baselines against cases counted by hand, and naive Bayes against scikit-learn."""
 
 import numpy as np
 import pytest
 
-from minisft.baselines import NaiveBayes
+from minisft import baselines
+from minisft.baselines import Majority, NaiveBayes, TfIdf
 
 TEXTS = ["red red blue", "blue", "green green red"]
 LABELS = [0, 0, 1]
@@ -25,6 +26,39 @@ def test_a_text_of_unknown_words_gets_the_prior():
 def test_a_class_without_texts_is_never_the_answer():
     p = np.exp(NaiveBayes(TEXTS, LABELS, 3).log_probabilities(TEXTS))
     assert (p[:, 2] == 0).all() and (p.argmax(axis=1) == LABELS).all()
+
+
+def test_majority_knows_the_shares_alone():
+    p = np.exp(Majority([1, 1, 0], 3).log_probabilities(["red", "x"]))
+    np.testing.assert_allclose(p, [[1 / 3, 2 / 3, 0]] * 2)
+
+
+def test_tfidf_learns_and_leaves_out_a_class_without_texts():
+    pytest.importorskip("sklearn")
+    train = [f"{colour} thing number {n}" for n in range(10) for colour in ("red", "blue")]
+    model = TfIdf(train, [0, 2] * 10, ["a red one", "a blue one"], [0, 2], 3)
+    p = np.exp(model.log_probabilities(["blue again", "so red", "nothing known"]))
+    assert p.shape == (3, 3) and p[:2].argmax(axis=1).tolist() == [2, 0]
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    np.testing.assert_allclose(p[2], [0.5, 0, 0.5], atol=1e-3)
+
+
+def test_the_validation_texts_choose_the_strength(monkeypatch):
+    """With the labels of the validation part turned round, the weakest fit is the best."""
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(baselines, "STRENGTHS", (1e-6, 100.0))
+    train, labels = ["red one", "red two", "red three", "blue four", "blue five"], [0, 0, 0, 1, 1]
+    right = TfIdf(train, labels, ["red six", "blue six", "blue"], [0, 1, 1], 2)
+    wrong = TfIdf(train, labels, ["blue six", "blue seven"], [0, 0], 2)
+    assert right.model.C == 100 and wrong.model.C == 1e-6
+
+
+def test_all_are_fitted_or_one_is_missing(monkeypatch):
+    pytest.importorskip("sklearn")
+    arguments = TEXTS, LABELS, ["red", "green"], [0, 1], 2
+    assert list(baselines.fit_all(*arguments)) == ["majority_class", "naive_bayes", "tfidf"]
+    monkeypatch.setattr(baselines, "find_spec", lambda name: None)
+    assert list(baselines.fit_all(*arguments)) == ["majority_class", "naive_bayes"]
 
 
 @pytest.mark.parity

@@ -68,6 +68,11 @@ def test_run_folder_holds_what_the_readme_says(trained):
     text = (trained / "report.md").read_text()
     assert "The worst mistakes" in text and "Naive Bayes, which only counts words" in text
     assert found["naive_bayes"]["accuracy"] > 0.3     # 0.25 by chance
+    assert "Compared on the same texts" in text
+    for key in ("majority_class", "naive_bayes"):
+        test = found[key]["mcnemar"]
+        assert (test["only_ours"] - test["only_theirs"]) / 80 == pytest.approx(
+            found["accuracy"] - found[key]["accuracy"])
 
 
 def test_evaluate_gives_the_same_figures(trained, files, capsys):

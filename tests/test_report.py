@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from minisft import metrics, report
+from minisft import compared, metrics, report
 
 HOSTILE = ("a | b `code` <script>alert(1)</script>\nnew\r\n\u2028line "
            "*x* _y_ [l](u) ![i](u) $z$ \\| &")
@@ -153,3 +153,29 @@ def test_completion_report(tmp_path):
                                    {"steps": [], "epochs": []}, [])
     text = path.read_text(encoding="utf-8")
     assert "There is no test set" in text and "No epoch was completed." in text
+
+
+def beside(ours, theirs, p):
+    return {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "macro_f1": 0.45,
+            "mcnemar": {"only_ours": ours, "only_theirs": theirs, "p": p}}
+
+
+def test_the_comparison_says_what_is_more_than_chance(tmp_path):
+    found = some_results() | {
+        "majority_class": beside(20, 2, 0.0001), "naive_bayes": beside(3, 12, 0.035),
+        "random_weights": beside(6, 5, 1.0) | {"epochs": 15, "epochs_run": 4, "best_epoch": 2,
+                                               "lr": 1e-3, "dropout": 0.3},
+        "left_out": compared.NO_TFIDF}
+    text = write(tmp_path, found)
+    rows = next(t for t in tables(text) if " McNemar p " in t[0])[2:]
+    assert [(row[0].strip(), row[-1].strip()) for row in rows] == [
+        ("the same architecture from random weights", "neither"),
+        ("naive Bayes, which only counts words", "worse"),
+        ("the most frequent class of the training texts", "better")]
+    assert "scikit-learn is not installed." in text
+    assert "4 of at most 15 epochs, of which the validation part chose number 2" in text
+    assert "highest rate 0.001, dropout 0.3" in text
+    lines = compared.headlines(found)
+    assert sum("more than chance" in line for line in lines) == 2
+    assert any("no larger difference than chance" in line for line in lines)
+    assert lines[-1] == compared.NO_TFIDF

@@ -1,0 +1,85 @@
+"""What was measured beside the model on the same texts, told in words and as a table.
+
+Each entry of the results under a key of NAMES holds accuracy with interval, macro F1, and under
+"mcnemar" what `metrics.mcnemar` says of the model and it.
+"""
+
+from minisft.markdown import table
+
+NAMES = {"random_weights": "the same architecture from random weights",
+         "naive_bayes": "naive Bayes, which only counts words",
+         "tfidf": "TF-IDF with logistic regression",
+         "majority_class": "the most frequent class of the training texts"}
+NO_TFIDF = "TF-IDF with logistic regression is left out: scikit-learn is not installed"
+CHANCE = 0.05     # a difference is called larger than chance below it
+
+
+def found_in(results):
+    """-> (words, what was measured) of each in the results, in the order of NAMES."""
+    return [(name, results[key]) for key, name in NAMES.items() if results.get(key)]
+
+
+def verdict(test):
+    """McNemar's counts and p -> a clause."""
+    where = (f"{test['only_ours']} texts right here alone, {test['only_theirs']} there alone, "
+             f"McNemar p = {test['p']:.2g}")
+    if test["p"] >= CHANCE:
+        return f"no larger difference than chance gives ({where})"
+    better = "better" if test["only_ours"] > test["only_theirs"] else "worse"
+    return f"the model is {better}, by more than chance gives ({where})"
+
+
+def headlines(results):
+    """-> lines for the terminal."""
+    lines = []
+    for name, other in found_in(results):
+        lines.append(f"for scale, {name} on the same texts: accuracy {other['accuracy']:.4f} (95% "
+                     f"interval {other['accuracy_low']:.4f} to {other['accuracy_high']:.4f}), "
+                     f"macro F1 {other['macro_f1']:.4f}")
+        if "mcnemar" in other:
+            lines.append(f"  {verdict(other['mcnemar'])}")
+    if results.get("left_out"):
+        lines.append(results["left_out"])
+    return lines
+
+
+def sentences(results):
+    """-> a sentence for each, for the head of the report."""
+    return "".join(
+        f" {name[0].upper()}{name[1:]}: {found['accuracy']:.2%} (95% interval "
+        f"{found['accuracy_low']:.2%} to {found['accuracy_high']:.2%})."
+        for name, found in found_in(results))
+
+
+def section(results):
+    """-> lines of the report: who was right where the other was not, and how that reads."""
+    tested = [(name, found) for name, found in found_in(results) if "mcnemar" in found]
+    if not tested:
+        return []
+    rows = [[name, f"{found['accuracy']:.2%}", f"{found['macro_f1']:.4f}",
+             f"{found['mcnemar']['only_ours']:,}", f"{found['mcnemar']['only_theirs']:,}",
+             f"{found['mcnemar']['p']:.2g}", _short(found["mcnemar"])] for name, found in tested]
+    head = ["compared with", "accuracy", "macro F1", "only the model right", "only it right",
+            "McNemar p", "the model is"]
+    lines = ["## Compared on the same texts", "", *table(head, rows),
+             f"McNemar's exact test: were both equally good, p is how often so lopsided counts "
+             f"would come by chance. Below {CHANCE} the difference is called real.", ""]
+    if results.get("left_out"):
+        lines += [results["left_out"] + ".", ""]
+    return lines + _recipe(results.get("random_weights"))
+
+
+def _short(test):
+    if test["p"] >= CHANCE:
+        return "neither"
+    return "better" if test["only_ours"] > test["only_theirs"] else "worse"
+
+
+def _recipe(found):
+    """What --compare random did."""
+    if not found or "epochs_run" not in found:
+        return []
+    return ["The random weights were trained on the same texts by the recipe that suits them: "
+            f"highest rate {found['lr']:.2g}, dropout {found['dropout']:g}, "
+            f"{found['epochs_run']} of at most {found['epochs']} epochs, of which the validation "
+            f"part chose number {found['best_epoch']}.", ""]
