@@ -5,6 +5,7 @@ Each entry of the results under a key of NAMES holds accuracy with interval, mac
 """
 
 from minisft.markdown import table
+from minisft.metrics import spread
 
 NAMES = {"random_weights": "the same architecture from random weights",
          "naive_bayes": "naive Bayes, which only counts words",
@@ -67,6 +68,44 @@ def section(results):
     if results.get("left_out"):
         lines += [results["left_out"] + ".", ""]
     return lines + _recipe(results.get("random_weights"))
+
+
+def over_seeds(results):
+    """Results of n seeds -> {key: mean accuracy, in how many the model is better and worse, p}."""
+    found = {}
+    for key in NAMES:
+        others = [r[key] for r in results if r.get(key)]
+        if not others:
+            continue
+        tests = [o["mcnemar"] for o in others]
+        found[key] = {
+            "accuracy": spread([o["accuracy"] for o in others]),
+            "macro_f1": spread([o["macro_f1"] for o in others]),
+            "better": sum(_short(t) == "better" for t in tests),
+            "worse": sum(_short(t) == "worse" for t in tests), "n": len(tests),
+            "p": [t["p"] for t in tests]}
+    return found
+
+
+def seeds_headlines(compared):
+    """What `over_seeds` found -> lines for the terminal."""
+    return [f"for scale, {NAMES[key]}: mean accuracy {found['accuracy']['mean']:.4f}; the model is "
+            f"better by more than chance in {found['better']} of {found['n']} seeds, worse in "
+            f"{found['worse']} (largest McNemar p {max(found['p']):.2g})"
+            for key, found in compared.items()]
+
+
+def seeds_section(compared):
+    """What `over_seeds` found -> lines of the report."""
+    if not compared:
+        return []
+    rows = [[NAMES[key], f"{found['accuracy']['mean']:.2%}", f"{found['macro_f1']['mean']:.4f}",
+             f"{found['better']}", f"{found['worse']}", f"{max(found['p']):.2g}"]
+            for key, found in compared.items()]
+    return ["## Compared on the same texts", "",
+            *table(["compared with", "mean accuracy", "mean macro F1", "seeds in which the model "
+                    "is better", "seeds in which it is worse", "largest McNemar p"], rows),
+            f"Better and worse by more than chance: McNemar's exact test, p below {CHANCE}.", ""]
 
 
 def _short(test):

@@ -39,15 +39,18 @@ def require_sound(settings):
                         "already")
 
 
-def finetune(settings, resume=None, say=print):
-    """Settings -> results (dict), with all files of the run in its folder.
+def finetune(settings, resume=None, say=print, checked=lambda: None):
+    """Settings of one seed -> results (dict), with all files of the run in its folder.
 
     `resume`: the folder of an interrupted run, whose own settings then count. Raises UserError for
-    anything a user can mend, before a file is written, and train.Interrupted.
+    anything a user can mend, before a file is written, and train.Interrupted. `checked` is called
+    in between: all that can be told beforehand is then known to be sound.
     """
     config = None if resume is None else runs.unfinished(resume)
     if config is not None:
-        settings = _kept_settings(config, resume)
+        settings = kept_run(config, resume)
+    if settings.seeds != 1:
+        raise UserError(f"--seeds is {settings.seeds}: seeds.finetune trains several")
     settings = dataclasses.replace(settings, **_defaults(settings))
     require_sound(settings)
     if resume is None and settings.out is not None:
@@ -56,7 +59,7 @@ def finetune(settings, resume=None, say=print):
     # 1. Clean the texts, find the labels, hold out the validation part
     clean = parse_steps(settings.clean)
     task = TASKS[settings.task](settings, clean)
-    files = _fingerprints(settings, config, resume)
+    files = fingerprints(settings, config, resume)
 
     # 2. Load the pretrained model and its tokenizer, turn the texts into tokens
     model, tokenizer = _build(task, settings, say)
@@ -68,7 +71,8 @@ def finetune(settings, resume=None, say=print):
     _tell_data(task, treatment, say)
 
     # 3. Fine-tune; the validation part chooses the epoch
-    folder = Path(resume or settings.out or runs.first_free("runs", _name(settings)))
+    folder = Path(resume or settings.out or runs.first_free("runs", run_name(settings)))
+    checked()
     begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files}, model)
     try:
         adaptation = None
@@ -238,14 +242,15 @@ def _tell_data(task, treatment, say):
         say(line)
 
 
-def _name(settings):
+def run_name(settings):
+    """-> what a run's folder is called where --out does not say it."""
     data = Path(settings.train).name.split(".")[0] if settings.train else "toy-news"
     model = Path(settings.model).resolve()
     # a folder that a run left is called `model`: the run's own name says more
     return f"{data}-{model.parent.name if model.name == 'model' else model.name}"
 
 
-def _fingerprints(settings, config, resume):
+def fingerprints(settings, config, resume):
     """-> checksums of the data files; raises UserError when a resumed run began with others."""
     files = {name: runs.fingerprint(getattr(settings, name)) for name in ("train", "valid", "test")}
     for name, found in files.items():
@@ -255,7 +260,8 @@ def _fingerprints(settings, config, resume):
     return files
 
 
-def _kept_settings(config, folder):
+def kept_run(config, folder):
+    """config.json of a run -> its settings; raises UserError where its files are not there."""
     settings = kept_settings(Settings, config, folder)
     for name in ("train", "valid", "test"):
         path = getattr(settings, name)

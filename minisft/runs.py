@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 import shutil
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,8 @@ from minisft.files import read_json, write_json
 # What a run writes; `--overwrite` removes these and touches nothing else in the folder.
 CONTENTS = ("config.json", "metrics.jsonl", "model", "training_state", "curves.png",
             "confusion.png", "results.json", "report.md")
+# Several seeds or sizes leave a folder for each, with the run of it inside.
+INNER = re.compile(r"(seed|size)-\d+")
 # A run killed while it wrote a file leaves the part it had (files.replacing).
 PARTIAL = tuple(f".{name}.partial" for name in CONTENTS)
 
@@ -36,9 +39,15 @@ def require_free(folder, overwrite):
     if found and not overwrite:
         raise UserError(f"{folder} is not empty ({', '.join(found[:3])}, ...): choose another "
                         "--out, or --overwrite, or --resume it")
-    strangers = [name for name in found if name not in CONTENTS + PARTIAL]
-    if strangers:
-        raise UserError(f"{folder} holds {strangers[0]!r}, which no run made: choose another --out")
+    for name in found:
+        if _inner(folder / name):
+            require_free(folder / name, overwrite)
+        elif name not in CONTENTS + PARTIAL:
+            raise UserError(f"{folder} holds {name!r}, which no run made: choose another --out")
+
+
+def _inner(path):
+    return bool(INNER.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
 
 
 def unfinished(folder):
@@ -54,14 +63,24 @@ def unfinished(folder):
 def start(folder, config):
     """Makes the folder, without what an earlier run left, and writes config.json."""
     folder = Path(folder)
+    _clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config)
+
+
+def _clear(folder):
+    """Removes what runs left, and of the folders of seeds and sizes those that are then empty."""
     for name in CONTENTS + PARTIAL:
         path = folder / name
         if path.is_dir() and not path.is_symlink():     # a link goes, what it leads to stays
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _inner(path):
+            _clear(path)
+            if not any(path.iterdir()):
+                path.rmdir()
 
 
 class MetricsLog:

@@ -105,6 +105,9 @@ class Settings:
     select: str = option("accuracy", "classify: what the best epoch is chosen by, on the "
                          "validation part", choices=("accuracy", "macro_f1", "loss"))
     seed: int = option(0, "seed of initial values, order, dropout and split", type=int)
+    seeds: int = option(1, "how many seeds are trained with: --seed, the next one, ..., each in a "
+                        "folder of its own below --out, with the mean and its interval beside them",
+                        type=int)
     compare: str = option(None, "classify: what is measured beside the model on the same texts: "
                           "random (the same architecture from random weights, and baselines), "
                           "baselines (the most frequent class, naive Bayes and, where "
@@ -129,7 +132,8 @@ class Settings:
               ("weight_decay", 0, None),
               ("layer_decay", 0, 1), ("clip", 0, None), ("label_smoothing", 0, 1),
               ("word_dropout", 0, 0.9), ("word_swap", 0, 0.9),
-              ("early_stopping", 0, None), ("max_new_tokens", 1, None), ("seed", 0, 2**32 - 1))
+              ("early_stopping", 0, None), ("max_new_tokens", 1, None), ("seed", 0, 2**32 - 1),
+              ("seeds", 1, 1000))
     STRETCH: ClassVar = "epoch"     # what lies between two validations
     # The first setting of each group that `--help` shows.
     GROUPS: ClassVar = {"task": "data", "model": "model", "epochs": "training",

@@ -11,9 +11,9 @@ PACKAGE = ROOT / "minisft"
 
 # A module imports only from floors below its own. `__init__` files of a folder count as the folder.
 FLOORS = [
-    ["errors", "array", "rows", "markdown"],
+    ["errors", "array", "rows", "markdown", "metrics"],
     ["compared"],
-    ["random", "erf", "gradcheck", "batch", "metrics", "report", "parameters", "files",
+    ["random", "erf", "gradcheck", "batch", "report", "parameters", "files",
      "plots", "ledger", "data.wordpiece", "emulator"],
     ["features", "cuda"],
     ["launch.packed"],
@@ -38,6 +38,7 @@ FLOORS = [
     ["folder", "card"],
     ["adapt", "classify", "complete"],
     ["finetune", "pretrain"],
+    ["seeds"],
     ["cli.arguments"],
     ["cli.finetune", "cli.evaluate", "cli.predict", "cli.generate", "cli.check",
      "cli.pretrain", "cli.plan"],

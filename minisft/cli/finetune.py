@@ -1,6 +1,6 @@
 """`minisft finetune`: labelled texts in, a run folder out."""
 
-from minisft import finetune
+from minisft import seeds
 from minisft.cli.arguments import add_settings, run_with_settings
 from minisft.settings import Settings
 
@@ -15,4 +15,4 @@ def add_arguments(parser):
 
 def run(args):
     """-> exit code."""
-    return run_with_settings(args, Settings, "finetune", finetune.finetune)
+    return run_with_settings(args, Settings, "finetune", seeds.finetune)

@@ -1,0 +1,161 @@
+"""Several seeds: a run for each, their spread, going on, and nothing lost."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+
+from minisft import finetune as runner
+from minisft import metrics, seeds
+from minisft.cli import main
+from minisft.data import toy_news
+from minisft.train import Interrupted
+
+TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", "--vocab-size",
+        "300", "--epochs", "1", "--batch-tokens", "256", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    path = tmp_path_factory.mktemp("files") / "train.csv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *list(
+            zip(*toy_news.generate("train"), strict=True))[:60]])
+    return ["finetune", "--train", str(path), "--test", str(path), *TINY, "--seeds", "3",
+            "--seed", "4"]
+
+
+@pytest.fixture(scope="module")
+def finished(command, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "out"
+    assert main([*command, "--out", str(out)]) == 0
+    return out
+
+
+def read(path):
+    return json.loads((path / "results.json").read_text())
+
+
+def timeless(results):
+    return {k: v for k, v in results.items() if k not in ("runs", "seconds")} | {
+        "runs": [{k: v for k, v in run.items() if k != "train_seconds"} for run in results["runs"]]}
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_each_seed_is_a_run_of_its_own(command, finished, tmp_path):
+    assert {p.name for p in finished.iterdir()} == {
+        "config.json", "results.json", "report.md", "seed-4", "seed-5", "seed-6"}
+    alone = [*command[:-4], "--seed", "5", "--out", str(tmp_path / "alone")]
+    assert main(alone) == 0
+    model = "model/model.safetensors"
+    assert (tmp_path / "alone" / model).read_bytes() == (finished / "seed-5" / model).read_bytes()
+    found, each = read(finished), [read(finished / f"seed-{n}") for n in (4, 5, 6)]
+    assert found["seeds"] == [4, 5, 6] and found["n"] == 60
+    for key in ("accuracy", "macro_f1", "loss"):
+        values = [r[key] for r in each]
+        assert found[key] == metrics.spread(values)
+        assert found[key]["sd"] == pytest.approx(np.std(values, ddof=1)) and len(set(values)) > 1
+    bayes = found["compared"]["naive_bayes"]
+    assert bayes["p"] == [r["naive_bayes"]["mcnemar"]["p"] for r in each] and bayes["n"] == 3
+
+
+def test_report_and_terminal_tell_the_interval(command, finished, tmp_path, capsys):
+    found = read(finished)["accuracy"]
+    text = (finished / "report.md").read_text()
+    row = " | ".join(f"{found[k]:.4f}" for k in ("mean", "sd", "low", "high"))
+    assert f"| accuracy | {row} |" in text and "[5](seed-5/report.md)" in text
+    assert "largest McNemar p" in text
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert f"accuracy {found['mean']:.4f}, standard deviation {found['sd']:.4f}" in shown
+    assert "seed 6, 3 of 3:" in shown and "largest McNemar p" in shown
+
+
+def test_an_interrupted_call_goes_on(command, finished, tmp_path, monkeypatch, capsys):
+    out, whole = tmp_path / "out", runner.finetune
+    calls = []
+
+    def stopped(settings, resume=None, say=print, checked=lambda: None):
+        calls.append(settings.seed)
+        if settings.seed == 5:
+            raise Interrupted(settings.out)
+        return whole(settings, resume, say, checked)
+
+    monkeypatch.setattr(runner, "finetune", stopped)
+    assert main([*command, "--out", str(out)]) == 130
+    assert f"--resume {out}" in capsys.readouterr().err and calls == [4, 5]
+    kept = files(out / "seed-4")
+
+    # the second was killed: it has begun, and nothing more
+    monkeypatch.setattr(runner, "finetune", whole)
+    (out / "seed-5").mkdir()
+    config = json.loads((out / "seed-4" / "config.json").read_text())
+    config["settings"] |= {"seed": 5, "out": str(out / "seed-5")}
+    (out / "seed-5" / "config.json").write_text(json.dumps(config))
+    (out / "seed-6").mkdir()
+    (out / "seed-6" / ".config.json.partial").touch()
+    assert main(["finetune", "--resume", str(out)]) == 0
+    assert files(out / "seed-4") == kept
+    assert timeless(read(out)) == timeless(read(finished))
+    assert main(["finetune", "--resume", str(out)]) == 2
+    assert "finished run" in capsys.readouterr().err
+
+
+def test_nothing_is_lost(command, finished, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*command, "--seeds", "2", "--out", str(out)]) == 0
+    before = files(out)
+    for arguments in ([*command, "--out", str(out)],                              # no --overwrite
+                      [*command, "--out", str(out), "--overwrite", "--train", "none.csv"],
+                      [*command, "--out", str(out), "--overwrite", "--lr", "-1"]):
+        assert main(arguments) == 2
+        assert files(out) == before
+    (out / "seed-5" / "thesis.doc").touch()
+    assert main([*command, "--out", str(out), "--overwrite"]) == 2
+    assert "thesis.doc" in capsys.readouterr().err
+    os.remove(out / "seed-5" / "thesis.doc")
+    # fewer seeds: none of the old ones is left to be taken for a new one
+    assert main([*command, "--seeds", "2", "--seed", "8", "--out", str(out), "--overwrite"]) == 0
+    assert {p.name for p in out.iterdir() if p.is_dir()} == {"seed-8", "seed-9"}
+    # a run of one seed takes the folder over
+    assert main([*command[:-4], "--out", str(out), "--overwrite"]) == 0
+    assert not (out / "seed-8").exists() and (out / "model").is_dir()
+
+
+def test_a_link_in_the_place_of_a_seed_is_a_stranger(command, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "report.md").touch()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "seed-4").symlink_to(tmp_path / "elsewhere")
+    assert main([*command, "--out", str(out), "--overwrite"]) == 2
+    assert (tmp_path / "elsewhere" / "report.md").exists()
+
+
+@pytest.mark.parametrize("changes, said", [
+    (["--seeds", "0"], "--seeds is 0, expected from 1 to 1000"),
+    (["--seed", "4294967295"], "--seeds is 3 with --seed 4294967295"),
+])
+def test_faults(command, tmp_path, capsys, changes, said):
+    assert main([*command, *changes, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_changed_data_are_refused(command, tmp_path, monkeypatch, capsys):
+    train = tmp_path / "train.csv"
+    with open(command[2]) as file:
+        train.write_text(file.read())
+    monkeypatch.setattr(seeds, "run_or_read", lambda settings, place, resuming, say, checked: (
+        checked(), 1 / 0))
+    out = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError):
+        main([*command, "--train", str(train), "--out", str(out)])
+    with open(train, "a") as file:
+        file.write("another,economy\n")
+    assert main(["finetune", "--resume", str(out)]) == 2
+    assert "has changed since" in capsys.readouterr().err
