@@ -8,7 +8,7 @@ from minisft import baselines, compared, metrics, plots, report
 from minisft.checkpoint import load
 from minisft.data import toy_news
 from minisft.data.augment import Augmentation
-from minisft.data.read import Examples, read_examples, shared_texts, split
+from minisft.data.read import Examples, draw, read_examples, shared_texts, split
 from minisft.data.sequences import encode_sequences, special_ids
 from minisft.errors import UserError
 from minisft.evaluate import log_probabilities
@@ -37,6 +37,9 @@ class Classification:
             self.names = train.names
             test, valid = (None if path is None else self._read(path, self.names, clean)
                            for path in (settings.test, settings.valid))
+        if settings.train_texts is not None:
+            train = _part(train, draw(train.path, train.labels, len(train.texts),
+                                      settings.train_texts, settings.seed))
         self.cleaned, self.test, self.valid_path = train.cleaned, test, settings.valid
         self.train_labels = train.labels
         if valid is None:

@@ -4,7 +4,7 @@ import numpy as np
 
 from minisft import metrics, report
 from minisft.checkpoint import load
-from minisft.data.read import Prompts, read_prompts, shared_texts, split
+from minisft.data.read import Prompts, draw, read_prompts, shared_texts, split
 from minisft.data.text import encode_all
 from minisft.errors import UserError
 from minisft.evaluate import completion_loss, completions
@@ -83,6 +83,9 @@ class Completion:
         train, valid, self.test = (None if path is None else read_prompts(
             path, list(settings.prompt_column), settings.completion_column, clean,
             settings.encoding, not settings.no_header) for path in self.paths.values())
+        if settings.train_texts is not None:
+            train = _part(train, draw(train.path, None, len(train.prompts), settings.train_texts,
+                                      settings.seed))
         self.cleaned = train.cleaned
         if valid is None:
             kept, held_out = split(None, train.prompts, settings.valid_fraction, settings.seed)

@@ -260,9 +260,9 @@ def fingerprints(settings, config, resume):
     return files
 
 
-def kept_run(config, folder):
+def kept_run(config, folder, kind=Settings):
     """config.json of a run -> its settings; raises UserError where its files are not there."""
-    settings = kept_settings(Settings, config, folder)
+    settings = kept_settings(kind, config, folder)
     for name in ("train", "valid", "test"):
         path = getattr(settings, name)
         if path is not None and not Path(path).exists():

@@ -1,4 +1,4 @@
-"""The two pictures of a run: learning curves and the confusion matrix, as PNG files.
+"""The pictures: learning curves, the confusion matrix, figures over training sizes, as PNG files.
 
 Figures are made without pyplot, so neither the backend nor any global setting is touched.
 """
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 _DPI = 120
+_LINES = "#d95f02", "#4c78a8", "#1b7837", "#7f7f7f", "#762a83"
 _TRAIN, _VALID, _RATE, _BEST = "#4c78a8", "#d95f02", "#7f7f7f", "#1b7837"
 
 
@@ -85,6 +86,40 @@ def confusion(matrix, names, path, title="Confusion matrix"):
                           format=PercentFormatter(1, decimals=0))
     bar.set_label("share of the true class (row)")
     bar.outline.set_visible(False)
+    _save(figure, path)
+
+
+def over_sizes(sizes, lines, path, ylabel, title=""):
+    """sizes (S,), lines {name: [(value, low, high), ...] (S,)} -> PNG, sizes on a log scale.
+
+    Where low and high are not None, a bar spans what of them lies in 0..1. The first line is drawn
+    strongest.
+    """
+    figure = Figure(figsize=(7.5, 4.8), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    axes = figure.subplots()
+    for i, (name, points) in enumerate(lines.items()):
+        if len(points) != len(sizes):
+            raise ValueError(f"over_sizes: {len(sizes)} sizes, {len(points)} points of {name}")
+        values = np.array([p[0] for p in points], dtype=float)
+        ends = np.array([p[1:] if p[1] is not None else (p[0], p[0]) for p in points], dtype=float)
+        ends = np.clip(ends, 0, 1)                                  # (S,2): no share is beyond
+        # a little apart, so that the bars of one size do not cover each other
+        x = np.array(sizes) * 1.02 ** (i - (len(lines) - 1) / 2)
+        axes.errorbar(x, values, yerr=np.abs(ends.T - values), color=_LINES[i % len(_LINES)],
+                      lw=2.4 if i == 0 else 1.5, marker="os^Dv"[i % 5], ms=6 if i == 0 else 5,
+                      ls="-" if i == 0 else "--", capsize=3, elinewidth=1.2,
+                      label=_drawable(name, 60), zorder=3 if i == 0 else 2)
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("training texts")
+    axes.set_ylabel(ylabel)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6", lw=0.6)
+    axes.set_title(_drawable(title, 90), parse_math=False, fontsize=12)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _save(figure, path)
 
 

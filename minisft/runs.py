@@ -14,7 +14,7 @@ from minisft.files import read_json, write_json
 
 # What a run writes; `--overwrite` removes these and touches nothing else in the folder.
 CONTENTS = ("config.json", "metrics.jsonl", "model", "training_state", "curves.png",
-            "confusion.png", "results.json", "report.md")
+            "confusion.png", "results.json", "report.md", "curve.json", "curve.png")
 # Several seeds or sizes leave a folder for each, with the run of it inside.
 INNER = re.compile(r"(seed|size)-\d+")
 # A run killed while it wrote a file leaves the part it had (files.replacing).
@@ -44,6 +44,14 @@ def require_free(folder, overwrite):
             require_free(folder / name, overwrite)
         elif name not in CONTENTS + PARTIAL:
             raise UserError(f"{folder} holds {name!r}, which no run made: choose another --out")
+
+
+def keep_figures(folder):
+    """Of a finished run only what was found stays: neither the model nor what resumes it."""
+    for name in ("model", "training_state"):
+        path = Path(folder) / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def _inner(path):

@@ -26,9 +26,7 @@ def finetune(settings, resume=None, say=print):
         settings = runner.kept_run(config, resume)
     if settings.seeds == 1:
         return runner.finetune(settings, resume, say)
-    if settings.seed + settings.seeds > 2**32:
-        raise UserError(f"--seeds is {settings.seeds} with --seed {settings.seed}, expected the "
-                        f"last one below {2**32}")
+    require_seeds(settings)
     runner.require_sound(settings)
     if resume is None and settings.out is not None:
         runs.require_free(settings.out, settings.overwrite)
@@ -54,6 +52,13 @@ def finetune(settings, resume=None, say=print):
     say("\n".join(headlines(results)))
     say(f"everything is in {folder}")
     return results
+
+
+def require_seeds(settings):
+    """Raises UserError when the last seed is none."""
+    if settings.seed + settings.seeds > 2**32:
+        raise UserError(f"--seeds is {settings.seeds} with --seed {settings.seed}, expected the "
+                        f"last one below {2**32}")
 
 
 def run_or_read(settings, place, resuming, say, checked=lambda: None):

@@ -26,6 +26,9 @@ class Settings:
                         metavar="FILE")
     valid_fraction: float = option(0.1, "part of the training texts held out for validation",
                                    type=float)
+    train_texts: int = option(None, "use so many of the training texts, drawn by --seed with the "
+                              "classes' shares kept; the draw of a smaller number is part of that "
+                              "of a larger one (default: all)", type=int)
     text_column: tuple = option(("text",), "column of the text; several are joined by a space",
                                 nargs="+", metavar="NAME")
     label_column: str = option("label", "column of the label", metavar="NAME")
@@ -123,8 +126,9 @@ class Settings:
 
     # What must hold of the numbers: (name, lowest, highest), both allowed. The highest of a size is
     # beyond any use and keeps a slip of the finger from filling the memory.
-    RANGES: ClassVar = (("valid_fraction", 0, 0.9), ("max_length", 1, None), ("layers", 1, 1000),
-              ("width", 1, 100_000), ("heads", 1, None), ("positions", 1, 1_000_000),
+    RANGES: ClassVar = (("valid_fraction", 0, 0.9), ("train_texts", 2, None),
+              ("max_length", 1, None), ("layers", 1, 1000), ("width", 1, 100_000),
+              ("heads", 1, None), ("positions", 1, 1_000_000),
               ("vocab_size", 257, 1_000_000), ("dropout", 0, 0.99), ("epochs", 1, 100_000),
               ("feature_memory", 0, 10**9), ("adapt_epochs", 0, 100_000),
               ("batch_tokens", 1, 10**12), ("micro_tokens", 1, 10**12), ("lr", 0, None),

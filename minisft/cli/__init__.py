@@ -10,7 +10,8 @@ import sys
 
 from minisft.errors import UserError
 
-COMMANDS = ("finetune", "evaluate", "predict", "generate", "pretrain", "check", "plan")
+COMMANDS = ("finetune", "curve", "evaluate", "predict", "generate", "pretrain",
+            "check", "plan")
 
 
 class _Formatter(argparse.HelpFormatter):

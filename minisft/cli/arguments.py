@@ -29,12 +29,15 @@ def add_settings(parser, kind):
                        help="on a GPU, or with MINISFT_CUDA=emulate: which CUDA kernels compute")
 
 
-def run_with_settings(args, kind, command, job):
-    """Calls job(settings, resume); -> exit code, 130 after an interruption."""
+def run_with_settings(args, kind, command, job, beside_resume=()):
+    """Calls job(settings, resume); -> exit code, 130 after an interruption.
+
+    `beside_resume`: names of the settings that may be given again when a run goes on.
+    """
     values = {f.name: getattr(args, f.name) for f in fields(kind)}
     if args.resume is not None:
         for f in fields(kind):
-            if values[f.name] != f.default:
+            if values[f.name] != f.default and f.name not in beside_resume:
                 raise UserError(f"{spelled(f.name)} beside --resume: expected no other option, the "
                                 "settings of the run go on")
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

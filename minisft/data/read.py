@@ -199,6 +199,25 @@ def split(labels, texts, fraction, seed):
     return np.setdiff1d(np.arange(len(texts), dtype=np.int64), held), held
 
 
+def draw(path, labels, n, count, seed):
+    """Labels of n texts (or None), how many -> the numbers of that many of them, sorted.
+
+    Each label keeps its share, and what a smaller count gives is part of what a larger one gives.
+    UserError, with the path, if there are fewer.
+    """
+    if count > n:
+        raise UserError(f"{path}: holds {n:,} texts, but --train-texts {count:,} were asked for")
+    labels = np.zeros(n, dtype=np.int64) if labels is None else np.asarray(labels)
+    shuffled = np.random.Generator(np.random.PCG64([seed, 1])).permutation(n)
+    share = np.empty(n)
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        share[members] = (np.arange(len(members)) + 0.5) / len(members)
+    # in whatever order the shares are equal, it is that of the shuffling
+    order = shuffled[np.argsort(share[shuffled], kind="stable")]
+    return np.sort(order[:count])
+
+
 def shared_texts(a, b):
     """Two lists of texts -> how many of b also stand in a (cleaned, without case)."""
     known = set(map(_key, a))
