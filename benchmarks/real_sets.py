@@ -164,23 +164,35 @@ def whole(texts):
 
 def one(folder, model, seed, args):
     """One run of `minisft finetune` -> the figures that are kept of it."""
-    with tempfile.TemporaryDirectory() as out:
-        command = ["finetune", "--train", str(folder / "train.jsonl"), "--test",
-                   str(folder / "test.jsonl"), "--model", model, "--seed", str(seed),
-                   "--compare", "baselines", "--quiet", "--out", str(Path(out) / "run")]
-        if args.max_tokens:
-            command += ["--max-length", str(args.max_tokens)]
-        for pair in args.set:
-            name, _, value = pair.partition("=")
-            command += [f"--{name.replace('_', '-')}", *([value] if value else [])]
-        if code := minisft(command):
-            sys.exit(code)
-        results = json.loads((Path(out) / "run" / "results.json").read_text())
-        settings = json.loads((Path(out) / "run" / "config.json").read_text())["settings"]
+    command = ["--test", str(folder / "test.jsonl"), "--model", model, "--seed", str(seed),
+               "--compare", "baselines", *given(args.set)]
+    if args.max_tokens:
+        command += ["--max-length", str(args.max_tokens)]
+    results, settings = finetuned(folder / "train.jsonl", command)
     chosen = ("lr", "epochs", "batch_tokens", "max_length", "pooling")
     return {key: results[key] for key in KEPT} | {
         "n": results["n"], "recipe": {key: settings[key] for key in chosen},
         "baselines": {key: results[key] for key in BASELINES if key in results}}
+
+
+def given(pairs):
+    """NAME=VALUE, ... -> the options of the command line."""
+    found = []
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        found += [f"--{name.replace('_', '-')}", *([value] if value else [])]
+    return found
+
+
+def finetuned(train, options):
+    """A training file, options of `minisft finetune` -> results and settings; no file is left."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        if code := minisft(["finetune", "--train", str(train), *options, "--quiet", "--out",
+                            str(out)]):
+            sys.exit(code)
+        return (json.loads((out / "results.json").read_text()),
+                json.loads((out / "config.json").read_text())["settings"])
 
 
 def merged(files):
