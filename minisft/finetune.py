@@ -199,7 +199,8 @@ def _fitting(settings, model, sequences):
     tokens = int(sequences.lengths.sum())
     batch_tokens = settings.batch_tokens or max(1, min(2048, tokens // 8))
     enough = ceil(120 * batch_tokens / tokens)
-    settings = dataclasses.replace(settings, batch_tokens=batch_tokens)
+    settings = dataclasses.replace(settings, batch_tokens=batch_tokens,
+                                   pooling=getattr(model, "pooling", None))
     return dataclasses.replace(
         settings, lr=settings.lr or _default_lr(model, settings),
         epochs=settings.epochs or (15 if settings.model == "scratch" else min(max(3, enough), 20)))

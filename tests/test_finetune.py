@@ -251,6 +251,11 @@ def test_random_weights_of_the_same_architecture_stand_beside(trained, files, tm
         assert ("from random weights: " in (tmp_path / compare / "report.md").read_text()) == (
             compare == "random")
     twin = found["random"].pop("random_weights")
+    told = (tmp_path / "random" / "report.md").read_text()
+    assert (f"highest rate {twin['lr']:.2g}, dropout {twin['dropout']:g}, {twin['epochs_run']} of "
+            f"at most {twin['epochs']} epochs, of which the validation part chose number "
+            f"{twin['best_epoch']}.") in told
+    assert "| pooling | not set |" in told     # a GPT-2 has none
     assert twin["epochs"] == 15 and 0.2 < twin["accuracy"] < 1
     assert timeless(found["random"]) == timeless(found["baselines"])     # the model is untouched
 

@@ -70,6 +70,7 @@ def test_what_is_said(files, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "a new head for the 4 labels" in out and "BERT of 2 layers, width 16" in out
     assert "the classifier reads the first token, through the pooler" in out
+    assert "| pooling | first |" in (tmp_path / "run" / "report.md").read_text()     # the default
 
 
 def test_evaluate_and_predict(trained, files, capsys):
@@ -119,6 +120,7 @@ def test_the_mean_of_the_tokens(files, tmp_path, capsys):
     again = ["finetune", "--model", str(model), "--train", str(files / "train.csv"), *OPTIONS]
     assert main([*again, "--train-layers", "head", "--out", str(tmp_path / "again")]) == 0
     out = capsys.readouterr().out
+    assert "| pooling | mean |" in (tmp_path / "again" / "report.md").read_text()
     assert "new head" not in out and "the mean of the tokens" in out      # as the model has it
     assert main([*again, "--pooling", "first", "--out", str(tmp_path / "first")]) == 0
     assert "new head" in capsys.readouterr().out
