@@ -11,6 +11,7 @@ and its logistic regression are scikit-learn's, where that is installed.
 """
 
 import re
+import warnings
 from importlib.util import find_spec
 
 import numpy as np
@@ -30,9 +31,18 @@ def fit_all(texts, labels, valid_texts, valid_labels, n_labels):
     """
     found = {"majority_class": Majority(labels, n_labels),
              "naive_bayes": NaiveBayes(texts, labels, n_labels)}
-    if find_spec("sklearn") is not None:
+    if missing_for_tfidf(texts, labels) is None:
         found["tfidf"] = TfIdf(texts, labels, valid_texts, valid_labels, n_labels)
     return found
+
+
+def missing_for_tfidf(texts, labels):
+    """-> why TF-IDF with logistic regression cannot be had, or None."""
+    if find_spec("sklearn") is None:
+        return "scikit-learn is not installed"
+    if len(set(labels)) < 2:
+        return "the training texts are of one class"
+    return None if any(map(WORD.search, texts)) else "the training texts hold no words"
 
 
 class Majority:
@@ -52,13 +62,16 @@ class TfIdf:
 
     def __init__(self, texts, labels, valid_texts, valid_labels, n_labels):
         # imported here: slow to load, and an extra that need not be there
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
         self.n_labels = n_labels
         self.words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True,
                                      token_pattern=WORD.pattern)
         x, valid = self.words.fit_transform(texts), self.words.transform(valid_texts)
-        fitted = [LogisticRegression(C=c, max_iter=2000).fit(x, labels) for c in STRENGTHS]
+        with warnings.catch_warnings():     # nearly converged is good enough to compare with
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted = [LogisticRegression(C=c, max_iter=1000).fit(x, labels) for c in STRENGTHS]
         self.model = max(fitted, key=lambda model: model.score(valid, valid_labels))
 
     def log_probabilities(self, texts):

@@ -130,8 +130,8 @@ class Classification:
                                        self.valid.labels, len(self.names))
             results |= {key: self._short(baseline.log_probabilities(part.wholes))
                         for key, baseline in fitted.items()}
-            if "tfidf" not in fitted:
-                results["left_out"] = compared.NO_TFIDF
+            if why := baselines.missing_for_tfidf(self.train.wholes, self.train.labels):
+                results["left_out"] = compared.left_out(why)
         mistakes = report.worst_mistakes(part.wholes, part.lines, part.labels, logp, self.names)
         return results, mistakes
 

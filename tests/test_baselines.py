@@ -57,6 +57,9 @@ def test_all_are_fitted_or_one_is_missing(monkeypatch):
     pytest.importorskip("sklearn")
     arguments = TEXTS, LABELS, ["red", "green"], [0, 1], 2
     assert list(baselines.fit_all(*arguments)) == ["majority_class", "naive_bayes", "tfidf"]
+    for texts, labels, why in ((TEXTS, [0, 0, 0], "one class"), (["!", "?"], [0, 1], "no words")):
+        assert why in baselines.missing_for_tfidf(texts, labels)
+        assert len(baselines.fit_all(texts, labels, ["red"], [0], 2)) == 2
     monkeypatch.setattr(baselines, "find_spec", lambda name: None)
     assert list(baselines.fit_all(*arguments)) == ["majority_class", "naive_bayes"]
 

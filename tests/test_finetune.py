@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from minisft import baselines
 from minisft.checkpoint import load
 from minisft.cli import main
 from minisft.data import toy_news
@@ -73,6 +74,16 @@ def test_run_folder_holds_what_the_readme_says(trained):
         test = found[key]["mcnemar"]
         assert (test["only_ours"] - test["only_theirs"]) / 80 == pytest.approx(
             found["accuracy"] - found[key]["accuracy"])
+
+
+def test_without_scikit_learn_a_line_says_what_is_left_out(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(baselines, "find_spec", lambda name: None)
+    assert main(["finetune", "--train", str(files / "train.csv"), "--out", str(tmp_path / "run"),
+                 *TINY]) == 0
+    said = "TF-IDF with logistic regression is left out: scikit-learn is not installed"
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "run" / "report.md").read_text()
+    assert "tfidf" not in results(tmp_path / "run")
 
 
 def test_evaluate_gives_the_same_figures(trained, files, capsys):
