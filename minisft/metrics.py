@@ -13,7 +13,9 @@ import numpy as np
 def wilson(successes, n, z=1.959963984540054):
     """successes of n -> (low, high), the score interval of Wilson 1927 (JASA 22, 209-212).
 
-    (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = successes/n; z: 95 % two-sided.
+    (1) (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = successes/n
+
+    z: 95 % two-sided.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"wilson: {successes} successes of {n}")
@@ -34,7 +36,7 @@ def mcnemar(labels, ours, theirs):
 
     McNemar 1947 (Psychometrika 12, 153-157), exact: were both equally good, each of the n texts on
     which one alone is right would be a fair coin, so with k the smaller count, two-sided,
-    p = min(1, 2 * sum over i = 0..k of C(n, i) / 2^n).
+    (2) p = min(1, 2 * sum over i = 0..k of C(n, i) / 2^n)
     """
     labels, ours, theirs = (np.asarray(a) for a in (labels, ours, theirs))
     if labels.ndim != 1 or not labels.shape == ours.shape == theirs.shape:
@@ -45,7 +47,7 @@ def mcnemar(labels, ours, theirs):
     n, k = only_ours + only_theirs, min(only_ours, only_theirs)
     tail, term = 0, 1                              # whole numbers: no rounding however large n
     for i in range(k + 1):
-        tail, term = tail + term, term * (n - i) // (i + 1)
+        tail, term = tail + term, term * (n - i) // (i + 1)     # (2)
     return {"only_ours": only_ours, "only_theirs": only_theirs, "p": min(1.0, 2 * tail / 2**n)}
 
 
@@ -75,7 +77,9 @@ def _within(angle, n):
 def spread(values):
     """n values, one for each seed -> mean, sd (n - 1 below), 95% interval of the mean, n.
 
-    mean -+ t * sd / sqrt(n), t of n - 1 degrees of freedom (Student 1908); None where n is 1.
+    (3) mean -+ t * sd / sqrt(n), t of n - 1 degrees of freedom (Student 1908)
+
+    sd and interval are None where n is 1.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
@@ -84,7 +88,7 @@ def spread(values):
     if n == 1:
         return {"mean": mean, "sd": None, "low": None, "high": None, "n": 1}
     sd = float(values.std(ddof=1))
-    half = student(n - 1) * sd / math.sqrt(n)
+    half = student(n - 1) * sd / math.sqrt(n)                           # (3)
     return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half, "n": n}
 
 
