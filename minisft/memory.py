@@ -41,10 +41,9 @@ def _libc():
     """-> the process's C library where it has what is needed, or None."""
     try:
         libc = ctypes.CDLL(None)
-        libc.mallopt, libc.malloc_trim     # musl has neither, other systems have no such library
-    except (AttributeError, OSError, TypeError):
+    except (OSError, TypeError):     # other systems
         return None
-    return libc
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None   # musl
 
 
 def _set(libc, values):
