@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from tqdm import tqdm
 
-from minisft import optim, random, runs
+from minisft import memory, optim, random, runs
 from minisft import state as states
 from minisft.array import to_cpu
 from minisft.batch import by_tokens, pack
@@ -194,7 +194,7 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
     total = sum(len(batches) for batches in epochs)
     warmup = int(settings.warmup * total)
     lengths = sequences.lengths
-    with _interruptions() as interrupted, tqdm(
+    with memory.reused(), _interruptions() as interrupted, tqdm(
             total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
             disable=settings.quiet or None) as bar:     # none where stderr is a file
         while state.epoch < len(epochs) and not _patience_is_over(state, settings):

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "minisft"
 
 # A module imports only from floors below its own. `__init__` files of a folder count as the folder.
 FLOORS = [
-    ["errors", "array", "rows", "markdown", "metrics"],
+    ["errors", "array", "rows", "memory", "markdown", "metrics"],
     ["compared"],
     ["random", "erf", "gradcheck", "batch", "report", "parameters", "files",
      "plots", "ledger", "data.wordpiece", "emulator"],
