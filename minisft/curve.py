@@ -70,6 +70,8 @@ def curve(settings, resume=None, say=print):
                     _single(settings, size, seed), place, resume is not None, say,
                     (lambda: None) if begun else lambda: runs.start(folder, kept))
             except (Interrupted, KeyboardInterrupt):
+                if not (folder / "config.json").exists():     # nothing to go on with
+                    raise
                 raise Interrupted(folder) from None
             runs.keep_figures(place)
             begun = True
@@ -92,6 +94,9 @@ def _require_sound(settings):
     if not settings.sizes:
         raise UserError("--sizes is missing, expected numbers of training texts such as "
                         "50,100,500")
+    if settings.train is not None and settings.test is None:
+        raise UserError("--test is missing, expected a file: without it every size would be scored "
+                        "on other texts")
     if settings.train_texts is not None:
         raise UserError("--train-texts beside --sizes: expected --sizes alone")
     seeds.require_seeds(settings)
@@ -138,12 +143,11 @@ def text_table(points):
 def _write(folder, points, settings):
     """The picture and the report."""
     words = _first(points).replace("_", " ")
-    where = "validation" if settings.train and not settings.test else "test"
     plots.over_sizes([p["size"] for p in points], _lines(points), folder / "curve.png",
-                     f"{where} {words}", f"{words} on {points[-1]['n']:,} {where} texts" + (
+                     f"test {words}", f"{words} on {points[-1]['n']:,} test texts" + (
                          f"; bars: 95% interval of the mean of {settings.seeds} seeds"
                          if settings.seeds > 1 else ", one seed"))
-    lines = ["# Learning curve", "", f"{words.capitalize()} on {where} texts"
+    lines = ["# Learning curve", "", f"{words.capitalize()} on test texts"
              + (", mean over seeds with the 95% interval of that mean (Student)."
                 if settings.seeds > 1 else ", one seed."), "", text_table(points), "",
              "![Learning curve](curve.png)", "",

@@ -14,6 +14,8 @@ from minisft.train import Interrupted
 FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "exact_match": "exact match",
            "loss": "loss"}
 KEPT = (*FIGURES, "n", "best_epoch", "train_seconds", *compared.NAMES)
+OPTIMISTIC = ("> There is no test set. Each seed is scored on the validation part that it drew, on "
+              "which its best epoch was also chosen: the figures are optimistic.")
 
 
 def finetune(settings, resume=None, say=print):
@@ -45,8 +47,10 @@ def finetune(settings, resume=None, say=print):
             found[seed] = run_or_read(replace(settings, seeds=1, seed=seed),
                                       folder / f"seed-{seed}", bool(resume), say, begins)
         except (Interrupted, KeyboardInterrupt):
+            if not (folder / "config.json").exists():     # nothing to go on with
+                raise
             raise Interrupted(folder) from None
-    results = summary(found)
+    results = summary(found) | {"scored_on": scored_on(settings)}
     _write_report(folder / "report.md", found, results)
     write_json(folder / "results.json", results)
     say("\n".join(headlines(results)))
@@ -73,6 +77,11 @@ def run_or_read(settings, place, resuming, say, checked=lambda: None):
                                    overwrite=settings.overwrite or resuming), None, say, checked)
 
 
+def scored_on(settings):
+    """-> "test", or "validation" where there is no test set."""
+    return "validation" if settings.train and not settings.test else "test"
+
+
 def summary(found):
     """{seed: results} -> mean, spread and interval of each figure, and what was compared."""
     results = list(found.values())
@@ -87,7 +96,8 @@ def summary(found):
 def headlines(results):
     """What `summary` gave -> lines for the terminal."""
     seeds = results["seeds"]
-    lines = [f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}, on {results['n']:,} texts:"]
+    lines = [f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}, on {results['n']:,} "
+             f"{results['scored_on']} texts:"]
     for key, name in FIGURES.items():
         if key in results:
             s = results[key]
@@ -105,7 +115,8 @@ def _write_report(path, found, results):
              f"{run['train_seconds']:,.1f}"] for run in results["runs"]]
     lines = [
         "# Report", "",
-        f"{len(found)} seeds, {results['n']:,} texts scored.", "",
+        f"{len(found)} seeds, scored on {results['n']:,} {results['scored_on']} texts.", "",
+        *([OPTIMISTIC, ""] if results["scored_on"] == "validation" else []),
         *table(["figure", "mean", "standard deviation", "95% from", "to"], over),
         "The interval is Student's, of the mean over seeds: a seed draws the new head, the order "
         "of the texts, dropout and the part held out for validation. How far the choice of the "

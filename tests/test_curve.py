@@ -121,6 +121,22 @@ def test_faults_come_before_the_first_run(command, tmp_path, capsys, changes, sa
     assert said in captured.err and not out.exists()
 
 
+def test_without_a_test_file_it_is_refused(command, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*command[:3], *command[5:], "--sizes", "20", "--out", str(out)]) == 2
+    assert "--test is missing" in capsys.readouterr().err and not out.exists()
+
+
+def test_completions(tmp_path):
+    path, out = tmp_path / "pairs.jsonl", tmp_path / "out"
+    path.write_text("".join(json.dumps({"prompt": f"say {n}", "completion": str(n)}) + "\n"
+                            for n in range(40)))
+    assert main(["curve", "--task", "complete", "--train", str(path), "--test", str(path), *TINY,
+                 "--max-new-tokens", "4", "--sizes", "10,30", "--out", str(out)]) == 0
+    assert "Exact match on test texts" in (out / "report.md").read_text()
+    assert [p["n"] for p in points(out)] == [40, 40]
+
+
 def test_sizes_that_are_none(command, capsys):
     for text in ("20,x", "1", "", "20;40"):
         with pytest.raises(SystemExit):

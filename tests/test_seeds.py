@@ -69,7 +69,7 @@ def test_report_and_terminal_tell_the_interval(command, finished, tmp_path, caps
     text = (finished / "report.md").read_text()
     row = " | ".join(f"{found[k]:.4f}" for k in ("mean", "sd", "low", "high"))
     assert f"| accuracy | {row} |" in text and "[5](seed-5/report.md)" in text
-    assert "largest McNemar p" in text
+    assert "largest McNemar p" in text and "There is no test set" not in text
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert f"accuracy {found['mean']:.4f}, standard deviation {found['sd']:.4f}" in shown
@@ -135,6 +135,21 @@ def test_a_link_in_the_place_of_a_seed_is_a_stranger(command, tmp_path, capsys):
     (out / "seed-4").symlink_to(tmp_path / "elsewhere")
     assert main([*command, "--out", str(out), "--overwrite"]) == 2
     assert (tmp_path / "elsewhere" / "report.md").exists()
+
+
+def test_without_a_test_set_it_says_so(command, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*command[:3], *command[5:], "--seeds", "2", "--out", str(out)]) == 0
+    assert "validation texts:" in capsys.readouterr().out
+    assert "There is no test set" in (out / "report.md").read_text()
+
+
+def test_interrupted_before_it_began_there_is_nothing_to_resume(command, tmp_path, monkeypatch):
+    def stopped(settings, resume, say, checked):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(runner, "finetune", stopped)
+    assert main([*command, "--out", str(tmp_path / "out")]) == 130
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("changes, said", [
