@@ -1,0 +1,1 @@
+"""Formulas as compiled loops for the CPU; one file for each that has one. Needs the extra `fast`."""
