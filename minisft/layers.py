@@ -65,7 +65,7 @@ class Embedding(Layer):
         """dy (N,C); ids have no gradient."""
         (cache,) = self.take()
         if self.w.grad is not None:
-            self.w.add_grad(embedding.backward(dy, cache))
+            embedding.backward(dy, cache, out=self.w.grad)
 
 
 class Linear(Layer):
