@@ -61,8 +61,9 @@ def operations(options):
     s, z = normal(HEADS, 256, 256), normal(256, VOCABULARY)
     made |= both(f"softmax {s.shape}", softmax.forward, softmax.backward, (s,), s)
     labels = np.arange(len(z))
-    made |= both(f"cross_entropy {z.shape}", cross_entropy.forward, cross_entropy.backward,
-                 (z, labels), 1.0)
+    dz = np.empty_like(z)
+    made |= both(f"cross_entropy {z.shape}", cross_entropy.forward,
+                 partial(cross_entropy.backward, out=dz), (z, labels), 1.0)
     made |= attention(options)
     ids = np.random.default_rng(0).integers(0, VOCABULARY, 2000)
     dy, cache = normal(2000, 256), (ids, (VOCABULARY, 256))

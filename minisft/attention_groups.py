@@ -28,9 +28,9 @@ def forward(q, k, v, cu_seqlens, causal=True, drop=None):
 
     def work(group):
         numbers = group[0]
-        s = _fill(q, cu_seqlens, group) @ transpose(_fill(k, cu_seqlens, group))     # (G,H,T,T)
+        s = fill(q, cu_seqlens, group) @ transpose(fill(k, cu_seqlens, group))     # (G,H,T,T)
         p, keep, kept = probabilities(s, numbers, lengths[numbers], scale, causal, drop)
-        _put(y, kept @ _fill(v, cu_seqlens, group), cu_seqlens, numbers)             # (3)
+        put(y, kept @ fill(v, cu_seqlens, group), cu_seqlens, numbers)             # (3)
         return p, keep
 
     return y, (q, k, v, cu_seqlens, drop, groups, rows.each(work, groups))
@@ -43,12 +43,12 @@ def backward(dy, cache):
 
     def work(place):
         group, (p, keep) = groups[place], kept[place]
-        dy_g = _fill(dy, cu_seqlens, group)                                          # (G,H,T,D)
-        _put(dv, transpose(dropped(p, keep, drop)) @ dy_g, cu_seqlens, group[0])     # (4)
-        ds = scores_back(dy_g @ transpose(_fill(v, cu_seqlens, group)), p, keep,
+        dy_g = fill(dy, cu_seqlens, group)                                          # (G,H,T,D)
+        put(dv, transpose(dropped(p, keep, drop)) @ dy_g, cu_seqlens, group[0])     # (4)
+        ds = scores_back(dy_g @ transpose(fill(v, cu_seqlens, group)), p, keep,
                          1 / sqrt(q.shape[-1]), drop)
-        _put(dq, ds @ _fill(k, cu_seqlens, group), cu_seqlens, group[0])             # (7)
-        _put(dk, transpose(ds) @ _fill(q, cu_seqlens, group), cu_seqlens, group[0])
+        put(dq, ds @ fill(k, cu_seqlens, group), cu_seqlens, group[0])             # (7)
+        put(dk, transpose(ds) @ fill(q, cu_seqlens, group), cu_seqlens, group[0])
 
     rows.each(work, range(len(groups)))
     return dq, dk, dv
@@ -108,17 +108,20 @@ def groups_of(lengths, heads):
     return groups
 
 
-def _fill(x, cu_seqlens, group):
+@by_twin
+def fill(x, cu_seqlens, group):
     """x (N,H,D) -> its rows of a group (G,H,T,D), zeros after a shorter sequence."""
     numbers, length = group
-    filled = np.zeros((len(numbers), x.shape[1], length, x.shape[2]), dtype=x.dtype)
+    filled = np.empty((len(numbers), x.shape[1], length, x.shape[2]), dtype=x.dtype)
     for i, n in enumerate(numbers):
         part = x[cu_seqlens[n]:cu_seqlens[n + 1]]
         filled[i, :, :len(part)] = part.transpose(1, 0, 2)
+        filled[i, :, len(part):] = 0
     return filled
 
 
-def _put(x, filled, cu_seqlens, numbers):
+@by_twin
+def put(x, filled, cu_seqlens, numbers):
     """The other way round: writes the group's rows of x."""
     for i, n in enumerate(numbers):
         part = x[cu_seqlens[n]:cu_seqlens[n + 1]]

@@ -55,18 +55,20 @@ def numba():
         return None
 
 
-def loop(flags=EXACT, inline=False):
+def loop(flags=EXACT, part=None):
     """Decorates a function over arrays: compiled on its first call and kept on disk for others.
 
-    `inline`: it is a part of loops, for one number. After a change of such a part delete the
-    folders `__pycache__`: what is kept on disk knows only the file of the loop itself.
+    `part`: it is a part of loops: "own" keeps its flags there, "pasted" takes the loop's, and its
+    tuple of results costs nothing. After a change of a part delete the folders `__pycache__`: what
+    is kept on disk knows only the file of the loop itself.
     """
     def decorate(function):
         if numba() is None:     # nobody will call it, but the file can be imported and documented
             return function
         options = {"nogil": True, "fastmath": set(flags), "error_model": "numpy"}
-        if inline:
-            return numba().njit(forceinline=True, **options)(function)
+        if part is not None:
+            how = {"inline": "always"} if part == "pasted" else {"forceinline": True}
+            return numba().njit(**how, **options)(function)
         try:
             return numba().njit(cache=True, **options)(function)
         except RuntimeError:     # no folder that may be written to

@@ -12,13 +12,13 @@ def step(values, grads, m, v, t, lr, decay=0.0, betas=(0.9, 0.999), eps=1e-8, sc
     b1, b2 = betas
     numbers = [np.float32(a) for a in (scale, 1 - lr * decay, b1, 1 - b1, b2, 1 - b2,
                                        1 / sqrt(1 - b2**t), eps, lr / (1 - b1**t))]
-    jit.each(lambda start, stop: _loop(values, grads, m, v, *numbers, start, stop), len(values),
-             values.itemsize)
+    jit.each(lambda start, stop: _loop(*[a[start:stop] for a in (values, grads, m, v)], *numbers),
+             len(values), values.itemsize)
 
 
 @jit.loop()
-def _loop(values, grads, m, v, scale, decay, b1, rest1, b2, rest2, correct, eps, lr, start, stop):
-    for i in range(start, stop):
+def _loop(values, grads, m, v, scale, decay, b1, rest1, b2, rest2, correct, eps, lr):
+    for i in range(values.size):
         g = grads[i] * scale
         m[i] = m[i] * b1 + rest1 * g                                        # (2)
         v[i] = v[i] * b2 + rest2 * (g * g)

@@ -1,7 +1,7 @@
 """What stands between the products of minisft/attention_groups.py, as compiled loops.
 
-What a mask hides is not computed: such scores get probability and gradient zero at once, and no
-random word. A group is one core's work, so nothing here is spread over threads.
+A filling query's scores get probability and gradient zero, and what a mask hides no random word. A
+group is one core's work, so nothing here is spread over threads.
 """
 
 import numpy as np
@@ -9,15 +9,28 @@ import numpy as np
 from minisft import jit, random
 from minisft.compiled.exp import ZERO, F
 from minisft.compiled.philox import U, philox
-from minisft.compiled.softmax import softmax
+from minisft.compiled.softmax import exponentials, normalise, shift
 
 VECTOR = 16     # words of a row are made in whole vectors, some of them for nothing
 
 
 def fits(**given):
     """Whether the random words, if any, are made here."""
-    drop = given["drop"]
+    drop = given.get("drop")
     return "s" not in given or drop is None or isinstance(drop[1], random.GroupScores)
+
+
+def fill(x, cu_seqlens, group):
+    """x (N,H,D) -> its rows of a group (G,H,T,D), zeros after a shorter sequence."""
+    numbers, length = group
+    filled = np.empty((len(numbers), x.shape[1], length, x.shape[2]), dtype=x.dtype)
+    _fill(x, cu_seqlens, np.array(numbers), filled)
+    return filled
+
+
+def put(x, filled, cu_seqlens, numbers):
+    """The other way round: writes the group's rows of x."""
+    _put(x, filled, cu_seqlens, np.array(numbers))
 
 
 def probabilities(s, numbers, lengths, scale, causal, drop):
@@ -54,17 +67,42 @@ def scores_back(dp, p, keep, scale, drop):
     return dp
 
 
-@jit.loop(jit.SUMS)
+@jit.loop()
+def _fill(x, cu_seqlens, numbers, filled):
+    for g in range(numbers.size):
+        start = cu_seqlens[numbers[g]]
+        used = cu_seqlens[numbers[g] + 1] - start
+        for h in range(x.shape[1]):
+            for i in range(used):
+                row, out = x[start + i, h], filled[g, h, i]
+                for d in range(out.size):
+                    out[d] = row[d]
+            filled[g, h, used:] = ZERO
+
+
+@jit.loop()
+def _put(x, filled, cu_seqlens, numbers):
+    for g in range(numbers.size):
+        start = cu_seqlens[numbers[g]]
+        for i in range(cu_seqlens[numbers[g] + 1] - start):
+            for h in range(x.shape[1]):
+                row, out = filled[g, h, i], x[start + i, h]
+                for d in range(row.size):
+                    out[d] = row[d]
+
+
+@jit.loop()
 def _softmax(s, lengths, scale, causal):
     groups, heads, length, _ = s.shape
     for g in range(groups):
         for h in range(heads):
-            for i in range(length):
-                row = s[g, h, i]
-                n = 0 if i >= lengths[g] else i + 1 if causal else lengths[g]     # (1)
-                if n > 0:
-                    softmax(row, row, n, scale)                                  # (2)
-                row[n:] = ZERO
+            head, used = s[g, h], min(lengths[g], length)
+            for i in range(used):
+                shift(head[i], head[i], i + 1 if causal else used, scale)        # (1)
+            exponentials(head[:used].reshape(-1))     # of short rows together: whole vectors
+            for i in range(used):
+                normalise(head[i])                                               # (2)
+            head[used:] = ZERO
 
 
 @jit.loop()

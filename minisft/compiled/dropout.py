@@ -1,9 +1,9 @@
-"""minisft/ops/dropout.py as one compiled loop: no word of Philox and no mask goes to memory."""
+"""minisft/ops/dropout.py as compiled loops: no word of Philox goes to memory, and the mask as bytes."""
 
 import numpy as np
 
 from minisft import jit, random
-from minisft.compiled.exp import ZERO
+from minisft.compiled.exp import ZERO, F
 from minisft.compiled.philox import U, philox
 
 
@@ -15,36 +15,46 @@ def fits(**given):
 
 def forward(x, words, rate):
     """x (N,C), words: a random.Tokens, rate in [0, 1) -> y (N,C), cache."""
+    x = np.ascontiguousarray(x)
+    y, keep, scale = np.empty_like(x), np.empty(x.shape, dtype=bool), F(1 / (1 - rate))
     made = (np.asarray(words.texts).astype(U), np.asarray(words.positions).astype(U),
             U(words.stream.step & random.WORD), U(words.stream.seed & random.WORD),
-            U(words.layer << 16 | words.site), U(int(rate * 2**32)), x.dtype.type(1 / (1 - rate)))
-    return _apply(x, made), made
+            U(words.layer << 16 | words.site), U(int(rate * 2**32)), scale)
+    jit.each(lambda start, stop: _forward(x, y, keep, *made, start, stop), *_rows(x))
+    return y, (keep, scale)
 
 
 def backward(dy, cache):
     """dy (N,C) -> dx (N,C)."""
-    return _apply(dy, cache)
+    keep, scale = cache
+    dy = np.ascontiguousarray(dy)
+    dx = np.empty_like(dy)
+    jit.each(lambda start, stop: _backward(dy, keep, scale, dx, start, stop), *_rows(dy))
+    return dx
 
 
-def _apply(x, made):
-    x = np.ascontiguousarray(x)
-    y = np.empty_like(x)
-    jit.each(lambda start, stop: _loop(x, y, *made, start, stop), len(x), x.shape[1] * x.itemsize)
-    return y
+def _rows(x):
+    return len(x), x.shape[1] * x.itemsize
 
 
 @jit.loop()
-def _loop(x, y, texts, positions, step, k0, k1, limit, scale, start, stop):
-    whole = x.shape[1] // 4
+def _forward(x, y, keep, texts, positions, step, k0, k1, limit, scale, start, stop):
+    calls = -(-x.shape[1] // 4)
+    words = np.empty(4 * calls, dtype=np.uint32)
     for i in range(start, stop):
-        text, position, row, out = texts[i], positions[i], x[i], y[i]
-        for j in range(whole):
-            a, b, c, d = philox(step, text, position, U(j), k0, k1)
-            out[4 * j] = row[4 * j] * (scale if a >= limit else ZERO)             # (1), (2)
-            out[4 * j + 1] = row[4 * j + 1] * (scale if b >= limit else ZERO)
-            out[4 * j + 2] = row[4 * j + 2] * (scale if c >= limit else ZERO)
-            out[4 * j + 3] = row[4 * j + 3] * (scale if d >= limit else ZERO)
-        if 4 * whole < row.size:
-            last = philox(step, text, position, U(whole), k0, k1)
-            for j in range(4 * whole, row.size):
-                out[j] = row[j] * (scale if last[j - 4 * whole] >= limit else ZERO)
+        text, position, row, out, kept = texts[i], positions[i], x[i], y[i], keep[i]
+        for j in range(calls):
+            words[4 * j], words[4 * j + 1], words[4 * j + 2], words[4 * j + 3] = philox(
+                step, text, position, U(j), k0, k1)
+        for j in range(row.size):
+            kept[j] = words[j] >= limit
+        for j in range(row.size):
+            out[j] = row[j] * (scale if words[j] >= limit else ZERO)     # (1), (2)
+
+
+@jit.loop()
+def _backward(dy, keep, scale, dx, start, stop):
+    for i in range(start, stop):
+        row, kept, out = dy[i], keep[i], dx[i]
+        for j in range(row.size):
+            out[j] = row[j] * (scale if kept[j] else ZERO)               # (3)

@@ -15,10 +15,10 @@ P0, P1, P2 = F(1.9875691500e-4), F(1.3981999507e-3), F(8.3334519073e-3)
 P3, P4, P5 = F(4.1665795894e-2), F(1.6666665459e-1), F(5.0000001201e-1)
 ROUND = F(1.5 * 2**23)     # so large that adding it leaves a whole number in the last bits
 ONE_BITS, MANTISSA, SIGN, FLIP = I(127 << 23), I(23), I(31), I(0x7FFFFFFF)
-ZERO, ONE = F(0), F(1)
+ZERO, ONE, INFINITY = F(0), F(1), F(np.inf)
 
 
-@jit.loop(inline=True)
+@jit.loop(part="own")
 def exp(x):
     """x -> exp(x), within 2 units in the last place; 0 below LOWEST, exp(HIGHEST) above."""
     z = HIGHEST if x > HIGHEST else x     # not min: NaN stays NaN
@@ -34,20 +34,20 @@ def exp(x):
     return ZERO if x < LOWEST else y
 
 
-@jit.loop(inline=True)
+@jit.loop(part="own")
 def ordered(x):
     """x -> a whole number in the same order, NaN beyond inf."""
     b = F(x).view(np.int32)
     return I(b ^ I(I(b >> SIGN) & FLIP))
 
 
-@jit.loop(inline=True)
+@jit.loop(part="own")
 def unordered(b):
     """The other way round."""
     return I(I(b) ^ I(I(b >> SIGN) & FLIP)).view(np.float32)
 
 
-@jit.loop(inline=True)
+@jit.loop(part="own")
 def largest(row, n):
     """The first n numbers of row (M,) -> the largest; as whole numbers they make vectors."""
     top = ordered(row[0])

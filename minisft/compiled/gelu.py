@@ -24,7 +24,7 @@ def forward(x, form="tanh"):
     """x (...) -> y (...), cache; form is "tanh" or "erf"."""
     x = np.ascontiguousarray(x)
     y, loop = np.empty_like(x), _tanh_forward if form == "tanh" else _erf_forward
-    jit.each(lambda start, stop: loop(x.ravel(), y.ravel(), start, stop), x.size, x.itemsize)
+    _each_part(loop, x, y)
     return y, (x, form)
 
 
@@ -33,27 +33,32 @@ def backward(dy, cache):
     x, form = cache
     dy = np.ascontiguousarray(dy)
     dx, loop = np.empty_like(dy), _tanh_backward if form == "tanh" else _erf_backward
-    jit.each(lambda start, stop: loop(dy.ravel(), x.ravel(), dx.ravel(), start, stop), x.size,
-             x.itemsize)
+    _each_part(loop, dy, x, dx)
     return dx
 
 
+def _each_part(loop, *arrays):
+    flat = [a.ravel() for a in arrays]
+    jit.each(lambda start, stop: loop(*[a[start:stop] for a in flat]), flat[0].size,
+             flat[0].itemsize)
+
+
 @jit.loop()
-def _tanh_forward(x, y, start, stop):
-    for i in range(start, stop):
+def _tanh_forward(x, y):
+    for i in range(x.size):
         v = x[i]
         y[i] = v * _sigmoid(v)[0]                                      # (2)
 
 
 @jit.loop()
-def _tanh_backward(dy, x, dx, start, stop):
-    for i in range(start, stop):
+def _tanh_backward(dy, x, dx):
+    for i in range(x.size):
         v = x[i]
         s, rest = _sigmoid(v)
         dx[i] = dy[i] * (s + v * (s * rest) * (B + B3 * (v * v)))      # (3)
 
 
-@jit.loop(inline=True)
+@jit.loop(part="pasted")
 def _sigmoid(v):
     """x -> s, 1 - s."""
     minus = v * (A + A3 * (v * v))
@@ -63,21 +68,21 @@ def _sigmoid(v):
 
 
 @jit.loop()
-def _erf_forward(x, y, start, stop):
-    for i in range(start, stop):
+def _erf_forward(x, y):
+    for i in range(x.size):
         v = x[i]
         y[i] = v * _phi(v)[0]                                          # (4)
 
 
 @jit.loop()
-def _erf_backward(dy, x, dx, start, stop):
-    for i in range(start, stop):
+def _erf_backward(dy, x, dx):
+    for i in range(x.size):
         v = x[i]
         phi, e = _phi(v)
         dx[i] = dy[i] * (phi + v * (e * DENSITY))                      # (5)
 
 
-@jit.loop(inline=True)
+@jit.loop(part="pasted")
 def _phi(v):
     """x -> Phi(x), exp(-x^2 / 2); erf as minisft/erf.py has it, with one division."""
     e = exp(-HALF * v * v)

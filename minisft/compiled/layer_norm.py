@@ -75,5 +75,6 @@ def _backward(dy, x, w, mean, rstd, dx, parts, start, stop):
         for c in range(row.size):
             n = (row[c] - middle) * slope
             out[c] = slope * (up[c] * w[c] - of_g - n * of_gn)          # (3)
-            dw[c] += up[c] * n                                          # (4)
+        for c in range(row.size):     # apart: of many arrays at once the compiler makes no vectors
+            dw[c] += up[c] * ((row[c] - middle) * slope)                # (4)
             db[c] += up[c]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minisft import jit
-from minisft.compiled.exp import ONE, ZERO, exp, largest
+from minisft.compiled.exp import INFINITY, ONE, ZERO, exp, largest
 
 
 def fits(**given):
@@ -35,21 +35,37 @@ def backward(dp, cache):
 @jit.loop(jit.SUMS)
 def _forward(s, p, start, stop):
     for i in range(start, stop):
-        softmax(s[i], p[i], s.shape[1], ONE)
+        shift(s[i], p[i], s.shape[1], ONE)
+        exponentials(p[i])
+        normalise(p[i])
 
 
-@jit.loop(jit.SUMS, inline=True)
-def softmax(row, out, n, scale):
-    """row (M,) -> out (M,): the softmax of its first n numbers times `scale` > 0."""
-    m = largest(row, n)                                   # (1)
+@jit.loop(part="own")
+def shift(row, out, n, scale):
+    """row (M,) -> out (M,): the first n numbers less the largest, times `scale` > 0; else -inf."""
+    m = largest(row, n)                       # (1)
+    for j in range(n):
+        out[j] = (row[j] - m) * scale
+    for j in range(n, row.size):
+        out[j] = -INFINITY
+
+
+@jit.loop(part="own")
+def exponentials(a):
+    """a (M,) -> exp(a), in its place."""
+    for j in range(a.size):
+        a[j] = exp(a[j])                      # (2)
+
+
+@jit.loop(jit.SUMS, part="own")
+def normalise(row):
+    """row (M,) -> row / sum(row), in its place."""
     total = ZERO
-    for j in range(n):
-        e = exp((row[j] - m) * scale)                     # (2)
-        out[j] = e
-        total += e
+    for j in range(row.size):
+        total += row[j]
     factor = ONE / total
-    for j in range(n):
-        out[j] *= factor                                  # (3)
+    for j in range(row.size):
+        row[j] *= factor                      # (3)
 
 
 @jit.loop(jit.SUMS)
