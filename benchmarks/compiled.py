@@ -129,7 +129,7 @@ def row(case, seconds):
     return found[0] | {"columns": {
         "NumPy, ms": f"{1e3 * np.median(plain):.3g}", "compiled, ms": f"{1e3 * np.median(ours):.3g}",
         "ratio": f"**{ratio['median']:.2f}**",
-        "range": "{:.2f}-{:.2f}".format(*ratio["range"])}}
+        "range": f"{ratio['range'][0]:.2f}-{ratio['range'][1]:.2f}"}}
 
 
 def clock_of(options):

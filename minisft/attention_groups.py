@@ -30,7 +30,7 @@ def forward(q, k, v, cu_seqlens, causal=True, drop=None):
         numbers = group[0]
         s = fill(q, cu_seqlens, group) @ transpose(fill(k, cu_seqlens, group))     # (G,H,T,T)
         p, keep, kept = probabilities(s, numbers, lengths[numbers], scale, causal, drop)
-        put(y, kept @ fill(v, cu_seqlens, group), cu_seqlens, numbers)             # (3)
+        put(y, kept @ fill(v, cu_seqlens, group), cu_seqlens, numbers)               # (3)
         return p, keep
 
     return y, (q, k, v, cu_seqlens, drop, groups, rows.each(work, groups))
@@ -44,10 +44,10 @@ def backward(dy, cache):
     def work(place):
         group, (p, keep) = groups[place], kept[place]
         dy_g = fill(dy, cu_seqlens, group)                                          # (G,H,T,D)
-        put(dv, transpose(dropped(p, keep, drop)) @ dy_g, cu_seqlens, group[0])     # (4)
+        put(dv, transpose(dropped(p, keep, drop)) @ dy_g, cu_seqlens, group[0])      # (4)
         ds = scores_back(dy_g @ transpose(fill(v, cu_seqlens, group)), p, keep,
                          1 / sqrt(q.shape[-1]), drop)
-        put(dq, ds @ fill(k, cu_seqlens, group), cu_seqlens, group[0])             # (7)
+        put(dq, ds @ fill(k, cu_seqlens, group), cu_seqlens, group[0])               # (7)
         put(dk, transpose(ds) @ fill(q, cu_seqlens, group), cu_seqlens, group[0])
 
     rows.each(work, range(len(groups)))

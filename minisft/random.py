@@ -89,8 +89,8 @@ class Stream:
         return words.reshape(*shape[:-1], -1)[..., :width]
 
     def _compiled(self, layer, site, texts, positions, heads, shape, width, first):
-        from minisft.compiled.philox import fill     # imports Numba
-
+        # here, since it imports Numba
+        from minisft.compiled.philox import fill
         of_rows = [np.broadcast_to(np.asarray(c).astype(np.uint32), (*shape[:-1], 1)).ravel()
                    for c in (texts, positions, heads)]
         words = np.empty((math.prod(shape[:-1]), 4 * shape[-1]), dtype=np.uint32)

@@ -38,7 +38,7 @@ FLOORS = [
     ["models.heads"],
     ["families", "checks", "generate", "kernel_checks", "mistakes", "plan"],
     ["checkpoint"],
-    ["hub", "train", "evaluate"],
+    ["hub", "train", "evaluate", "compiled_checks"],
     ["folder", "card"],
     ["adapt", "classify", "complete"],
     ["finetune", "pretrain"],

@@ -1,1 +1,1 @@
-"""Formulas as compiled loops for the CPU; one file for each that has one. Needs the extra `fast`."""
+"""Formulas as compiled loops for the CPU, with Numba (extra `fast`); one file a stem."""

@@ -1,4 +1,4 @@
-"""minisft/ops/dropout.py as compiled loops: no word of Philox goes to memory, and the mask as bytes."""
+"""minisft/ops/dropout.py as compiled loops: the words stay in the cache, the mask is bytes."""
 
 import numpy as np
 
