@@ -127,7 +127,8 @@ def row(case, seconds):
     found = harness.compared(case, {harness.OURS: list(ours), PLAIN: list(plain)}, [1] * len(ours))
     ratio = found[0]["ratio"]
     return found[0] | {"columns": {
-        "NumPy, ms": f"{1e3 * np.median(plain):.3g}", "compiled, ms": f"{1e3 * np.median(ours):.3g}",
+        "NumPy, ms": f"{1e3 * np.median(plain):.3g}",
+        "compiled, ms": f"{1e3 * np.median(ours):.3g}",
         "ratio": f"**{ratio['median']:.2f}**",
         "range": f"{ratio['range'][0]:.2f}-{ratio['range'][1]:.2f}"}}
 

@@ -15,10 +15,9 @@ from importlib.util import find_spec
 from minisft import rows
 from minisft.errors import UserError
 
-# Sums may be taken in vectors; NaN and inf keep their meaning. a * b + c keeps both roundings, or
-# the gradient of a LayerNorm over one channel, a * b - a * b, were not zero.
-SUMS = frozenset({"reassoc", "nsz", "arcp"})
-EXACT = frozenset({"contract"})     # the order of operations is the formula's
+# What the compiler may do: nothing; a * b + c in one rounding; sums in vectors. Never NaN and inf.
+NONE, EXACT = frozenset(), frozenset({"contract"})
+SUMS = frozenset({"reassoc", "contract", "nsz", "arcp"})
 
 _wanted = ContextVar("compiled", default=True)
 

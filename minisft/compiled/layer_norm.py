@@ -3,6 +3,7 @@
 import numpy as np
 
 from minisft import jit
+from minisft.compiled.exp import ONE, ZERO, F
 
 ROWS = 64     # added up one after the other for dw and db: a longer sum would lose more
 
@@ -41,40 +42,50 @@ def _rows(x):
     return len(x), x.shape[1] * x.itemsize
 
 
-@jit.loop(jit.SUMS)
+@jit.loop(jit.NONE)
 def _forward(x, w, b, eps, y, mean, rstd, start, stop):
-    one, width = np.float32(1), np.float32(x.shape[1])
     for i in range(start, stop):
         row, out = x[i], y[i]
-        total = np.float32(0)
-        for c in range(row.size):
-            total += row[c]
-        middle = total / width
-        total = np.float32(0)
-        for c in range(row.size):
-            centred = row[c] - middle
-            total += centred * centred
-        slope = one / np.sqrt(total / width + eps)
+        middle, var = _mean_and_variance(row)
+        slope = ONE / np.sqrt(var + eps)
         for c in range(row.size):
             out[c] = (row[c] - middle) * slope * w[c] + b[c]            # (1), (2)
         mean[i], rstd[i] = middle, slope
 
 
-@jit.loop(jit.SUMS)
+@jit.loop(jit.SUMS, part="own")
+def _mean_and_variance(row):
+    total = ZERO
+    for c in range(row.size):
+        total += row[c]
+    middle = total / F(row.size)
+    total = ZERO
+    for c in range(row.size):
+        centred = row[c] - middle
+        total += centred * centred
+    return middle, total / F(row.size)
+
+
+@jit.loop(jit.NONE)
 def _backward(dy, x, w, mean, rstd, dx, parts, start, stop):
-    width = np.float32(x.shape[1])
     for i in range(start, stop):
         dw, db = parts[(i - start) // ROWS]
         up, row, out, middle, slope = dy[i], x[i], dx[i], mean[i], rstd[i]
-        of_g = of_gn = np.float32(0)
-        for c in range(row.size):
-            g = up[c] * w[c]
-            of_g += g
-            of_gn += g * ((row[c] - middle) * slope)
-        of_g, of_gn = of_g / width, of_gn / width
+        of_g, of_gn = _means(up, row, w, middle, slope)
         for c in range(row.size):
             n = (row[c] - middle) * slope
             out[c] = slope * (up[c] * w[c] - of_g - n * of_gn)          # (3)
         for c in range(row.size):     # apart: of many arrays at once the compiler makes no vectors
             dw[c] += up[c] * ((row[c] - middle) * slope)                # (4)
             db[c] += up[c]
+
+
+@jit.loop(jit.SUMS, part="own")
+def _means(up, row, w, middle, slope):
+    """-> the means of g and of g * n in (3)."""
+    of_g = of_gn = ZERO
+    for c in range(row.size):
+        g = up[c] * w[c]
+        of_g += g
+        of_gn += g * ((row[c] - middle) * slope)
+    return of_g / F(row.size), of_gn / F(row.size)
