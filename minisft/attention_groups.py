@@ -11,6 +11,7 @@ import numpy as np
 
 from minisft import rows
 from minisft.ops.attention import transpose
+from minisft.schedule import by_twin
 
 NUMBERS = 1 << 18     # scores of a group at most: they stay in a core's cache
 
@@ -21,24 +22,15 @@ def forward(q, k, v, cu_seqlens, causal=True, drop=None):
     drop: None or (rate, words), where words(sequences, length) gives random words
     (G,H,length,length) of some sequences.
     """
-    groups = groups_of(np.diff(cu_seqlens), q.shape[1])
+    lengths = np.diff(cu_seqlens)
+    groups, scale = groups_of(lengths, q.shape[1]), 1 / sqrt(q.shape[-1])
     y = np.empty_like(q)
 
     def work(group):
-        numbers, length = group
-        s = _fill(q, cu_seqlens, group) @ transpose(_fill(k, cu_seqlens, group))     # (G,H,T,T)
-        s *= 1 / sqrt(q.shape[-1])
-        if causal:
-            s[..., np.arange(length) > np.arange(length)[:, None]] = -np.inf         # (1)
-        else:
-            for i, n in enumerate(numbers):
-                s[i, ..., cu_seqlens[n + 1] - cu_seqlens[n]:] = -np.inf
-        s -= s.max(axis=-1, keepdims=True)
-        p = np.exp(s, out=s)
-        p /= p.sum(axis=-1, keepdims=True)                                           # (2)
-        keep = None if drop is None else drop[1](numbers, length) >= np.uint32(
-            int(drop[0] * 2**32))
-        _put(y, _dropped(p, keep, drop) @ _fill(v, cu_seqlens, group), cu_seqlens, numbers)  # (3)
+        numbers = group[0]
+        s = fill(q, cu_seqlens, group) @ transpose(fill(k, cu_seqlens, group))     # (G,H,T,T)
+        p, keep, kept = probabilities(s, numbers, lengths[numbers], scale, causal, drop)
+        put(y, kept @ fill(v, cu_seqlens, group), cu_seqlens, numbers)               # (3)
         return p, keep
 
     return y, (q, k, v, cu_seqlens, drop, groups, rows.each(work, groups))
@@ -51,17 +43,53 @@ def backward(dy, cache):
 
     def work(place):
         group, (p, keep) = groups[place], kept[place]
-        dy_g = _fill(dy, cu_seqlens, group)                                          # (G,H,T,D)
-        _put(dv, transpose(_dropped(p, keep, drop)) @ dy_g, cu_seqlens, group[0])    # (4)
-        dp = _dropped(dy_g @ transpose(_fill(v, cu_seqlens, group)), keep, drop)     # (5)
-        dp -= (dp * p).sum(axis=-1, keepdims=True)
-        dp *= p                                                                      # (6)
-        dp *= 1 / sqrt(q.shape[-1])
-        _put(dq, dp @ _fill(k, cu_seqlens, group), cu_seqlens, group[0])             # (7)
-        _put(dk, transpose(dp) @ _fill(q, cu_seqlens, group), cu_seqlens, group[0])
+        dy_g = fill(dy, cu_seqlens, group)                                          # (G,H,T,D)
+        put(dv, transpose(dropped(p, keep, drop)) @ dy_g, cu_seqlens, group[0])      # (4)
+        ds = scores_back(dy_g @ transpose(fill(v, cu_seqlens, group)), p, keep,
+                         1 / sqrt(q.shape[-1]), drop)
+        put(dq, ds @ fill(k, cu_seqlens, group), cu_seqlens, group[0])               # (7)
+        put(dk, transpose(ds) @ fill(q, cu_seqlens, group), cu_seqlens, group[0])
 
     rows.each(work, range(len(groups)))
     return dq, dk, dv
+
+
+@by_twin
+def probabilities(s, numbers, lengths, scale, causal, drop):
+    """s (G,H,T,T) of sequences `numbers` -> p, taking its place, keep (G,H,T,T) or None, p * M."""
+    s *= scale
+    steps = np.arange(s.shape[-1])
+    if causal:
+        s[..., steps > steps[:, None]] = -np.inf                                     # (1)
+    else:
+        for i, n in enumerate(lengths):
+            s[i, ..., n:] = -np.inf
+    s -= s.max(axis=-1, keepdims=True)
+    p = np.exp(s, out=s)
+    p /= p.sum(axis=-1, keepdims=True)                                               # (2)
+    keep = None if drop is None else drop[1](numbers, len(steps)) >= np.uint32(
+        int(drop[0] * 2**32))
+    return p, keep, dropped(p, keep, drop)
+
+
+@by_twin
+def scores_back(dp, p, keep, scale, drop):
+    """dp (G,H,T,T) behind the mask, p, keep -> ds, with the `scale` of (7)."""
+    dp = dropped(dp, keep, drop)                                                     # (5)
+    dp -= (dp * p).sum(axis=-1, keepdims=True)
+    dp *= p                                                                          # (6)
+    dp *= scale
+    return dp
+
+
+@by_twin
+def dropped(x, keep, drop):
+    """x (G,H,T,T) * M, with M = 1 / (1 - rate) where `keep`; x itself without dropout."""
+    if drop is None:
+        return x
+    kept = x * keep
+    kept *= x.dtype.type(1 / (1 - drop[0]))
+    return kept
 
 
 def groups_of(lengths, heads):
@@ -80,27 +108,21 @@ def groups_of(lengths, heads):
     return groups
 
 
-def _fill(x, cu_seqlens, group):
+@by_twin
+def fill(x, cu_seqlens, group):
     """x (N,H,D) -> its rows of a group (G,H,T,D), zeros after a shorter sequence."""
     numbers, length = group
-    filled = np.zeros((len(numbers), x.shape[1], length, x.shape[2]), dtype=x.dtype)
+    filled = np.empty((len(numbers), x.shape[1], length, x.shape[2]), dtype=x.dtype)
     for i, n in enumerate(numbers):
         part = x[cu_seqlens[n]:cu_seqlens[n + 1]]
         filled[i, :, :len(part)] = part.transpose(1, 0, 2)
+        filled[i, :, len(part):] = 0
     return filled
 
 
-def _put(x, filled, cu_seqlens, numbers):
+@by_twin
+def put(x, filled, cu_seqlens, numbers):
     """The other way round: writes the group's rows of x."""
     for i, n in enumerate(numbers):
         part = x[cu_seqlens[n]:cu_seqlens[n + 1]]
         part[...] = filled[i, :, :len(part)].transpose(1, 0, 2)
-
-
-def _dropped(x, keep, drop):
-    """x * M, with M = 1 / (1 - rate) where `keep`; x itself without dropout."""
-    if drop is None:
-        return x
-    kept = x * keep
-    kept *= x.dtype.type(1 / (1 - drop[0]))
-    return kept

@@ -10,12 +10,13 @@ were rounded before). Without a GPU the emulator runs it.
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from minisft import cuda
+from minisft import cuda, jit
 from minisft.array import to_cpu
 from minisft.launch import adamw as adamw_launch
 from minisft.launch import attention as attention_launch
@@ -76,8 +77,10 @@ def _error(found, exact, largest):
     return float(error) if error == error else np.inf
 
 
-def _compare(names, put, kernel, formula, arrays, dy):
-    """kernel and formula: (forward(*arrays), backward(dy, cache)); arrays, dy in float32."""
+def compare(names, put, kernel, formula, arrays, dy):
+    """-> {name: (the kernel's, the formula's in float32, and in float64)} of y and the gradients.
+
+    kernel and formula: (forward(*arrays), backward(dy, cache)); arrays, dy in float32."""
     def run(forward, backward, convert):
         y, cache = forward(*map(convert, arrays))
         gradients = backward(convert(dy), cache)
@@ -88,57 +91,63 @@ def _compare(names, put, kernel, formula, arrays, dy):
     def wide(a):
         return a.astype(np.float64) if a.dtype == np.float32 else a
 
-    with cuda.kernels("off"):
+    with plain_formulas():
         plain, exact = (run(*formula, convert) for convert in (np.asarray, wide))
     ours = run(*kernel, put)
     return dict(zip(names, zip(ours, plain, exact, strict=True), strict=True))
 
 
-def _normal(*shapes, seed=1):
+@contextmanager
+def plain_formulas():
+    """Within it, operations run as their formulas: without kernels and compiled twins."""
+    with cuda.kernels("off"), jit.compiled(False):
+        yield
+
+
+def normal(*shapes, seed=1):
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
 
 
-def _softmax(launcher, size, put):
-    s, dp = _normal((7, size), (7, size))
+def of_softmax(launcher, size, put):
+    s, dp = normal((7, size), (7, size))
     s *= 4
     s[2, 1:] = -np.inf     # a masked row but for one score
     s[3, :-1] = -np.inf
     s[4] = 1000
-    return _compare(("p", "ds"), put, (launcher.forward, launcher.backward),
+    return compare(("p", "ds"), put, (launcher.forward, launcher.backward),
                     (softmax.forward, softmax.backward), [s], dp)
 
 
-def _layer_norm(times, size, put):
+def of_layer_norm(launcher, times, size, put):
     """`times` as many channels as rows; more than 128 take more than one warp."""
     width = times * size
-    x, w, b, dy = _normal((size, width), (width,), (width,), (size, width))
-    return _compare(("y", "dx", "dw", "db"), put,
-                    (layer_norm_launch.forward, layer_norm_launch.backward),
+    x, w, b, dy = normal((size, width), (width,), (width,), (size, width))
+    return compare(("y", "dx", "dw", "db"), put,
+                    (launcher.forward, launcher.backward),
                     (layer_norm.forward, layer_norm.backward), [3 + x, 1 + w, b], dy)
 
 
-def _gelu(form, size, put):
-    x, dy = _normal((2 * size, size), (2 * size, size))
-    return _compare(("y", "dx"), put, (partial(gelu_launch.forward, form=form),
-                                       gelu_launch.backward),
+def of_gelu(launcher, form, size, put):
+    x, dy = normal((2 * size, size), (2 * size, size))
+    return compare(("y", "dx"), put, (partial(launcher.forward, form=form), launcher.backward),
                     (partial(gelu.forward, form=form), gelu.backward), [3 * x], dy)
 
 
 def _gelu_of_sum(form, size, put):
-    x, b, dy = _normal((2 * size, size), (size,), (2 * size, size))
+    x, b, dy = normal((2 * size, size), (size,), (2 * size, size))
 
     def backward(dy, cache):
         dx = gelu.backward(dy, cache)
         return dx, dx.sum(axis=0)
 
-    return _compare(("y", "dx", "db"), put, (lambda x, b: gelu_launch.forward(x, form, b),
+    return compare(("y", "dx", "db"), put, (lambda x, b: gelu_launch.forward(x, form, b),
                                              gelu_launch.backward),
                     (lambda x, b: gelu.forward(x + b, form), backward), [x, b], dy)
 
 
-def _cross_entropy(options, size, put):
-    z, weights = _normal((size, size), (size,))
+def of_cross_entropy(launcher, options, size, put):
+    z, weights = normal((size, size), (size,))
     labels = np.random.default_rng(2).integers(0, size, size)
     smoothing = 0.2 if options else 0.0
     weights = np.abs(weights) if options else None
@@ -148,8 +157,8 @@ def _cross_entropy(options, size, put):
 
     def forward_of(module, z):
         of_class = None if weights is None else (
-            put(weights) if module is cross_entropy_launch else weights)
-        of_text = put(labels) if module is cross_entropy_launch else labels
+            put(weights) if module is launcher else weights)
+        of_text = put(labels) if module is launcher else labels
         (loss, denominator), cache = module.forward(z, of_text, of_class, smoothing)
         return loss, (denominator, cache)
 
@@ -158,26 +167,26 @@ def _cross_entropy(options, size, put):
         return module.backward(0.7, cache), denominator
 
     kernel, formula = ((partial(forward_of, module), partial(backward_of, module))
-                       for module in (cross_entropy_launch, cross_entropy))
-    return _compare(("loss", "dz", "mass"), put, kernel, formula, [4 * z], np.float32(0.7))
+                       for module in (launcher, cross_entropy))
+    return compare(("loss", "dz", "mass"), put, kernel, formula, [4 * z], np.float32(0.7))
 
 
 def _embedding(size, put):
-    (dy,) = _normal((size, size))
+    (dy,) = normal((size, size))
     ids = np.random.default_rng(2).integers(0, 5, size) ** 2
     shape = (20, size)
     ours = embedding_launch.backward(put(dy), (put(ids), shape))
-    with cuda.kernels("off"):
+    with plain_formulas():
         plain, exact = (embedding.backward(dy.astype(kind), (ids, shape))
                         for kind in (np.float32, np.float64))
     return {"dw": (ours, plain, exact)}
 
 
-def _dropout(size, put):
-    x, dy = _normal((size, size), (size, size))
+def of_dropout(launcher, size, put):
+    x, dy = normal((size, size), (size, size))
     words = Tokens(STREAM, 2, 1, np.arange(size) // 7 + 2**31, np.arange(size) % 7)
-    return _compare(("y", "dx"), put,
-                    (lambda x: dropout_launch.forward(x, words, RATE), dropout_launch.backward),
+    return compare(("y", "dx"), put,
+                    (lambda x: launcher.forward(x, words, RATE), launcher.backward),
                     (lambda x: dropout.forward(x, words, RATE), dropout.backward), [x], dy)
 
 
@@ -186,11 +195,11 @@ def _attention(launcher, width, causal, few, drop, size, put):
     heads, keys = 2, [1, size // 2 + 1, size]
     queries = [min(2, n) for n in keys] if few else keys
     cu_seqlens, starts = np.cumsum([0, *queries]), np.cumsum([0, *keys])[:-1]
-    q, k, v, dy = map(_rounded, _normal(*[(sum(n), heads, width)
+    q, k, v, dy = map(_rounded, normal(*[(sum(n), heads, width)
                                           for n in (queries, keys, keys, queries)]))
     words = Scores(STREAM, 2, np.array([7, 2**31, 9]), cu_seqlens, heads)
     rest = cu_seqlens, starts, np.array(keys), causal, (RATE, words) if drop else None
-    return _compare(("y", "dq", "dk", "dv"), put,
+    return compare(("y", "dq", "dk", "dv"), put,
                     (lambda *qkv: launcher.forward(*qkv, *rest), launcher.backward),
                     (lambda *qkv: attention.forward(*qkv, *rest), attention.backward),
                     [2 * q, k, v], dy)
@@ -214,10 +223,13 @@ class _Rounding:
         return made.backward(made.to_bfloat16(dy), cache)
 
 
-def _adamw(size, put):
-    """Three steps, the gradients clipped, against minisft/optim.py."""
+def of_adamw(step, size, put):
+    """Three steps, the gradients clipped, against minisft/optim.py.
+
+    step(values, grads, m, v, t, lr, decay, scale, limit) changes values, m and v.
+    """
     n, lr, limit = size * size, 0.01, 0.5
-    values, *grads = _normal((n,), (n,), (n,), (n,))
+    values, *grads = normal((n,), (n,), (n,), (n,))
 
     def formula(dtype):
         store = Parameters([Parameter("w", (n,), 0, decays=True)], dtype)
@@ -231,11 +243,15 @@ def _adamw(size, put):
 
     ours = [put(a.copy()) for a in (values, 0 * values, 0 * values)]
     for t, g in enumerate(map(put, grads), start=1):
-        adamw_launch.step(ours[0], g, *ours[1:], t, lr, 0.1, scale=2.0,
-                          squares=adamw_launch.squares(g), limit=limit)
-    with cuda.kernels("off"):
+        step(ours[0], g, *ours[1:], t, lr, 0.1, 2.0, limit)
+    with plain_formulas():
         plain, exact = formula(np.float32), formula(np.float64)
     return dict(zip(("values", "m", "v"), zip(ours, plain, exact, strict=True), strict=True))
+
+
+def _clipped_step(values, grads, m, v, t, lr, decay, scale, limit):
+    adamw_launch.step(values, grads, m, v, t, lr, decay, scale=scale,
+                      squares=adamw_launch.squares(grads), limit=limit)
 
 
 def _attention_checks(launcher, name, widths, noise=NOISE):
@@ -248,19 +264,20 @@ def _attention_checks(launcher, name, widths, noise=NOISE):
 
 
 KERNEL_CHECKS = {check.name: check for check in [
-    KernelCheck("softmax (naive)", partial(_softmax, softmax_naive_launch)),
-    KernelCheck("softmax (fused)", partial(_softmax, softmax_launch)),
-    KernelCheck("layer_norm", partial(_layer_norm, 1)),
-    KernelCheck("layer_norm (wide)", partial(_layer_norm, 7)),
-    KernelCheck("gelu (tanh)", partial(_gelu, "tanh")),
-    KernelCheck("gelu (erf)", partial(_gelu, "erf")),
+    KernelCheck("softmax (naive)", partial(of_softmax, softmax_naive_launch)),
+    KernelCheck("softmax (fused)", partial(of_softmax, softmax_launch)),
+    KernelCheck("layer_norm", partial(of_layer_norm, layer_norm_launch, 1)),
+    KernelCheck("layer_norm (wide)", partial(of_layer_norm, layer_norm_launch, 7)),
+    KernelCheck("gelu (tanh)", partial(of_gelu, gelu_launch, "tanh")),
+    KernelCheck("gelu (erf)", partial(of_gelu, gelu_launch, "erf")),
     KernelCheck("gelu (tanh, with its bias)", partial(_gelu_of_sum, "tanh")),
     KernelCheck("gelu (erf, with its bias)", partial(_gelu_of_sum, "erf")),
-    KernelCheck("cross_entropy", partial(_cross_entropy, False)),
-    KernelCheck("cross_entropy (all options)", partial(_cross_entropy, True)),
+    KernelCheck("cross_entropy", partial(of_cross_entropy, cross_entropy_launch, False)),
+    KernelCheck("cross_entropy (all options)",
+                partial(of_cross_entropy, cross_entropy_launch, True)),
     KernelCheck("embedding", _embedding),
-    KernelCheck("dropout", _dropout),
-    KernelCheck("adamw", _adamw),
+    KernelCheck("dropout", partial(of_dropout, dropout_launch)),
+    KernelCheck("adamw", partial(of_adamw, _clipped_step)),
     *_attention_checks(attention_naive_launch, "naive", (16, 33, 64)),
     *_attention_checks(attention_launch, "fused", (16, 64, 32, 80, 128)),
     *_attention_checks(_Rounding(), "bfloat16", (16, 64, 128), NOISE_OF_BFLOAT16),

@@ -65,7 +65,7 @@ class Embedding(Layer):
         """dy (N,C); ids have no gradient."""
         (cache,) = self.take()
         if self.w.grad is not None:
-            self.w.add_grad(embedding.backward(dy, cache))
+            embedding.backward(dy, cache, out=self.w.grad)
 
 
 class Linear(Layer):
@@ -171,9 +171,7 @@ class Attending(Layer):
             rest = self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
         elif not sequences and rows is None and keys is None and array_module(q) is np:
             way, rest = attention_groups, (cu_seqlens, causal, drop and (
-                drop, lambda numbers, length: stream.scores(
-                    self.layer, batch.texts[numbers, None, None, None], np.arange(length),
-                    self.n_head, length)))
+                drop, random.GroupScores(stream, self.layer, batch.texts, self.n_head)))
         else:
             way, rest = attention, self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
         y, cache = way.forward(q, k, v, *rest)

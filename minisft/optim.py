@@ -15,8 +15,12 @@ Each works block by block, in place, so that a block is read once while it is in
 
 from math import cos, pi, sqrt
 
+import numpy as np
+
+from minisft import jit
 from minisft.array import array_module
 from minisft.launch import adamw
+from minisft.schedule import compiled_module
 
 BLOCK = 1 << 16
 
@@ -121,11 +125,21 @@ class AdamW(Adam):
         super().__init__(store, betas, eps, weight_decay, rates)
 
     def update_run(self, run, lr, decay, scale):
-        """One run of the buffer, in one kernel where there is a GPU."""
-        if not adamw.runs_on(self.store.values):
+        """One run of the buffer, in one kernel where there is a GPU, or in one compiled loop."""
+        step = _one_pass(self.store.values)
+        if step is None:
             return super().update_run(run, lr, decay, scale)
-        adamw.step(self.store.values[run], self.store.grads[run], self.m[run], self.v[run], self.t,
-                   lr, decay, self.betas, self.eps, scale)
+        step(self.store.values[run], self.store.grads[run], self.m[run], self.v[run], self.t,
+             lr, decay, self.betas, self.eps, scale)
+
+
+def _one_pass(values):
+    """-> the function that does a step of AdamW in one pass over this buffer, None without."""
+    if adamw.runs_on(values):
+        return adamw.step
+    if jit.chosen() and isinstance(values, np.ndarray) and values.dtype == np.float32:
+        return compiled_module("adamw").step
+    return None
 
 
 OPTIMIZERS = {"adamw": AdamW, "adam": Adam, "sgd": SGD}

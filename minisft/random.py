@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minisft import rows
+from minisft import jit, rows
 from minisft.array import array_module
 
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -74,6 +74,8 @@ class Stream:
         xp = array_module(positions)
         last = heads + first // 4 + xp.arange((width + 3) // 4)
         shape = xp.broadcast_shapes(xp.shape(texts), positions.shape, last.shape)
+        if xp is np and jit.chosen():
+            return self._compiled(layer, site, texts, positions, heads, shape, width, first)
         counter = [xp.broadcast_to(xp.asarray(c).astype(xp.uint32), shape)
                    for c in (self.step, texts, positions, last)]
         words = xp.empty((*shape, 4), dtype=xp.uint32)
@@ -84,6 +86,18 @@ class Stream:
                 words[part][..., i] = word
 
         rows.each(draw, rows.blocks(shape[0], 8 * math.prod(shape[1:])))     # 64-bit products
+        return words.reshape(*shape[:-1], -1)[..., :width]
+
+    def _compiled(self, layer, site, texts, positions, heads, shape, width, first):
+        # here, since it imports Numba
+        from minisft.compiled.philox import fill
+        of_rows = [np.broadcast_to(np.asarray(c).astype(np.uint32), (*shape[:-1], 1)).ravel()
+                   for c in (texts, positions, heads)]
+        words = np.empty((math.prod(shape[:-1]), 4 * shape[-1]), dtype=np.uint32)
+        step, first, *key = (np.uint32(c & WORD) for c in (self.step, first // 4, self.seed,
+                                                           layer << 16 | site))
+        jit.each(lambda start, stop: fill(words, step, *of_rows, first, *key, start, stop),
+                 len(words), 16 * shape[-1])
         return words.reshape(*shape[:-1], -1)[..., :width]
 
 
@@ -125,6 +139,24 @@ class Scores:
         positions = np.arange(n_keys - n_queries, n_keys)[queries]
         first, stop = (0, n_keys) if block is None else (block.start, block.stop)
         return self.stream.scores(self.layer, self.texts[b], positions, self.n_head, stop, first)
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """The words of every score of some texts from their first token on, made when asked for.
+
+    A compiled twin makes the same words itself, from the numbers that are kept here.
+    """
+
+    stream: Stream
+    layer: int
+    texts: np.ndarray
+    n_head: int
+
+    def __call__(self, numbers, length):
+        """sequences (G), the longest length -> words (G,H,length,length) uint32."""
+        return self.stream.scores(self.layer, self.texts[numbers, None, None, None],
+                                  np.arange(length), self.n_head, length)
 
 
 def permutation(n, seed, epoch):

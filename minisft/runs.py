@@ -8,7 +8,7 @@ import shutil
 from importlib.metadata import version
 from pathlib import Path
 
-from minisft import rows
+from minisft import jit, rows
 from minisft.errors import UserError
 from minisft.files import read_json, write_json
 
@@ -116,9 +116,13 @@ def fingerprint(path):
 
 
 def machine():
-    """-> what a run's bits depend on beside its settings: versions, processor, threads."""
+    """-> what a run's bits depend on beside its settings: versions, whether compiled twins ran,
+    processor, threads."""
+    compiled = jit.chosen()
     return {
-        "versions": {name: version(name) for name in ("numpy", "safetensors", "tokenizers")},
+        "versions": {name: version(name) for name in (
+            "numpy", "safetensors", "tokenizers", *(("numba",) if compiled else ()))},
+        "compiled": compiled,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),

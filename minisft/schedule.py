@@ -1,9 +1,12 @@
-"""The one place that decides how a formula runs: as it stands, in blocks of rows, or as a kernel.
+"""The one place that decides how a formula runs: as it stands, in blocks of rows, as a kernel, or
+as its compiled twin.
 
 `@by_kernel` marks an operation that has a kernel in `kernels/`, launched by the function of the
 same name in `minisft/launch/`. `@by_rows` marks one of which, besides, every row of the result
-depends on the same row of its arguments alone. A reader may leave a decorator out: it changes no
-value beyond rounding. The plain formula stays callable as `function.formula`.
+depends on the same row of its arguments alone. Where no kernel runs and Numba is installed, the
+function of the same name in `minisft/compiled/` takes their place, if there is one; a part of an
+operation that has nothing else is marked `@by_twin`. A reader may leave a decorator out: it changes
+no value beyond rounding. The plain formula stays callable as `function.formula`.
 """
 
 from functools import lru_cache, wraps
@@ -13,7 +16,7 @@ from inspect import signature
 
 import numpy as np
 
-from minisft import cuda, rows
+from minisft import cuda, jit, rows
 from minisft.array import array_module
 
 
@@ -35,6 +38,24 @@ class KernelCache(tuple):
         return made
 
 
+def by_twin(formula):
+    """A part of an operation that runs as its compiled twin where there is Numba."""
+    names = list(signature(formula).parameters)
+
+    @wraps(formula)
+    def scheduled(*args):
+        if not jit.chosen():
+            return formula(*args)
+        given = dict(zip(names, args, strict=True))
+        floats = [a for a in args if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+        twin = _suited(compiled_module(formula.__module__), formula, given) \
+            if all(a.dtype == np.float32 for a in floats) else None
+        return (formula if twin is None else getattr(twin, formula.__name__))(*args)
+
+    scheduled.formula = formula
+    return scheduled
+
+
 def by_kernel(formula):
     """An operation that runs as its kernel where there is a GPU, or the emulator is asked for."""
     names = list(signature(formula).parameters)
@@ -54,14 +75,22 @@ def _launcher(formula, given):
     """-> the module of minisft/launch that does what this formula would, here; None without."""
     if isinstance(kept := given.get("cache"), KernelCache):
         return kept.launcher
-    if not cuda.possible():
+    kernels, compiled = cuda.possible(), jit.chosen()
+    if not kernels and not compiled:
         return None
     floats = [a for a in given.values() if _is_array(a) and a.dtype.kind == "f"]
     if not floats or any(a.dtype != np.float32 for a in floats):
         return None
-    if (version := cuda.chosen(floats[0])) == "off":
-        return None
-    launcher = _launch_module(formula.__module__, version)
+    version = cuda.chosen(floats[0]) if kernels else "off"
+    found = None if version == "off" else _suited(
+        _launch_module(formula.__module__, version), formula, given)
+    if found is None and compiled and all(isinstance(a, np.ndarray) for a in floats):
+        found = _suited(compiled_module(formula.__module__), formula, given)
+    return found
+
+
+def _suited(launcher, formula, given):
+    """-> the module, if it has this formula and takes these arguments; else None."""
     does = getattr(launcher, formula.__name__, None)
     # a cache of the plain forward is for the plain backward, unless only the backward has a kernel
     if does is None or ("cache" in given and hasattr(launcher, "forward")):
@@ -87,6 +116,13 @@ def _launch_module(operation, version):
         if find_spec(f"minisft.launch.{name}"):
             return import_module(f"minisft.launch.{name}")
     return None
+
+
+@lru_cache
+def compiled_module(operation):
+    """minisft.ops.softmax, or softmax -> minisft.compiled.softmax, None where there is none."""
+    name = f"minisft.compiled.{operation.rpartition('.')[2]}"
+    return import_module(name) if find_spec(name) else None
 
 
 def _is_array(a):

@@ -12,14 +12,18 @@ PACKAGE = ROOT / "minisft"
 # A module imports only from floors below its own. `__init__` files of a folder count as the folder.
 FLOORS = [
     ["errors", "array", "rows", "memory", "markdown", "metrics"],
-    ["compared"],
+    ["compared", "jit"],
+    ["compiled.exp", "compiled.philox"],
     ["random", "erf", "gradcheck", "batch", "report", "parameters", "files",
      "plots", "ledger", "data.wordpiece", "emulator"],
     ["features", "cuda"],
     ["launch.packed"],
     ["launch.adamw", "launch.attention", "launch.attention_bfloat16", "launch.attention_naive",
      "launch.cross_entropy", "launch.dropout", "launch.embedding", "launch.gelu",
-     "launch.layer_norm", "launch.softmax", "launch.softmax_naive"],
+     "launch.layer_norm", "launch.softmax", "launch.softmax_naive", "compiled.adamw",
+     "compiled.cross_entropy", "compiled.dropout", "compiled.gelu", "compiled.layer_norm",
+     "compiled.softmax"],
+    ["compiled.attention_groups"],
     ["schedule"],
     ["tensors", "runs", "data.augment", "data.table", "data.text", "data.toy_news", "ops.embedding",
      "ops.linear", "ops.layer_norm", "ops.gelu", "ops.softmax", "ops.dropout", "optim"],
@@ -34,7 +38,7 @@ FLOORS = [
     ["models.heads"],
     ["families", "checks", "generate", "kernel_checks", "mistakes", "plan"],
     ["checkpoint"],
-    ["hub", "train", "evaluate"],
+    ["hub", "train", "evaluate", "compiled_checks"],
     ["folder", "card"],
     ["adapt", "classify", "complete"],
     ["finetune", "pretrain"],
@@ -46,7 +50,7 @@ FLOORS = [
     ["cli"],
     ["__main__"],
 ]
-EMPTY = {"", "data", "models", "launch"}     # a docstring only; anyone may import
+EMPTY = {"", "data", "models", "launch", "compiled"}     # a docstring only; anyone may import
 
 # What each operation must have today. The table may only grow; what an operation will never have
 # is an exemption, with its reason.

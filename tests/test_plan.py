@@ -85,6 +85,12 @@ def measured(step, rng):
         tracemalloc.stop()
 
 
+@pytest.fixture(autouse=True)
+def formulas(monkeypatch):
+    """The plan counts what the formulas hold; their compiled twins hold less."""
+    monkeypatch.setenv("MINISFT_COMPILED", "off")
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_peak_is_within_five_percent(name, rng, monkeypatch):
     # several threads hold what is planned for them only where each is busy at the same moment
@@ -93,6 +99,15 @@ def test_peak_is_within_five_percent(name, rng, monkeypatch):
     state, above = measured(STEPS[name], rng)
     assert found.above * ITEM == pytest.approx(above, rel=LIMIT)
     assert found.state * ITEM == pytest.approx(state, rel=LIMIT, abs=2**19)     # and texts
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_compiled_twins_need_no_more_than_is_planned(name, rng, monkeypatch):
+    pytest.importorskip("numba", reason="compiled twins need the extra fast")
+    monkeypatch.delenv("MINISFT_COMPILED")
+    monkeypatch.setattr(rows, "threads", lambda: 1)
+    measured(STEPS[name], rng)     # compiles
+    assert measured(STEPS[name], rng)[1] <= (1 + LIMIT) * plan(STEPS[name]).above * ITEM
 
 
 def test_more_threads_need_no_more_than_is_planned(rng, monkeypatch):
@@ -153,8 +168,8 @@ def test_products_are_those_that_a_step_computes(rng, monkeypatch, task, which, 
                                                  recompute, short):
     monkeypatch.setattr(attention_blocks, "SHORT", short)
     monkeypatch.setattr(attention_blocks, "KEYS", 4)
-    fill = attention_groups._fill
-    monkeypatch.setattr(attention_groups, "_fill", lambda *args: fill(*args).view(Counted))
+    fill = attention_groups.fill
+    monkeypatch.setattr(attention_groups, "fill", lambda *args: fill(*args).view(Counted))
     step = Step(SMALL, LENGTHS, task, train_layers=which, recompute=recompute, dropout=0.0,
                 features=features)
     model, _, sequences = built(step, rng)

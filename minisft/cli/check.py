@@ -1,6 +1,7 @@
 """`minisft check`: every backward by hand against finite differences, and mistakes on purpose.
 
-With MINISFT_CUDA=emulate, or on a GPU, every kernel is compared with its formula besides.
+With MINISFT_CUDA=emulate, or on a GPU, every kernel is compared with its formula besides; where
+Numba is installed every compiled twin is.
 """
 
 import sys
@@ -16,6 +17,7 @@ from minisft import cuda
 from minisft.array import gpu_available, to_gpu
 from minisft.checkpoint import load
 from minisft.checks import CHECKS, check_model
+from minisft.compiled_checks import compiled_checks
 from minisft.errors import UserError
 from minisft.gradcheck import MODEL_LIMIT, STEP, GradientError, worst_of
 from minisft.hub import resolve
@@ -55,9 +57,11 @@ def run(args):
 
 def _check_catalogue(names):
     chosen, of_kernels = _chosen(CHECKS, names), _chosen(_kernels_here(), names)
-    if not chosen and not of_kernels:
+    of_twins = _chosen(compiled_checks(), names)
+    if not (chosen or of_kernels or of_twins):
         raise UserError(f"no check has {' or '.join(map(repr, names))} in its name, expected a "
-                        f"part of one of: {', '.join(CHECKS | _kernels_here())}")
+                        "part of one of: "
+                        f"{', '.join(CHECKS | _kernels_here() | compiled_checks())}")
     started, errors, failed = time.perf_counter(), [], []
     if chosen:
         _print_head()
@@ -71,8 +75,9 @@ def _check_catalogue(names):
         errors.append(row.error)
         if not _print_row(c.name, row, c.limit):
             failed.append(c.name)
-    failed += _check_kernels(of_kernels)
-    return _summary(len(chosen) + len(of_kernels), failed, errors, started)
+    failed += _check_kernels("kernel", of_kernels, to_gpu if gpu_available() else np.asarray)
+    failed += _check_kernels("compiled twin", of_twins, np.asarray)
+    return _summary(len(chosen) + len(of_kernels) + len(of_twins), failed, errors, started)
 
 
 def _chosen(checks, names):
@@ -86,11 +91,11 @@ def _kernels_here():
     return KERNEL_CHECKS if gpu_available() or cuda.emulated() else {}
 
 
-def _check_kernels(checks):
-    """Prints each kernel's worst array -> the names of those beyond their limit."""
-    put, failed = (to_gpu if gpu_available() else np.asarray), []
+def _check_kernels(what, checks, put):
+    """Prints each kernel's or twin's worst array -> the names of those beyond their limit."""
+    failed = []
     if checks:
-        print(f"{'kernel, float32, against the formula':<60} {'worst array':<12} {'error':>8} "
+        print(f"{what + ', float32, against the formula':<60} {'worst array':<12} {'error':>8} "
               f"{'limit':>7}")
     for c in checks:
         row = max(c.rows(put=put), key=lambda row: row.error / row.limit)

@@ -8,8 +8,8 @@ from minisft.cuda import launch
 THREADS = 128     # channels of a block
 
 
-def backward(dy, cache):
-    """dy (N,C) -> dw (V,C)."""
+def backward(dy, cache, out=None):
+    """dy (N,C) -> dw (V,C); with `out` (V,C), dw is added to it."""
     ids, shape = cache
     xp = array_module(dy)
     dy, dw = xp.ascontiguousarray(dy), xp.zeros(shape, dtype=dy.dtype)
@@ -18,4 +18,7 @@ def backward(dy, cache):
     n, width = dy.shape
     launch("embedding", "embedding_backward", (n, -(-width // THREADS)), (THREADS,), dy,
            ids[order].astype(np.int32), order.astype(np.int32), dw, n, width)
-    return dw
+    if out is None:
+        return dw
+    out += dw
+    return out

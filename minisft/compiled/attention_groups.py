@@ -1,0 +1,155 @@
+"""What stands between the products of minisft/attention_groups.py, as compiled loops.
+
+A filling query's scores get probability and gradient zero, and what a mask hides no random word. A
+group is one core's work, so nothing here is spread over threads.
+"""
+
+import numpy as np
+
+from minisft import jit, random
+from minisft.compiled.exp import ZERO, F
+from minisft.compiled.philox import U, philox
+from minisft.compiled.softmax import exponentials, normalise, shift
+
+VECTOR = 16     # words of a row are made in whole vectors, some of them for nothing
+
+
+def fits(**given):
+    """Whether the random words, if any, are made here."""
+    drop = given.get("drop")
+    return "s" not in given or drop is None or isinstance(drop[1], random.GroupScores)
+
+
+def fill(x, cu_seqlens, group):
+    """x (N,H,D) -> its rows of a group (G,H,T,D), zeros after a shorter sequence."""
+    numbers, length = group
+    filled = np.empty((len(numbers), x.shape[1], length, x.shape[2]), dtype=x.dtype)
+    _fill(x, cu_seqlens, np.array(numbers), filled)
+    return filled
+
+
+def put(x, filled, cu_seqlens, numbers):
+    """The other way round: writes the group's rows of x."""
+    _put(x, filled, cu_seqlens, np.array(numbers))
+
+
+def probabilities(s, numbers, lengths, scale, causal, drop):
+    """s (G,H,T,T) -> p, taking its place, keep (G,H,T,T) bool or None, p * M (G,H,T,T)."""
+    _softmax(s, lengths, F(scale), causal)
+    if drop is None:
+        return s, None, s
+    rate, words = drop
+    keep, kept = np.empty(s.shape, dtype=bool), np.empty_like(s)
+    stream = words.stream
+    _drop(s, keep, kept, lengths, causal, np.asarray(words.texts)[numbers].astype(U),
+          U(stream.step & random.WORD), U(stream.seed & random.WORD),
+          U(words.layer << 16 | random.SCORES), U(int(rate * 2**32)), F(1 / (1 - rate)))
+    return s, keep, kept
+
+
+def dropped(p, keep, drop):
+    """p (G,H,T,T), keep of that shape or None -> p * M (G,H,T,T)."""
+    if drop is None:
+        return p
+    kept = np.empty_like(p)
+    _masked(p.ravel(), keep.ravel(), F(1 / (1 - drop[0])), kept.ravel())
+    return kept
+
+
+def scores_back(dp, p, keep, scale, drop):
+    """dp (G,H,T,T) behind the mask -> ds, taking its place."""
+    width = p.shape[-1]
+    rows = dp.reshape(-1, width), p.reshape(-1, width)
+    if drop is None:
+        _back(*rows, F(scale))
+    else:
+        _dropped_back(*rows, keep.reshape(-1, width), F(1 / (1 - drop[0])), F(scale))
+    return dp
+
+
+@jit.loop()
+def _fill(x, cu_seqlens, numbers, filled):
+    for g in range(numbers.size):
+        start = cu_seqlens[numbers[g]]
+        used = cu_seqlens[numbers[g] + 1] - start
+        for h in range(x.shape[1]):
+            for i in range(used):
+                row, out = x[start + i, h], filled[g, h, i]
+                for d in range(out.size):
+                    out[d] = row[d]
+            filled[g, h, used:] = ZERO
+
+
+@jit.loop()
+def _put(x, filled, cu_seqlens, numbers):
+    for g in range(numbers.size):
+        start = cu_seqlens[numbers[g]]
+        for i in range(cu_seqlens[numbers[g] + 1] - start):
+            for h in range(x.shape[1]):
+                row, out = filled[g, h, i], x[start + i, h]
+                for d in range(row.size):
+                    out[d] = row[d]
+
+
+@jit.loop()
+def _softmax(s, lengths, scale, causal):
+    groups, heads, length, _ = s.shape
+    for g in range(groups):
+        for h in range(heads):
+            head, used = s[g, h], min(lengths[g], length)
+            for i in range(used):
+                shift(head[i], head[i], i + 1 if causal else used, scale)        # (1)
+            exponentials(head[:used].reshape(-1))     # of short rows together: whole vectors
+            for i in range(used):
+                normalise(head[i])                                               # (2)
+            head[used:] = ZERO
+
+
+@jit.loop()
+def _drop(p, keep, kept, lengths, causal, texts, step, k0, k1, limit, scale):
+    groups, heads, length, _ = p.shape
+    most = -(-length // (4 * VECTOR)) * VECTOR
+    words = np.empty(4 * most, dtype=np.uint32)
+    for g in range(groups):
+        for h in range(heads):
+            for i in range(length):
+                n = 0 if i >= lengths[g] else i + 1 if causal else lengths[g]
+                needed = -(-n // (4 * VECTOR)) * VECTOR
+                for j in range(needed):
+                    words[4 * j], words[4 * j + 1], words[4 * j + 2], words[4 * j + 3] = philox(
+                        step, texts[g], U(i), U(U(h << 20) + U(j)), k0, k1)
+                row, into, out = p[g, h, i], keep[g, h, i], kept[g, h, i]
+                for j in range(n):
+                    into[j] = words[j] >= limit
+                    out[j] = row[j] * (scale if words[j] >= limit else ZERO)     # (3)
+                into[n:] = False
+                out[n:] = ZERO
+
+
+@jit.loop()
+def _masked(p, keep, scale, kept):
+    for j in range(p.size):
+        kept[j] = p[j] * (scale if keep[j] else ZERO)
+
+
+@jit.loop(jit.SUMS)
+def _back(dp, p, scale):
+    for i in range(len(p)):
+        up, row = dp[i], p[i]
+        total = ZERO
+        for j in range(row.size):
+            total += up[j] * row[j]
+        for j in range(row.size):
+            up[j] = row[j] * (up[j] - total) * scale                            # (6)
+
+
+@jit.loop(jit.SUMS)
+def _dropped_back(dp, p, keep, factor, scale):
+    for i in range(len(p)):
+        up, row, kept = dp[i], p[i], keep[i]
+        total = ZERO
+        for j in range(row.size):
+            up[j] = up[j] * (factor if kept[j] else ZERO)                       # (5)
+            total += up[j] * row[j]
+        for j in range(row.size):
+            up[j] = row[j] * (up[j] - total) * scale                            # (6)
