@@ -49,8 +49,8 @@ def curve(settings, resume=None, say=print):
         settings = runner.kept_run(config, resume, CurveSettings)
         settings = replace(settings, sizes=tuple(sorted({*settings.sizes, *more})))
     settings = replace(settings, compare=settings.compare or "baselines")
-    files = runner.fingerprints(settings, config, resume)
     _require_sound(settings)
+    files = runner.fingerprints(settings, config, resume)
     folder = Path(resume or settings.out or
                   runs.first_free("runs", f"{runner.run_name(settings)}-curve"))
     if resume is None:

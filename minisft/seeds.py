@@ -32,11 +32,13 @@ def finetune(settings, resume=None, say=print):
     runner.require_sound(settings)
     if resume is None and settings.out is not None:
         runs.require_free(settings.out, settings.overwrite)
-    files = runner.fingerprints(settings, config, resume)
+    if config is not None:
+        runner.fingerprints(settings, config, resume)
     folder = Path(resume or settings.out or
                   runs.first_free("runs", runner.run_name(settings)))
 
     def begin():     # the checks of the first run are those of all
+        files = runner.fingerprints(settings, None, None)
         runs.start(folder, {"settings": asdict(settings), "files": files, **runs.machine()})
 
     found = {}

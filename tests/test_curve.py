@@ -108,6 +108,7 @@ def test_goes_on_where_it_was_stopped_and_takes_more_sizes(command, finished, tm
 @pytest.mark.parametrize("changes, said", [
     ([], "--sizes is missing, expected numbers"),
     (["--sizes", "20,81"], "--sizes 81: "),
+    (["--sizes", "20", "--train", "none.csv"], "none.csv: no such file"),
     (["--sizes", "2"], "--sizes 2: cannot hold out"),
     (["--sizes", "20", "--train-texts", "9"], "--train-texts beside --sizes"),
     (["--sizes", "20", "--epochs", "0"], "--epochs is 0"),

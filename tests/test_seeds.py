@@ -154,6 +154,7 @@ def test_interrupted_before_it_began_there_is_nothing_to_resume(command, tmp_pat
 
 @pytest.mark.parametrize("changes, said", [
     (["--seeds", "0"], "--seeds is 0, expected from 1 to 1000"),
+    (["--train", "none.csv"], "none.csv: no such file"),
     (["--seed", "4294967295"], "--seeds is 3 with --seed 4294967295"),
 ])
 def test_faults(command, tmp_path, capsys, changes, said):
