@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import harness, sides, small, texts
 from minisft import attention_groups, jit, random
 from minisft.errors import UserError
-from minisft.ops import cross_entropy, dropout, embedding, gelu, layer_norm, softmax
+from minisft.ops import cross_entropy, dropout, gelu, layer_norm, softmax
 from minisft.optim import AdamW
 from minisft.parameters import Parameter, Parameters
 
@@ -23,7 +23,8 @@ PLAIN = "NumPy"
 STREAM = random.Stream(0, 1)
 WIDTHS = (2000, 192), (2000, 384), (1500, 768)
 INNER = (2000, 768), (2000, 1536), (1500, 3072)
-VOCABULARY, HEADS, CHANNELS, RATE = 50257, 12, 64, 0.1
+SCORES, LOGITS = (12, 256, 256), (256, 50257)
+HEADS, CHANNELS, RATE = 12, 64, 0.1
 AT_LEAST = 0.02     # seconds that one measurement of an operation takes
 
 
@@ -58,17 +59,12 @@ def operations(options):
         for form in ("tanh", "erf"):
             x = normal(n, width)
             made |= both(f"gelu {form} ({n}, {width})", gelu.forward, gelu.backward, (x, form), x)
-    s, z = normal(HEADS, 256, 256), normal(256, VOCABULARY)
+    s, z = normal(*SCORES), normal(*LOGITS)
     made |= both(f"softmax {s.shape}", softmax.forward, softmax.backward, (s,), s)
-    labels = np.arange(len(z))
-    dz = np.empty_like(z)
+    labels, dz = np.arange(len(z)), np.empty_like(z)
     made |= both(f"cross_entropy {z.shape}", cross_entropy.forward,
                  partial(cross_entropy.backward, out=dz), (z, labels), 1.0)
     made |= attention(options)
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, 2000)
-    dy, cache = normal(2000, 256), (ids, (VOCABULARY, 256))
-    table = np.zeros((VOCABULARY, 256), dtype=np.float32)
-    made[f"embedding ({VOCABULARY}, 256), backward"] = lambda: embedding.backward(dy, cache, table)
     return made | {f"AdamW, {options.values / 1e6:.0f} million": optimizer(options.values)}
 
 

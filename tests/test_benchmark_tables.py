@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import harness, ideas, sides, texts
-from minisft import rows
+from minisft import jit, rows
 from minisft.errors import UserError
 
 TINY = "--layers 2 --width 32 --heads 2 --vocab 400 --positions 64 --steps 2".split()
@@ -21,12 +21,14 @@ TABLES = {"classifier": "--batch 3 --dropout 0 0.1", "grouped": "--batch 3",
           "memory": "--batch 3 --shape --language-shape 2x8"}
 
 ALONE = {"ideas": "--batch 3 --shape 2x8 1x280 --positions 280 --train-layers last:1"}
+COMPILED = {"compiled": "--batch 3 --repeats 2 --values 1000"}
 
 
 def made(name, folder, *more):
     """Runs a table -> what it wrote as JSON."""
     module = importlib.import_module(f"benchmarks.{name}")
-    arguments = [*TINY, *(TABLES | ALONE)[name].split(), "--models", str(folder / "models"),
+    arguments = [*TINY, *(TABLES | ALONE | COMPILED)[name].split(),
+                 "--models", str(folder / "models"),
                  "--out", str(folder / "out"), *more]
     assert module.main(arguments) == 0
     assert (folder / "out" / f"{name}.png").stat().st_size > 1000
@@ -50,6 +52,26 @@ def test_table_runs_without_torch(name, tmp_path):
     found = made(name, tmp_path, "--alone")
     assert found["rows"] and "toy-news" in found["texts"]
     assert "torch" not in found["machine"]["versions"]
+
+
+def test_compiled_twins_take_turns_with_numpy(tmp_path, monkeypatch):
+    pytest.importorskip("numba", reason="compiled twins need the extra fast")
+    from benchmarks import compiled
+    seen = set()
+    monkeypatch.setattr(compiled, "WIDTHS", ((5, 8),))
+    monkeypatch.setattr(compiled, "INNER", ((5, 8),))
+    monkeypatch.setattr(compiled, "SCORES", (2, 3, 5))
+    monkeypatch.setattr(compiled, "LOGITS", (3, 11))
+    monkeypatch.setattr(compiled, "AT_LEAST", 0)
+    loss = sides.Ours.step
+    monkeypatch.setattr(sides.Ours, "step", lambda *args: (seen.add(jit.chosen()), loss(*args))[1])
+    found = made("compiled", tmp_path)
+    assert seen == {True, False} and found["machine"]["compiled"]
+    cases = [row["case"] for row in found["rows"]]
+    assert len(cases) == len(set(cases)) and cases[0] == "layer_norm (5, 8), forward"
+    assert sum(case.startswith("step") for case in cases) == 4
+    monkeypatch.setenv("MINISFT_COMPILED", "off")
+    assert compiled.main([*TINY, "--out", str(tmp_path)]) == 2
 
 
 @pytest.mark.parity

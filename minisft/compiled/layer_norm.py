@@ -69,7 +69,8 @@ def _mean_and_variance(row):
 @jit.loop(jit.NONE)
 def _backward(dy, x, w, mean, rstd, dx, parts, start, stop):
     for i in range(start, stop):
-        dw, db = parts[(i - start) // ROWS]
+        part = (i - start) // ROWS
+        dw, db = parts[part, 0], parts[part, 1]
         up, row, out, middle, slope = dy[i], x[i], dx[i], mean[i], rstd[i]
         of_g, of_gn = _means(up, row, w, middle, slope)
         for c in range(row.size):
@@ -77,6 +78,7 @@ def _backward(dy, x, w, mean, rstd, dx, parts, start, stop):
             out[c] = slope * (up[c] * w[c] - of_g - n * of_gn)          # (3)
         for c in range(row.size):     # apart: of many arrays at once the compiler makes no vectors
             dw[c] += up[c] * ((row[c] - middle) * slope)                # (4)
+        for c in range(row.size):
             db[c] += up[c]
 
 
