@@ -40,6 +40,8 @@ def adapt(model, train, valid, end, settings, folder, resume, say):
     place.mkdir(exist_ok=True)
     settings = replace(settings, epochs=settings.adapt_epochs, early_stopping=0)
     learner = LanguageModel(model.trunk.config, dtype=model.store.dtype, seed=None)
+    if model.store.xp is not np:
+        learner.store.to_gpu()
     names = [p.name for p in learner.store]
     for name in names:
         learner.store[name].value[...] = model.store[name].value

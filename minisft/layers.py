@@ -188,7 +188,8 @@ class Attending(Layer):
     def _each(self, batch, stream, causal, rows, keys, cu_seqlens, drop):
         """-> what a way that takes one sequence after the other is told beside q, k and v."""
         starts, lengths = (batch.cu_seqlens[:-1], batch.lengths) if keys is None else keys
-        words = drop and random.Scores(stream, self.layer, batch.texts, cu_seqlens, self.n_head)
+        words = drop and random.Scores(stream, self.layer, batch.texts, cu_seqlens, self.n_head,
+                                       array_module(batch.ids))
         if drop and not causal and rows is not None:
             asking = batch.positions[rows]     # Scores would count from the end of the text
 

@@ -15,6 +15,8 @@ Each works block by block, in place, so that a block is read once while it is in
 
 from math import cos, pi, sqrt
 
+import numpy as np
+
 from minisft.array import array_module
 from minisft.launch import adamw
 
@@ -44,8 +46,7 @@ class Optimizer:
 
     def update_run(self, run, lr, decay, scale):
         """One run of the buffer, block by block."""
-        for start in range(run.start, run.stop, BLOCK):
-            block = slice(start, min(start + BLOCK, run.stop))
+        for block in _blocks(self.store.grads, run):
             self.update(block, lr, decay, self.store.grads[block] * scale)
 
     def state(self):
@@ -58,7 +59,7 @@ class Optimizer:
             kept = getattr(self, name)
             if arrays[name].shape != kept.shape:
                 raise ValueError(f"{name}: {arrays[name].shape} kept, {kept.shape} expected")
-            kept[...] = arrays[name]
+            kept[...] = self.store.xp.asarray(arrays[name])
         self.t = t
 
 
@@ -137,10 +138,16 @@ def gradient_norm(store):
     if adamw.runs_on(store.grads):
         return sqrt(float(adamw.squares(store.grads)[0]))
     total = 0.0
-    for start in range(0, len(store.grads), BLOCK):
-        block = store.grads[start:start + BLOCK]
+    for part in _blocks(store.grads, slice(0, len(store.grads))):
+        block = store.grads[part]
         total += float(block @ block)
     return sqrt(total)
+
+
+def _blocks(buffer, run):
+    """-> blocks of a run that a core's cache holds; on a GPU the run at once."""
+    step = BLOCK if array_module(buffer) is np else run.stop - run.start
+    return [slice(start, min(start + step, run.stop)) for start in range(run.start, run.stop, step)]
 
 
 def clip_scale(norm, limit):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minisft import array
+
 
 class Parameter:
     """A named array with its gradient; `grad` is None while it is frozen."""
@@ -91,13 +93,18 @@ class Parameters:
         for p, view in (views | frozen_views).items():
             p.value = view
 
+    def to_gpu(self):
+        """Lays both buffers anew on the GPU, from the values that they have here."""
+        self.xp, live = array.cupy, set(self.live)
+        self.train(live.__contains__)
+
     def _lay(self, parameters):
         """-> one flat array with these parameters' values, and a view into it for each."""
         flat = self.xp.empty(sum(p.size for p in parameters), dtype=self.dtype)
         views, start = {}, 0
         for p in parameters:
             views[p] = flat[start:start + p.size].reshape(p.shape)
-            views[p][...] = p.value
+            views[p][...] = self.xp.asarray(p.value)
             start += p.size
         return flat, views
 

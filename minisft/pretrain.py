@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minisft import plots, random, runs
+from minisft.array import require_gpu
 from minisft.batch import by_tokens
 from minisft.card import write_card
 from minisft.data.documents import documents, encode
@@ -57,6 +58,7 @@ class PretrainSettings:
                                  type=float)
     clip: float = option(1.0, "largest norm of the gradient (0: any)", type=float)
     seed: int = option(0, "seed of initial values, order, dropout and samples", type=int)
+    device: str = option("cpu", "where the model computes", choices=("cpu", "gpu"))
     validate_every: int = option(200, "optimizer steps between two validations, each with a "
                                  "sample and a save", type=int)
     out: str = option(None, "run folder (default: the first free of runs/pretrained, ...)",
@@ -93,6 +95,8 @@ def pretrain(settings, resume=None, say=print):
     require_in_range(settings)
     if not settings.text:
         raise UserError("--text FILE is missing, expected one text file or more")
+    if settings.device == "gpu":
+        require_gpu()
     if resume is None and settings.out is not None:
         runs.require_free(settings.out, settings.overwrite)
     train, valid = _texts(settings)
@@ -134,6 +138,8 @@ class Pretraining:
         self.valid_text = "\n".join(valid)
         self.tokens = int(self.train.lengths.sum())
         self.model = LanguageModel(config, seed=settings.seed)
+        if settings.device == "gpu":
+            self.model.store.to_gpu()
         say(f"{len(train):,} documents of {self.tokens:,} tokens to learn from, {len(valid):,} "
             f"held out ({self.valid_bytes:,} bytes)")
         say(f"GPT-2 of {config.n_layer} layers, width {config.n_embd}, {config.vocab_size:,} "

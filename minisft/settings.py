@@ -105,6 +105,7 @@ class Settings:
     select: str = option("accuracy", "classify: what the best epoch is chosen by, on the "
                          "validation part", choices=("accuracy", "macro_f1", "loss"))
     seed: int = option(0, "seed of initial values, order, dropout and split", type=int)
+    device: str = option("cpu", "where the model computes", choices=("cpu", "gpu"))
     compare: str = option(None, "classify: what is measured beside the model on the same texts: "
                           "random (the same architecture from random weights, and baselines), "
                           "baselines (naive Bayes) or none (default: random with toy-news, "

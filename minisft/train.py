@@ -98,7 +98,7 @@ class State:
         for name in self.INFO:
             setattr(self, name, info[name])
         self.best_values = arrays.get("best_values")
-        model.store.values[...] = arrays["values"]
+        model.store.values[...] = model.store.xp.asarray(arrays["values"])
         optimizer.restore({name.removeprefix("optimizer."): a for name, a in arrays.items()
                            if name.startswith("optimizer.")}, info["optimizer_t"])
 
@@ -224,7 +224,7 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
             if interrupted:
                 raise Interrupted
     if state.best_values is not None:
-        model.store.values[...] = state.best_values
+        model.store.values[...] = model.store.xp.asarray(state.best_values)
     return state
 
 

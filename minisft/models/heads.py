@@ -88,6 +88,7 @@ class Classifier(Model):
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
+        batch = batch.beside(self.store.xp)
         return self.score.forward(self.trunk.forward(batch, stream, last_only=True))
 
     def backward(self, dlogits):
@@ -103,10 +104,10 @@ class Classifier(Model):
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.names):
             raise ValueError(f"labels from {labels.min()} to {labels.max()}, but the classes are "
                              f"0 to {len(self.names) - 1}")
+        batch = batch.beside(self.store.xp)
         logits = self.forward(batch, stream)
-        xp = array_module(logits)
         (loss, denominator), self.loss_cache = cross_entropy.forward(
-            logits, xp.asarray(batch.labels), weights, smoothing)
+            logits, batch.labels, None if weights is None else batch.put(weights), smoothing)
         return loss, denominator, logits
 
 
@@ -143,10 +144,12 @@ class BertClassifier(Classifier):
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
+        batch = batch.beside(self.store.xp)
         hidden = self.trunk.forward(batch, stream, self.pruned)
         pooled = self.pooler.forward(hidden, batch)
         # one mask a text: its first position stands for the whole
-        pooled = self.drop.forward(pooled, stream, batch.texts, np.zeros_like(batch.texts))
+        texts = batch.put(batch.texts)
+        pooled = self.drop.forward(pooled, stream, texts, 0 * texts)
         return self.classifier.forward(pooled)
 
     def backward(self, dlogits):
@@ -173,6 +176,7 @@ class LanguageModel(Model):
     def forward(self, batch, stream=None, rows=None, last_only=False, past=None):
         """Batch -> logits (N,V), or of some distinct rows, or (B,V) of each sequence's last."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
+        batch = batch.beside(self.store.xp)
         hidden = self.trunk.forward(batch, stream, last_only, past)
         n = len(hidden)
         if rows is not None:
@@ -205,9 +209,9 @@ class LanguageModel(Model):
     def loss(self, batch, stream=None):
         """Batch with the next token of each token (N,) as labels -> summed loss, denominator,
         logits of the rows that count; `loss_backward` overwrites them."""
-        rows = np.flatnonzero(batch.labels != cross_entropy.IGNORE)
+        rows = np.flatnonzero(batch.labels != cross_entropy.IGNORE)     # on the CPU: no waiting
+        batch = batch.beside(self.store.xp)
+        rows = batch.put(rows)
         logits = self.forward(batch, stream, rows)
-        xp = array_module(logits)
-        (loss, denominator), self.loss_cache = cross_entropy.forward(
-            logits, xp.asarray(batch.labels[rows]))
+        (loss, denominator), self.loss_cache = cross_entropy.forward(logits, batch.labels[rows])
         return loss, denominator, logits
