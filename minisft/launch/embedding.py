@@ -8,11 +8,11 @@ from minisft.cuda import launch
 THREADS = 128     # channels of a block
 
 
-def backward(dy, cache):
-    """dy (N,C) -> dw (V,C)."""
+def backward(dy, cache, out=None):
+    """dy (N,C) -> dw (V,C), added into `out` if given."""
     ids, shape = cache
     xp = array_module(dy)
-    dy, dw = xp.ascontiguousarray(dy), xp.zeros(shape, dtype=dy.dtype)
+    dy, dw = xp.ascontiguousarray(dy), xp.zeros(shape, dtype=dy.dtype) if out is None else out
     ids = xp.asarray(ids)
     order = xp.argsort(ids, kind="stable")     # equal ids side by side, in the tokens' order
     n, width = dy.shape

@@ -17,13 +17,13 @@ def forward(ids, w):
 
 
 @by_kernel
-def backward(dy, cache):
-    """dy (N,C) -> dw (V,C)."""
+def backward(dy, cache, out=None):
+    """dy (N,C) -> dw (V,C); added into `out` (V,C), if given, of which most rows stay untouched."""
     ids, shape = cache
     xp = array_module(dy)
-    dw = xp.zeros(shape, dtype=dy.dtype)
+    dw = xp.zeros(shape, dtype=dy.dtype) if out is None else out
     order = xp.argsort(ids, kind="stable")    # equal ids side by side, in the tokens' order
     ids = ids[order]
     first = xp.flatnonzero(xp.concatenate([xp.ones(1, dtype=bool), ids[1:] != ids[:-1]]))
-    dw[ids[first]] = xp.add.reduceat(dy[order], first, axis=0)    # (2)
+    dw[ids[first]] += xp.add.reduceat(dy[order], first, axis=0)    # (2)
     return dw
