@@ -9,6 +9,7 @@ import numpy as np
 
 from minisft import attention_blocks, attention_groups, cuda, random
 from minisft.array import array_module
+from minisft.launch import gelu as gelu_kernel
 from minisft.ops import attention, dropout, embedding, gelu, layer_norm, linear
 from minisft.parameters import Parameter
 
@@ -65,7 +66,7 @@ class Embedding(Layer):
         """dy (N,C); ids have no gradient."""
         (cache,) = self.take()
         if self.w.grad is not None:
-            self.w.add_grad(embedding.backward(dy, cache))
+            embedding.backward(dy, cache, out=self.w.grad)
 
 
 class Linear(Layer):
@@ -86,17 +87,22 @@ class Linear(Layer):
         (cache,) = self.take()
         return self.part_backward(dy, cache, slice(None))
 
-    def part_forward(self, x, columns):
-        """x (N,in) -> the outputs `columns` of y, cache; the caller keeps the cache."""
-        b = None if self.b is None else self.b.value[columns]
+    def part_forward(self, x, columns, bias=True):
+        """x (N,in) -> the outputs `columns` of y, cache; the caller keeps the cache.
+
+        Without `bias` somebody else adds it, and its gradient.
+        """
+        b = self.b.value[columns] if bias and self.b is not None else None
         return linear.forward(x, self.w.value[:, columns], b)
 
-    def part_backward(self, dy, cache, columns):
+    def part_backward(self, dy, cache, columns, bias=True):
         """dy (N,columns) -> dx (N,in)."""
-        live = [p for p in (self.w, self.b) if p is not None and p.grad is not None]
+        bias = bias and self.b is not None
+        live = [p for p in (self.w, self.b if bias else None)
+                if p is not None and p.grad is not None]
         if not live:
             return dy @ cache[1].T
-        dx, dw, db = linear.backward(dy, cache)
+        dx, dw, db = linear.backward(dy, cache, bias)
         for p, gradient in ((self.w, dw), (self.b, db)):
             if p in live:
                 p.grad[..., columns] += gradient
@@ -259,14 +265,23 @@ class MLP(Layer):
 
     def forward(self, x):
         """x (N,C) -> y (N,C)."""
-        h, cache = gelu.forward(self.c_fc.forward(x), self.form)
-        self.keep(cache)
+        fused = cuda.runs_on(x)     # then GELU's kernel adds the bias, and makes its gradient
+        z, to_z = self.c_fc.part_forward(x, slice(None), bias=not fused)
+        h, cache = (gelu_kernel.forward(z, self.form, self.c_fc.b.value) if fused else
+                    gelu.forward(z, self.form))
+        self.keep(cache, to_z, fused)
         return self.c_proj.forward(h)
 
     def backward(self, dy):
         """dy (N,C) -> dx (N,C)."""
-        (cache,) = self.take()
-        return self.c_fc.backward(gelu.backward(self.c_proj.backward(dy), cache))
+        cache, to_z, fused = self.take()
+        dh = self.c_proj.backward(dy)
+        if fused:
+            dz, db = gelu_kernel.backward(dh, cache)
+            self.c_fc.b.add_grad(db)
+        else:
+            dz = gelu.backward(dh, cache)
+        return self.c_fc.part_backward(dz, to_z, slice(None), bias=not fused)
 
 
 class TransformerBlock(Layer):

@@ -17,6 +17,7 @@ from math import cos, pi, sqrt
 
 import numpy as np
 
+from minisft import cuda
 from minisft.array import array_module
 from minisft.launch import adamw
 
@@ -123,7 +124,7 @@ class AdamW(Adam):
 
     def update_run(self, run, lr, decay, scale):
         """One run of the buffer, in one kernel where there is a GPU."""
-        if not adamw.runs_on(self.store.values):
+        if not cuda.runs_on(self.store.values):
             return super().update_run(run, lr, decay, scale)
         adamw.step(self.store.values[run], self.store.grads[run], self.m[run], self.v[run], self.t,
                    lr, decay, self.betas, self.eps, scale)
@@ -135,7 +136,7 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 def gradient_norm(store):
     """-> length of all gradients as one vector, summed block by block in a fixed order."""
-    if adamw.runs_on(store.grads):
+    if cuda.runs_on(store.grads):
         return sqrt(float(adamw.squares(store.grads)[0]))
     total = 0.0
     for part in _blocks(store.grads, slice(0, len(store.grads))):
