@@ -52,8 +52,7 @@ def read_folder(name, online=False, device="cpu", **options):
         require_gpu()
     folder = hub.resolve(name, online)
     model = checkpoint.load(folder, **options)
-    if device == "gpu":
-        model.store.to_gpu()
+    model.place(device)
     tokenizer = load_tokenizer(folder)
     require_fit(tokenizer, model.trunk.config, folder)
     return model, tokenizer, read_treatment(folder)

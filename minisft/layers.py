@@ -7,8 +7,9 @@ from math import sqrt
 
 import numpy as np
 
-from minisft import attention_blocks, attention_groups, cuda, random
+from minisft import attention_blocks, attention_groups, cuda, matmul, random
 from minisft.array import array_module
+from minisft.launch import attention_bfloat16
 from minisft.launch import gelu as gelu_kernel
 from minisft.ops import attention, dropout, embedding, gelu, layer_norm, linear
 from minisft.parameters import Parameter
@@ -93,6 +94,8 @@ class Linear(Layer):
         Without `bias` somebody else adds it, and its gradient.
         """
         b = self.b.value[columns] if bias and self.b is not None else None
+        if self.w.low is not None:
+            return matmul.forward(x, self.w.low[:, columns], b)
         return linear.forward(x, self.w.value[:, columns], b)
 
     def part_backward(self, dy, cache, columns, bias=True):
@@ -100,9 +103,10 @@ class Linear(Layer):
         bias = bias and self.b is not None
         live = [p for p in (self.w, self.b if bias else None)
                 if p is not None and p.grad is not None]
+        way, w = linear if self.w.low is None else matmul, cache[1]
         if not live:
-            return dy @ cache[1].T
-        dx, dw, db = linear.backward(dy, cache, bias)
+            return matmul.product(matmul.rounded(dy, w.dtype), w.T)
+        dx, dw, db = way.backward(dy, cache, bias)
         for p, gradient in ((self.w, dw), (self.b, db)):
             if p in live:
                 p.grad[..., columns] += gradient
@@ -172,16 +176,18 @@ class Attending(Layer):
         longest = int(np.diff(cu_seqlens).max())
         drop = None if stream is None or not self.rate else self.rate
         sequences = self.plain or cuda.chosen(q) != "off"      # ops/attention.py has the kernel
-        if not sequences and longest > attention_blocks.SHORT:
+        rest = self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
+        if keys is None and self._on_tensor_cores(q, rest[-1]):
+            way = attention_bfloat16.Rounding
+        elif not sequences and longest > attention_blocks.SHORT:
             way = attention_blocks     # the scores of long texts grow with the square of the length
-            rest = self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
         elif not sequences and rows is None and keys is None and array_module(q) is np:
             way, rest = attention_groups, (cu_seqlens, causal, drop and (
                 drop, lambda numbers, length: stream.scores(
                     self.layer, batch.texts[numbers, None, None, None], np.arange(length),
                     self.n_head, length)))
         else:
-            way, rest = attention, self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
+            way = attention
         y, cache = way.forward(q, k, v, *rest)
         self.attended = way, cache
         return y
@@ -190,6 +196,11 @@ class Attending(Layer):
         """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D)."""
         (way, cache), self.attended = self.attended, None
         return way.backward(dy, cache)
+
+    def _on_tensor_cores(self, q, drop):
+        low = next(self._parts(Linear)).w.low
+        return (low is not None and low.dtype == matmul.BFLOAT16 and not self.plain
+                and cuda.chosen(q) == "fused" and attention_bfloat16.Rounding.fits(q, drop))
 
     def _each(self, batch, stream, causal, rows, keys, cu_seqlens, drop):
         """-> what a way that takes one sequence after the other is told beside q, k and v."""

@@ -44,6 +44,7 @@ class Optimizer:
         for run, rate in zip(self.store.runs, self.rates, strict=True):
             decay = self.weight_decay if run.decays else 0.0
             self.update_run(slice(run.start, run.stop), lr * rate, decay, scale)
+        self.store.refresh()
 
     def update_run(self, run, lr, decay, scale):
         """One run of the buffer, block by block."""

@@ -185,5 +185,40 @@ class cuda:     # noqa: N801
 
     is_available = staticmethod(lambda: True)
 
+    get_cublas_handle = staticmethod(lambda: 0)
+
     class runtime:     # noqa: N801
         CUDARuntimeError = RuntimeError
+        CUDA_R_32F, CUDA_R_16F, CUDA_R_16BF = 0, 2, 14
+
+    class cublas:     # noqa: N801
+        CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 0, 1, 68, -1
+
+        @staticmethod
+        def gemmEx(handle, turn_a, turn_b, m, n, k, alpha, a, kind_a, rows_a, b, kind_b, rows_b,     # noqa: N802
+                   beta, c, kind_c, rows_c, compute, algorithm):
+            """C (m,n) = alpha * op(A) (m,k) op(B) (k,n) + beta * C, all stored by columns."""
+            assert (kind_c, compute, algorithm) == (0, 68, -1) and kind_a == kind_b in (2, 14)
+            sides = []
+            for pointer, kind, turn, shape, rows in ((a, kind_a, turn_a, (m, k), rows_a),
+                                                     (b, kind_b, turn_b, (k, n), rows_b)):
+                shape = shape[::-1] if turn else shape
+                stored = _columns(pointer, ctypes.c_uint16, shape, rows)
+                stored = (_of_bfloat16(stored) if kind == 14 else
+                          np.ascontiguousarray(stored).view(np.float16).astype(np.float32))
+                sides.append(stored.T if turn else stored)
+            out = _columns(c, ctypes.c_float, (m, n), rows_c)
+            factor, kept = (_columns(p, ctypes.c_float, (1, 1), 1)[0, 0] for p in (alpha, beta))
+            out[...] = factor * (sides[0] @ sides[1]) + (kept * out if kept else 0)
+
+
+def _columns(pointer, kind, shape, rows):
+    """-> the matrix at an address, its columns `rows` numbers apart."""
+    assert rows >= shape[0], "cuBLAS refuses a leading dimension that is too small"
+    size = rows * (shape[1] - 1) + shape[0]
+    flat = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(kind)), (size,))
+    return np.lib.stride_tricks.as_strided(flat, shape, (flat.itemsize, rows * flat.itemsize))
+
+
+def _of_bfloat16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -169,6 +169,31 @@ def test_kernels_on_the_card_have_the_bits_of_the_emulator(card, texts, tmp_path
     assert left(tmp_path / "gpu") == left(tmp_path / "cpu")
 
 
+@needs_compiler
+@pytest.mark.parametrize("precision, version", [("bfloat16", "fused"), ("bfloat16", "off"),
+                                                ("float16", "off")])
+def test_16_bits_on_the_card_are_those_of_the_emulator(card, texts, tmp_path, monkeypatch,
+                                                       precision, version):
+    options = ["--model", "scratch", *TINY, "--width", "32", "--epochs", "1", "--kernels", version,
+               "--precision", precision]
+    monkeypatch.setattr(Attending, "plain", False)
+    used, whole = set(), cuda.launch_source
+    monkeypatch.setattr(cuda, "launch_source", lambda text, kernel, *rest, **sizes: (
+        used.add(kernel), whole(text, kernel, *rest, **sizes)))
+    assert finetune(texts, tmp_path / "gpu", "gpu", *options) == 0
+    monkeypatch.setattr(array, "cupy", None)
+    monkeypatch.setenv("MINISFT_CUDA", "emulate")
+    assert finetune(texts, tmp_path / "cpu", "cpu", *options) == 0
+    tensor_cores = {"bfloat16_round", "attention_bfloat16_forward",
+                    "attention_bfloat16_backward_queries", "attention_bfloat16_backward_keys"}
+    assert tensor_cores & used == (tensor_cores if version == "fused" else set())
+    steps, expected = (left(tmp_path / device)[0] for device in ("gpu", "cpu"))
+    # cuBLAS takes y^T = b^T a^T, whose sums the CPU adds in another order
+    for ours, theirs in zip(steps, expected, strict=True):
+        key = "loss" if "loss" in ours else "train_loss"
+        assert ours[key] == pytest.approx(theirs[key], rel=1e-4)
+
+
 @pytest.mark.parametrize("cupy, expected", [
     (None, "CuPy is not installed, expected the extra cuda13 or cuda12"),
     (SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False)),

@@ -20,5 +20,4 @@ def forward(x, w, b=None):
 def backward(dy, cache, bias=True):
     """dy (N,M) -> dx (N,C), dw (C,M), db (M,) or, without `bias`, None."""
     x, w = cache
-    db = dy.sum(axis=0) if bias else None                         # (4)
-    return dy @ w.T, x.T @ dy, db                                 # (2), (3)
+    return dy @ w.T, x.T @ dy, dy.sum(axis=0) if bias else None   # (2), (3), (4)
