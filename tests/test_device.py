@@ -194,6 +194,25 @@ def test_16_bits_on_the_card_are_those_of_the_emulator(card, texts, tmp_path, mo
         assert ours[key] == pytest.approx(theirs[key], rel=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", ["classify", "complete"])
+@pytest.mark.parametrize("version, precision, limit", [
+    ("off", "float32", 1e-3), ("naive", "float32", 1e-3), ("fused", "float32", 1e-3),
+    ("fused", "bfloat16", 5e-2), ("off", "float16", 1e-2)])
+def test_a_card_learns_as_the_cpu_does(texts, tmp_path, task, version, precision, limit):
+    if not array.gpu_available():
+        pytest.skip("no CUDA card")
+    options = ["--model", "scratch", *TINY, "--width", "32", "--task", task, "--max-new-tokens",
+               "3"]
+    assert finetune(texts, tmp_path / "cpu", "cpu", *options) == 0
+    assert finetune(texts, tmp_path / "gpu", "gpu", *options, "--kernels", version,
+                    "--precision", precision) == 0
+    steps, expected = (left(tmp_path / device)[0] for device in ("gpu", "cpu"))
+    for ours, theirs in zip(steps, expected, strict=True):
+        key = "loss" if "loss" in ours else "train_loss"
+        assert ours[key] == pytest.approx(theirs[key], rel=limit)
+
+
 @pytest.mark.parametrize("cupy, expected", [
     (None, "CuPy is not installed, expected the extra cuda13 or cuda12"),
     (SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False)),

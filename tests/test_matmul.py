@@ -53,34 +53,41 @@ def test_a_linear_map_is_that_of_rounded_factors(rng, name, n, k, m):
     assert error <= 2.1 * HALVES[name] and (k < 16 or error > 0)
 
 
+@pytest.fixture(params=["stand-in", pytest.param("card", marks=pytest.mark.gpu)])
+def cupy(request, monkeypatch):
+    """A stand-in for CuPy, or CuPy with its card."""
+    if request.param == "stand-in":
+        monkeypatch.setattr(array, "cupy", standin_cupy)
+    elif not array.gpu_available():
+        pytest.skip("no CUDA card")
+    return array.cupy
+
+
 @pytest.mark.parametrize("name", HALVES)
 @pytest.mark.parametrize("n, k, m", [(1, 1, 1), (1, 4, 3), (4, 1, 3), (4, 3, 1), (5, 4, 3),
-                                     (0, 4, 3), (4, 0, 3)])
-def test_cublas_is_asked_for_the_same(rng, monkeypatch, name, n, k, m):
-    monkeypatch.setattr(array, "cupy", standin_cupy)
-    a, b = rng.standard_normal((n + 1, k + 2)), rng.standard_normal((k + 2, m + 1))
-    for turn_a in (False, True):
-        for turn_b in (False, True):
-            sides = []
-            for side, shape, turn in ((a, (n, k), turn_a), (b, (k, m), turn_b)):
-                side = np.ascontiguousarray(side.T if turn else side).astype(np.float32)
-                side = matmul.rounded(side, matmul.FORMATS[name])
-                sides.append((side, shape, turn))
-            here = [(s.T if t else s)[:r, :c] for s, (r, c), t in sides]     # parts of larger ones
-            there = [(s.T if t else s)[:r, :c] for s, (r, c), t in
-                     ((standin_cupy.asarray(s), shape, t) for s, shape, t in sides)]
-            found = matmul.product(*there)
-            assert isinstance(found, standin_cupy.ndarray) and found.dtype == np.float32
-            np.testing.assert_allclose(standin_cupy.asnumpy(found), matmul.product(*here),
-                                       rtol=1e-5, atol=1e-5)
+                                     (1, 1, 5), (5, 1, 1), (64, 48, 80), (0, 4, 3), (4, 0, 3)])
+@pytest.mark.parametrize("more", [0, 1])     # whole matrices, or parts of larger ones
+@pytest.mark.parametrize("turn_a", [False, True])
+@pytest.mark.parametrize("turn_b", [False, True])
+def test_cublas_is_asked_for_the_same(rng, cupy, name, n, k, m, more, turn_a, turn_b):
+    here, there = [], []
+    for rows, columns, turn in ((n, k, turn_a), (k, m, turn_b)):
+        side = rng.standard_normal((rows + more, columns + 2 * more), dtype=np.float32)
+        side = matmul.rounded(np.ascontiguousarray(side.T if turn else side),
+                              matmul.FORMATS[name])
+        here.append((side.T if turn else side)[:rows, :columns])
+        side = cupy.asarray(side)
+        there.append((side.T if turn else side)[:rows, :columns])
+    found = matmul.product(*there)
+    assert isinstance(found, cupy.ndarray) and found.dtype == np.float32
+    np.testing.assert_allclose(cupy.asnumpy(found), matmul.product(*here), rtol=1e-5, atol=1e-5)
 
 
-def test_a_matrix_without_contiguous_stretches_is_copied(rng, monkeypatch):
-    monkeypatch.setattr(array, "cupy", standin_cupy)
+def test_a_matrix_without_contiguous_stretches_is_copied(rng, cupy):
     a = matmul.rounded(rng.standard_normal((6, 8), dtype=np.float32), matmul.FLOAT16)
     b = matmul.rounded(rng.standard_normal((4, 3), dtype=np.float32), matmul.FLOAT16)
-    found = matmul.product(standin_cupy.asarray(a)[::2, ::2], standin_cupy.asarray(b))
-    np.testing.assert_allclose(standin_cupy.asnumpy(found), matmul.product(a[::2, ::2], b),
+    found = matmul.product(cupy.asarray(a)[::2, ::2], cupy.asarray(b))
+    np.testing.assert_allclose(cupy.asnumpy(found), matmul.product(a[::2, ::2], b),
                                rtol=1e-5, atol=1e-6)
 
 
