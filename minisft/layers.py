@@ -286,12 +286,10 @@ class MLP(Layer):
     def backward(self, dy):
         """dy (N,C) -> dx (N,C)."""
         cache, to_z, fused = self.take()
-        dh = self.c_proj.backward(dy)
+        dz = (gelu_kernel if fused else gelu).backward(self.c_proj.backward(dy), cache)
         if fused:
-            dz, db = gelu_kernel.backward(dh, cache)
+            dz, db = dz
             self.c_fc.b.add_grad(db)
-        else:
-            dz = gelu.backward(dh, cache)
         return self.c_fc.part_backward(dz, to_z, slice(None), bias=not fused)
 
 
