@@ -1,7 +1,10 @@
 """The kernels on a card: first that they are right, then how fast, beside PyTorch on the same card.
 
-    python -m benchmarks.gpu --out gpu.json
+    python -m benchmarks.gpu --out gpu.json   and gpu.png beside it; some ten minutes
     python -m benchmarks.gpu --dry-run        the same, tiny, on the emulator: tries the command out
+
+It needs the package, CuPy and, as the peer, PyTorch. Kernels first, then whole training steps
+(benchmarks/gpu_step.py). Nothing is timed before it is right.
 
 Times are medians of single launches between two CUDA events, after warm-up. A kernel bound by
 memory is measured by the bytes that it must move (docs/kernels.md) against a plain copy on the
@@ -10,21 +13,24 @@ same card; attention by its floating point operations.
 
 import argparse
 import json
+import os
 import platform
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from statistics import median
 
 import numpy as np
+from matplotlib.figure import Figure
 
+from benchmarks.gpu_attention import record_attention
+from benchmarks.gpu_step import record_steps
 from minisft import array
 from minisft.kernel_checks import KERNEL_CHECKS
 from minisft.launch import (
     adamw,
-    attention,
-    attention_naive,
     cross_entropy,
     dropout,
     embedding,
@@ -33,6 +39,7 @@ from minisft.launch import (
     softmax,
     softmax_naive,
 )
+from minisft.models.gpt2 import GPT2Config
 from minisft.random import Stream, Tokens
 
 try:
@@ -40,7 +47,6 @@ try:
 except ImportError:
     torch = None
 
-HEADS, WIDTH = 12, 64     # of GPT-2
 RATE = 0.1
 
 
@@ -51,6 +57,13 @@ class Bench:
     card: bool
     rounds: int
     results: list = field(default_factory=list)
+
+    @property
+    def name(self):
+        """-> what the card calls itself."""
+        if not self.card:
+            return f"emulator on {platform.machine()}"
+        return array.cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
 
     def put(self, a):
         return array.to_gpu(a) if self.card else a
@@ -105,9 +118,7 @@ def correct(bench):
             rows = check.rows(size, bench.put)
             failed += [f"{check.name}, size {size}: {row}" for row in rows
                        if not row.error <= row.limit]
-    print(f"correct: {len(KERNEL_CHECKS)} kernels, {len(failed)} beyond their limit")
-    for line in failed:
-        print(f"  {line}")
+    print(f"correct: {len(KERNEL_CHECKS)} checks of kernels, {len(failed)} beyond their limit")
     return failed
 
 
@@ -165,34 +176,6 @@ def loss_and_step(bench, n, classes, parameters):
                  "GB/s", peer)
 
 
-def attentions(bench, lengths, tokens):
-    """Packed sequences of equal length against scaled_dot_product_attention."""
-    for t in lengths:
-        b = max(1, tokens // t)
-        qkv, dy = bench.normal(b * t, 3, HEADS, WIDTH), bench.normal(b * t, HEADS, WIDTH)
-        q, k, v = qkv.swapaxes(0, 1)
-        where = np.arange(b + 1) * t, np.arange(b) * t, np.full(b, t)
-        operations = 2 * b * HEADS * t * t * WIDTH     # 4 T^2 D, half of it under a causal mask
-        peers = None, None
-        if torch:
-            rows = [bench.peer(a.reshape(b, t, HEADS, WIDTH).transpose(0, 2, 1, 3), True)
-                    for a in (q, k, v)]
-            up = bench.peer(dy.reshape(b, t, HEADS, WIDTH).transpose(0, 2, 1, 3))
-            theirs = partial(torch.nn.functional.scaled_dot_product_attention, *rows,
-                             is_causal=True)
-            peers = theirs, _gradients(theirs(), rows, up)
-        for module, name in ((attention_naive, "attention_naive"), (attention, "attention")):
-            if module is attention_naive and t > 1024:
-                continue
-            _, cache = module.forward(q, k, v, *where)
-            bench.record(f"{name} {b}x{t} forward",
-                         lambda m=module, a=(q, k, v, *where): m.forward(*a), operations, "GFLOP/s",
-                         peers[0])
-            bench.record(f"{name} {b}x{t} backward",
-                         lambda m=module, c=cache, up=dy: m.backward(up, c), 2.5 * operations,
-                         "GFLOP/s", peers[1])
-
-
 def _forward(bench, function, x, *rest):
     t = bench.peer(x)
     return lambda: function(t, *rest)
@@ -211,7 +194,8 @@ def main(argv=None):
     """-> exit code: 0, 1 when a kernel is wrong, 2 without a card."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dry-run", action="store_true", help="tiny, on the emulator")
-    parser.add_argument("--out", metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--out", metavar="FILE", help="write the results as JSON, and beside it a "
+                        "picture")
     args = parser.parse_args(argv)
     if not args.dry_run and not array.gpu_available():
         print("benchmarks.gpu: no CUDA card that CuPy can use, expected one (or --dry-run)",
@@ -222,18 +206,55 @@ def main(argv=None):
     if args.dry_run:
         memory_bound(bench, 8)
         loss_and_step(bench, 4, 97, 1000)
-        attentions(bench, (16,), 32)
+        record_attention(bench, (16,), 32)
+        with emulated():
+            failed += record_steps(bench, GPT2Config(97, 16, 32, 1, 2).with_dropout(0.0), rounds=1)
     else:
         memory_bound(bench, 8192)
         loss_and_step(bench, 2048, 50257, 124_439_808)
-        attentions(bench, (128, 256, 512, 1024, 2048, 4096), 16384)
+        record_attention(bench, (128, 256, 512, 1024, 2048, 4096), 16384)
+        failed += record_steps(bench)
+    for line in failed:
+        print(f"wrong: {line}")
     if args.out:
-        card = array.cupy.cuda.runtime.getDeviceProperties(0)["name"].decode() if bench.card \
-            else f"emulator on {platform.machine()}"
         with open(args.out, "w", encoding="utf-8") as file:
-            json.dump({"card": card, "torch": torch and torch.__version__, "wrong": failed,
+            json.dump({"card": bench.name, "torch": torch and torch.__version__, "wrong": failed,
                        "results": bench.results}, file, indent=1)
+        draw(bench, Path(args.out).with_suffix(".png"))
     return 1 if failed else 0
+
+
+@contextmanager
+def emulated():
+    """Within it, models compute through the emulated kernels."""
+    kept = os.environ.get("MINISFT_CUDA")
+    os.environ["MINISFT_CUDA"] = "emulate"
+    try:
+        yield
+    finally:
+        os.environ.pop("MINISFT_CUDA") if kept is None else os.environ.update(MINISFT_CUDA=kept)
+
+
+def draw(bench, path):
+    """Two pictures: each kernel's speed beside PyTorch's, and tokens a second of each step."""
+    figure = Figure(figsize=(9, 10), dpi=120, layout="constrained")
+    kernels, steps = figure.subplots(2, height_ratios=(3, 1))
+    beside = [r for r in bench.results if r.get("torch_seconds")]
+    kernels.barh([r["name"] for r in beside], [r["torch_seconds"] / r["seconds"] for r in beside],
+                 color="#4c78a8")
+    kernels.axvline(1, color="#7f7f7f", lw=1)
+    kernels.set_xlabel("PyTorch's time over ours (above 1: ours is faster)")
+    whole = [r for r in bench.results if "side" in r]
+    steps.barh([f"{r['name']}, {r['side']}" for r in whole],
+               [r["tokens_per_second"] for r in whole],
+               color=["#4c78a8" if r["side"] == "minisft" else "#bab0ac" for r in whole])
+    steps.set_xlabel("tokens a second")
+    for axes in (kernels, steps):
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(bench.name, fontsize=10)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

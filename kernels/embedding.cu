@@ -5,8 +5,9 @@
 // Grid: (tokens, pieces of the channels). `order` lists the tokens by id, equal ids in their order;
 // the block of the first token of an id owns that row of dw and adds up all its tokens, the blocks
 // of the others have nothing to do. A thread owns one channel. Shared memory: none.
-// Demands: float32 dy, dw, int32 ids (sorted) and order, contiguous; dw is zero before.
-// Memory traffic: 4 bytes a number of dy, read once, and 4 a number of the rows of dw that occur.
+// Demands: float32 dy, dw, int32 ids (sorted) and order, contiguous; what
+// dw holds is added to.
+// Memory traffic: 4 bytes a number of dy, read once, and 8 a number of the rows of dw that occur.
 
 extern "C" __global__ void embedding_backward(const float* __restrict__ dy,
                                               const int* __restrict__ ids,
@@ -17,5 +18,5 @@ extern "C" __global__ void embedding_backward(const float* __restrict__ dy,
     if (c >= width || (first > 0 && ids[first - 1] == id)) return;
     float sum = 0.0f;
     for (int i = first; i < n && ids[i] == id; i++) sum += dy[(long long)order[i] * width + c];
-    dw[(long long)id * width + c] = sum;                                            // (2)
+    dw[(long long)id * width + c] += sum;                                           // (2)
 }

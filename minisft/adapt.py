@@ -40,9 +40,11 @@ def adapt(model, train, valid, end, settings, folder, resume, say):
     place.mkdir(exist_ok=True)
     settings = replace(settings, epochs=settings.adapt_epochs, early_stopping=0)
     learner = LanguageModel(model.trunk.config, dtype=model.store.dtype, seed=None)
+    learner.place(settings.device, settings.precision)
     names = [p.name for p in learner.store]
     for name in names:
         learner.store[name].value[...] = model.store[name].value
+    learner.store.refresh()
     train, valid = next_tokens(train.ids, end), next_tokens(valid.ids, end)
 
     def validate(model):
@@ -57,6 +59,7 @@ def adapt(model, train, valid, end, settings, folder, resume, say):
     fit_in(place, learner, train, settings, validate, progress, optimizer)
     for name in names:
         model.store[name].value[...] = learner.store[name].value
+    model.store.refresh()
     found = {"epochs": settings.adapt_epochs, "best_epoch": progress.best["epoch"],
              "valid_loss_before": before, "valid_loss": progress.best["valid_loss"],
              "seconds": progress.seconds}

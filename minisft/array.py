@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from minisft.errors import UserError
+
 try:
     import cupy
 except ImportError:
@@ -24,6 +26,19 @@ def gpu_available():
     except cupy.cuda.runtime.CUDARuntimeError:
         return False
     return True
+
+
+def require_gpu():
+    """Raises UserError, saying what is missing, unless a GPU can be used."""
+    if cupy is None:
+        raise UserError("--device gpu: CuPy is not installed, expected the extra cuda13 or cuda12, "
+                        "whichever fits the driver: pip install 'minisft[cuda13]'")
+    if not cupy.cuda.is_available():
+        raise UserError("--device gpu: CuPy finds no CUDA card or no driver, expected both, or "
+                        "--device cpu")
+    if not gpu_available():
+        raise UserError("--device gpu: the card takes no array, expected a driver as new as the "
+                        "CUDA of the installed CuPy (the extras cuda12 and cuda13)")
 
 
 def to_gpu(x):

@@ -1,13 +1,20 @@
 """A packed batch: sequences laid end to end, no padding anywhere."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+
+from minisft import array
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of N tokens in all; `texts` are the sequences' own numbers in the data set."""
+    """B sequences of N tokens in all; `texts` are the sequences' own numbers in the data set.
+
+    Where sequences lie is asked on the CPU: `cu_seqlens`, `lengths` and `texts` stay there. All
+    else lies where the model does.
+    """
 
     ids: np.ndarray           # (N,)
     positions: np.ndarray     # (N,) position of each token within its sequence
@@ -17,25 +24,44 @@ class Batch:
     types: np.ndarray | None = None      # (N,) 0, or 1 in the second of two texts; None: all 0
     hidden: np.ndarray | None = None     # (N,C) what the frozen layers make of it, if it is kept
 
-    @property
+    def beside(self, xp):
+        """The module of a model's arrays -> the same batch where the model lies.
+
+        The one place at which a batch goes to the GPU, each array once.
+        """
+        if array.array_module(self.ids) is xp:
+            return self
+        return replace(self, **{name: None if (a := getattr(self, name)) is None else xp.asarray(a)
+                                for name in ("ids", "positions", "labels", "types", "hidden")})
+
+    def put(self, a):
+        """An array on the CPU -> the same beside the ids."""
+        return array.array_module(self.ids).asarray(a)
+
+    @cached_property
     def lengths(self):
         """-> tokens of each sequence (B,)."""
         return np.diff(self.cu_seqlens)
 
-    @property
+    @cached_property
     def first(self):
         """-> the row of each sequence's first token (B,)."""
-        return self.cu_seqlens[:-1]
+        return self.put(self.cu_seqlens[:-1])
 
-    @property
+    @cached_property
     def last(self):
         """-> the row of each sequence's last token (B,)."""
-        return self.cu_seqlens[1:] - 1
+        return self.put(self.cu_seqlens[1:] - 1)
 
-    @property
+    @cached_property
     def token_texts(self):
         """-> the number of the text that each token belongs to (N,)."""
-        return np.repeat(self.texts, self.lengths)
+        return self.put(np.repeat(self.texts, self.lengths))
+
+    @cached_property
+    def reach(self):
+        """-> the position behind each sequence's last token (B,), on the CPU."""
+        return array.to_cpu(self.positions)[self.cu_seqlens[1:] - 1] + 1
 
 
 def pack(sequences, labels=None, texts=None, types=None):

@@ -59,6 +59,11 @@ def possible():
     return array.cupy is not None or bool(os.environ.get("MINISFT_CUDA"))
 
 
+def runs_on(x):
+    """array -> whether operations on it run as kernels, here."""
+    return possible() and x.dtype == np.float32 and chosen(x) != "off"
+
+
 def emulated():
     """-> whether MINISFT_CUDA=emulate asks for the kernels on the CPU."""
     wish = os.environ.get("MINISFT_CUDA", "")

@@ -5,6 +5,7 @@ import tempfile
 import numpy as np
 from tqdm import tqdm
 
+from minisft.array import to_cpu
 from minisft.batch import by_tokens
 
 
@@ -30,7 +31,8 @@ class Features:
         for numbers in tqdm(by_tokens(lengths, np.argsort(lengths, kind="stable"), batch_tokens),
                             desc="frozen layers", unit="batch", dynamic_ncols=True,
                             disable=not progress or None):
-            x, start = trunk.below(sequences.batch(numbers), model.pruned), 0
+            batch = sequences.batch(numbers).beside(model.store.xp)
+            x, start = to_cpu(trunk.below(batch, model.pruned)), 0
             for n in numbers:
                 stop = start + self.starts[n + 1] - self.starts[n]
                 self.rows[self.starts[n]:self.starts[n + 1]] = x[start:stop]

@@ -13,7 +13,13 @@ from minisft.errors import UserError
 from minisft.files import write_json
 from minisft.folder import Treatment, end_token, require_fit, write_folder
 from minisft.models.gpt2 import GPT2Config
-from minisft.settings import Settings, kept_settings, require_in_range, spelled
+from minisft.settings import (
+    Settings,
+    kept_settings,
+    require_device,
+    require_in_range,
+    spelled,
+)
 from minisft.train import Interrupted, State, begin, fit, fit_in, make_optimizer, taken_up
 
 TASKS = {"classify": Classification, "complete": Completion}
@@ -22,6 +28,7 @@ TASKS = {"classify": Classification, "complete": Completion}
 def require_sound(settings):
     """Raises UserError naming the first option that cannot be."""
     require_in_range(settings)
+    require_device(settings)
     if settings.valid_fraction == 0 and settings.valid is None:
         raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: the best "
                         "epoch is chosen on those texts")
@@ -139,6 +146,7 @@ def _from_random_weights(task, pretrained, settings):
                                  train_layers="all", layer_decay=1.0)
     recipe = dataclasses.replace(recipe, **_defaults(recipe))
     model = pretrained.from_random_weights(recipe.dropout, recipe.seed)
+    model.place(recipe.device, recipe.precision)
     recipe = _fitting(recipe, model, task.train_ids)
     # a peak is known for one when 150 steps, or an epoch of more, have brought nothing better
     patience = ceil(150 * recipe.batch_tokens / int(task.train_ids.lengths.sum()))
@@ -179,6 +187,7 @@ def _build(task, settings, say):
         raise UserError(f"--train-layers: {error}") from None
     for block in model.trunk.blocks:
         block.recompute = settings.recompute
+    model.place(settings.device, settings.precision)
     shape = model.trunk.config
     say(f"{shape.TITLE} of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width "
         f"{shape.n_embd}, {shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} "

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from minisft import checkpoint, hub
+from minisft.array import require_gpu
 from minisft.data.text import CLEANING_STEPS, load_tokenizer, save_tokenizer
 from minisft.errors import UserError
 from minisft.files import read_json, write_json
@@ -42,10 +43,16 @@ def require_fit(tokenizer, config, where):
         raise UserError(f"{where}: the tokenizer has {size} tokens, the model {config.vocab_size}")
 
 
-def read_folder(name, online=False, **options):
-    """A path or a model's name -> model, tokenizer, Treatment; options as `checkpoint.load`."""
+def read_folder(name, online=False, device="cpu", **options):
+    """A path or a model's name -> model, tokenizer, Treatment; options as `checkpoint.load`.
+
+    `device` is cpu or gpu. Raises UserError.
+    """
+    if device == "gpu":
+        require_gpu()
     folder = hub.resolve(name, online)
     model = checkpoint.load(folder, **options)
+    model.place(device)
     tokenizer = load_tokenizer(folder)
     require_fit(tokenizer, model.trunk.config, folder)
     return model, tokenizer, read_treatment(folder)

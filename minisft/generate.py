@@ -35,9 +35,9 @@ class _BlockPast:
     def extend(self, k, v, batch):
         """k, v (N,H,D) of the new tokens -> all keys and values, starts (B,), lengths (B,)."""
         starts = self.past.slots * self.past.capacity
-        rows = np.repeat(starts, batch.lengths) + batch.positions
+        rows = batch.put(np.repeat(starts, batch.lengths)) + batch.positions
         self.keys[rows], self.values[rows] = k, v
-        return self.keys, self.values, starts, batch.positions[batch.last] + 1
+        return self.keys, self.values, starts, batch.reach
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def generate(model, prompts, max_new_tokens, sampler, end_token=None, progress=N
     for _ in range(max_new_tokens):
         past.slots = alive
         logits = to_cpu(model.forward(batch, last_only=True, past=past))
-        positions = batch.positions[batch.last] + 1
+        positions = batch.reach
         ids = sampler.choose(logits, alive, positions)
         for slot, token, position in zip(alive, ids, positions, strict=True):
             if token == end_token:

@@ -16,12 +16,13 @@ from functools import partial
 
 import numpy as np
 
-from minisft import cuda, jit
+from minisft import bfloat16, cuda, jit
 from minisft.array import to_cpu
 from minisft.launch import adamw as adamw_launch
 from minisft.launch import attention as attention_launch
 from minisft.launch import attention_bfloat16 as attention_bfloat16_launch
 from minisft.launch import attention_naive as attention_naive_launch
+from minisft.launch import bfloat16 as bfloat16_launch
 from minisft.launch import cross_entropy as cross_entropy_launch
 from minisft.launch import dropout as dropout_launch
 from minisft.launch import embedding as embedding_launch
@@ -206,21 +207,15 @@ def _attention(launcher, width, causal, few, drop, size, put):
 
 
 def _rounded(a):
-    made = attention_bfloat16_launch
-    return made.from_bfloat16(made.to_bfloat16(a))
+    return bfloat16.from_bfloat16(bfloat16.to_bfloat16(a))
 
 
-class _Rounding:
-    """The launcher of the bfloat16 kernel for float32 arrays that bfloat16 can hold."""
-
-    def forward(self, q, k, v, *rest):
-        made = attention_bfloat16_launch
-        y, cache = made.forward(*map(made.to_bfloat16, (q, k, v)), *rest)
-        return made.from_bfloat16(y), cache
-
-    def backward(self, dy, cache):
-        made = attention_bfloat16_launch
-        return made.backward(made.to_bfloat16(dy), cache)
+def _bfloat16(size, put):
+    (x,) = normal((3, size, size))
+    x[0, 0, 0] = np.nan
+    x.view(np.uint32)[1] |= 0x8000     # ties and nearly ties
+    ours, plain = bfloat16_launch.to_bfloat16(put(x)), bfloat16.to_bfloat16(x)
+    return {"y": (ours, plain, plain)}
 
 
 def of_adamw(step, size, put):
@@ -278,7 +273,9 @@ KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("embedding", _embedding),
     KernelCheck("dropout", partial(of_dropout, dropout_launch)),
     KernelCheck("adamw", partial(of_adamw, _clipped_step)),
+    KernelCheck("bfloat16", _bfloat16),
     *_attention_checks(attention_naive_launch, "naive", (16, 33, 64)),
     *_attention_checks(attention_launch, "fused", (16, 64, 32, 80, 128)),
-    *_attention_checks(_Rounding(), "bfloat16", (16, 64, 128), NOISE_OF_BFLOAT16),
+    *_attention_checks(attention_bfloat16_launch.Rounding, "bfloat16", (16, 64, 128),
+                       NOISE_OF_BFLOAT16),
 ]}

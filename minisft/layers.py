@@ -7,8 +7,10 @@ from math import sqrt
 
 import numpy as np
 
-from minisft import attention_blocks, attention_groups, cuda, random
+from minisft import attention_blocks, attention_groups, cuda, matmul, random
 from minisft.array import array_module
+from minisft.launch import attention_bfloat16
+from minisft.launch import gelu as gelu_kernel
 from minisft.ops import attention, dropout, embedding, gelu, layer_norm, linear
 from minisft.parameters import Parameter
 
@@ -86,17 +88,25 @@ class Linear(Layer):
         (cache,) = self.take()
         return self.part_backward(dy, cache, slice(None))
 
-    def part_forward(self, x, columns):
-        """x (N,in) -> the outputs `columns` of y, cache; the caller keeps the cache."""
-        b = None if self.b is None else self.b.value[columns]
+    def part_forward(self, x, columns, bias=True):
+        """x (N,in) -> the outputs `columns` of y, cache; the caller keeps the cache.
+
+        Without `bias` somebody else adds it, and its gradient.
+        """
+        b = self.b.value[columns] if bias and self.b is not None else None
+        if self.w.low is not None:
+            return matmul.forward(x, self.w.low[:, columns], b)
         return linear.forward(x, self.w.value[:, columns], b)
 
-    def part_backward(self, dy, cache, columns):
+    def part_backward(self, dy, cache, columns, bias=True):
         """dy (N,columns) -> dx (N,in)."""
-        live = [p for p in (self.w, self.b) if p is not None and p.grad is not None]
+        bias = bias and self.b is not None
+        live = [p for p in (self.w, self.b if bias else None)
+                if p is not None and p.grad is not None]
+        way, w = linear if self.w.low is None else matmul, cache[1]
         if not live:
-            return dy @ cache[1].T
-        dx, dw, db = linear.backward(dy, cache)
+            return matmul.product(matmul.rounded(dy, w.dtype), w.T)
+        dx, dw, db = way.backward(dy, cache, bias)
         for p, gradient in ((self.w, dw), (self.b, db)):
             if p in live:
                 p.grad[..., columns] += gradient
@@ -166,14 +176,16 @@ class Attending(Layer):
         longest = int(np.diff(cu_seqlens).max())
         drop = None if stream is None or not self.rate else self.rate
         sequences = self.plain or cuda.chosen(q) != "off"      # ops/attention.py has the kernel
-        if not sequences and longest > attention_blocks.SHORT:
+        rest = self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
+        if keys is None and self._on_tensor_cores(q, rest[-1]):
+            way = attention_bfloat16.Rounding
+        elif not sequences and longest > attention_blocks.SHORT:
             way = attention_blocks     # the scores of long texts grow with the square of the length
-            rest = self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
         elif not sequences and rows is None and keys is None and array_module(q) is np:
             way, rest = attention_groups, (cu_seqlens, causal, drop and (
                 drop, random.GroupScores(stream, self.layer, batch.texts, self.n_head)))
         else:
-            way, rest = attention, self._each(batch, stream, causal, rows, keys, cu_seqlens, drop)
+            way = attention
         y, cache = way.forward(q, k, v, *rest)
         self.attended = way, cache
         return y
@@ -183,10 +195,16 @@ class Attending(Layer):
         (way, cache), self.attended = self.attended, None
         return way.backward(dy, cache)
 
+    def _on_tensor_cores(self, q, drop):
+        low = next(self._parts(Linear)).w.low
+        return (low is not None and low.dtype == matmul.BFLOAT16 and not self.plain
+                and cuda.chosen(q) == "fused" and attention_bfloat16.Rounding.fits(q, drop))
+
     def _each(self, batch, stream, causal, rows, keys, cu_seqlens, drop):
         """-> what a way that takes one sequence after the other is told beside q, k and v."""
         starts, lengths = (batch.cu_seqlens[:-1], batch.lengths) if keys is None else keys
-        words = drop and random.Scores(stream, self.layer, batch.texts, cu_seqlens, self.n_head)
+        words = drop and random.Scores(stream, self.layer, batch.texts, cu_seqlens, self.n_head,
+                                       array_module(batch.ids))
         if drop and not causal and rows is not None:
             asking = batch.positions[rows]     # Scores would count from the end of the text
 
@@ -256,14 +274,21 @@ class MLP(Layer):
 
     def forward(self, x):
         """x (N,C) -> y (N,C)."""
-        h, cache = gelu.forward(self.c_fc.forward(x), self.form)
-        self.keep(cache)
+        fused = cuda.runs_on(x)     # then GELU's kernel adds the bias, and makes its gradient
+        z, to_z = self.c_fc.part_forward(x, slice(None), bias=not fused)
+        h, cache = (gelu_kernel.forward(z, self.form, self.c_fc.b.value) if fused else
+                    gelu.forward(z, self.form))
+        self.keep(cache, to_z, fused)
         return self.c_proj.forward(h)
 
     def backward(self, dy):
         """dy (N,C) -> dx (N,C)."""
-        (cache,) = self.take()
-        return self.c_fc.backward(gelu.backward(self.c_proj.backward(dy), cache))
+        cache, to_z, fused = self.take()
+        dz = (gelu_kernel if fused else gelu).backward(self.c_proj.backward(dy), cache)
+        if fused:
+            dz, db = dz
+            self.c_fc.b.add_grad(db)
+        return self.c_fc.part_backward(dz, to_z, slice(None), bias=not fused)
 
 
 class TransformerBlock(Layer):

@@ -31,14 +31,14 @@ def layer_norm_term(dy, cache):
     return rstd * (g - g.mean(axis=-1, keepdims=True)), (dy * n).sum(axis=0), dy.sum(axis=0)
 
 
-def linear_transposed(dy, cache):
+def linear_transposed(dy, cache, bias=True):
     x, w = cache
     return dy @ w.T, dy.T @ x, dy.sum(axis=0)
 
 
-def embedding_repeats(dy, cache):
+def embedding_repeats(dy, cache, out=None):
     ids, shape = cache
-    dw = np.zeros(shape)
+    dw = np.zeros(shape) if out is None else out
     dw[ids] = dy
     return dw
 

@@ -17,7 +17,7 @@ from math import cos, pi, sqrt
 
 import numpy as np
 
-from minisft import jit
+from minisft import cuda, jit
 from minisft.array import array_module
 from minisft.launch import adamw
 from minisft.schedule import compiled_module
@@ -45,11 +45,11 @@ class Optimizer:
         for run, rate in zip(self.store.runs, self.rates, strict=True):
             decay = self.weight_decay if run.decays else 0.0
             self.update_run(slice(run.start, run.stop), lr * rate, decay, scale)
+        self.store.refresh()
 
     def update_run(self, run, lr, decay, scale):
         """One run of the buffer, block by block."""
-        for start in range(run.start, run.stop, BLOCK):
-            block = slice(start, min(start + BLOCK, run.stop))
+        for block in _blocks(self.store.grads, run):
             self.update(block, lr, decay, self.store.grads[block] * scale)
 
     def state(self):
@@ -62,7 +62,7 @@ class Optimizer:
             kept = getattr(self, name)
             if arrays[name].shape != kept.shape:
                 raise ValueError(f"{name}: {arrays[name].shape} kept, {kept.shape} expected")
-            kept[...] = arrays[name]
+            kept[...] = self.store.xp.asarray(arrays[name])
         self.t = t
 
 
@@ -135,7 +135,7 @@ class AdamW(Adam):
 
 def _one_pass(values):
     """-> the function that does a step of AdamW in one pass over this buffer, None without."""
-    if adamw.runs_on(values):
+    if cuda.runs_on(values):
         return adamw.step
     if jit.chosen() and isinstance(values, np.ndarray) and values.dtype == np.float32:
         return compiled_module("adamw").step
@@ -148,13 +148,19 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 def gradient_norm(store):
     """-> length of all gradients as one vector, summed block by block in a fixed order."""
-    if adamw.runs_on(store.grads):
+    if cuda.runs_on(store.grads):
         return sqrt(float(adamw.squares(store.grads)[0]))
     total = 0.0
-    for start in range(0, len(store.grads), BLOCK):
-        block = store.grads[start:start + BLOCK]
+    for part in _blocks(store.grads, slice(0, len(store.grads))):
+        block = store.grads[part]
         total += float(block @ block)
     return sqrt(total)
+
+
+def _blocks(buffer, run):
+    """-> blocks of a run that a core's cache holds; on a GPU the run at once."""
+    step = BLOCK if array_module(buffer) is np else run.stop - run.start
+    return [slice(start, min(start + step, run.stop)) for start in range(run.start, run.stop, step)]
 
 
 def clip_scale(norm, limit):

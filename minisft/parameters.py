@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minisft import array, matmul
+
 
 class Parameter:
     """A named array with its gradient; `grad` is None while it is frozen."""
@@ -17,6 +19,7 @@ class Parameter:
         self.name, self.shape, self.layer, self.decays = name, tuple(shape), layer, decays
         self.scale, self.fill = scale, fill     # initial values: fill + scale * normal
         self.value = self.grad = None
+        self.low = None     # the value in 16 bits, where products want that: see matmul.py
 
     @property
     def size(self):
@@ -48,7 +51,7 @@ class Parameters:
         self.all = {p.name: p for p in parameters}
         if len(self.all) != len(parameters):
             raise ValueError("two parameters have the same name")
-        self.dtype, self.xp = np.dtype(dtype), xp
+        self.dtype, self.xp, self.low_dtype = np.dtype(dtype), xp, None
         for p in parameters:
             p.value = xp.zeros(p.shape, dtype=dtype)
         self.train(lambda p: True)
@@ -90,6 +93,28 @@ class Parameters:
             start += p.size
         for p, view in (views | frozen_views).items():
             p.value = view
+        self.refresh()
+
+    def to_gpu(self):
+        """Lays both buffers anew on the GPU, from the values that they have here."""
+        self.xp, live = array.cupy, set(self.live)
+        self.train(live.__contains__)
+
+    def lower(self, dtype):
+        """From now on every parameter also has `low`, rounded to a format of matmul.py, or None."""
+        self.low_dtype = dtype
+        self.refresh()
+
+    def refresh(self):
+        """Rounds all values anew, after some have changed: one pass over each buffer."""
+        if self.low_dtype is None:
+            return
+        for buffer, live in ((self.values, True), (self.frozen_values, False)):
+            flat, start = matmul.rounded(buffer, self.low_dtype), 0
+            for p in self._ordered:
+                if (p.grad is not None) == live:
+                    p.low = flat[start:start + p.size].reshape(p.shape)
+                    start += p.size
 
     def _lay(self, parameters):
         """-> one flat array with these parameters' values, and a view into it for each."""
@@ -97,7 +122,7 @@ class Parameters:
         views, start = {}, 0
         for p in parameters:
             views[p] = flat[start:start + p.size].reshape(p.shape)
-            views[p][...] = p.value
+            views[p][...] = self.xp.asarray(p.value)
             start += p.size
         return flat, views
 

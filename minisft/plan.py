@@ -227,8 +227,7 @@ class _Walk:
             self.block_backward(i)
         if self.lowest == 0:
             drop("embeddings.dropout")
-            look(position_table_gradient=config.n_positions * c, sorted_rows=2 * n * c)
-            look(token_table_gradient=config.vocab_size * c, sorted_rows=2 * n * c)
+            look(sorted_rows=n * c, summed_rows=2 * min(n, config.vocab_size) * c)
 
     def block_backward(self, i):
         """Block i, from the dy of its output to that of its input."""

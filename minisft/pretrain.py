@@ -20,10 +20,11 @@ from minisft.evaluate import completion_loss
 from minisft.files import write_json
 from minisft.folder import END, Treatment, end_token, write_folder
 from minisft.generate import Sampler, generate
+from minisft.matmul import FORMATS
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
 from minisft.optim import SCHEDULES
-from minisft.settings import kept_settings, option, require_in_range
+from minisft.settings import kept_settings, option, require_device, require_in_range
 from minisft.train import Interrupted, Sequences, begin, fit_in, make_optimizer, taken_up
 
 
@@ -57,6 +58,9 @@ class PretrainSettings:
                                  type=float)
     clip: float = option(1.0, "largest norm of the gradient (0: any)", type=float)
     seed: int = option(0, "seed of initial values, order, dropout and samples", type=int)
+    device: str = option("cpu", "where the model computes", choices=("cpu", "gpu"))
+    precision: str = option("float32", "of matrix products; weights, sums and all else stay "
+                            "float32. 16 bits are for --device gpu", choices=tuple(FORMATS))
     validate_every: int = option(200, "optimizer steps between two validations, each with a "
                                  "sample and a save", type=int)
     out: str = option(None, "run folder (default: the first free of runs/pretrained, ...)",
@@ -93,6 +97,7 @@ def pretrain(settings, resume=None, say=print):
     require_in_range(settings)
     if not settings.text:
         raise UserError("--text FILE is missing, expected one text file or more")
+    require_device(settings)
     if resume is None and settings.out is not None:
         runs.require_free(settings.out, settings.overwrite)
     train, valid = _texts(settings)
@@ -133,7 +138,8 @@ class Pretraining:
         self.valid_bytes = sum(len(text.encode()) for text in valid)
         self.valid_text = "\n".join(valid)
         self.tokens = int(self.train.lengths.sum())
-        self.model = LanguageModel(config, seed=settings.seed)
+        self.model = LanguageModel(config, seed=settings.seed).place(settings.device,
+                                                                     settings.precision)
         say(f"{len(train):,} documents of {self.tokens:,} tokens to learn from, {len(valid):,} "
             f"held out ({self.valid_bytes:,} bytes)")
         say(f"GPT-2 of {config.n_layer} layers, width {config.n_embd}, {config.vocab_size:,} "

@@ -9,6 +9,7 @@ in the packed batch, so company, order and accumulation leave every mask as it i
 
 import math
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
@@ -85,7 +86,10 @@ class Stream:
             for i, word in enumerate(drawn):
                 words[part][..., i] = word
 
-        rows.each(draw, rows.blocks(shape[0], 8 * math.prod(shape[1:])))     # 64-bit products
+        if xp is np:
+            rows.each(draw, rows.blocks(shape[0], 8 * math.prod(shape[1:])))     # 64-bit products
+        else:
+            draw(slice(None))
         return words.reshape(*shape[:-1], -1)[..., :width]
 
     def _compiled(self, layer, site, texts, positions, heads, shape, width, first):
@@ -131,12 +135,13 @@ class Scores:
     texts: np.ndarray
     cu_seqlens: np.ndarray     # of the queries: the last of each text's keys
     n_head: int
+    xp: ModuleType = np     # of the words
 
     def __call__(self, b, n_keys, block=None, queries=slice(None)):
         """sequence, its number of keys -> words (H,Tq,Tk) uint32; or of a slice of keys, which
         starts at a multiple of four, and a slice of queries."""
         n_queries = self.cu_seqlens[b + 1] - self.cu_seqlens[b]
-        positions = np.arange(n_keys - n_queries, n_keys)[queries]
+        positions = self.xp.arange(n_keys - n_queries, n_keys)[queries]
         first, stop = (0, n_keys) if block is None else (block.start, block.stop)
         return self.stream.scores(self.layer, self.texts[b], positions, self.n_head, stop, first)
 

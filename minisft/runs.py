@@ -5,6 +5,8 @@ import json
 import platform
 import re
 import shutil
+import signal
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -138,3 +140,29 @@ def _processor():
     except OSError:
         pass
     return platform.processor()
+
+
+@contextmanager
+def interruptions():
+    """-> a list that is no longer empty once Ctrl-C or SIGTERM came; a second Ctrl-C acts at once.
+
+    Signals can be caught in the main thread only; elsewhere the list stays empty.
+    """
+    came = []
+
+    def note(number, frame):
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    kept = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            kept[number] = signal.signal(number, note)
+    except ValueError:
+        pass
+    try:
+        yield came
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

@@ -4,7 +4,10 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
+from minisft.array import require_gpu
+from minisft.cuda import emulated
 from minisft.errors import UserError
+from minisft.matmul import FORMATS
 from minisft.optim import OPTIMIZERS, SCHEDULES
 
 
@@ -111,6 +114,9 @@ class Settings:
     seeds: int = option(1, "how many seeds are trained with: --seed, the next one, ..., each in a "
                         "folder of its own below --out, with the mean and its interval beside them",
                         type=int)
+    device: str = option("cpu", "where the model computes", choices=("cpu", "gpu"))
+    precision: str = option("float32", "of matrix products; weights, sums and all else stay "
+                            "float32. 16 bits are for --device gpu", choices=tuple(FORMATS))
     compare: str = option(None, "classify: what is measured beside the model on the same texts: "
                           "random (the same architecture from random weights, and baselines), "
                           "baselines (the most frequent class, naive Bayes and, where "
@@ -170,6 +176,16 @@ def require_in_range(settings):
                             f"{', '.join(choices)}")
         if value == "" and setting.name in ("train", "test", "valid", "model", "tokenizer", "out"):
             raise UserError(f"{spelled(setting.name)} is empty, expected a name")
+
+
+def require_device(settings):
+    """Raises UserError unless the device is there and the precision of use on it."""
+    if settings.device == "gpu":
+        require_gpu()
+    elif settings.precision != "float32" and not emulated():
+        raise UserError(f"--precision {settings.precision} is for --device gpu, expected float32: "
+                        "a CPU would only be slower (MINISFT_CUDA=emulate runs it all the same, "
+                        "to be checked)")
 
 
 def kept_settings(kind, config, folder):

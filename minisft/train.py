@@ -1,11 +1,9 @@
 """The training loop: steps over packed batches, validation after each epoch, exact resume."""
 
 import math
-import signal
 import time
 import zlib
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -17,6 +15,7 @@ from minisft.batch import by_tokens, pack
 from minisft.data.augment import Augmentation
 from minisft.errors import UserError
 from minisft.features import Features
+from minisft.scaling import LossScale
 
 STATE = "training_state"
 
@@ -74,6 +73,7 @@ class State:
     epochs: list = field(default_factory=list)      # a dict for each epoch
     best: dict | None = None                        # the epoch that validation chose
     best_values: np.ndarray | None = None
+    scale: LossScale | None = None                  # of float16 alone
 
     INFO = ("epoch", "index", "step", "seconds", "tokens", "steps", "epochs", "best")
 
@@ -85,7 +85,8 @@ class State:
         if self.best_values is not None:
             arrays["best_values"] = self.best_values
         return arrays, {name: getattr(self, name) for name in self.INFO} | {
-            "optimizer_t": t, "frozen": _frozen_checksum(model)}
+            "optimizer_t": t, "frozen": _frozen_checksum(model),
+            "scale": None if self.scale is None else asdict(self.scale)}
 
     def restore(self, model, optimizer, arrays, info):
         """The other way round, from what `to_save` gave; raises UserError for another model."""
@@ -98,9 +99,11 @@ class State:
         for name in self.INFO:
             setattr(self, name, info[name])
         self.best_values = arrays.get("best_values")
-        model.store.values[...] = arrays["values"]
+        self.scale = None if info.get("scale") is None else LossScale(**info["scale"])
+        model.store.values[...] = model.store.xp.asarray(arrays["values"])
         optimizer.restore({name.removeprefix("optimizer."): a for name, a in arrays.items()
                            if name.startswith("optimizer.")}, info["optimizer_t"])
+        model.store.refresh()
 
     def told(self):
         """-> steps and epochs in the order in which they were logged."""
@@ -159,20 +162,26 @@ def plan_batches(sequences, settings):
 
 
 @np.errstate(over="ignore", invalid="ignore")     # a run that diverges is told in one line
-def train_step(model, sequences, numbers, optimizer, lr, settings, stream, loss_options):
+def train_step(model, sequences, numbers, optimizer, lr, settings, stream, loss_options,
+               scale=None):
     """One optimizer step on these texts, in pieces of at most micro_tokens tokens.
 
     -> mean loss and gradient norm before clipping. The pieces' sums are divided once, by the
-    whole denominator: the step equals that of one large batch.
+    whole denominator: the step equals that of one large batch. `scale` (scaling.LossScale)
+    multiplies the loss; the norm is None where its gradients overflow and the step is left out.
     """
+    factor = 1.0 if scale is None else scale.value
     model.store.zero_grad()
     total = denominator = 0.0
     lengths = sequences.lengths
     for piece in by_tokens(lengths, numbers, settings.micro_tokens):
         loss, counted, _ = model.loss(sequences.batch(piece, stream), stream, **loss_options)
-        model.loss_backward()
+        model.loss_backward(factor)
         total, denominator = total + float(loss), denominator + float(counted)
-    mean, norm = total / denominator, optim.gradient_norm(model.store) / denominator
+    denominator *= factor
+    mean, norm = total * factor / denominator, optim.gradient_norm(model.store) / denominator
+    if scale is not None and math.isfinite(mean) and not _judged(scale, norm, optimizer.t + 1):
+        return mean, None
     if not (math.isfinite(mean) and math.isfinite(norm)):
         raise UserError(f"step {optimizer.t + 1}: the loss is {mean:.4g} and the gradient's norm "
                         f"{norm:.4g}; a smaller --lr (now {lr:.2g}) may help, with --overwrite or "
@@ -194,7 +203,9 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
     total = sum(len(batches) for batches in epochs)
     warmup = int(settings.warmup * total)
     lengths = sequences.lengths
-    with memory.reused(), _interruptions() as interrupted, tqdm(
+    if settings.precision == "float16" and state.scale is None:
+        state.scale = LossScale()
+    with memory.reused(), runs.interruptions() as interrupted, tqdm(
             total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
             disable=settings.quiet or None) as bar:     # none where stderr is a file
         while state.epoch < len(epochs) and not _patience_is_over(state, settings):
@@ -203,7 +214,7 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
                 lr = settings.lr * optim.schedule(settings.schedule, state.step, total, warmup)
                 stream = random.Stream(settings.seed, state.step)
                 loss, norm = train_step(model, sequences, numbers, optimizer, lr, settings,
-                                        stream, loss_options or {})
+                                        stream, loss_options or {}, state.scale)
                 seconds, tokens = time.perf_counter() - started, int(lengths[numbers].sum())
                 state.step += 1
                 state.index += 1
@@ -211,7 +222,8 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
                 state.tokens += tokens
                 state.steps.append({"step": state.step, "epoch": state.epoch + 1, "loss": loss,
                                     "lr": lr, "grad_norm": norm, "tokens": tokens,
-                                    "tokens_per_second": tokens / seconds})
+                                    "tokens_per_second": tokens / seconds}
+                                   | _scale_of(state))
                 _tell(log, state.steps[-1])
                 bar.set_postfix_str(f"loss {_recent_loss(state):.3f}, "
                                     f"{state.tokens / state.seconds:.0f} tokens/s")
@@ -224,7 +236,8 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
             if interrupted:
                 raise Interrupted
     if state.best_values is not None:
-        model.store.values[...] = state.best_values
+        model.store.values[...] = model.store.xp.asarray(state.best_values)
+        model.store.refresh()
     return state
 
 
@@ -243,6 +256,18 @@ def _finish_epoch(model, settings, validate, state, log):
     state.epochs.append(report)
     state.epoch, state.index = state.epoch + 1, 0
     _tell(log, report)     # last: whatever it raises, the state is that of an epoch that ended
+
+
+def _judged(scale, norm, step):
+    try:
+        return scale.judge(math.isfinite(norm))
+    except OverflowError as error:
+        raise UserError(f"step {step}: {error}; expected --precision bfloat16 or a smaller "
+                        "--lr") from None
+
+
+def _scale_of(state):
+    return {} if state.scale is None else {"loss_scale": state.scale.value}
 
 
 def _frozen_checksum(model):
@@ -269,29 +294,3 @@ def _tell_saved(save):
     if save is not None:
         save()
     raise Interrupted
-
-
-@contextmanager
-def _interruptions():
-    """-> a list that is no longer empty once Ctrl-C or SIGTERM came; a second Ctrl-C acts at once.
-
-    Signals can be caught in the main thread only; elsewhere the list stays empty.
-    """
-    came = []
-
-    def note(number, frame):
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    kept = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            kept[number] = signal.signal(number, note)
-    except ValueError:
-        pass
-    try:
-        yield came
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)

@@ -25,6 +25,7 @@ BUILDS = {
     "attention": [{"HEAD_WIDTH": d} for d in (16, 32, 64, 80, 128)],
     "attention_bfloat16": [{"HEAD_WIDTH": d} for d in (16, 64, 128)],
     "attention_naive": [{}],
+    "bfloat16": [{}],
     "cross_entropy": [{}],
     "dropout": [{}],
     "embedding": [{}],

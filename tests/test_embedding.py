@@ -21,6 +21,14 @@ def test_backward_matches_finite_differences(rng, ids):
     check(embedding.forward, embedding.backward, np.array(ids), rng.standard_normal((5, 3)))
 
 
+def test_adds_into_what_is_given(rng):
+    dy, before = rng.standard_normal((6, 3)), rng.standard_normal((5, 3))
+    cache = np.array([4, 0, 4, 4, 1, 0]), (5, 3)
+    out = before.copy()
+    assert embedding.backward(dy, cache, out=out) is out
+    assert np.array_equal(out, before + embedding.backward(dy, cache))
+
+
 def test_hostile_inputs(rng):
     # the first and the last row, one id many times, and rows that nobody asks for
     ids = np.array([6, 0, 6, 6, 0, 3, 6])

@@ -7,10 +7,12 @@ from minisft import array, cuda, emulator, schedule
 from minisft.batch import pack
 from minisft.errors import UserError
 from minisft.kernel_checks import KERNEL_CHECKS
+from minisft.layers import MLP
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops import cross_entropy, embedding, gelu, layer_norm, softmax
 from minisft.optim import AdamW, clip_scale, gradient_norm
+from minisft.parameters import Parameters
 from minisft.random import Stream
 
 needs_compiler = pytest.mark.skipif(emulator.compiler() is None,
@@ -115,8 +117,29 @@ def test_embedding_backward_takes_the_plain_cache(rng, emulate):
     w = rng.standard_normal((5, 3), dtype=np.float32)
     dy = rng.standard_normal((6, 3), dtype=np.float32)
     _, cache = embedding.forward(np.array([4, 0, 4, 4, 1, 0]), w)
-    np.testing.assert_allclose(embedding.backward(dy, cache),
-                               embedding.backward.formula(dy, cache), rtol=1e-6)
+    plain = embedding.backward.formula(dy, cache)
+    np.testing.assert_allclose(embedding.backward(dy, cache), plain, rtol=1e-6)
+    np.testing.assert_allclose(embedding.backward(dy, cache, out=w.copy()), w + plain, atol=1e-6)
+
+
+@needs_compiler
+def test_gelu_takes_the_bias_of_the_map_before_it(rng, emulate, monkeypatch):
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=2)
+    used, whole = [], cuda.launch_source
+    monkeypatch.setattr(cuda, "launch_source", lambda text, kernel, grid, block, *rest, **sizes: (
+        used.append((kernel, rest[1 if kernel == "gelu_forward" else 2] is not None)),
+        whole(text, kernel, grid, block, *rest, **sizes)))
+    x, dy = rng.standard_normal((2, 5, 8), dtype=np.float32)
+    found = []
+    for version in ("fused", "off"):
+        mlp = MLP("mlp", config, 1)
+        store = Parameters(mlp.parameters())
+        store.values[...] = np.random.default_rng(1).standard_normal(store.values.shape)
+        with cuda.kernels(version):
+            found.append((mlp.forward(x), mlp.backward(dy), store.grads))
+    assert ("gelu_forward", True) in used and ("gelu_backward", True) in used
+    for ours, plain in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-6 * np.abs(plain).max())
 
 
 @needs_compiler

@@ -11,13 +11,15 @@ PACKAGE = ROOT / "minisft"
 
 # A module imports only from floors below its own. `__init__` files of a folder count as the folder.
 FLOORS = [
-    ["errors", "array", "rows", "memory", "markdown", "metrics"],
-    ["compared", "jit"],
+    ["errors", "rows", "memory", "markdown", "metrics"],
+    ["array", "compared", "jit"],
     ["compiled.exp", "compiled.philox"],
-    ["random", "erf", "gradcheck", "batch", "report", "parameters", "files",
-     "plots", "ledger", "data.wordpiece", "emulator"],
+    ["random", "erf", "bfloat16", "gradcheck", "batch", "report", "files", "plots", "ledger",
+     "scaling", "data.wordpiece", "emulator"],
     ["features", "cuda"],
-    ["launch.packed"],
+    ["launch.bfloat16", "launch.packed"],
+    ["matmul"],
+    ["parameters"],
     ["launch.adamw", "launch.attention", "launch.attention_bfloat16", "launch.attention_naive",
      "launch.cross_entropy", "launch.dropout", "launch.embedding", "launch.gelu",
      "launch.layer_norm", "launch.softmax", "launch.softmax_naive", "compiled.adamw",

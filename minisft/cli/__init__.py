@@ -8,6 +8,7 @@ import importlib
 import io
 import sys
 
+from minisft import cuda
 from minisft.errors import UserError
 
 COMMANDS = ("finetune", "curve", "evaluate", "predict", "generate", "pretrain",
@@ -42,7 +43,8 @@ def main(argv=None):
     if isinstance(sys.stdout, io.TextIOWrapper):     # a terminal may lack half of a user's letters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return args.run(args) or 0
+        with cuda.kernels(getattr(args, "kernels", cuda.VERSIONS[0])):
+            return args.run(args) or 0
     except UserError as error:
         print(f"minisft: {error}", file=sys.stderr)
         return 2

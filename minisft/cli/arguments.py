@@ -25,8 +25,7 @@ def add_settings(parser, kind):
         group.add_argument(spelled(setting.name), **options)
     group.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, with the "
                        "settings that it began with")
-    group.add_argument("--kernels", choices=cuda.VERSIONS, default=cuda.VERSIONS[0],
-                       help="on a GPU, or with MINISFT_CUDA=emulate: which CUDA kernels compute")
+    add_kernels(group)
 
 
 def run_with_settings(args, kind, command, job, beside_resume=()):
@@ -42,8 +41,7 @@ def run_with_settings(args, kind, command, job, beside_resume=()):
                                 "settings of the run go on")
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     try:
-        with cuda.kernels(args.kernels):
-            job(kind(**values), args.resume)
+        job(kind(**values), args.resume)
     except Interrupted as stopped:
         print(f"minisft: interrupted; to go on: minisft {command} --resume {stopped}",
               file=sys.stderr)
@@ -56,6 +54,20 @@ def add_model(parser, help):
     parser.add_argument("--model", required=True, metavar="NAME", help=help)
     parser.add_argument("--download", action="store_true",
                         help="allow a model that is not here to be downloaded")
+    add_device(parser)
+
+
+def add_device(parser):
+    """--device and --kernels."""
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
+                        help="where the model computes")
+    add_kernels(parser)
+
+
+def add_kernels(parser):
+    """--kernels."""
+    parser.add_argument("--kernels", choices=cuda.VERSIONS, default=cuda.VERSIONS[0],
+                        help="on a GPU, or with MINISFT_CUDA=emulate: which CUDA kernels compute")
 
 
 def whole(low, high=10**12):

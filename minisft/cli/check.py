@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minisft import cuda
-from minisft.array import gpu_available, to_gpu
+from minisft.array import gpu_available, require_gpu, to_gpu
 from minisft.checkpoint import load
 from minisft.checks import CHECKS, check_model
 from minisft.compiled_checks import compiled_checks
@@ -36,6 +36,8 @@ def add_arguments(parser):
                        help="plant a mistake and see the check find it; `list` lists them")
     other.add_argument("--model", metavar="DIR",
                        help="check a checkpoint, one random direction for each tensor")
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="where the kernels run: gpu "
+                        "demands a card (default: on one where there is one)")
     parser.add_argument("--seed", type=int, default=0,
                         help="seed of the random directions of --model")
 
@@ -45,6 +47,8 @@ def run(args):
     if args.names and (args.planted or args.model):
         raise UserError(f"{args.names[0]!r}: --break and --model choose their own checks, "
                         "expected no NAME beside them")
+    if args.device == "gpu":
+        require_gpu()
     if args.planted == "list":
         _list_mistakes()
         return 0
@@ -52,16 +56,16 @@ def run(args):
         return _break(args.planted)
     if args.model:
         return _check_checkpoint(args.model, args.seed)
-    return _check_catalogue(args.names)
+    return _check_catalogue(args.names, args.device != "cpu" and gpu_available())
 
 
-def _check_catalogue(names):
-    chosen, of_kernels = _chosen(CHECKS, names), _chosen(_kernels_here(), names)
+def _check_catalogue(names, on_card):
+    kernels = KERNEL_CHECKS if on_card or cuda.emulated() else {}     # where something can run them
+    chosen, of_kernels = _chosen(CHECKS, names), _chosen(kernels, names)
     of_twins = _chosen(compiled_checks(), names)
     if not (chosen or of_kernels or of_twins):
         raise UserError(f"no check has {' or '.join(map(repr, names))} in its name, expected a "
-                        "part of one of: "
-                        f"{', '.join(CHECKS | _kernels_here() | compiled_checks())}")
+                        f"part of one of: {', '.join(CHECKS | kernels | compiled_checks())}")
     started, errors, failed = time.perf_counter(), [], []
     if chosen:
         _print_head()
@@ -75,7 +79,7 @@ def _check_catalogue(names):
         errors.append(row.error)
         if not _print_row(c.name, row, c.limit):
             failed.append(c.name)
-    failed += _check_kernels("kernel", of_kernels, to_gpu if gpu_available() else np.asarray)
+    failed += _check_kernels("kernel", of_kernels, to_gpu if on_card else np.asarray)
     failed += _check_kernels("compiled twin", of_twins, np.asarray)
     return _summary(len(chosen) + len(of_kernels) + len(of_twins), failed, errors, started)
 
@@ -84,11 +88,6 @@ def _chosen(checks, names):
     """-> the checks whose name contains one of these, or all."""
     return [c for c in checks.values()
             if not names or any(n.casefold() in c.name.casefold() for n in names)]
-
-
-def _kernels_here():
-    """-> the checks of the kernels, where something can run them."""
-    return KERNEL_CHECKS if gpu_available() or cuda.emulated() else {}
 
 
 def _check_kernels(what, checks, put):

@@ -34,7 +34,7 @@ def add_arguments(parser):
 
 def run(args):
     """Prints the figures, as lines or as JSON."""
-    model, tokenizer, treatment = read_folder(args.model, args.download)
+    model, tokenizer, treatment = read_folder(args.model, args.download, args.device)
     room = model.trunk.config.n_positions
     treatment = dataclasses.replace(treatment, max_length=min(treatment.max_length or room, room))
     measure = _classifier if isinstance(model, Classifier) else _language_model

@@ -36,7 +36,8 @@ def run(args):
         sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
     except ValueError as error:
         raise UserError(str(error)) from None
-    model, tokenizer, treatment = read_folder(args.model, args.download, task="complete")
+    model, tokenizer, treatment = read_folder(args.model, args.download, args.device,
+                                              task="complete")
     room = model.trunk.config.n_positions
     texts = [clean(prompt, treatment.clean)[0] + (treatment.separator or "")
              if treatment.separator else prompt for prompt in args.prompt]

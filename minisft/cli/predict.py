@@ -39,7 +39,7 @@ def run(args):
     if out and (out.exists() or not out.parent.is_dir() or out.suffix not in (".csv", ".jsonl")):
         raise UserError(f"--out {out}: expected a new file ending in .csv or .jsonl, in a folder "
                         "that is there")
-    model, tokenizer, treatment = read_folder(args.model, args.download)
+    model, tokenizer, treatment = read_folder(args.model, args.download, args.device)
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
     columns, rows, texts, pairs = _texts(args, treatment.clean)

@@ -2,18 +2,11 @@
 
 from math import sqrt
 
-import numpy as np
-
 from minisft.array import array_module
-from minisft.cuda import chosen, launch
+from minisft.cuda import launch
 
 THREADS = 256
 NUMBERS = 1 << 14     # whose squares one block adds
-
-
-def runs_on(values):
-    """Whether the kernels work on this buffer, here."""
-    return values.dtype == np.float32 and chosen(values) != "off"
 
 
 def step(values, grads, m, v, t, lr, decay=0.0, betas=(0.9, 0.999), eps=1e-8, scale=1.0,

@@ -6,9 +6,10 @@ float32.
 
 import numpy as np
 
-from minisft.array import array_module
+from minisft.bfloat16 import from_bfloat16
 from minisft.cuda import Rows, launch
 from minisft.launch import packed
+from minisft.launch.bfloat16 import to_bfloat16
 
 THREADS, BLOCK_ROWS, WIDEST = 128, 64, 128
 
@@ -45,16 +46,24 @@ def backward(dy, cache):
     return dq, dk, dv
 
 
-def to_bfloat16(x):
-    """x (...) float32 -> the nearest bfloat16 (...) uint16, ties to even."""
-    bits = x.view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)
-    return array_module(x).where(x == x, rounded, 0x7FFF).astype(np.uint16)
+class Rounding:
+    """The same calls for float32 arrays, which are rounded on their way into the kernel."""
 
+    @staticmethod
+    def fits(q, drop):
+        """Whether the kernel can do it: its widths, dropout from our generator."""
+        return q.shape[-1] % 16 == 0 and q.shape[-1] <= WIDEST and packed.fits(drop=drop)
 
-def from_bfloat16(x):
-    """x (...) uint16 -> the same in float32 (...)."""
-    return (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    @staticmethod
+    def forward(q, k, v, *rest):
+        """As `forward`, in float32."""
+        y, cache = forward(*map(to_bfloat16, (q, k, v)), *rest)
+        return from_bfloat16(y), cache
+
+    @staticmethod
+    def backward(dy, cache):
+        """As `backward`, in float32."""
+        return backward(to_bfloat16(dy), cache)
 
 
 def _shared(at, *inputs):

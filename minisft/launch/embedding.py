@@ -12,7 +12,7 @@ def backward(dy, cache, out=None):
     """dy (N,C) -> dw (V,C); with `out` (V,C), dw is added to it."""
     ids, shape = cache
     xp = array_module(dy)
-    dy, dw = xp.ascontiguousarray(dy), xp.zeros(shape, dtype=dy.dtype)
+    dy, dw = xp.ascontiguousarray(dy), xp.zeros(shape, dtype=dy.dtype) if out is None else out
     ids = xp.asarray(ids)
     order = xp.argsort(ids, kind="stable")     # equal ids side by side, in the tokens' order
     n, width = dy.shape

@@ -109,7 +109,7 @@ class Embeddings(Layer):
 
     def forward(self, batch, stream=None):
         """Batch of N tokens -> y (N,C)."""
-        types = np.zeros_like(batch.ids) if batch.types is None else batch.types
+        types = batch.put(np.zeros(len(batch.ids), int)) if batch.types is None else batch.types
         x = self.word.forward(batch.ids) + self.type.forward(types)
         x = self.norm.forward(x + self.position.forward(batch.positions))
         return self.drop.forward(x, stream, batch.token_texts, batch.positions)
@@ -223,7 +223,7 @@ class MeanPooler(Layer):
     def forward(self, hidden, batch):
         """hidden (N,C) -> y (B,C)."""
         xp = array_module(hidden)
-        lengths = xp.asarray(batch.lengths)
+        lengths = batch.put(batch.lengths)
         self.keep(lengths)
         return xp.add.reduceat(hidden, batch.first, axis=0) / lengths[:, None].astype(hidden.dtype)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minisft import random
+from minisft import matmul, random
 from minisft.array import array_module
 from minisft.layers import Dropout, Layer, Linear
 from minisft.models.bert import Bert, MeanPooler, Pooler
@@ -28,14 +28,22 @@ class Model(Layer):
         if seed is not None:
             initialise(self.store, seed)
 
-    def loss_backward(self):
-        """Adds the gradients of the summed loss; -> gradient of the embedded tokens (N,C)."""
+    def place(self, device, precision="float32"):
+        """cpu or gpu, float32, bfloat16 or float16 -> self, from now on computing there and so."""
+        if device == "gpu":
+            self.store.to_gpu()
+        self.store.lower(matmul.FORMATS[precision])
+        return self
+
+    def loss_backward(self, scale=1.0):
+        """Adds `scale` times the gradients of the summed loss; -> gradient of the embedded tokens
+        (N,C)."""
         if self.loss_cache is None:
             raise RuntimeError(f"{type(self).__name__}.loss_backward needs a forward of its own "
                                "before")
         cache, self.loss_cache = self.loss_cache, None
         out = cache[0] if self.overwrites_logits else None
-        return self.backward(cross_entropy.backward(1.0, cache, out))
+        return self.backward(cross_entropy.backward(scale, cache, out))
 
     def train_layers(self, which):
         """"all", "head", or "last:K" (the last K blocks, the last LayerNorm and the head).
@@ -88,6 +96,7 @@ class Classifier(Model):
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
+        batch = batch.beside(self.store.xp)
         return self.score.forward(self.trunk.forward(batch, stream, last_only=True))
 
     def backward(self, dlogits):
@@ -103,10 +112,10 @@ class Classifier(Model):
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.names):
             raise ValueError(f"labels from {labels.min()} to {labels.max()}, but the classes are "
                              f"0 to {len(self.names) - 1}")
+        batch = batch.beside(self.store.xp)
         logits = self.forward(batch, stream)
-        xp = array_module(logits)
         (loss, denominator), self.loss_cache = cross_entropy.forward(
-            logits, xp.asarray(batch.labels), weights, smoothing)
+            logits, batch.labels, None if weights is None else batch.put(weights), smoothing)
         return loss, denominator, logits
 
 
@@ -143,10 +152,12 @@ class BertClassifier(Classifier):
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
+        batch = batch.beside(self.store.xp)
         hidden = self.trunk.forward(batch, stream, self.pruned)
         pooled = self.pooler.forward(hidden, batch)
         # one mask a text: its first position stands for the whole
-        pooled = self.drop.forward(pooled, stream, batch.texts, np.zeros_like(batch.texts))
+        texts = batch.put(batch.texts)
+        pooled = self.drop.forward(pooled, stream, texts, 0 * texts)
         return self.classifier.forward(pooled)
 
     def backward(self, dlogits):
@@ -173,6 +184,7 @@ class LanguageModel(Model):
     def forward(self, batch, stream=None, rows=None, last_only=False, past=None):
         """Batch -> logits (N,V), or of some distinct rows, or (B,V) of each sequence's last."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
+        batch = batch.beside(self.store.xp)
         hidden = self.trunk.forward(batch, stream, last_only, past)
         n = len(hidden)
         if rows is not None:
@@ -180,7 +192,9 @@ class LanguageModel(Model):
         if self.lm_head is not None:
             self.keep(None, rows, n)
             return self.lm_head.forward(hidden)
-        logits, cache = linear.forward(hidden, self.trunk.wte.w.value.T)
+        w = self.trunk.wte.w
+        logits, cache = (linear.forward(hidden, w.value.T) if w.low is None else
+                         matmul.forward(hidden, w.low.T))
         self.keep(cache, rows, n)
         return logits
 
@@ -190,11 +204,11 @@ class LanguageModel(Model):
         if cache is None:
             dhidden = self.lm_head.backward(dlogits)
         else:
-            hidden, wte = cache
-            dhidden = dlogits @ wte.T
-            w = self.trunk.wte.w
+            (hidden, table), w = cache, self.trunk.wte.w
+            dlogits = matmul.rounded(dlogits, table.dtype)
+            dhidden = matmul.product(dlogits, table.T)
             if w.grad is not None:
-                w.add_grad(dlogits.T @ hidden)
+                w.add_grad(matmul.product(dlogits.T, hidden))
         if rows is not None:
             xp = array_module(dhidden)
             scattered = xp.zeros((n, dhidden.shape[-1]), dtype=dhidden.dtype)
@@ -205,9 +219,9 @@ class LanguageModel(Model):
     def loss(self, batch, stream=None):
         """Batch with the next token of each token (N,) as labels -> summed loss, denominator,
         logits of the rows that count; `loss_backward` overwrites them."""
-        rows = np.flatnonzero(batch.labels != cross_entropy.IGNORE)
+        rows = np.flatnonzero(batch.labels != cross_entropy.IGNORE)     # on the CPU: no waiting
+        batch = batch.beside(self.store.xp)
+        rows = batch.put(rows)
         logits = self.forward(batch, stream, rows)
-        xp = array_module(logits)
-        (loss, denominator), self.loss_cache = cross_entropy.forward(
-            logits, xp.asarray(batch.labels[rows]))
+        (loss, denominator), self.loss_cache = cross_entropy.forward(logits, batch.labels[rows])
         return loss, denominator, logits

@@ -17,7 +17,7 @@ def forward(x, w, b=None):
     return y, (x, w)
 
 
-def backward(dy, cache):
-    """dy (N,M) -> dx (N,C), dw (C,M), db (M,)."""
+def backward(dy, cache, bias=True):
+    """dy (N,M) -> dx (N,C), dw (C,M), db (M,) or, without `bias`, None."""
     x, w = cache
-    return dy @ w.T, x.T @ dy, dy.sum(axis=0)                     # (2), (3), (4)
+    return dy @ w.T, x.T @ dy, dy.sum(axis=0) if bias else None   # (2), (3), (4)

@@ -1,0 +1,150 @@
+"""A whole training step of GPT-2 124M on a card, beside PyTorch eager and torch.compile.
+
+A classifier at AG News' lengths, and a language model at 8 texts of 1,024 tokens, in float32 and in
+bfloat16. First both sides must find the same loss and norm of the gradients from the same
+weights; then they step by turns.
+
+Model FLOP utilisation as Chowdhery et al. 2022 ("PaLM", appendix B) count: 6 operations for each
+token and weight of a product, 12 T C for each token and layer of attention, over real tokens, over
+the card's peak. Recomputing and padding do not count.
+"""
+
+import gc
+import time
+from statistics import median
+
+import numpy as np
+
+from benchmarks.gpu_peer import Peer, torch
+from minisft import array
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import Classifier, LanguageModel
+from minisft.ops.cross_entropy import IGNORE
+from minisft.optim import AdamW
+from minisft.settings import Settings
+from minisft.train import Sequences, train_step
+
+RATE = 1e-5
+# Lengths of AG News under GPT-2's tokenizer: (part of 5,000 training texts, tokens at most)
+AG_NEWS = ((0, 15), (0.01, 23), (0.05, 29), (0.1, 34), (0.2, 38), (0.3, 42), (0.4, 45), (0.5, 47),
+           (0.6, 50), (0.7, 54), (0.8, 57), (0.9, 63), (0.95, 69), (0.98, 83), (0.99, 96),
+           (0.995, 107), (0.999, 166), (1, 200))
+# Dense peaks in TFLOP/s from NVIDIA's data sheets: float32 without tensor cores, 16 bits with them
+PEAKS = {"H200": (67, 989), "H100 PCIe": (51, 756), "H100": (67, 989), "A100": (19.5, 312),
+         "L40S": (91.6, 362), "L4": (30.3, 121), "RTX 4090": (82.6, 165), "A10": (31.2, 125),
+         "T4": (8.1, 65)}
+LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}     # of first loss and norm, relative
+
+
+class Ours:
+    """Our side: the step of the training loop itself."""
+
+    def __init__(self, kind, config, device, precision):
+        names = ("0", "1", "2", "3")
+        self.model = (Classifier(config, names) if kind == "classifier" else
+                      LanguageModel(config)).place(device, precision)
+        self.optimizer = AdamW(self.model.store)
+        self.settings = Settings(micro_tokens=10**9)
+
+    def step(self, ids, labels):
+        """Token ids and labels of B texts -> mean loss, norm of the gradients; one step is done."""
+        return train_step(self.model, Sequences(ids, labels), range(len(ids)), self.optimizer,
+                          RATE, self.settings, None, {})
+
+
+def record_steps(bench, config=None, rounds=20):
+    """Measures every case; -> what was wrong. `config`: of a tiny model, for trying it out."""
+    failed, config = [], config or GPT2Config.size("gpt2").with_dropout(0.0)
+    for kind in ("classifier", "language model"):
+        items = _items(kind, config, bench.card, rounds + 3)
+        for precision in ("float32", "bfloat16"):
+            failed += _case(bench, kind, config, precision, items)
+    return failed
+
+
+def _case(bench, kind, config, precision, items):
+    ours = Ours(kind, config, "gpu" if bench.card else "cpu", precision)
+    sides = {"minisft": ours.step}
+    if torch:
+        for name, compiled in (("eager", None),
+                               ("compile", "inductor" if bench.card else "eager")):
+            peer = Peer(ours.model, "cuda" if bench.card else "cpu", precision, compiled, RATE)
+            sides[f"torch {name}"] = peer.step
+    first = {name: [float(a) for a in step(*items[0])] for name, step in sides.items()}
+    wrong = [f"{kind} {precision}: the first {what} of {name} is {theirs:.6f}, ours {ours:.6f}"
+             for name, found in first.items()
+             for what, theirs, ours in zip(("loss", "gradient norm"), found, first["minisft"],
+                                           strict=True)
+             if not abs(theirs / ours - 1) <= LIMITS[precision]]
+    seconds = _by_turns(bench, sides, items[1:])
+    tokens = sum(len(x) for ids, _ in items[3:] for x in ids) / len(items[3:])
+    work = sum(operations(config, kind, [len(x) for x in ids]) for ids, _ in items[3:])
+    peak = peak_of(bench, precision)
+    for name, found in seconds.items():
+        rate = work / len(items[3:]) / median(found) / 1e12
+        bench.results.append({
+            "name": f"{kind} step, {precision}", "side": name, "seconds": median(found),
+            "all_seconds": found, "tokens_per_second": tokens / median(found), "TFLOP/s": rate,
+            "model_flop_utilisation": peak and rate / peak})
+        used = f", {rate / peak:6.1%} of the peak" if peak else ""
+        print(f"{kind + ' step, ' + precision:<32} {name:<14} {median(found) * 1e3:9.2f} ms  "
+              f"{tokens / median(found):12,.0f} tokens/s{used}", flush=True)
+    return wrong
+
+
+def _by_turns(bench, sides, items):
+    """-> {side: seconds of each item but the first two}, each side leading by turns."""
+    seconds = {name: [] for name in sides}
+    for turn, item in enumerate(items):
+        for name in list(sides) if turn % 2 else reversed(sides):
+            gc.collect()
+            _wait(bench)
+            started = time.perf_counter()
+            sides[name](*item)
+            _wait(bench)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: found[2:] for name, found in seconds.items()}
+
+
+def _wait(bench):
+    if bench.card:
+        array.cupy.cuda.Device().synchronize()     # of PyTorch's streams too
+
+
+def _items(kind, config, card, n):
+    """-> n times ids and labels of a step."""
+    rng, made = np.random.default_rng(0), []
+    for _ in range(n):
+        if kind == "classifier":
+            lengths = ag_news_lengths(rng, 32 if card else 4)
+        else:
+            lengths = [1024] * 8 if card else [7] * 2
+        ids = [rng.integers(0, config.vocab_size, min(length, config.n_positions))
+               for length in lengths]
+        labels = [int(k) for k in rng.integers(0, 4, len(ids))] if kind == "classifier" else [
+            np.append(row[1:], IGNORE) for row in ids]
+        made.append((ids, labels))
+    return made
+
+
+def ag_news_lengths(rng, n):
+    """-> lengths of n texts, drawn from the table of AG News."""
+    parts, tokens = zip(*AG_NEWS, strict=True)
+    return np.interp(rng.random(n), parts, tokens).round().astype(int).tolist()
+
+
+def operations(config, kind, lengths):
+    """-> floating-point operations of a training step over texts of these lengths."""
+    c, n = config.n_embd, sum(lengths)
+    weights = 12 * config.n_layer * c * c
+    attention = 12 * config.n_layer * c * sum(t * t for t in lengths)
+    head = len(lengths) * 4 * c if kind == "classifier" else n * config.vocab_size * c
+    return 6 * (weights * n + head) + attention
+
+
+def peak_of(bench, precision):
+    """-> the card's peak in TFLOP/s, or None for one that is not in the table."""
+    for name, peaks in PEAKS.items():
+        if bench.card and name in bench.name:
+            return peaks[precision != "float32"]
+    return None

@@ -1,0 +1,224 @@
+"""Stands in for CuPy where there is no card: arrays of its own kind that must be brought over.
+
+As CuPy's, its arrays refuse to become NumPy's without `asnumpy`, and refuse to work with them. It
+is stricter: CuPy lets `np.exp(x)` and `x[numpy_array]` pass with a transfer that nobody sees; here
+both are errors. It computes with NumPy, so results have the CPU's bits, and runs kernels on the
+emulator. Only functions that CuPy has are here (`FUNCTIONS`, compared with it where it is
+installed).
+"""
+
+import ctypes
+import operator
+
+import numpy as np
+
+from minisft import cuda as product
+from minisft import emulator
+
+TYPES = ("bool_", "float16", "float32", "float64", "int32", "int64", "uint8", "uint16", "uint32",
+         "uint64")
+FUNCTIONS = (
+    "abs", "add", "arange", "argsort", "array", "ascontiguousarray", "broadcast_shapes",
+    "broadcast_to", "concatenate", "copysign", "divide", "empty", "empty_like", "exp",
+    "flatnonzero", "full", "isfinite", "log", "maximum", "minimum", "multiply", "ones", "repeat",
+    "shape", "sqrt", "stack", "subtract", "sum", "tanh", "where", "zeros", "zeros_like")
+METHODS = ("all", "any", "argmax", "astype", "copy", "max", "mean", "min", "ravel", "repeat",
+           "reshape", "sum", "swapaxes", "tolist", "transpose", "view")
+ATTRIBUTES = ("dtype", "flags", "itemsize", "nbytes", "ndim", "shape", "size", "strides")
+inf = np.inf
+
+
+class ndarray:     # noqa: N801  CuPy's name
+    """An array "on the card"; `_here` is where its numbers really lie."""
+
+    __array_ufunc__ = None     # NumPy's operators hand over to ours
+
+    def __init__(self, here):
+        self._here = here
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+    def __getattr__(self, name):
+        if name in ATTRIBUTES:
+            return getattr(self._here, name)
+        if name in METHODS:
+            return _wrapped(getattr(self._here, name))
+        if name == "T":
+            return ndarray(self._here.T)
+        if name == "data":
+            return _Pointer(self._here.ctypes.data)
+        raise AttributeError(f"the stand-in's array has no {name}")
+
+    def __getitem__(self, index):
+        return _over(self._here[_taken(index)])
+
+    def __setitem__(self, index, value):
+        self._here[_taken(index)] = _taken(value)
+
+    def __len__(self):
+        return len(self._here)
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __float__(self):
+        return float(self._here)
+
+    def __int__(self):
+        return int(self._here)
+
+    def __bool__(self):
+        return bool(self._here)
+
+    __hash__ = None
+
+
+class _Pointer:
+    def __init__(self, ptr):
+        self.ptr = ptr
+
+
+def _taken(a):
+    """An argument -> what NumPy computes with; raises TypeError for an array of NumPy."""
+    if isinstance(a, ndarray):
+        return a._here
+    if isinstance(a, np.ndarray):
+        raise TypeError(f"Unsupported type {type(a)}: a NumPy array of shape {a.shape}")
+    if isinstance(a, list | tuple):
+        return type(a)(map(_taken, a))
+    return a
+
+
+def _over(result):
+    if isinstance(result, np.ndarray | np.generic):     # a sum, too, stays on the card
+        return ndarray(np.asarray(result))
+    return tuple(map(_over, result)) if isinstance(result, tuple) else result
+
+
+def _wrapped(function):
+    def call(*args, **options):
+        result = function(*map(_taken, args), **{k: _taken(v) for k, v in options.items()})
+        return options["out"] if options.get("out") is not None else _over(result)
+
+    for name in ("reduceat",):
+        if hasattr(function, name):
+            setattr(call, name, _wrapped(getattr(function, name)))
+    return call
+
+
+def _operators():
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or",
+                 "xor", "lshift", "rshift"):
+        plain, in_place = (getattr(operator, f"__{i}{name}__") for i in ("", "i"))
+
+        def forward(self, other, plain=plain):
+            return _over(plain(self._here, _taken(other)))
+
+        def backward(self, other, plain=plain):
+            return _over(plain(_taken(other), self._here))
+
+        def inplace(self, other, plain=in_place):
+            here = plain(self._here, _taken(other))
+            assert here is self._here
+            return self
+
+        yield f"__{name}__", forward
+        yield f"__r{name}__", backward
+        yield f"__i{name}__", inplace
+    for name in ("eq", "ne", "lt", "le", "gt", "ge"):
+        plain = getattr(operator, f"__{name}__")
+        yield f"__{name}__", lambda self, other, plain=plain: _over(
+            plain(self._here, _taken(other)))
+    for name in ("neg", "invert", "abs"):
+        plain = getattr(operator, f"__{name}__")
+        yield f"__{name}__", lambda self, plain=plain: _over(plain(self._here))
+
+
+for _name, _function in _operators():
+    setattr(ndarray, _name, _function)
+for _name in FUNCTIONS:
+    globals()[_name] = _wrapped(getattr(np, _name))
+for _name in TYPES:
+    globals()[_name] = getattr(np, _name)
+
+
+def asarray(a, dtype=None):
+    """-> the array on the card: a copy of one of NumPy's."""
+    if isinstance(a, ndarray):
+        return a if dtype in (None, a.dtype) else a.astype(dtype)
+    return ndarray(np.array(a, dtype=dtype))
+
+
+def asnumpy(a):
+    """-> the array on the CPU, a copy."""
+    return a._here.copy() if isinstance(a, ndarray) else np.asarray(a)
+
+
+class RawModule:
+    """Compiles for the emulator; as strict as a card about the arguments of a kernel."""
+
+    def __init__(self, code, options=()):
+        defines = dict(o[2:].split("=") for o in options if o.startswith("-D"))
+        self.library = emulator.build(code, product.signatures(code),
+                                      product.kernel_folder() / "emulator", defines)
+
+    def get_function(self, name):
+        """-> what launches the kernel of that name."""
+        def launch(grid, block, args):
+            emulator.run(self.library, name, grid, block, [_c_value(a) for a in args])
+        return launch
+
+
+def _c_value(a):
+    if isinstance(a, ndarray):
+        return ctypes.c_void_p(a._here.ctypes.data)
+    if isinstance(a, np.uintp):
+        return ctypes.c_void_p(int(a) or None)
+    if type(a) not in product.C_TYPES:
+        raise TypeError(f"a kernel cannot take {type(a)}")
+    return product.C_TYPES[type(a)](a)
+
+
+class cuda:     # noqa: N801
+    """What the package asks of cupy.cuda."""
+
+    is_available = staticmethod(lambda: True)
+
+    get_cublas_handle = staticmethod(lambda: 0)
+
+    class runtime:     # noqa: N801
+        CUDARuntimeError = RuntimeError
+        CUDA_R_32F, CUDA_R_16F, CUDA_R_16BF = 0, 2, 14
+
+    class cublas:     # noqa: N801
+        CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT = 0, 1, 68, -1
+
+        @staticmethod
+        def gemmEx(handle, turn_a, turn_b, m, n, k, alpha, a, kind_a, rows_a, b, kind_b, rows_b,     # noqa: N802
+                   beta, c, kind_c, rows_c, compute, algorithm):
+            """C (m,n) = alpha * op(A) (m,k) op(B) (k,n) + beta * C, all stored by columns."""
+            assert (kind_c, compute, algorithm) == (0, 68, -1) and kind_a == kind_b in (2, 14)
+            sides = []
+            for pointer, kind, turn, shape, rows in ((a, kind_a, turn_a, (m, k), rows_a),
+                                                     (b, kind_b, turn_b, (k, n), rows_b)):
+                shape = shape[::-1] if turn else shape
+                stored = _columns(pointer, ctypes.c_uint16, shape, rows)
+                stored = (_of_bfloat16(stored) if kind == 14 else
+                          np.ascontiguousarray(stored).view(np.float16).astype(np.float32))
+                sides.append(stored.T if turn else stored)
+            out = _columns(c, ctypes.c_float, (m, n), rows_c)
+            factor, kept = (_columns(p, ctypes.c_float, (1, 1), 1)[0, 0] for p in (alpha, beta))
+            out[...] = factor * (sides[0] @ sides[1]) + (kept * out if kept else 0)
+
+
+def _columns(pointer, kind, shape, rows):
+    """-> the matrix at an address, its columns `rows` numbers apart."""
+    assert rows >= shape[0], "cuBLAS refuses a leading dimension that is too small"
+    size = rows * (shape[1] - 1) + shape[0]
+    flat = np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(kind)), (size,))
+    return np.lib.stride_tricks.as_strided(flat, shape, (flat.itemsize, rows * flat.itemsize))
+
+
+def _of_bfloat16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
