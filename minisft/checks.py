@@ -16,8 +16,9 @@ from functools import partial
 import numpy as np
 
 from minisft.batch import pack
+from minisft.blocks import MLP, Block, SelfAttention
 from minisft.gradcheck import LIMIT, MODEL_LIMIT, check, compare, compare_directions
-from minisft.layers import MLP, Block, Dropout, Embedding, LayerNorm, Linear, SelfAttention
+from minisft.layers import Dropout, Embedding, LayerNorm, Linear
 from minisft.models import bert
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel

@@ -134,7 +134,7 @@ def _attention(step, last_only, live, again):
 
 def attended(step, last_only):
     """-> Counter of (queries, keys) that one block's attention scores at a time for a head, by the
-    way that layers.Attending takes: one query for each text, groups of texts, or blocks of keys."""
+    way that blocks.Attending takes: one query for each text, groups of texts, or blocks of keys."""
     lengths = np.array(step.lengths)
     if last_only:
         return Counter((1, int(n)) for n in lengths)

@@ -9,8 +9,8 @@ from math import sqrt
 
 import numpy as np
 
+from minisft.blocks import Block
 from minisft.gradcheck import check
-from minisft.layers import Block
 from minisft.models import bert
 from minisft.models.heads import LanguageModel
 from minisft.ops import attention, cross_entropy, softmax

@@ -1,6 +1,6 @@
 """What a training step needs before it is taken: bytes by tensor, operations by formula.
 
-A ledger follows the step as models/ and layers.py take it: what a forward keeps is held until its
+A ledger follows the step as models/ and blocks.py take it: what a forward keeps is held until its
 backward has used it, what a formula needs meanwhile is a temporary. The peak is the fullest moment.
 Sizes are counted in values, of `ITEM` bytes each.
 """

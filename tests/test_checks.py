@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minisft import gradcheck, layers, mistakes, ops
+from minisft import blocks, gradcheck, layers, mistakes, ops
 from minisft.checkpoint import save
 from minisft.checks import CHECKS, check_model
 from minisft.cli import check as command
@@ -183,9 +183,9 @@ def test_check_model_without_dropout_checks_once():
 def test_check_model_finds_mistakes(monkeypatch, model, name):
     mistake = PLANTED[name]
     operation = mistake.check.split(" (")[0]
-    monkeypatch.setattr(layers.Attending, "plain", True)
+    monkeypatch.setattr(blocks.Attending, "plain", True)
     # in the layers only: some broken variants call the right backward themselves
-    for module in layers, bert:
+    for module in blocks, layers, bert:
         monkeypatch.setattr(module, operation, SimpleNamespace(
             forward=getattr(ops, operation).forward, backward=mistake.broken), raising=False)
     rows = check_model(model)

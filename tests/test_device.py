@@ -14,8 +14,8 @@ import pytest
 
 from minisft import array, cuda, emulator, train
 from minisft.batch import pack
+from minisft.blocks import Attending
 from minisft.cli import main
-from minisft.layers import Attending
 from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, LanguageModel

@@ -5,9 +5,9 @@ import pytest
 
 from minisft import array, cuda, emulator, schedule
 from minisft.batch import pack
+from minisft.blocks import MLP
 from minisft.errors import UserError
 from minisft.kernel_checks import KERNEL_CHECKS
-from minisft.layers import MLP
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops import cross_entropy, embedding, gelu, layer_norm, softmax

@@ -3,16 +3,8 @@ import pytest
 
 from minisft import gradcheck, rows
 from minisft.batch import pack
-from minisft.layers import (
-    MLP,
-    Attending,
-    Block,
-    Dropout,
-    Embedding,
-    LayerNorm,
-    Linear,
-    SelfAttention,
-)
+from minisft.blocks import MLP, Attending, Block, SelfAttention
+from minisft.layers import Dropout, Embedding, LayerNorm, Linear
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.parameters import Parameters

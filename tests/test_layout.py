@@ -34,6 +34,7 @@ FLOORS = [
     ["ops"],
     ["attention_blocks", "attention_groups", "baselines"],
     ["layers", "flops"],
+    ["blocks"],
     ["models.trunk"],
     ["models.gpt2"],
     ["models.bert"],

@@ -12,7 +12,7 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 SOLUTIONS = sorted(path.stem for path in (FOLDER / "solutions").glob("*.ipynb"))
 OPERATIONS = {path.stem for path in (ROOT / "minisft" / "ops").glob("[a-z]*.py")}
 # Where the numbered equations of the other notebooks stand.
-PLACES = {"block": "layers", "adam": "optim", "gradient_checking": "gradcheck",
+PLACES = {"block": "blocks", "adam": "optim", "gradient_checking": "gradcheck",
           "gpt2": "models/gpt2", "fused_kernels": "attention_blocks",
           "headline": "metrics"}
 MACHINE = re.compile(r"/home/|/root/|/tmp/|/work/|/Users/|/opt/|site-packages")

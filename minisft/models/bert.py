@@ -9,18 +9,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from minisft import layers, random
+from minisft import blocks, random
 from minisft.array import array_module
+from minisft.blocks import Attending, TransformerBlock
 from minisft.errors import UserError
-from minisft.layers import (
-    Attending,
-    Dropout,
-    Embedding,
-    Layer,
-    LayerNorm,
-    Linear,
-    TransformerBlock,
-)
+from minisft.layers import Dropout, Embedding, Layer, LayerNorm, Linear
 from minisft.models.gpt2 import GELU_FORMS, read_config, require_values
 from minisft.models.trunk import Trunk
 
@@ -155,7 +148,7 @@ class SelfAttention(Attending):
         return dx
 
 
-class MLP(layers.MLP):
+class MLP(blocks.MLP):
     """GPT-2's, under BERT's names."""
 
     def __init__(self, name, config, layer):

@@ -4,8 +4,9 @@ from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
 from minisft import random
+from minisft.blocks import Block
 from minisft.errors import UserError
-from minisft.layers import Block, Dropout, Embedding, LayerNorm
+from minisft.layers import Dropout, Embedding, LayerNorm
 from minisft.models.trunk import Trunk
 
 # layers, heads, width of the four published models
