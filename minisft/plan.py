@@ -2,7 +2,8 @@
 
 A ledger follows the step as models/ and blocks.py take it: what a forward keeps is held until its
 backward has used it, what a formula needs meanwhile is a temporary. The peak is the fullest moment.
-Sizes are counted in values, of `ITEM` bytes each.
+Sizes are counted in values, of `ITEM` bytes each. Compiled twins (extra `fast`) hold no more than
+that.
 """
 
 from dataclasses import dataclass
