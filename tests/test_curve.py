@@ -1,6 +1,5 @@
 """The learning curve: nested texts, finished runs stay, more sizes later, and the picture."""
 
-import csv
 import json
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from minisft import compared, curve, plots
 from minisft import finetune as runner
 from minisft.cli import main
-from minisft.data import toy_news
 from minisft.data.read import draw
 from minisft.errors import UserError
 from minisft.train import Interrupted
@@ -19,12 +17,9 @@ TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", 
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    path = tmp_path_factory.mktemp("files") / "train.csv"
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *list(
-            zip(*toy_news.generate("train"), strict=True))[:80]])
-    return ["curve", "--train", str(path), "--test", str(path), *TINY, "--seeds", "2"]
+def command(toy_file):
+    path = toy_file(80)
+    return ["curve", "--train", path, "--test", path, *TINY, "--seeds", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +127,8 @@ def test_completions(tmp_path):
     path, out = tmp_path / "pairs.jsonl", tmp_path / "out"
     path.write_text("".join(json.dumps({"prompt": f"say {n}", "completion": str(n)}) + "\n"
                             for n in range(40)))
-    assert main(["curve", "--task", "complete", "--train", str(path), "--test", str(path), *TINY,
+    assert main(["curve", "--task", "complete", "--train", str(path), "--test",
+                 str(path), *TINY,
                  "--max-new-tokens", "4", "--sizes", "10,30", "--out", str(out)]) == 0
     assert "Exact match on test texts" in (out / "report.md").read_text()
     assert [p["n"] for p in points(out)] == [40, 40]

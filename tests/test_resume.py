@@ -1,6 +1,5 @@
 """A run that is interrupted anywhere and goes on: the same figures as if nobody had."""
 
-import csv
 import json
 import os
 import signal
@@ -13,7 +12,6 @@ import pytest
 
 from minisft.classify import Classification
 from minisft.cli import main
-from minisft.data import toy_news
 from minisft.models.heads import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,13 +21,10 @@ TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2",
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
+def command(toy_file):
     """The arguments of a run on 80 texts, all but --out."""
-    path = tmp_path_factory.mktemp("files") / "train.csv"
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *list(
-            zip(*toy_news.generate("train"), strict=True))[:80]])
-    return ["finetune", "--train", str(path), "--test", str(path), *TINY]
+    path = toy_file(80)
+    return ["finetune", "--train", path, "--test", path, *TINY]
 
 
 @pytest.fixture(scope="module")

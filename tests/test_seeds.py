@@ -1,6 +1,5 @@
 """Several seeds: a run for each, their spread, going on, and nothing lost."""
 
-import csv
 import json
 import os
 
@@ -10,7 +9,6 @@ import pytest
 from minisft import finetune as runner
 from minisft import metrics, seeds
 from minisft.cli import main
-from minisft.data import toy_news
 from minisft.train import Interrupted
 
 TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", "--vocab-size",
@@ -18,12 +16,9 @@ TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", 
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    path = tmp_path_factory.mktemp("files") / "train.csv"
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([("text", "label"), *list(
-            zip(*toy_news.generate("train"), strict=True))[:60]])
-    return ["finetune", "--train", str(path), "--test", str(path), *TINY, "--seeds", "3",
+def command(toy_file):
+    path = toy_file(60)
+    return ["finetune", "--train", path, "--test", path, *TINY, "--seeds", "3",
             "--seed", "4"]
 
 
