@@ -156,7 +156,7 @@ class Classification:
     def write(self, folder, results, mistakes, settings, history):
         """Pictures first: the report links those that are there."""
         plots.confusion(results["confusion"], list(self.names), folder / "confusion.png",
-                        title=f"{results['accuracy']:.1%} of {results['n']:,} texts")
+                        title=f"{results['accuracy']:.1%} of {results['n']:,} texts are right")
         report.write_report(folder / "report.md", results, self.data(), settings, history, mistakes)
 
     def headline(self, results):
