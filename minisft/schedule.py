@@ -57,7 +57,7 @@ def by_twin(formula):
 
 
 def by_kernel(formula):
-    """An operation that runs as its kernel where there is a GPU, or the emulator is asked for."""
+    """An operation that runs as its kernel on a GPU or the emulator, or as its compiled twin."""
     names = list(signature(formula).parameters)
 
     @wraps(formula)
