@@ -100,7 +100,9 @@ class Classification:
         logp = log_probabilities(model, self.valid_ids.ids, self.settings.micro_tokens,
                                  types=self.valid_ids.types, features=self.valid_ids.features)
         found = metrics.classification(self.valid.labels, logp, self.names)
-        first = -found["loss"] if self.settings.select == "loss" else found[self.settings.select]
+        # for the last epoch the score decides nothing, and is there to be read
+        first = -found["loss"] if self.settings.select == "loss" else found[
+            "accuracy" if self.settings.select == "last" else self.settings.select]
         # equal accuracy is common on a small part: the loss then decides
         return {"score": [first, -found["loss"]], "valid_loss": found["loss"],
                 "valid_accuracy": found["accuracy"], "valid_macro_f1": found["macro_f1"]}

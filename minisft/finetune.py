@@ -32,6 +32,9 @@ def require_sound(settings):
     if settings.valid_fraction == 0 and settings.valid is None:
         raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: the best "
                         "epoch is chosen on those texts")
+    if settings.select == "last" and settings.early_stopping:
+        raise UserError("--early-stopping waits for a better epoch, but --select last takes the "
+                        "last one whatever it is")
     for name in ("pair_column", "word_dropout", "word_swap"):
         if settings.task != "classify" and getattr(settings, name):
             raise UserError(f"{spelled(name)} is for --task classify")
@@ -96,7 +99,9 @@ def finetune(settings, resume=None, say=print, checked=lambda: None):
         results = _finish(task, model, settings, progress, history, folder, adaptation, say)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(folder) from None
-    say(f"the best epoch on the validation part was {progress.best['epoch']} of {progress.epoch}")
+    if settings.select != "last":
+        say(f"the best epoch on the validation part was {progress.best['epoch']} of "
+            f"{progress.epoch}")
     say(task.headline(results))
     say(f"trained {progress.tokens:,} tokens in {progress.seconds:.1f} s "
         f"({results['tokens_per_second']:,.0f} a second); everything is in {folder}")
@@ -150,7 +155,8 @@ def _from_random_weights(task, pretrained, settings):
     recipe = _fitting(recipe, model, task.train_ids)
     # a peak is known for one when 150 steps, or an epoch of more, have brought nothing better
     patience = ceil(150 * recipe.batch_tokens / int(task.train_ids.lengths.sum()))
-    recipe = dataclasses.replace(recipe, early_stopping=patience)
+    select = Settings.select if recipe.select == "last" else recipe.select
+    recipe = dataclasses.replace(recipe, early_stopping=patience, select=select)
     for name in ("train_ids", "valid_ids"):      # the frozen layers of another model
         setattr(task, name, dataclasses.replace(getattr(task, name), features=None))
     state = fit(model, task.train_ids, recipe, task.validate, State(),

@@ -73,6 +73,7 @@ class PretrainSettings:
     optimizer: ClassVar = "adamw"
     layer_decay: ClassVar = 1.0
     early_stopping: ClassVar = 0
+    select: ClassVar = "loss"
     STRETCH: ClassVar = "stretch"
     GROUPS: ClassVar = {"text": "text", "layers": "model", "epochs": "training",
                         "validate_every": "output"}

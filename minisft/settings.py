@@ -108,8 +108,9 @@ class Settings:
                               "one, others in each step", type=float)
     early_stopping: int = option(0, "stop after this many epochs without a better one (0: never)",
                                  type=int)
-    select: str = option("accuracy", "classify: what the best epoch is chosen by, on the "
-                         "validation part", choices=("accuracy", "macro_f1", "loss"))
+    select: str = option("accuracy", "which epoch counts: the best on the validation part, "
+                         "classify by this figure and complete by the loss, or the last",
+                         choices=("accuracy", "macro_f1", "loss", "last"))
     seed: int = option(0, "seed of initial values, order, dropout and split", type=int)
     seeds: int = option(1, "how many seeds are trained with: --seed, the next one, ..., each in a "
                         "folder of its own below --out, with the mean and its interval beside them",

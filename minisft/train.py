@@ -192,7 +192,8 @@ def train_step(model, sequences, numbers, optimizer, lr, settings, stream, loss_
 
 def fit(model, sequences, settings, validate, state, optimizer, save=None, log=None,
         loss_options=None, plan=None):
-    """Trains in place; ends with the values of the epoch that validation found best.
+    """Trains in place; ends with the values of the epoch that validation found best, or, with
+    settings.select "last", with those of the last.
 
     validate(model) -> dict with "score" (higher is better) and what else to report, or None for
     no validation: then the last epoch counts. save() keeps the state, after each epoch and at an
@@ -247,7 +248,8 @@ def _finish_epoch(model, settings, validate, state, log):
               "train_loss": sum(losses) / len(losses)}
     if validate is not None:
         report |= validate(model)
-        if state.best is None or report["score"] > state.best["score"]:
+        if state.best is None or settings.select == "last" or \
+                report["score"] > state.best["score"]:
             state.best, state.best_values = report, model.store.values.copy()
         if not settings.quiet:
             tqdm.write(f"{settings.STRETCH} {report['epoch']}: " + ", ".join(

@@ -125,6 +125,22 @@ def test_early_stopping(sequences):
     np.testing.assert_array_equal(model.store.values, kept[1])
 
 
+def test_the_last_epoch_counts_where_it_is_asked_for(sequences):
+    scores = iter([3, 2, 1])
+    settings = dataclasses.replace(SETTINGS, epochs=3, select="last")
+    state, model = State(), classifier()
+    kept = []
+
+    def validate(model):
+        kept.append(model.store.values.copy())
+        return {"score": [next(scores)]}
+
+    fit(model, sequences, settings, validate, state, make_optimizer(model, settings))
+    assert state.best["epoch"] == 3
+    np.testing.assert_array_equal(model.store.values, kept[2])
+    assert (kept[2] != kept[0]).any()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("after", [1, 4, "last of epoch", "last of all"])
 def test_resume_is_exact(sequences, tmp_path, after, number):
