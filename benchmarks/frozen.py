@@ -2,9 +2,9 @@
 
 python -m benchmarks.frozen
 
-Three sides with equal batches: ours computes the frozen blocks once for each text; the peer as its
-users run it goes through them in every epoch; the peer with features computes them once too. The
-time of an epoch that fills the features counts.
+Three sides with equal batches: ours, with the compiled twins and without, computes the frozen
+blocks once for each text; the peer as its users run it goes through them in every epoch; the peer
+with features computes them once too. The time of an epoch that fills the features counts.
 """
 
 import sys
@@ -87,26 +87,34 @@ class Run:
         self.losses = [self.step(numbers) for numbers in self.batches[number]]
 
 
+def ours_run(options, folder, sequences, batches, of):
+    """-> our Run, from fresh weights."""
+    ours = sides.Ours(folder, options.dropout[0], options.train_layers)
+    kept = []
+
+    def fill():
+        tokens = options.batch[0] * int(max(sequences.lengths))
+        kept.append(sequences.with_features(ours.model, tokens, MEMORY).features)
+
+    return Run(fill, lambda numbers: ours.step(*of(numbers), Some(kept[0], numbers)), batches)
+
+
 def runs(options, folder, sequences, batches):
     """-> {name: Run} from fresh weights, after a check that all agree."""
     size, rate = options.batch[0], options.dropout[0]
-    ours, peer = sides.pair(folder, options, rate, options.train_layers)
-    kept = []
 
     def of(numbers):
         return [sequences.ids[n] for n in numbers], [sequences.labels[n] for n in numbers]
 
-    def fill():
-        tokens = size * int(max(sequences.lengths))
-        kept.append(sequences.with_features(ours.model, tokens, MEMORY).features)
-
-    made = {harness.OURS: Run(fill, lambda numbers: ours.step(*of(numbers), Some(kept[0], numbers)),
-                              batches)}
-    if peer is None:
+    made = {name: ours_run(options, folder, sequences, batches, of)
+            for name in harness.forms(None)}
+    if options.alone:
         return made
+    ours, peer = sides.pair(folder, options, rate, options.train_layers)
     cached = CachedPeer(folder, rate, options.train_layers)
     first = batches[0][0]
     wanted = ours.logits(of(first)[0])
+    del ours
     harness.require_equal(wanted, peer.logits(of(first)[0]))
     cached.fill([sequences.ids[n] for n in first], size)
     cached.model.eval()
@@ -130,8 +138,9 @@ def run(options):
     totals, tokens = {}, []
     for _ in range(options.repeats):
         of_side = runs(options, folder, sequences, batches)
-        seconds = harness.alternate({name: side.epoch for name, side in of_side.items()},
-                                    list(range(options.epochs)), warmup=0)
+        seconds = harness.alternate(
+            {name: harness.without_twins(side.epoch) if name == harness.OURS else side.epoch
+             for name, side in of_side.items()}, list(range(options.epochs)), warmup=0)
         for name, found in seconds.items():
             totals.setdefault(name, []).append(sum(found))
             print(f"{name}: seconds of each epoch {', '.join(f'{s:.3g}' for s in found)}; mean "

@@ -57,7 +57,7 @@ def run(options):
         return np.array([g.ids for g in generate(ours.model, ids, new, Sampler(temperature=0))])
 
     for case, ids in prompts(sequences, options).items():
-        steps = {harness.OURS: ours_tokens}
+        steps = harness.forms(ours_tokens)
         if peer is not None:
             harness.require_equal(ours.logits(ids), peer.logits(ids))
             alike = np.mean(ours_tokens(ids) == peer.tokens(ids, new))

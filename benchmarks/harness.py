@@ -2,7 +2,8 @@
 
 All sides work on the same item before any goes on to the next one, in an order that turns round,
 so a slow minute of the machine falls on all of them. A ratio is the peer's time over ours for the
-same item: above 1 ours is faster.
+same item: above 1 ours is faster. Where Numba is installed our side runs twice, with the compiled
+twins and without, as `minisft[fast]` and `minisft`.
 """
 
 import argparse
@@ -19,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from minisft import rows, runs
+from minisft import jit, rows, runs
 from minisft.errors import UserError
 
 RESULTS = Path(__file__).resolve().parent / "results"
-OURS = "minisft"
+OURS, FAST = "minisft", "minisft[fast]"
 PRECISIONS = "float32", "bfloat16"
 PAUSE = 0.1     # seconds in which the threads of the side before stop to wait for more work
 
@@ -88,6 +89,20 @@ def run(job, options):
     return 0
 
 
+def forms(step):
+    """Our step(item) -> {name: step}: with the compiled twins, if there are any, and without."""
+    return ({FAST: step} if jit.chosen() else {}) | {OURS: without_twins(step)}
+
+
+def without_twins(step):
+    """step(item) -> the same, as NumPy runs it."""
+    def plain(item):
+        with jit.compiled(False):
+            return step(item)
+
+    return plain
+
+
 def alternate(sides, items, warmup=1):
     """{name: step(item)}, items -> {name: seconds of each item}, the first side leading by turns.
 
@@ -108,17 +123,19 @@ def alternate(sides, items, warmup=1):
 
 
 def compared(case, seconds, tokens):
-    """Times of each side, real tokens of each item -> a row of the table for each peer."""
-    ours = np.array(seconds[OURS])
+    """Times of each side, real tokens of each item -> a row of the table for ours and a peer."""
     made = []
-    for peer in [name for name in seconds if name != OURS] or [None]:
-        row = {"case": case, "tokens": [int(n) for n in tokens], "seconds": seconds[OURS],
-               "ours": spread(ours), "tokens_per_second": float(np.sum(tokens) / ours.sum())}
-        if peer is not None:
-            theirs = np.array(seconds[peer])
-            row |= {"peer": peer, "peer_seconds": seconds[peer], "theirs": spread(theirs),
-                    "ratio": spread(theirs / ours), "ratio_of_sums": theirs.sum() / ours.sum()}
-        made.append(row)
+    for side in [name for name in seconds if name in (OURS, FAST)]:
+        ours = np.array(seconds[side])
+        for peer in [name for name in seconds if name not in (OURS, FAST)] or [None]:
+            row = {"case": case, "side": side, "tokens": [int(n) for n in tokens],
+                   "seconds": seconds[side], "ours": spread(ours),
+                   "tokens_per_second": float(np.sum(tokens) / ours.sum())}
+            if peer is not None:
+                theirs = np.array(seconds[peer])
+                row |= {"peer": peer, "peer_seconds": seconds[peer], "theirs": spread(theirs),
+                        "ratio": spread(theirs / ours), "ratio_of_sums": theirs.sum() / ours.sum()}
+            made.append(row)
     return made
 
 
@@ -179,7 +196,7 @@ def write(name, title, made, options, texts, plot=None):
     (options.out / f"{name}.json").write_text(json.dumps(
         {"title": title, "texts": texts, "machine": found, "options": settings, "rows": made},
         indent=2) + "\n", encoding="utf-8")
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, max(4.5, 0.4 * len(made))), dpi=120, layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
@@ -199,13 +216,13 @@ def cells(row):
     """A row -> what the table shows of it, by column."""
     if "columns" in row:
         return {"case": row["case"], **row["columns"]}
-    shown = {"case": row["case"], "ours, s": _seconds(row["ours"])}
+    shown = {"case": row["case"], "side": row["side"], "its s": _seconds(row["ours"])}
     if "peer" in row:
         low, high = row["ratio"]["range"]
         shown |= {"peer": row["peer"], "peer, s": _seconds(row["theirs"]),
                   "ratio": f"**{row['ratio']['median']:.2f}**", "range": f"{low:.2f}-{high:.2f}",
                   "of sums": f"{row['ratio_of_sums']:.2f}"}
-    return shown | {"ours, tokens/s": f"{row['tokens_per_second']:,.0f}"}
+    return shown | {"tokens/s": f"{row['tokens_per_second']:,.0f}"}
 
 
 def _seconds(found):
@@ -228,7 +245,7 @@ def _machine_lines(found):
 
 def _draw_ratios(axes, made):
     shown = [row for row in made if "ratio" in row] or made
-    names = [f"{row['case']}\n{row.get('peer', 'ours alone')}" for row in shown]
+    names = [f"{row['case']}\n{row['side']}, {row.get('peer', 'alone')}" for row in shown]
     places = np.arange(len(shown))
     if "ratio" in shown[0]:
         middle = np.array([row["ratio"]["median"] for row in shown])

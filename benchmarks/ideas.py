@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import harness, sides, texts
 from benchmarks.frozen import Some
-from minisft import attention_blocks, flops, rows
+from minisft import attention_blocks, flops, jit, rows
 from minisft.batch import pack
 from minisft.models.heads import Classifier
 from minisft.plan import Step
@@ -49,8 +49,9 @@ class WholeLastBlock(Classifier):
 class Variant:
     """Our side with some ideas off."""
 
-    def __init__(self, ours, padded=False, whole=False, block=None, plain=False):
+    def __init__(self, ours, padded=False, whole=False, block=None, plain=False, twins=False):
         self.ours, self.padded, self.block, self.plain = copy.copy(ours), padded, block, plain
+        self.twins = twins
         if whole:
             self.ours.model = WholeLastBlock(ours.model)
 
@@ -81,7 +82,8 @@ class Variant:
         for block in blocks:
             block.attn.plain = self.plain
         try:
-            yield
+            with jit.compiled(self.twins):
+                yield
         finally:
             rows.BLOCK = kept
             for block in blocks:
@@ -135,21 +137,24 @@ def shown(case, seconds):
 
 
 def roofline(case, ours, items, config, classes, options):
-    """-> the row that sets a step beside its matrix products alone."""
+    """-> the rows that set a step beside its matrix products alone."""
     planned = [Step(config, tuple(len(x) for x in ids), classes=classes) for ids, _ in items]
-    work = [sum(p.operations for p in flops.products(step, 0)) for step in planned]
+    work = np.array([sum(p.operations for p in flops.products(step, 0)) for step in planned])
     own = [own_time(step, config.n_head) for step in planned]
-    seconds = harness.alternate(
-        {harness.OURS: lambda i: ours.step(*items[i]), PRODUCTS: lambda i: own[i]()},
-        list(range(len(items))), options.warmup)
-    step, alone = (np.array(seconds[name]) for name in (harness.OURS, PRODUCTS))
-    rate, limit = np.array(work) / step / 1e9, np.array(work) / alone / 1e9
-    return {"case": case, "idea": "roofline", "seconds": seconds, "columns": {
-        "idea": "roofline", "s": f"{np.median(step):.3g}",
-        "GFLOP of products": f"{np.median(work) / 1e9:,.3g}",
-        "GFLOP/s of the step": f"{np.median(rate):.1f}",
-        "of the products alone": f"{np.median(limit):.1f}",
-        "reached": f"**{np.median(alone / step):.0%}**"}}
+    seconds = harness.alternate(harness.forms(lambda i: ours.step(*items[i]))
+                                | {PRODUCTS: lambda i: own[i]()},
+                                list(range(len(items))), options.warmup)
+    alone, made = np.array(seconds.pop(PRODUCTS)), []
+    for side, found in seconds.items():
+        step = np.array(found)
+        made.append({"case": case, "idea": "roofline", "side": side, "seconds": found,
+                     "products": list(alone), "columns": {
+            "idea": f"roofline, {side}", "s": f"{np.median(step):.3g}",
+            "GFLOP of products": f"{np.median(work) / 1e9:,.3g}",
+            "GFLOP/s of the step": f"{np.median(work / step) / 1e9:.1f}",
+            "of the products alone": f"{np.median(work / alone) / 1e9:.1f}",
+            "reached": f"**{np.median(alone / step):.0%}**"}})
+    return made
 
 
 def frozen(items, folder, options):
@@ -174,6 +179,7 @@ def run(options):
     folder, size = sides.weights(options, "classify", names), options.batch[0]
     ours = sides.Ours(folder)
     config = ours.model.trunk.config
+    twins = {"+ compiled twins": Variant(ours, twins=True)} if jit.chosen() else {}
     items = [([sequences.ids[n] for n in b], [sequences.labels[n] for n in b])
              for b in texts.batches(len(sequences), size, options.steps, options.seed)]
     made = ablation(f"{size} texts", {
@@ -181,16 +187,16 @@ def run(options):
         "+ packed": Variant(ours, False, True, NEVER, True),
         "+ last block pruned": Variant(ours, False, False, NEVER, True),
         "+ formulas in row blocks": Variant(ours, plain=True),
-        "+ attention by groups of texts": Variant(ours)}, items, options)
-    made.append(roofline(f"{size} texts", ours, items, config, len(names), options))
+        "+ attention by groups of texts": Variant(ours)} | twins, items, options)
+    made += roofline(f"{size} texts", ours, items, config, len(names), options)
     for n, length in harness.shapes(options):
         equal = [(list(ids), list(np.resize(sequences.labels, n))) for ids in
                  texts.equal(sequences, length, n * options.steps).reshape(-1, n, length)]
         if length > attention_blocks.SHORT:
             made += ablation(f"{n}x{length}", {
                 "attention as its formula stands, every score kept": Variant(ours, plain=True),
-                "+ attention in blocks of keys": Variant(ours)}, equal, options)
-        made.append(roofline(f"{n}x{length}", ours, equal, config, len(names), options))
+                "+ attention in blocks of keys": Variant(ours)} | twins, equal, options)
+        made += roofline(f"{n}x{length}", ours, equal, config, len(names), options)
     del ours
     made += frozen(items, folder, options)
     harness.write("ideas", "What each idea brings, and the roofline", made, options, said,

@@ -9,6 +9,7 @@ that, a step of a tiny model loads what each side loads late.
 
 import gc
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -57,7 +58,7 @@ def measure(options):
     gc.collect()
     before = _status("VmRSS")
     step, size = _side(options, task, names)
-    if options.measure == harness.OURS:
+    if options.measure in (harness.OURS, harness.FAST):
         tracemalloc.start()
     reset = _reset_peak()
     for item in todo:
@@ -71,7 +72,7 @@ def measure(options):
 def _side(options, task, names):
     """-> the step of the side that is measured, and the number of its parameters."""
     folder = sides.weights(options, task, names)
-    if options.measure == harness.OURS:
+    if options.measure in (harness.OURS, harness.FAST):
         ours = sides.Ours(folder, options.dropout[0])
         return ours.step, ours.model.store.size
     peer, precision = sides.Peer(folder, options.dropout[0]), options.measure.split()[-1]
@@ -111,7 +112,8 @@ def child(options, side, case):
     """-> what a process of its own measures of one side and case."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", *options.argv, "--measure", side, "--only",
-         case], cwd=ROOT, capture_output=True, text=True)
+         case], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | ({"MINISFT_COMPILED": "off"} if side == harness.OURS else {}))
     if done.returncode:
         raise RuntimeError(f"{side}, {case}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -129,21 +131,22 @@ def run(options):
     peers = [] if options.alone else [f"torch {p}" for p in options.precision]
     made = []
     for case in cases(options):
-        ours = child(options, harness.OURS, case)
-        for peer in peers or [None]:
-            theirs = None if peer is None else child(options, peer, case)
-            made.append({"case": case, "ours": ours, "peer": peer, "theirs": theirs,
-                         "columns": _columns(ours, peer, theirs)})
+        found = {peer: child(options, peer, case) for peer in peers}
+        for side in harness.forms(None):
+            ours = child(options, side, case)
+            for peer, theirs in found.items() or [(None, None)]:
+                made.append({"case": case, "side": side, "ours": ours, "peer": peer,
+                             "theirs": theirs, "columns": _columns(side, ours, peer, theirs)})
     if not all(side["reset"] for row in made for side in (row["ours"], row["theirs"]) if side):
         said += "; the system cannot forget a peak, so these may be those of loading"
     harness.write("memory", "Peak memory of a training step above weights, gradients and moments",
                   made, options, said, lambda axes: _draw(axes, made))
 
 
-def _columns(ours, peer, theirs):
-    shown = {"ours above, MB": f"{ours['above'] / MB:,.0f}",
-             "ours above by tracemalloc, MB": f"{ours['traced'] / MB:,.0f}",
-             "ours in all, MB": f"{ours['peak'] / MB:,.0f}"}
+def _columns(side, ours, peer, theirs):
+    shown = {"side": side, "above, MB": f"{ours['above'] / MB:,.0f}",
+             "by tracemalloc, MB": f"{ours['traced'] / MB:,.0f}",
+             "in all, MB": f"{ours['peak'] / MB:,.0f}"}
     if theirs is None:
         return shown
     return shown | {"peer": peer, "peer above, MB": f"{theirs['above'] / MB:,.0f}",
@@ -153,10 +156,11 @@ def _columns(ours, peer, theirs):
 
 def _draw(axes, made):
     places = np.arange(len(made))
-    axes.barh(places - 0.2, [row["ours"]["above"] / MB for row in made], 0.4, label="minisft")
+    axes.barh(places - 0.2, [row["ours"]["above"] / MB for row in made], 0.4, label="ours")
     if made[0]["theirs"]:
         axes.barh(places + 0.2, [row["theirs"]["above"] / MB for row in made], 0.4, label="torch")
-    axes.set_yticks(places, [f"{row['case']}\n{row['peer'] or ''}" for row in made], fontsize=8)
+    axes.set_yticks(places, [f"{row['case']}\n{row['side']}, {row['peer'] or 'alone'}"
+                             for row in made], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("MB above weights, gradients and moments")
     axes.legend(frameon=False)

@@ -184,7 +184,7 @@ def pair(folder, options, dropout=0.0, train_layers="all"):
 
 def steps(ours, peer, precisions):
     """-> {name: step((ids, labels))} for `harness.alternate`."""
-    made = {harness.OURS: lambda item: ours.step(*item)}
+    made = harness.forms(lambda item: ours.step(*item))
     if peer is not None:
         for precision in precisions:
             made[f"torch {precision}"] = lambda item, p=precision: peer.step(*item, p)
