@@ -16,10 +16,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.real_sets import finetuned, given
+from benchmarks.real_sets import finetuned, given, read
 from minisft import metrics, runs
-from minisft.data.read import draw, read_examples, split
-from minisft.data.text import parse_steps
+from minisft.data.read import draw, split
 from minisft.errors import UserError
 from minisft.files import write_json
 
@@ -38,6 +37,7 @@ RECIPES = {
     "label smoothing 0.1": {"label_smoothing": 0.1},
     "epochs x 3": {"epochs": "x3"},
     "epochs x 3, early stopping 2": {"epochs": "x3", "early_stopping": 2},
+    "the last epoch": {"select": "last"},
 }
 SHARED = "lr", "epochs", "batch_tokens"     # their defaults depend on each other
 KEPT = "accuracy", "macro_f1", "loss", "train_seconds", "epochs_run", "best_epoch"
@@ -47,7 +47,7 @@ def main(arguments=None):
     """Runs every recipe and seed and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("train", help="a file of labelled texts")
+    add("train", help="a file of labelled texts, or TREC's .label")
     add("--text-column", nargs="+", default=["text"])
     add("--label-column", default="label")
     add("--texts", type=int, default=1000, help="training texts")
@@ -98,20 +98,19 @@ def measured(args):
 
 def prepare(args, folder):
     """Writes train.jsonl and judged.jsonl into the folder, the same for every recipe and seed."""
-    read = read_examples(args.train, args.text_column, args.label_column, None,
-                         parse_steps("none"))
-    n = len(read.texts)
-    if args.judged + args.texts > n:
-        raise UserError(f"{args.train}: holds {n} texts, expected {args.texts} to train on and "
-                        f"{args.judged} to judge by")
+    rows = read(args.train, args)
+    texts, names = [text for text, _ in rows], sorted({label for _, label in rows})
+    labels = [names.index(label) for _, label in rows]
+    if args.judged + args.texts > len(rows):
+        raise UserError(f"{args.train}: holds {len(rows)} texts, expected {args.texts} to train on "
+                        f"and {args.judged} to judge by")
     # equal texts stay on one side, so a few more or less than asked for may be set aside
-    kept, held = split(read.labels, read.texts, args.judged / n, 0)
+    kept, held = split(labels, texts, args.judged / len(rows), 0)
     count = min(args.texts, len(kept))
-    chosen = kept[draw(args.train, [read.labels[i] for i in kept], len(kept), count, 0)]
+    chosen = kept[draw(args.train, [labels[i] for i in kept], len(kept), count, 0)]
     for name, numbers in (("train", chosen), ("judged", held)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(
-            {"text": read.texts[i], "label": read.names[read.labels[i]]}) + "\n"
-            for i in numbers))
+            {"text": rows[i][0], "label": rows[i][1]}) + "\n" for i in numbers))
 
 
 def one(folder, args, recipe, seed, base):
