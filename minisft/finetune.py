@@ -83,7 +83,7 @@ def finetune(settings, resume=None, say=print, checked=lambda: None):
     # 3. Fine-tune; the validation part chooses the epoch
     folder = Path(resume or settings.out or runs.first_free("runs", run_name(settings)))
     checked()
-    begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files}, model)
+    begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files}, model, say)
     try:
         adaptation = None
         if settings.adapt_epochs:

@@ -112,7 +112,7 @@ def pretrain(settings, resume=None, say=print):
     pretraining = Pretraining(settings, tokenizer, train, valid, say)
     optimizer = make_optimizer(pretraining.model, settings)
     begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files},
-          pretraining.model)
+          pretraining.model, say)
     progress = taken_up(folder, resume, pretraining.model, optimizer, say)
     if not resume:
         (folder / "model").mkdir()

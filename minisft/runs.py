@@ -132,6 +132,18 @@ def machine():
     }
 
 
+def changes(began):
+    """config.json of a run (dict) -> what of `machine` is not as it was when the run began."""
+    def flat(found):
+        return found.get("versions", {}) | {
+            "compiled twins": {True: "on", False: "off"}.get(found.get("compiled")),
+            **{name: found.get(name) for name in ("python", "platform", "processor", "threads")}}
+
+    then, now = flat(began), flat(machine())
+    return [f"{name} {then.get(name)}, now {now.get(name)}" for name in then | now
+            if then.get(name) != now.get(name)]
+
+
 def _processor():
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -15,6 +15,7 @@ from minisft.batch import by_tokens, pack
 from minisft.data.augment import Augmentation
 from minisft.errors import UserError
 from minisft.features import Features
+from minisft.files import read_json
 from minisft.scaling import LossScale
 
 STATE = "training_state"
@@ -125,10 +126,13 @@ def make_optimizer(model, settings):
         rates=optim.layer_rates(model.store, settings.layer_decay), **options)
 
 
-def begin(folder, resume, config, model):
+def begin(folder, resume, config, model, say):
     """Makes a new run's folder with its config.json; an interrupted run has both."""
     if not resume:
         runs.start(folder, config | {"parameters": model.store.size, **runs.machine()})
+    elif found := runs.changes(read_json(folder / "config.json")):
+        say(f"note: not what the run began with: {'; '.join(found)}; it goes on, but not with the "
+            "bits of one that ran through")
 
 
 def taken_up(folder, resume, model, optimizer, say):

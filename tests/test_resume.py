@@ -71,6 +71,25 @@ def test_ctrl_c(command, whole, tmp_path):
     require_equal(out, whole)
 
 
+def test_a_resumed_run_tells_what_changed(command, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "evaluate", interrupted)
+        assert main([*command, "--out", str(out)]) == 130
+    config = json.loads((out / "config.json").read_text())
+    now = config["versions"]["numpy"], config["threads"]
+    config["versions"]["numpy"], config["threads"] = "1.2.3", 64
+    (out / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main(["finetune", "--resume", str(out)]) == 0
+    assert (f"note: not what the run began with: numpy 1.2.3, now {now[0]}; threads 64, now "
+            f"{now[1]}; it goes on") in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("where", ["validate", "evaluate", "write"])
 def test_ctrl_c_outside_the_steps(command, whole, tmp_path, monkeypatch, where, capsys):
     """While texts are scored no signal waits for the end of a step."""
