@@ -37,7 +37,8 @@ RECIPES = {
     "label smoothing 0.1": {"label_smoothing": 0.1},
     "epochs x 3": {"epochs": "x3"},
     "epochs x 3, early stopping 2": {"epochs": "x3", "early_stopping": 2},
-    "the last epoch": {"select": "last"},
+    "the last epoch": {"select": "last"}, "mean of the last half": {"average": 0.5},
+    "the last epoch, mean of the last half": {"select": "last", "average": 0.5},
 }
 SHARED = "lr", "epochs", "batch_tokens"     # their defaults depend on each other
 KEPT = "accuracy", "macro_f1", "loss", "train_seconds", "epochs_run", "best_epoch"

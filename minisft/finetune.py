@@ -156,7 +156,8 @@ def _from_random_weights(task, pretrained, settings):
     # a peak is known for one when 150 steps, or an epoch of more, have brought nothing better
     patience = ceil(150 * recipe.batch_tokens / int(task.train_ids.lengths.sum()))
     select = Settings.select if recipe.select == "last" else recipe.select
-    recipe = dataclasses.replace(recipe, early_stopping=patience, select=select)
+    recipe = dataclasses.replace(recipe, early_stopping=patience, select=select,
+                                 average=0.0)
     for name in ("train_ids", "valid_ids"):      # the frozen layers of another model
         setattr(task, name, dataclasses.replace(getattr(task, name), features=None))
     state = fit(model, task.train_ids, recipe, task.validate, State(),

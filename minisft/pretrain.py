@@ -74,6 +74,7 @@ class PretrainSettings:
     layer_decay: ClassVar = 1.0
     early_stopping: ClassVar = 0
     select: ClassVar = "loss"
+    average: ClassVar = 0.0
     STRETCH: ClassVar = "stretch"
     GROUPS: ClassVar = {"text": "text", "layers": "model", "epochs": "training",
                         "validate_every": "output"}

@@ -106,6 +106,8 @@ class Settings:
                                  "others in each step", type=float)
     word_swap: float = option(0.0, "classify: part of its tokens that change places with the next "
                               "one, others in each step", type=float)
+    average: float = option(0.0, "part of all steps, the last ones, over whose values the mean is "
+                            "taken, in place of the last values (0: none)", type=float)
     early_stopping: int = option(0, "stop after this many epochs without a better one (0: never)",
                                  type=int)
     select: str = option("accuracy", "which epoch counts: the best on the validation part, "
@@ -143,7 +145,8 @@ class Settings:
               ("weight_decay", 0, None),
               ("layer_decay", 0, 1), ("clip", 0, None), ("label_smoothing", 0, 1),
               ("word_dropout", 0, 0.9), ("word_swap", 0, 0.9),
-              ("early_stopping", 0, None), ("max_new_tokens", 1, None), ("seed", 0, 2**32 - 1),
+              ("average", 0, 1), ("early_stopping", 0, None), ("max_new_tokens", 1, None),
+              ("seed", 0, 2**32 - 1),
               ("seeds", 1, 1000))
     STRETCH: ClassVar = "epoch"     # what lies between two validations
     # The first setting of each group that `--help` shows.

@@ -3,6 +3,7 @@
 import math
 import time
 import zlib
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from minisft import memory, optim, random, runs
 from minisft import state as states
 from minisft.array import to_cpu
+from minisft.averaging import Mean
 from minisft.batch import by_tokens, pack
 from minisft.data.augment import Augmentation
 from minisft.errors import UserError
@@ -74,6 +76,7 @@ class State:
     epochs: list = field(default_factory=list)      # a dict for each epoch
     best: dict | None = None                        # the epoch that validation chose
     best_values: np.ndarray | None = None
+    mean: Mean | None = None                        # of the values, with settings.average
     scale: LossScale | None = None                  # of float16 alone
 
     INFO = ("epoch", "index", "step", "seconds", "tokens", "steps", "epochs", "best")
@@ -85,8 +88,11 @@ class State:
         arrays["values"] = model.store.values
         if self.best_values is not None:
             arrays["best_values"] = self.best_values
+        if self.mean is not None:
+            arrays["mean"] = self.mean.values
         return arrays, {name: getattr(self, name) for name in self.INFO} | {
             "optimizer_t": t, "frozen": _frozen_checksum(model),
+            "averaged": None if self.mean is None else self.mean.count,
             "scale": None if self.scale is None else asdict(self.scale)}
 
     def restore(self, model, optimizer, arrays, info):
@@ -100,6 +106,8 @@ class State:
         for name in self.INFO:
             setattr(self, name, info[name])
         self.best_values = arrays.get("best_values")
+        self.mean = None if info.get("averaged") is None else Mean(
+            model.store.xp.asarray(arrays["mean"]), info["averaged"])
         self.scale = None if info.get("scale") is None else LossScale(**info["scale"])
         model.store.values[...] = model.store.xp.asarray(arrays["values"])
         optimizer.restore({name.removeprefix("optimizer."): a for name, a in arrays.items()
@@ -197,7 +205,8 @@ def train_step(model, sequences, numbers, optimizer, lr, settings, stream, loss_
 def fit(model, sequences, settings, validate, state, optimizer, save=None, log=None,
         loss_options=None, plan=None):
     """Trains in place; ends with the values of the epoch that validation found best, or, with
-    settings.select "last", with those of the last.
+    settings.select "last", with those of the last. Where settings.average has begun, these are the
+    mean of the values (averaging.py).
 
     validate(model) -> dict with "score" (higher is better) and what else to report, or None for
     no validation: then the last epoch counts. save() keeps the state, after each epoch and at an
@@ -223,6 +232,8 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
                 seconds, tokens = time.perf_counter() - started, int(lengths[numbers].sum())
                 state.step += 1
                 state.index += 1
+                if state.step > (1 - settings.average) * total:
+                    _average(model, state)
                 state.seconds += seconds
                 state.tokens += tokens
                 state.steps.append({"step": state.step, "epoch": state.epoch + 1, "loss": loss,
@@ -243,7 +254,16 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
     if state.best_values is not None:
         model.store.values[...] = model.store.xp.asarray(state.best_values)
         model.store.refresh()
+    elif state.mean is not None:
+        state.mean.put(model)
     return state
+
+
+def _average(model, state):
+    if state.mean is None:
+        state.mean = Mean(model.store.values)
+    else:
+        state.mean.add(model.store.values)
 
 
 def _finish_epoch(model, settings, validate, state, log):
@@ -251,10 +271,11 @@ def _finish_epoch(model, settings, validate, state, log):
     report = {"epoch": state.epoch + 1, "step": state.step,
               "train_loss": sum(losses) / len(losses)}
     if validate is not None:
-        report |= validate(model)
-        if state.best is None or settings.select == "last" or \
-                report["score"] > state.best["score"]:
-            state.best, state.best_values = report, model.store.values.copy()
+        with nullcontext() if state.mean is None else state.mean.within(model):
+            report |= validate(model)
+            if state.best is None or settings.select == "last" or \
+                    report["score"] > state.best["score"]:
+                state.best, state.best_values = report, model.store.values.copy()
         if not settings.quiet:
             tqdm.write(f"{settings.STRETCH} {report['epoch']}: " + ", ".join(
                 f"{key.replace('_', ' ')} {value:.4f}" for key, value in report.items()

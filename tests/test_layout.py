@@ -15,7 +15,7 @@ FLOORS = [
     ["array", "compared", "jit"],
     ["compiled.exp", "compiled.philox"],
     ["random", "erf", "bfloat16", "gradcheck", "batch", "report", "files", "plots", "ledger",
-     "scaling", "data.wordpiece", "emulator"],
+     "scaling", "averaging", "data.wordpiece", "emulator"],
     ["features", "cuda"],
     ["launch.bfloat16", "launch.packed"],
     ["matmul"],

@@ -144,7 +144,7 @@ def test_the_last_epoch_counts_where_it_is_asked_for(sequences):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("after", [1, 4, "last of epoch", "last of all"])
 def test_resume_is_exact(sequences, tmp_path, after, number):
-    settings = dataclasses.replace(SETTINGS, early_stopping=3)
+    settings = dataclasses.replace(SETTINGS, early_stopping=3, average=0.6)
     whole, state = run(sequences, settings)
     plan = train.plan_batches(sequences, settings)
     after = {"last of epoch": len(plan[0]), "last of all": sum(map(len, plan))}.get(after, after)
