@@ -59,7 +59,7 @@ class Embedding(Layer):
     def backward(self, dy):
         """dy (N,C); ids have no gradient."""
         (cache,) = self.take()
-        if self.w.grad is not None:
+        if self.w.live:
             embedding.backward(dy, cache, out=self.w.grad)
 
 
@@ -95,13 +95,14 @@ class Linear(Layer):
         """dy (N,columns) -> dx (N,in)."""
         bias = bias and self.b is not None
         live = [p for p in (self.w, self.b if bias else None)
-                if p is not None and p.grad is not None]
+                if p is not None and p.live]
         way, w = linear if self.w.low is None else matmul, cache[1]
         if not live:
             return matmul.product(matmul.rounded(dy, w.dtype), w.T)
-        dx, dw, db = way.backward(dy, cache, bias)
+        out = self.w.first_grad() if columns == slice(None) else None
+        dx, dw, db = way.backward(dy, cache, bias, out)
         for p, gradient in ((self.w, dw), (self.b, db)):
-            if p in live:
+            if p in live and gradient is not out:
                 p.grad[..., columns] += gradient
         return dx
 

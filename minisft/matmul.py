@@ -34,13 +34,17 @@ def rounded(x, dtype):
     return x
 
 
-def product(a, b):
-    """a (N,C), b (C,M), both in one format -> (N,M): float32 where that has 16 bits."""
+def product(a, b, out=None):
+    """a (N,C), b (C,M), both in one format -> (N,M): float32 where that has 16 bits.
+
+    `out` (N,M), contiguous: where it goes.
+    """
+    xp = array.array_module(a)
     if a.dtype not in (BFLOAT16, FLOAT16):
-        return a @ b
-    if array.array_module(a) is not np:
-        return _gemm_ex(a, b)
-    return _widened(a) @ _widened(b)
+        return xp.matmul(a, b, out=out)
+    if xp is not np:
+        return _gemm_ex(a, b, out)
+    return np.matmul(_widened(a), _widened(b), out=out)
 
 
 def forward(x, w, b=None):
@@ -52,25 +56,29 @@ def forward(x, w, b=None):
     return y, (x, w)
 
 
-def backward(dy, cache, bias=True):
-    """dy (N,M) float32 -> dx (N,C), dw (C,M), db (M,) or, without `bias`, None; all float32."""
+def backward(dy, cache, bias=True, out=None):
+    """dy (N,M) float32 -> dx (N,C), dw (C,M), db (M,) or, without `bias`, None; all float32.
+
+    `out` (C,M): where dw goes.
+    """
     x, w = cache
     db = dy.sum(axis=0) if bias else None                         # (4)
     dy = rounded(dy, w.dtype)
-    return product(dy, w.T), product(x.T, dy), db                 # (2), (3)
+    return product(dy, w.T), product(x.T, dy, out), db            # (2), (3)
 
 
 def _widened(x):
     return from_bfloat16(x) if x.dtype == BFLOAT16 else x.astype(np.float32)
 
 
-def _gemm_ex(a, b):
+def _gemm_ex(a, b, out):
     """As `product`, by cuBLAS, which stores matrices by columns: y^T = b^T a^T is what it makes."""
     cupy = array.cupy
     (n, k), m = a.shape, b.shape[1]
+    y = cupy.empty((n, m), dtype=np.float32) if out is None else out
     if not (n and k and m):
-        return cupy.zeros((n, m), dtype=np.float32)
-    y = cupy.empty((n, m), dtype=np.float32)
+        y[...] = 0
+        return y
     cublas, runtime = cupy.cuda.cublas, cupy.cuda.runtime
     kind = runtime.CUDA_R_16BF if a.dtype == BFLOAT16 else runtime.CUDA_R_16F
     (a, turned_a, rows_a), (b, turned_b, rows_b) = _by_columns(a), _by_columns(b)

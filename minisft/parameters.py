@@ -13,12 +13,17 @@ from minisft import array, matmul
 
 
 class Parameter:
-    """A named array with its gradient; `grad` is None while it is frozen."""
+    """A named array with its gradient; `grad` is None while it is frozen.
+
+    Zeroing only marks the gradient. Who asks for `grad` finds zeros; the first gradient that is
+    added takes their place, which spares a pass over memory to write them and three to add.
+    """
 
     def __init__(self, name, shape, layer, decays, scale=0.0, fill=0.0):
         self.name, self.shape, self.layer, self.decays = name, tuple(shape), layer, decays
         self.scale, self.fill = scale, fill     # initial values: fill + scale * normal
-        self.value = self.grad = None
+        self.value = self._grad = None
+        self.zeroed = False     # to be read as zeros, whatever the memory holds
         self.low = None     # the value in 16 bits, where products want that: see matmul.py
 
     @property
@@ -26,12 +31,43 @@ class Parameter:
         """-> number of values."""
         return int(np.prod(self.shape))
 
+    @property
+    def live(self):
+        """-> whether it is trained."""
+        return self._grad is not None
+
+    @property
+    def grad(self):
+        """-> the gradient, a view into the store's buffer; None while it is frozen."""
+        if self.zeroed:
+            self._grad[...], self.zeroed = 0, False
+        return self._grad
+
+    @grad.setter
+    def grad(self, gradient):     # grad += x and the like end here
+        self._grad[...], self.zeroed = gradient, False
+
+    def place(self, view):
+        """The gradient lives in this part of the store's buffer from now on; None: it is frozen."""
+        self._grad, self.zeroed = view, False
+
+    def first_grad(self):
+        """-> where to put the first gradient since zeroing, whole; None if it must be added."""
+        if not self.zeroed:
+            return None
+        self.zeroed = False
+        return self._grad
+
     def add_grad(self, gradient):
         """gradient of this parameter's shape; a frozen parameter lets it go by."""
         if gradient.shape != self.shape:     # += would spread a smaller one without a word
             raise ValueError(f"{self.name} has shape {self.shape}, its gradient {gradient.shape}")
-        if self.grad is not None:
-            self.grad += gradient
+        if not self.live:
+            return
+        if (out := self.first_grad()) is not None:
+            out[...] = gradient
+        else:
+            self._grad += gradient
 
 
 @dataclass(frozen=True)
@@ -65,7 +101,18 @@ class Parameters:
     @property
     def live(self):
         """-> the parameters that are trained, in the order of the buffer."""
-        return [p for p in self._ordered if p.grad is not None]
+        return [p for p in self._ordered if p.live]
+
+    @property
+    def grads(self):
+        """-> all gradients (P,), in the order of `values`."""
+        for p in self.live:
+            p.grad     # noqa: B018  writes the zeros that it only stood for
+        return self._grads
+
+    @grads.setter
+    def grads(self, gradients):     # grads /= n and the like end here
+        self.grads[...] = gradients
 
     @property
     def size(self):
@@ -78,13 +125,13 @@ class Parameters:
         live = [p for p in self._ordered if wanted(p)]
         self.values, views = self._lay(live)
         # not zeros_like: pages that nobody trains are then never touched
-        self.grads = self.xp.zeros(self.values.shape, dtype=self.dtype)
+        self._grads = self.xp.zeros(self.values.shape, dtype=self.dtype)
         self.frozen_values, frozen_views = self._lay([p for p in self._ordered if not wanted(p)])
         for p in self:
-            p.grad = None
+            p.place(None)
         self.runs, start = [], 0
         for p in live:
-            p.grad = self.grads[start:start + p.size].reshape(p.shape)
+            p.place(self._grads[start:start + p.size].reshape(p.shape))
             last = self.runs[-1] if self.runs else None
             if last and (last.layer, last.decays) == (p.layer, p.decays):
                 self.runs[-1] = Run(last.start, start + p.size, p.layer, p.decays)
@@ -112,7 +159,7 @@ class Parameters:
         for buffer, live in ((self.values, True), (self.frozen_values, False)):
             flat, start = matmul.rounded(buffer, self.low_dtype), 0
             for p in self._ordered:
-                if (p.grad is not None) == live:
+                if p.live == live:
                     p.low = flat[start:start + p.size].reshape(p.shape)
                     start += p.size
 
@@ -128,4 +175,5 @@ class Parameters:
 
     def zero_grad(self):
         """Sets every gradient to zero."""
-        self.grads[...] = 0
+        for p in self.live:
+            p.zeroed = True

@@ -213,8 +213,7 @@ class _Walk:
         n, c, config = self.n, self.c, self.step.config
         out = self.step.rows_out(self.layers - 1)
         if not self.classifies:
-            look(dhidden=(n - self.b) * c, token_table_gradient=config.vocab_size * c
-                 if self.lowest == 0 else 0)
+            look(dhidden=(n - self.b) * c)
         drop("ln_f")
         if self.lowest > self.layers + 1:
             return
@@ -236,13 +235,13 @@ class _Walk:
         out, c, inner, h = self.step.rows_out(i), self.c, self.inner, f"h.{i}."
         if f"{h}drop_2" in self.ledger.held:
             hold("d mlp", out * c)
-        look(gradient_of_gelu=out * inner, mlp_matrix_gradient=inner * c)
+        look(gradient_of_gelu=out * inner)
         drop(f"{h}mlp.gelu", f"{h}drop_2")
         hold("d gelu", out * inner)
         hold("d c_fc", out * inner)
         look(row_blocks=_row_blocks(out * inner))
         drop("d gelu")
-        look(gradient_of_norm=out * c, mlp_matrix_gradient=inner * c)
+        look(gradient_of_norm=out * c)
         drop(f"{h}mlp.", f"{h}ln_2", "d c_fc", "d mlp")
         look(gradients_of_norm=2 * out * c)
         drop(f"{h}x_1")
@@ -261,7 +260,7 @@ class _Walk:
         """From the gradient of the block's attention to that of its normalised input."""
         hold, drop, look = self.ledger.hold, self.ledger.drop, self.ledger.look
         n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}.attn."
-        look(gradient_of_y=out * c, projection_gradient=c * c)
+        look(gradient_of_y=out * c)
         hold("d y", out * c)
         if f"{h}lse" not in self.ledger.held:
             drop(f"{h}y")
@@ -270,7 +269,8 @@ class _Walk:
         drop(h)
         width = 3 if out == n else 2
         hold("d c_attn", width * n * c)
-        look(gradient_of_norm=n * c, attention_matrix_gradient=width * c * c)
+        # a matrix's gradient goes where it stays, but for the parts of a pruned block's
+        look(gradient_of_norm=n * c, attention_matrix_gradient=0 if out == n else width * c * c)
         drop("d y", "dq, dk, dv", "d c_attn", f"h.{i}.ln_1")
 
 

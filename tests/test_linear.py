@@ -74,3 +74,12 @@ def test_matches_pytorch(rng):
     np.testing.assert_allclose(y, ty.detach().numpy(), rtol=0, atol=1e-12)
     for ours, theirs in zip(linear.backward(dy, cache), (tx, tw, tb), strict=True):
         np.testing.assert_allclose(ours, theirs.grad.numpy(), rtol=0, atol=1e-12)
+
+
+def test_the_gradient_of_the_matrix_goes_where_it_is_told(rng):
+    x, w, dy = rng.standard_normal((5, 3)), rng.standard_normal((3, 7)), rng.standard_normal((5, 7))
+    out = np.full((3, 7), np.nan)
+    dx, dw, db = linear.backward(dy, linear.forward(x, w)[1], out=out)
+    assert dw is out
+    for found, expected in zip((dx, dw, db), linear.backward(dy, (x, w)), strict=True):
+        np.testing.assert_array_equal(found, expected)

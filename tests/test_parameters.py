@@ -144,3 +144,33 @@ def test_a_gradient_of_another_shape_is_refused():
     store = Parameters([Parameter("w.weight", (3, 2), 0, True)])
     with pytest.raises(ValueError, match=r"w.weight has shape \(3, 2\), its gradient \(1, 2\)"):
         store["w.weight"].add_grad(np.ones((1, 2)))
+
+
+def test_zeroed_gradients_are_zeros_to_whoever_asks(rng):
+    a, b = Parameter("a", (2, 3), 0, decays=True), Parameter("b", (3,), 1, decays=False)
+    store = Parameters([a, b])
+    for ask in (lambda: store.grads, lambda: np.concatenate([a.grad.ravel(), b.grad])):
+        store.grads[...] = 7
+        store.zero_grad()
+        np.testing.assert_array_equal(ask(), np.zeros(9))
+    store.grads[...] = 7
+    store.zero_grad()
+    a.add_grad(np.ones((2, 3)))        # takes the place of the zeros
+    a.add_grad(np.ones((2, 3)))        # adds up
+    np.testing.assert_array_equal(store.grads, [2] * 6 + [0] * 3)
+    store.zero_grad()
+    out = a.first_grad()
+    out[...] = 5
+    assert a.first_grad() is None and np.shares_memory(out, store.grads)
+    store.grads /= 2
+    b.grad += 1
+    np.testing.assert_array_equal(store.grads, [2.5] * 6 + [1] * 3)
+
+
+def test_a_frozen_parameter_has_no_first_gradient():
+    a = Parameter("a", (2,), 0, decays=True)
+    store = Parameters([a])
+    store.zero_grad()
+    store.train(lambda p: False)
+    assert not a.live and a.first_grad() is None and a.grad is None
+    a.add_grad(np.ones(2))

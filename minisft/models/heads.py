@@ -207,8 +207,11 @@ class LanguageModel(Model):
             (hidden, table), w = cache, self.trunk.wte.w
             dlogits = matmul.rounded(dlogits, table.dtype)
             dhidden = matmul.product(dlogits, table.T)
-            if w.grad is not None:
-                w.add_grad(matmul.product(dlogits.T, hidden))
+            if w.live:
+                out = w.first_grad()
+                gradient = matmul.product(dlogits.T, hidden, out)
+                if out is None:
+                    w.add_grad(gradient)
         if rows is not None:
             xp = array_module(dhidden)
             scattered = xp.zeros((n, dhidden.shape[-1]), dtype=dhidden.dtype)

@@ -12,7 +12,7 @@ class Trunk(Layer):
     @property
     def lowest(self):
         """-> the number of the lowest layer that is trained; beyond all where none is."""
-        return min((p.layer for p in self.parameters() if p.grad is not None),
+        return min((p.layer for p in self.parameters() if p.live),
                    default=self.config.n_layer + 2)
 
     def run_blocks(self, batch, stream=None, pruned=False, past=None):

@@ -8,6 +8,8 @@
 The gradients are matrix products, not element-wise ones (Goodfellow et al. 2016, section 6.5.6).
 """
 
+from minisft.array import array_module
+
 
 def forward(x, w, b=None):
     """x (N,C), w (C,M), b (M,) or None -> y (N,M), cache."""
@@ -17,7 +19,11 @@ def forward(x, w, b=None):
     return y, (x, w)
 
 
-def backward(dy, cache, bias=True):
-    """dy (N,M) -> dx (N,C), dw (C,M), db (M,) or, without `bias`, None."""
+def backward(dy, cache, bias=True, out=None):
+    """dy (N,M) -> dx (N,C), dw (C,M), db (M,) or, without `bias`, None.
+
+    `out` (C,M): where dw goes.
+    """
     x, w = cache
-    return dy @ w.T, x.T @ dy, dy.sum(axis=0) if bias else None   # (2), (3), (4)
+    dw = array_module(x).matmul(x.T, dy, out=out)                 # (3)
+    return dy @ w.T, dw, dy.sum(axis=0) if bias else None         # (2), (4)
