@@ -20,8 +20,8 @@ TYPES = ("bool_", "float16", "float32", "float64", "int32", "int64", "uint8", "u
 FUNCTIONS = (
     "abs", "add", "arange", "argsort", "array", "ascontiguousarray", "broadcast_shapes",
     "broadcast_to", "concatenate", "copysign", "divide", "empty", "empty_like", "exp",
-    "flatnonzero", "full", "isfinite", "log", "maximum", "minimum", "multiply", "ones", "repeat",
-    "shape", "sqrt", "stack", "subtract", "sum", "tanh", "where", "zeros", "zeros_like")
+    "flatnonzero", "full", "isfinite", "log", "matmul", "maximum", "minimum", "multiply", "ones",
+    "repeat", "shape", "sqrt", "stack", "subtract", "sum", "tanh", "where", "zeros", "zeros_like")
 METHODS = ("all", "any", "argmax", "astype", "copy", "max", "mean", "min", "ravel", "repeat",
            "reshape", "sum", "swapaxes", "tolist", "transpose", "view")
 ATTRIBUTES = ("dtype", "flags", "itemsize", "nbytes", "ndim", "shape", "size", "strides")
