@@ -253,8 +253,8 @@ def _tell_data(task, treatment, say):
         say(f"note: {data['shared_with_training']:,} test texts also stand in the training file, "
             "which makes the test easier than new texts would be")
     if data["n_test"] is None:
-        say("note: without --test the figures at the end are of the validation part, on which the "
-            "best epoch is chosen too: expect less on new texts")
+        say("note: without --test the figures at the end are of the validation part, by which the "
+            "best epoch is chosen too, unless --select last: expect less on new texts")
     for line in task.sample():
         say(line)
 

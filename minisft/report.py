@@ -122,8 +122,9 @@ def _optimistic(data):
     """A warning when the figures come from the texts on which the model was chosen."""
     if data.get("test_path") is not None:
         return []
-    return ["> There is no test set. These figures are from the validation part, on which the best "
-            "epoch was also chosen: they are optimistic. Expect less on new texts.", ""]
+    return ["> There is no test set. These figures are from the validation part: whatever was "
+            "chosen by it, as the best epoch is, makes them optimistic. Expect less on new texts.",
+            ""]
 
 
 def _cost(results):

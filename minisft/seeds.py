@@ -14,8 +14,8 @@ from minisft.train import Interrupted
 FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "exact_match": "exact match",
            "loss": "loss"}
 KEPT = (*FIGURES, "n", "best_epoch", "train_seconds", *compared.NAMES)
-OPTIMISTIC = ("> There is no test set. Each seed is scored on the validation part that it drew, on "
-              "which its best epoch was also chosen: the figures are optimistic.")
+OPTIMISTIC = ("> There is no test set. Each seed is scored on the validation part that it drew: "
+              "whatever was chosen by it, as the best epoch is, makes the figures optimistic.")
 
 
 def finetune(settings, resume=None, say=print):

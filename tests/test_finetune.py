@@ -154,6 +154,7 @@ def test_a_trained_folder_can_be_trained_again(trained, files, tmp_path, capsys)
     ["--label-smoothing", "0.1"], ["--select", "loss"], ["--optimizer", "sgd", "--lr", "0.1"],
     ["--schedule", "cosine"], ["--layer-decay", "0.8"], ["--truncate", "tail", "--max-length", "9"],
     ["--early-stopping", "1"], ["--micro-tokens", "64"], ["--clean", "none"],
+    ["--select", "last", "--average", "0.5"],
     ["--compare", "none"], ["--recompute"], ["--train-layers", "head", "--feature-memory", "0"]])
 def test_every_option_runs(files, tmp_path, options, capsys):
     assert main(["finetune", "--train", str(files / "train.csv"), "--out", str(tmp_path / "run"),
@@ -166,6 +167,13 @@ def test_every_option_runs(files, tmp_path, options, capsys):
     assert ("naive Bayes" in captured.out) == ("--compare" not in options)
     if "--max-length" in options:
         assert "cut 80 training and validation texts to 9 tokens" in captured.out
+
+
+def test_the_last_epoch_and_early_stopping_exclude_each_other(files, tmp_path, capsys):
+    assert main(["finetune", "--train", str(files / "train.csv"), "--out", str(tmp_path / "run"),
+                 *TINY, "--select", "last", "--early-stopping", "2"]) == 2
+    assert "--early-stopping waits for a better epoch" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_the_options_change(files, tmp_path):
