@@ -98,11 +98,11 @@ def optimizer(values):
 
 def measured(case, call, options):
     """-> a row of the table, from calls by turns, each repeated for AT_LEAST seconds."""
-    seconds, clock = {harness.OURS: [], PLAIN: []}, clock_of(options)
+    seconds, clock = {harness.FAST: [], PLAIN: []}, clock_of(options)
     repeats = {}
     for turn in range(options.repeats + 1):     # the first compiles, and says how often to repeat
         for name in sorted(seconds, reverse=bool(turn % 2)):
-            with jit.compiled(name == harness.OURS):
+            with jit.compiled(name == harness.FAST):
                 if turn == 0:
                     call()
                     started = time.perf_counter()
@@ -119,8 +119,8 @@ def measured(case, call, options):
 
 def row(case, seconds):
     """-> a row of the table: medians in milliseconds, and the ratio of each turn."""
-    ours, plain = (np.array(seconds[name]) for name in (harness.OURS, PLAIN))
-    found = harness.compared(case, {harness.OURS: list(ours), PLAIN: list(plain)}, [1] * len(ours))
+    ours, plain = (np.array(seconds[name]) for name in (harness.FAST, PLAIN))
+    found = harness.compared(case, {harness.FAST: list(ours), PLAIN: list(plain)}, [1] * len(ours))
     ratio = found[0]["ratio"]
     return found[0] | {"columns": {
         "NumPy, ms": f"{1e3 * np.median(plain):.3g}",
@@ -142,14 +142,14 @@ def steps(options):
         folder = sides.weights(chosen, "classify", names)
         for rate in options.dropout:
             ours = sides.Ours(folder, rate)
-            seconds, clock = {harness.OURS: [], PLAIN: []}, clock_of(options)
+            seconds, clock = {harness.FAST: [], PLAIN: []}, clock_of(options)
             chosen_texts = texts.batches(len(sequences), options.batch[0], options.steps + 1,
                                          options.seed)
             for turn, numbers in enumerate(chosen_texts):
                 item = ([sequences.ids[n] for n in numbers],
                         [sequences.labels[n] for n in numbers])
                 for side in sorted(seconds, reverse=bool(turn % 2)):
-                    with jit.compiled(side == harness.OURS):
+                    with jit.compiled(side == harness.FAST):
                         started = clock()
                         ours.step(*item)
                         if turn:     # the first compiles

@@ -59,7 +59,7 @@ def run(options):
     for case, ids in prompts(sequences, options).items():
         steps = harness.forms(ours_tokens)
         if peer is not None:
-            harness.require_equal(ours.logits(ids), peer.logits(ids))
+            sides.require_equal(ours, peer, ids)
             alike = np.mean(ours_tokens(ids) == peer.tokens(ids, new))
             print(f"{case}: {alike:.1%} of the tokens alike (a near tie may go either way)")
             for precision in options.precision:

@@ -19,7 +19,7 @@ def run(options):
     wanted += [("texts", size, options.length) for size in options.sizes]
     if peer is not None:
         first = list(texts.equal(sequences, *options.lengths[:1], options.batch[0]))
-        harness.require_equal(ours.logits(first), peer.logits(first))
+        sides.require_equal(ours, peer, first)
     steps, made = sides.steps(ours, peer, options.precision), []
     for grows, size, length in wanted:
         ids = texts.equal(sequences, length, size * options.steps).reshape(-1, size, length)

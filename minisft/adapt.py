@@ -38,8 +38,9 @@ def adapt(model, train, valid, end, settings, folder, resume, say):
                         "not predict the next token")
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
+    # these options are about the classifier
     settings = replace(settings, epochs=settings.adapt_epochs, early_stopping=0,
-                       average=0.0)
+                       average=0.0, select="loss")
     learner = LanguageModel(model.trunk.config, dtype=model.store.dtype, seed=None)
     learner.place(settings.device, settings.precision)
     names = [p.name for p in learner.store]

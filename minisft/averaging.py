@@ -9,6 +9,10 @@ algorithm 1. With v_k the values after the k-th of these steps:
 
 from contextlib import contextmanager
 
+import numpy as np
+
+from minisft.array import array_module
+
 PIECE = 1 << 18     # values at once: the difference of a piece stays in a core's cache
 
 
@@ -21,8 +25,9 @@ class Mean:
     def add(self, values):
         """values (P,) after one more step -> m changed in place."""
         self.count += 1
-        for start in range(0, len(values), PIECE):
-            m, v = self.values[start:start + PIECE], values[start:start + PIECE]
+        piece = PIECE if array_module(values) is np else max(1, len(values))
+        for start in range(0, len(values), piece):
+            m, v = self.values[start:start + piece], values[start:start + piece]
             m += (v - m) / self.count                                                   # (1)
 
     @contextmanager

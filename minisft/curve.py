@@ -151,8 +151,9 @@ def _write(folder, points, settings):
              + (", mean over seeds with the 95% interval of that mean (Student)."
                 if settings.seeds > 1 else ", one seed."), "", text_table(points), "",
              "![Learning curve](curve.png)", "",
-             "A part of the texts of each size is held out for validation, and chooses the epoch "
-             "and what the baselines have to choose: the model and they learn from the rest.", ""]
+             "A part of the texts of each size is held out for validation, and chooses "
+             + ("" if settings.select == "last" else "the epoch and ")
+             + "what the baselines have to choose: the model and they learn from the rest.", ""]
     for point in points:
         section = compared.seeds_section(point["compared"])
         if section:

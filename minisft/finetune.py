@@ -30,8 +30,11 @@ def require_sound(settings):
     require_in_range(settings)
     require_device(settings)
     if settings.valid_fraction == 0 and settings.valid is None:
-        raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: the best "
-                        "epoch is chosen on those texts")
+        raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: every "
+                        "epoch is scored on those texts")
+    if settings.average and settings.early_stopping:
+        raise UserError("--early-stopping may end the run before --average begins, expected one "
+                        "of them")
     if settings.select == "last" and settings.early_stopping:
         raise UserError("--early-stopping waits for a better epoch, but --select last takes the "
                         "last one whatever it is")
@@ -78,7 +81,7 @@ def finetune(settings, resume=None, say=print, checked=lambda: None):
                           settings.separator if settings.task == "complete" else None)
     task.encode(tokenizer, treatment)
     settings = _fitting(settings, model, task.train_ids)
-    _tell_data(task, treatment, say)
+    _tell_data(task, treatment, settings, say)
 
     # 3. Fine-tune; the validation part chooses the epoch
     folder = Path(resume or settings.out or runs.first_free("runs", run_name(settings)))
@@ -102,6 +105,11 @@ def finetune(settings, resume=None, say=print, checked=lambda: None):
     if settings.select != "last":
         say(f"the best epoch on the validation part was {progress.best['epoch']} of "
             f"{progress.epoch}")
+    if settings.average:
+        averaged = progress.best.get("averaged")
+        say(f"the model is the mean of its values after each of {averaged:,} steps" if averaged else
+            "note: the best epoch ended before --average began, so its own values are the model; "
+            "--select last takes the mean")
     say(task.headline(results))
     say(f"trained {progress.tokens:,} tokens in {progress.seconds:.1f} s "
         f"({results['tokens_per_second']:,.0f} a second); everything is in {folder}")
@@ -232,7 +240,7 @@ def _default_lr(model, settings):
     return 100 * adam if settings.optimizer == "sgd" else adam     # its steps know no scale
 
 
-def _tell_data(task, treatment, say):
+def _tell_data(task, treatment, settings, say):
     data = task.data()
     if task.settings.train is None:
         say("no --train file: the texts are toy-news, short news made up by a grammar "
@@ -253,8 +261,9 @@ def _tell_data(task, treatment, say):
         say(f"note: {data['shared_with_training']:,} test texts also stand in the training file, "
             "which makes the test easier than new texts would be")
     if data["n_test"] is None:
-        say("note: without --test the figures at the end are of the validation part, by which the "
-            "best epoch is chosen too, unless --select last: expect less on new texts")
+        say("note: without --test the figures at the end are of the validation part" + (
+            "" if settings.select == "last" else
+            ", on which the best epoch is chosen too: expect less on new texts"))
     for line in task.sample():
         say(line)
 

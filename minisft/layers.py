@@ -102,7 +102,7 @@ class Linear(Layer):
         out = self.w.first_grad() if columns == slice(None) else None
         dx, dw, db = way.backward(dy, cache, bias, out)
         for p, gradient in ((self.w, dw), (self.b, db)):
-            if p in live and gradient is not out:
+            if p in live and (out is None or p is not self.w):
                 p.grad[..., columns] += gradient
         return dx
 

@@ -49,8 +49,9 @@ class Optimizer:
 
     def update_run(self, run, lr, decay, scale):
         """One run of the buffer, block by block."""
-        for block in _blocks(self.store.grads, run):
-            self.update(block, lr, decay, self.store.grads[block] * scale)
+        grads = self.store.grads
+        for block in _blocks(grads, run):
+            self.update(block, lr, decay, grads[block] * scale)
 
     def state(self):
         """-> the arrays to keep and the number of steps, for an exact resume."""
@@ -148,11 +149,11 @@ SCHEDULES = ("linear", "cosine", "constant")
 
 def gradient_norm(store):
     """-> length of all gradients as one vector, summed block by block in a fixed order."""
-    if cuda.runs_on(store.grads):
-        return sqrt(float(adamw.squares(store.grads)[0]))
-    total = 0.0
-    for part in _blocks(store.grads, slice(0, len(store.grads))):
-        block = store.grads[part]
+    grads, total = store.grads, 0.0
+    if cuda.runs_on(grads):
+        return sqrt(float(adamw.squares(grads)[0]))
+    for part in _blocks(grads, slice(0, len(grads))):
+        block = grads[part]
         total += float(block @ block)
     return sqrt(total)
 

@@ -1,8 +1,8 @@
 """Parameters: named views into one buffer of values and one of gradients.
 
-Zeroing, the gradient norm and AdamW are then each one pass over one array. The buffer is ordered
-by layer and, within it, by what decays and what does not, so that a learning rate or a decay is
-a number for each run of the buffer.
+The gradient norm and AdamW are then each one pass over one array. The buffer is ordered by layer
+and, within it, by what decays and what does not, so that a learning rate or a decay is a number for
+each run of the buffer.
 """
 
 from dataclasses import dataclass

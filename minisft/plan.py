@@ -23,7 +23,11 @@ FORMULA = 5      # arrays that a formula has at once in a block of rows (rows.BL
 
 @dataclass(frozen=True)
 class Step:
-    """A training step: the model's shape and the texts computed at once."""
+    """A training step: the model's shape and the texts computed at once.
+
+    A step that is accumulated over several such batches needs, from the second on, memory for the
+    gradient of one matrix more.
+    """
 
     config: GPT2Config
     lengths: tuple

@@ -123,8 +123,8 @@ def _optimistic(data):
     if data.get("test_path") is not None:
         return []
     return ["> There is no test set. These figures are from the validation part: whatever was "
-            "chosen by it, as the best epoch is, makes them optimistic. Expect less on new texts.",
-            ""]
+            "chosen by it, such as the best epoch, makes them optimistic. Expect less on new "
+            "texts.", ""]
 
 
 def _cost(results):

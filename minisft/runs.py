@@ -135,7 +135,8 @@ def machine():
 def changes(began):
     """config.json of a run (dict) -> what of `machine` is not as it was when the run began."""
     def flat(found):
-        return found.get("versions", {}) | {
+        versions = found.get("versions", {})     # numba: told by the compiled twins
+        return {name: n for name, n in versions.items() if name != "numba"} | {
             "compiled twins": {True: "on", False: "off"}.get(found.get("compiled")),
             **{name: found.get(name) for name in ("python", "platform", "processor", "threads")}}
 

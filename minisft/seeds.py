@@ -15,7 +15,7 @@ FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "exact_match": "exact
            "loss": "loss"}
 KEPT = (*FIGURES, "n", "best_epoch", "train_seconds", *compared.NAMES)
 OPTIMISTIC = ("> There is no test set. Each seed is scored on the validation part that it drew: "
-              "whatever was chosen by it, as the best epoch is, makes the figures optimistic.")
+              "whatever was chosen by it, such as the best epoch, makes the figures optimistic.")
 
 
 def finetune(settings, resume=None, say=print):

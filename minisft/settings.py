@@ -107,7 +107,8 @@ class Settings:
     word_swap: float = option(0.0, "classify: part of its tokens that change places with the next "
                               "one, others in each step", type=float)
     average: float = option(0.0, "part of all steps, the last ones, over whose values the mean is "
-                            "taken, in place of the last values (0: none)", type=float)
+                            "taken, in place of the values themselves; sure to count with "
+                            "--select last (0: none)", type=float)
     early_stopping: int = option(0, "stop after this many epochs without a better one (0: never)",
                                  type=int)
     select: str = option("accuracy", "which epoch counts: the best on the validation part, "

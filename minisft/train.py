@@ -74,7 +74,7 @@ class State:
     tokens: int = 0
     steps: list = field(default_factory=list)       # a dict for each step
     epochs: list = field(default_factory=list)      # a dict for each epoch
-    best: dict | None = None                        # the epoch that validation chose
+    best: dict | None = None                        # the epoch that counts so far
     best_values: np.ndarray | None = None
     mean: Mean | None = None                        # of the values, with settings.average
     scale: LossScale | None = None                  # of float16 alone
@@ -139,8 +139,8 @@ def begin(folder, resume, config, model, say):
     if not resume:
         runs.start(folder, config | {"parameters": model.store.size, **runs.machine()})
     elif found := runs.changes(read_json(folder / "config.json")):
-        say(f"note: not what the run began with: {'; '.join(found)}; it goes on, but not with the "
-            "bits of one that ran through")
+        say(f"note: not what the run began with: {'; '.join(found)}; it goes on, without the "
+            "certainty of the same bits")
 
 
 def taken_up(folder, resume, model, optimizer, say):
@@ -229,11 +229,11 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
                 stream = random.Stream(settings.seed, state.step)
                 loss, norm = train_step(model, sequences, numbers, optimizer, lr, settings,
                                         stream, loss_options or {}, state.scale)
-                seconds, tokens = time.perf_counter() - started, int(lengths[numbers].sum())
                 state.step += 1
                 state.index += 1
                 if state.step > (1 - settings.average) * total:
                     _average(model, state)
+                seconds, tokens = time.perf_counter() - started, int(lengths[numbers].sum())
                 state.seconds += seconds
                 state.tokens += tokens
                 state.steps.append({"step": state.step, "epoch": state.epoch + 1, "loss": loss,
@@ -273,6 +273,8 @@ def _finish_epoch(model, settings, validate, state, log):
     if validate is not None:
         with nullcontext() if state.mean is None else state.mean.within(model):
             report |= validate(model)
+            if state.mean is not None:
+                report["averaged"] = state.mean.count
             if state.best is None or settings.select == "last" or \
                     report["score"] > state.best["score"]:
                 state.best, state.best_values = report, model.store.values.copy()

@@ -173,6 +173,9 @@ def test_the_last_epoch_and_early_stopping_exclude_each_other(files, tmp_path, c
     assert main(["finetune", "--train", str(files / "train.csv"), "--out", str(tmp_path / "run"),
                  *TINY, "--select", "last", "--early-stopping", "2"]) == 2
     assert "--early-stopping waits for a better epoch" in capsys.readouterr().err
+    assert main(["finetune", "--train", str(files / "train.csv"), "--out", str(tmp_path / "run"),
+                 *TINY, "--average", "0.5", "--early-stopping", "2"]) == 2
+    assert "before --average begins" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minisft.batch import pack
 from minisft.errors import UserError
 from minisft.models.gpt2 import SIZES, GPT2Config, count
 from minisft.models.heads import Classifier, LanguageModel
@@ -53,3 +54,25 @@ def test_what_we_do_not_have_is_refused_by_name(key, value):
     GPT2Config.from_dict(settings, "here/config.json")
     with pytest.raises(UserError, match=f"here/config.json: {key}|n_head"):
         GPT2Config.from_dict(settings | {key: value}, "here/config.json")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "language model"])
+@pytest.mark.parametrize("layers", ["all", "last:1"])
+def test_what_a_zeroed_gradient_held_is_never_read(rng, kind, layers):
+    config = GPT2Config(vocab_size=23, n_positions=12, n_embd=8, n_layer=2,
+                        n_head=2).with_dropout(0)
+    ids = [rng.integers(0, 23, n) for n in (5, 1, 7)]
+    labels = [0, 1, 2] if kind == "classifier" else [np.append(x[1:], -100) for x in ids]
+
+    def gradients(before):
+        model = (Classifier(config, "abc", seed=1) if kind == "classifier" else
+                 LanguageModel(config, seed=1))
+        if layers != "all":
+            model.train_layers(layers)
+        model.store.grads[...] = before
+        model.store.zero_grad()
+        model.loss(pack(ids, labels))
+        model.loss_backward()
+        return model.store.grads.copy()
+
+    np.testing.assert_array_equal(gradients(np.nan), gradients(0))
