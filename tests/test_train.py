@@ -110,34 +110,30 @@ def test_bits_depend_on_the_seed_alone(sequences):
     assert (first.store.values != other.store.values).any()
 
 
-def test_early_stopping(sequences):
-    scores = iter([1, 3, 2, 2, 5])
-    settings = dataclasses.replace(SETTINGS, epochs=9, early_stopping=2)
-    state, model = State(), classifier()
-    kept = []
+def fitted(sequences, settings, scores):
+    """-> state, the model's values, and those that each validation saw, whose scores are given."""
+    state, model, kept, scores = State(), classifier(), [], iter(scores)
 
     def validate(model):
         kept.append(model.store.values.copy())
         return {"score": [next(scores)]}
 
     fit(model, sequences, settings, validate, state, make_optimizer(model, settings))
+    return state, model.store.values, kept
+
+
+def test_early_stopping(sequences):
+    settings = dataclasses.replace(SETTINGS, epochs=9, early_stopping=2)
+    state, values, kept = fitted(sequences, settings, [1, 3, 2, 2, 5])
     assert state.epoch == 4 and state.best["epoch"] == 2
-    np.testing.assert_array_equal(model.store.values, kept[1])
+    np.testing.assert_array_equal(values, kept[1])
 
 
 def test_the_last_epoch_counts_where_it_is_asked_for(sequences):
-    scores = iter([3, 2, 1])
     settings = dataclasses.replace(SETTINGS, epochs=3, select="last")
-    state, model = State(), classifier()
-    kept = []
-
-    def validate(model):
-        kept.append(model.store.values.copy())
-        return {"score": [next(scores)]}
-
-    fit(model, sequences, settings, validate, state, make_optimizer(model, settings))
+    state, values, kept = fitted(sequences, settings, [3, 2, 1])
     assert state.best["epoch"] == 3
-    np.testing.assert_array_equal(model.store.values, kept[2])
+    np.testing.assert_array_equal(values, kept[2])
     assert (kept[2] != kept[0]).any()
 
 
