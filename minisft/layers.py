@@ -93,17 +93,16 @@ class Linear(Layer):
 
     def part_backward(self, dy, cache, columns, bias=True):
         """dy (N,columns) -> dx (N,in)."""
-        bias = bias and self.b is not None
-        live = [p for p in (self.w, self.b if bias else None)
-                if p is not None and p.live]
+        bias = bias and self.b is not None and self.b.live
         way, w = linear if self.w.low is None else matmul, cache[1]
-        if not live:
+        if not (self.w.live or bias):
             return matmul.product(matmul.rounded(dy, w.dtype), w.T)
         out = self.w.first_grad() if columns == slice(None) else None
         dx, dw, db = way.backward(dy, cache, bias, out)
-        for p, gradient in ((self.w, dw), (self.b, db)):
-            if p in live and (out is None or p is not self.w):
-                p.grad[..., columns] += gradient
+        if out is None and self.w.live:
+            self.w.grad[:, columns] += dw
+        if bias:
+            self.b.grad[columns] += db
         return dx
 
 

@@ -25,5 +25,6 @@ def backward(dy, cache, bias=True, out=None):
     `out` (C,M): where dw goes.
     """
     x, w = cache
+    dx = dy @ w.T                                                 # (2)
     dw = array_module(x).matmul(x.T, dy, out=out)                 # (3)
-    return dy @ w.T, dw, dy.sum(axis=0) if bias else None         # (2), (4)
+    return dx, dw, dy.sum(axis=0) if bias else None               # (4)
