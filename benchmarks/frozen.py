@@ -107,7 +107,7 @@ def runs(options, folder, sequences, batches):
         return [sequences.ids[n] for n in numbers], [sequences.labels[n] for n in numbers]
 
     made = {name: ours_run(options, folder, sequences, batches, of)
-            for name in harness.forms(None)}
+            for name in harness.our_sides()}
     if options.alone:
         return made
     ours, peer = sides.pair(folder, options, rate, options.train_layers)

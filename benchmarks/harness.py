@@ -25,6 +25,7 @@ from minisft.errors import UserError
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS, FAST = "minisft", "minisft[fast]"
+OUR_SIDES = FAST, OURS
 PRECISIONS = "float32", "bfloat16"
 PAUSE = 0.1     # seconds in which the threads of the side before stop to wait for more work
 
@@ -91,7 +92,12 @@ def run(job, options):
 
 def forms(step):
     """Our step(item) -> {name: step}: with the compiled twins, if there are any, and without."""
-    return ({FAST: step} if jit.chosen() else {}) | {OURS: without_twins(step)}
+    return {name: step if name == FAST else without_twins(step) for name in our_sides()}
+
+
+def our_sides():
+    """-> the names of our forms that can run here."""
+    return OUR_SIDES if jit.chosen() else (OURS,)
 
 
 def without_twins(step):
@@ -125,9 +131,9 @@ def alternate(sides, items, warmup=1):
 def compared(case, seconds, tokens):
     """Times of each side, real tokens of each item -> a row of the table for ours and a peer."""
     made = []
-    for side in [name for name in seconds if name in (OURS, FAST)]:
+    for side in [name for name in seconds if name in OUR_SIDES]:
         ours = np.array(seconds[side])
-        for peer in [name for name in seconds if name not in (OURS, FAST)] or [None]:
+        for peer in [name for name in seconds if name not in OUR_SIDES] or [None]:
             row = {"case": case, "side": side, "tokens": [int(n) for n in tokens],
                    "seconds": seconds[side], "ours": spread(ours),
                    "tokens_per_second": float(np.sum(tokens) / ours.sum())}

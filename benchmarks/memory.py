@@ -58,7 +58,7 @@ def measure(options):
     gc.collect()
     before = _status("VmRSS")
     step, size = _side(options, task, names)
-    if options.measure in (harness.OURS, harness.FAST):
+    if options.measure in harness.OUR_SIDES:
         tracemalloc.start()
     reset = _reset_peak()
     for item in todo:
@@ -72,7 +72,7 @@ def measure(options):
 def _side(options, task, names):
     """-> the step of the side that is measured, and the number of its parameters."""
     folder = sides.weights(options, task, names)
-    if options.measure in (harness.OURS, harness.FAST):
+    if options.measure in harness.OUR_SIDES:
         ours = sides.Ours(folder, options.dropout[0])
         return ours.step, ours.model.store.size
     peer, precision = sides.Peer(folder, options.dropout[0]), options.measure.split()[-1]
@@ -132,7 +132,7 @@ def run(options):
     made = []
     for case in cases(options):
         found = {peer: child(options, peer, case) for peer in peers}
-        for side in harness.forms(None):
+        for side in harness.our_sides():
             ours = child(options, side, case)
             for peer, theirs in found.items() or [(None, None)]:
                 made.append({"case": case, "side": side, "ours": ours, "peer": peer,

@@ -127,8 +127,7 @@ def test_completions(tmp_path):
     path, out = tmp_path / "pairs.jsonl", tmp_path / "out"
     path.write_text("".join(json.dumps({"prompt": f"say {n}", "completion": str(n)}) + "\n"
                             for n in range(40)))
-    assert main(["curve", "--task", "complete", "--train", str(path), "--test",
-                 str(path), *TINY,
+    assert main(["curve", "--task", "complete", "--train", str(path), "--test", str(path), *TINY,
                  "--max-new-tokens", "4", "--sizes", "10,30", "--out", str(out)]) == 0
     assert "Exact match on test texts" in (out / "report.md").read_text()
     assert [p["n"] for p in points(out)] == [40, 40]
