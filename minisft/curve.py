@@ -15,7 +15,8 @@ from minisft.data.text import parse_steps
 from minisft.errors import UserError
 from minisft.files import replacing, write_json
 from minisft.markdown import table
-from minisft.settings import Settings, option
+from minisft.recipe import with_defaults
+from minisft.settings import Settings, option, require_sound
 from minisft.train import Interrupted
 
 
@@ -49,7 +50,7 @@ def curve(settings, resume=None, say=print):
         settings = runner.kept_run(config, resume, CurveSettings)
         settings = replace(settings, sizes=tuple(sorted({*settings.sizes, *more})))
     settings = replace(settings, compare=settings.compare or "baselines")
-    _require_sound(settings)
+    _require_sizes(settings)
     files = runner.fingerprints(settings, config, resume)
     folder = Path(resume or settings.out or
                   runs.first_free("runs", f"{runner.run_name(settings)}-curve"))
@@ -89,7 +90,7 @@ def _single(settings, size, seed):
     return Settings(**values | {"train_texts": size, "seed": seed, "seeds": 1})
 
 
-def _require_sound(settings):
+def _require_sizes(settings):
     """Raises UserError for whatever would stop a later size, before the first one begins."""
     if not settings.sizes:
         raise UserError("--sizes is missing, expected numbers of training texts such as "
@@ -102,8 +103,8 @@ def _require_sound(settings):
     seeds.require_seeds(settings)
     for size in settings.sizes:
         single = _single(settings, size, settings.seed)
-        runner.require_sound(single)
-        clean = parse_steps(single.clean or ("none" if single.task == "complete" else "all"))
+        require_sound(single)
+        clean = parse_steps(with_defaults(single).clean)
         try:
             runner.TASKS[single.task](single, clean)
         except UserError as error:

@@ -1,7 +1,7 @@
 """Fine-tuning from files to a run folder: the article's four steps in the order they happen."""
 
 import dataclasses
-from math import ceil, sqrt
+from math import ceil
 from pathlib import Path
 
 from minisft import hub, plots, runs
@@ -13,43 +13,11 @@ from minisft.errors import UserError
 from minisft.files import write_json
 from minisft.folder import Treatment, end_token, require_fit, write_folder
 from minisft.models.gpt2 import GPT2Config
-from minisft.settings import (
-    Settings,
-    kept_settings,
-    require_device,
-    require_in_range,
-    spelled,
-)
+from minisft.recipe import fitting, with_defaults
+from minisft.settings import Settings, kept_settings, require_sound
 from minisft.train import Interrupted, State, begin, fit, fit_in, make_optimizer, taken_up
 
 TASKS = {"classify": Classification, "complete": Completion}
-
-
-def require_sound(settings):
-    """Raises UserError naming the first option that cannot be."""
-    require_in_range(settings)
-    require_device(settings)
-    if settings.valid_fraction == 0 and settings.valid is None:
-        raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: every "
-                        "epoch is scored on those texts")
-    if settings.average and settings.early_stopping:
-        raise UserError("--early-stopping may end the run before --average begins, expected one "
-                        "of them")
-    if settings.select == "last" and settings.early_stopping:
-        raise UserError("--early-stopping waits for a better epoch, but --select last takes the "
-                        "last one whatever it is")
-    for name in ("pair_column", "word_dropout", "word_swap"):
-        if settings.task != "classify" and getattr(settings, name):
-            raise UserError(f"{spelled(name)} is for --task classify")
-    if settings.pooling is not None and (settings.model == "scratch" or
-                                         settings.task != "classify"):
-        raise UserError("--pooling is for a BERT that classifies: see --model")
-    for name in Settings.SCRATCH:
-        if settings.model != "scratch" and getattr(settings, name) != getattr(Settings, name):
-            raise UserError(f"{spelled(name)} is for --model scratch, {settings.model} has its own")
-    if settings.adapt_epochs and settings.task != "classify":
-        raise UserError("--adapt-epochs is for --task classify: completing is next-token training "
-                        "already")
 
 
 def finetune(settings, resume=None, say=print, checked=lambda: None):
@@ -64,7 +32,7 @@ def finetune(settings, resume=None, say=print, checked=lambda: None):
         settings = kept_run(config, resume)
     if settings.seeds != 1:
         raise UserError(f"--seeds is {settings.seeds}: seeds.finetune trains several")
-    settings = dataclasses.replace(settings, **_defaults(settings))
+    settings = with_defaults(settings)
     require_sound(settings)
     if resume is None and settings.out is not None:
         runs.require_free(settings.out, settings.overwrite)
@@ -80,8 +48,8 @@ def finetune(settings, resume=None, say=print, checked=lambda: None):
                                      model.trunk.config.n_positions), settings.truncate,
                           settings.separator if settings.task == "complete" else None)
     task.encode(tokenizer, treatment)
-    settings = _fitting(settings, model, task.train_ids)
-    _tell_data(task, treatment, settings, say)
+    settings = fitting(settings, model, task.train_ids)
+    _tell_data(task, treatment, say)
 
     # 3. Fine-tune; the validation part chooses the epoch
     folder = Path(resume or settings.out or runs.first_free("runs", run_name(settings)))
@@ -102,14 +70,7 @@ def finetune(settings, resume=None, say=print, checked=lambda: None):
         results = _finish(task, model, settings, progress, history, folder, adaptation, say)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(folder) from None
-    if settings.select != "last":
-        say(f"the best epoch on the validation part was {progress.best['epoch']} of "
-            f"{progress.epoch}")
-    if settings.average:
-        averaged = progress.best.get("averaged")
-        say(f"the model is the mean of its values after each of {averaged:,} steps" if averaged else
-            "note: the best epoch ended before --average began, so its own values are the model; "
-            "--select last takes the mean")
+    _tell_choice(settings, progress, say)
     say(task.headline(results))
     say(f"trained {progress.tokens:,} tokens in {progress.seconds:.1f} s "
         f"({results['tokens_per_second']:,.0f} a second); everything is in {folder}")
@@ -157,10 +118,10 @@ def _from_random_weights(task, pretrained, settings):
     """
     recipe = dataclasses.replace(settings, model="scratch", epochs=None, dropout=None, lr=None,
                                  train_layers="all", layer_decay=1.0)
-    recipe = dataclasses.replace(recipe, **_defaults(recipe))
+    recipe = with_defaults(recipe)
     model = pretrained.from_random_weights(recipe.dropout, recipe.seed)
     model.place(recipe.device, recipe.precision)
-    recipe = _fitting(recipe, model, task.train_ids)
+    recipe = fitting(recipe, model, task.train_ids)
     # a peak is known for one when 150 steps, or an epoch of more, have brought nothing better
     patience = ceil(150 * recipe.batch_tokens / int(task.train_ids.lengths.sum()))
     select = Settings.select if recipe.select == "last" else recipe.select
@@ -214,33 +175,7 @@ def _build(task, settings, say):
     return model, tokenizer
 
 
-def _fitting(settings, model, sequences):
-    """-> the settings whose default depends on the model and on how many texts there are.
-
-    Few texts want more epochs, as in Mosbach et al. 2021: there, 20 and small learning rates made
-    fine-tuning on small sets reliable.
-    """
-    tokens = int(sequences.lengths.sum())
-    batch_tokens = settings.batch_tokens or max(1, min(2048, tokens // 8))
-    enough = ceil(120 * batch_tokens / tokens)
-    settings = dataclasses.replace(settings, batch_tokens=batch_tokens,
-                                   pooling=getattr(model, "pooling", None))
-    return dataclasses.replace(
-        settings, lr=settings.lr or _default_lr(model, settings),
-        epochs=settings.epochs or (15 if settings.model == "scratch" else min(max(3, enough), 20)))
-
-
-def _default_lr(model, settings):
-    # 5e-5 is the field's choice at GPT-2's width 768; narrower models want more, small batches
-    # less (by the square root: Malladi et al. 2022), and a new head on a frozen model most.
-    adam = 5e-5 * (768 / model.trunk.config.n_embd) ** 1.5 * sqrt(
-        min(1, settings.batch_tokens / 2048))
-    if settings.model == "scratch" or settings.train_layers == "head":
-        adam = 1e-3
-    return 100 * adam if settings.optimizer == "sgd" else adam     # its steps know no scale
-
-
-def _tell_data(task, treatment, settings, say):
+def _tell_data(task, treatment, say):
     data = task.data()
     if task.settings.train is None:
         say("no --train file: the texts are toy-news, short news made up by a grammar "
@@ -262,10 +197,21 @@ def _tell_data(task, treatment, settings, say):
             "which makes the test easier than new texts would be")
     if data["n_test"] is None:
         say("note: without --test the figures at the end are of the validation part" + (
-            "" if settings.select == "last" else
+            "" if task.settings.select == "last" else
             ", on which the best epoch is chosen too: expect less on new texts"))
     for line in task.sample():
         say(line)
+
+
+def _tell_choice(settings, progress, say):
+    if settings.select != "last":
+        say(f"the best epoch on the validation part was {progress.best['epoch']} of "
+            f"{progress.epoch}")
+    if settings.average:
+        averaged = progress.best.get("averaged")
+        say(f"the model is the mean of its values after each of {averaged:,} steps" if averaged else
+            "note: the best epoch ended before --average began, so its own values are the model; "
+            "--select last takes the mean")
 
 
 def run_name(settings):
@@ -295,12 +241,3 @@ def kept_run(config, folder, kind=Settings):
             raise UserError(f"{path}: no such file, expected the --{name} file of the run "
                             f"{folder}; resume in the folder where the run began")
     return settings
-
-
-def _defaults(settings):
-    """-> the settings whose default depends on others."""
-    scratch = settings.model == "scratch"
-    values = {"clean": "none" if settings.task == "complete" else "all",
-              "dropout": 0.3 if scratch else None,
-              "compare": "random" if settings.train is None else "baselines"}
-    return {name: value for name, value in values.items() if getattr(settings, name) is None}

@@ -8,6 +8,7 @@ from minisft import finetune as runner
 from minisft.errors import UserError
 from minisft.files import read_json, replacing, write_json
 from minisft.markdown import table
+from minisft.settings import require_sound
 from minisft.train import Interrupted
 
 # What is averaged, as far as the task has it
@@ -29,7 +30,7 @@ def finetune(settings, resume=None, say=print):
     if settings.seeds == 1:
         return runner.finetune(settings, resume, say)
     require_seeds(settings)
-    runner.require_sound(settings)
+    require_sound(settings)
     if resume is None and settings.out is not None:
         runs.require_free(settings.out, settings.overwrite)
     if config is not None:

@@ -183,6 +183,33 @@ def require_in_range(settings):
             raise UserError(f"{spelled(setting.name)} is empty, expected a name")
 
 
+def require_sound(settings):
+    """Raises UserError naming the first option that cannot be."""
+    require_in_range(settings)
+    require_device(settings)
+    if settings.valid_fraction == 0 and settings.valid is None:
+        raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: every "
+                        "epoch is scored on those texts")
+    if settings.average and settings.early_stopping:
+        raise UserError("--early-stopping may end the run before --average begins, expected one "
+                        "of them")
+    if settings.select == "last" and settings.early_stopping:
+        raise UserError("--early-stopping waits for a better epoch, but --select last takes the "
+                        "last one whatever it is")
+    for name in ("pair_column", "word_dropout", "word_swap"):
+        if settings.task != "classify" and getattr(settings, name):
+            raise UserError(f"{spelled(name)} is for --task classify")
+    if settings.pooling is not None and (settings.model == "scratch" or
+                                         settings.task != "classify"):
+        raise UserError("--pooling is for a BERT that classifies: see --model")
+    for name in Settings.SCRATCH:
+        if settings.model != "scratch" and getattr(settings, name) != getattr(Settings, name):
+            raise UserError(f"{spelled(name)} is for --model scratch, {settings.model} has its own")
+    if settings.adapt_epochs and settings.task != "classify":
+        raise UserError("--adapt-epochs is for --task classify: completing is next-token training "
+                        "already")
+
+
 def require_device(settings):
     """Raises UserError unless the device is there and the precision of use on it."""
     if settings.device == "gpu":

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "minisft"
 
 # A module imports only from floors below its own. `__init__` files of a folder count as the folder.
 FLOORS = [
-    ["errors", "rows", "memory", "markdown", "metrics"],
+    ["errors", "rows", "memory", "markdown", "metrics", "recipe"],
     ["array", "compared", "jit"],
     ["compiled.exp", "compiled.philox"],
     ["random", "erf", "bfloat16", "gradcheck", "batch", "report", "files", "plots", "ledger",
