@@ -33,7 +33,7 @@ def forward(q, k, v, cu_seqlens, causal=True, drop=None):
         put(y, kept @ fill(v, cu_seqlens, group), cu_seqlens, numbers)               # (3)
         return p, keep
 
-    return y, (q, k, v, cu_seqlens, drop, groups, rows.each(work, groups))
+    return y, (q, k, v, cu_seqlens, drop, groups, rows.each_product(work, groups))
 
 
 def backward(dy, cache):
@@ -50,7 +50,7 @@ def backward(dy, cache):
         put(dq, ds @ fill(k, cu_seqlens, group), cu_seqlens, group[0])               # (7)
         put(dk, transpose(ds) @ fill(q, cu_seqlens, group), cu_seqlens, group[0])
 
-    rows.each(work, range(len(groups)))
+    rows.each_product(work, range(len(groups)))
     return dq, dk, dv
 
 

@@ -3,6 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from minisft import rows
 
@@ -47,6 +48,47 @@ def test_an_error_reaches_the_caller_and_leaves_the_pool_usable(n_threads):
         with pytest.raises(ZeroDivisionError, match="in a share"):
             rows.each(work, range(8))
     assert rows.each(work, range(4)) == [0, 1, 2, 3]
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpool_info()
+            if library["user_api"] == "blas"]
+
+
+def test_products_of_several_threads_stay_on_their_own(n_threads):
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        found = rows.each_product(lambda i: rows.each_product(lambda j: blas_threads(), range(2)),
+                                  range(5))
+        alone = rows.each_product(lambda i: blas_threads(), [0])
+        with pytest.raises(ZeroDivisionError):
+            rows.each_product(lambda i: 1 / i, range(4))
+        assert alone == [before] and blas_threads() == before
+    inside = [1] * len(before) if n_threads > 1 else before
+    assert before and found == [[inside] * 2] * 5
+
+
+def test_blas_gets_its_threads_back_whoever_leaves_last(monkeypatch):
+    monkeypatch.setattr(rows, "threads", lambda: 2)
+    entered, leave = threading.Event(), threading.Event()
+
+    def others(i):
+        if not i:
+            entered.set()
+            assert leave.wait(20)
+
+    def ours(i):
+        if not i:
+            other.start()
+            assert entered.wait(20)
+
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        other = threading.Thread(target=rows.each_product, args=(others, range(2)))
+        rows.each_product(ours, range(2))
+        leave.set()
+        other.join(30)
+        assert blas_threads() == before
 
 
 def test_errstate_reaches_every_thread(n_threads):
