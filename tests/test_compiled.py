@@ -138,6 +138,9 @@ def test_the_gradient_takes_the_place_of_the_logits_only_when_asked(rng):
     _, cache = cross_entropy.forward(z, labels)
     expected = cross_entropy.backward(2.0, cache)
     assert np.array_equal(z, kept)
+    other = np.full_like(z, np.nan)
+    assert cross_entropy.backward(2.0, cache, out=other) is other
+    assert np.array_equal(other, expected) and np.array_equal(z, kept)
     assert cross_entropy.backward(2.0, cache, out=z) is z and np.array_equal(z, expected)
 
 

@@ -37,9 +37,11 @@ def backward(dloss, cache, out=None):
     """dloss () -> dz (N,K); `out` may be z itself, which nobody must need any more."""
     z, m, e, y, on_label, spread, smooth = cache
     dz = np.empty_like(z) if out is None else out
+    if dz is not z:
+        dz[...] = z     # a loop over two arrays that may be one is not made of vectors
     total = on_label + (y >= 0) * spread.sum() if smooth else on_label
-    jit.each(lambda start, stop: _backward(z, m, e, y, on_label, total, spread, smooth, F(dloss),
-                                           dz, start, stop), *_rows(z))
+    jit.each(lambda start, stop: _backward(dz, m, e, y, on_label, total, spread, smooth, F(dloss),
+                                           start, stop), *_rows(z))
     return dz
 
 
@@ -67,14 +69,14 @@ def _forward(z, y, on_label, spread, smooth, m, e, losses, start, stop):
 
 
 @jit.loop()
-def _backward(z, m, e, y, on_label, total, spread, smooth, dloss, dz, start, stop):
+def _backward(dz, m, e, y, on_label, total, spread, smooth, dloss, start, stop):
     for i in range(start, stop):
-        row, out, top, label = z[i], dz[i], m[i], y[i]
+        row, top, label = dz[i], m[i], y[i]
         factor = dloss * total[i] / e[i]
         for k in range(row.size):
-            out[k] = exp(row[k] - top) * factor                        # (4)
+            row[k] = exp(row[k] - top) * factor                        # (4)
         if smooth and label >= 0:
             for k in range(row.size):
-                out[k] -= dloss * spread[k]
+                row[k] -= dloss * spread[k]
         if label >= 0:
-            out[label] -= dloss * on_label[i]
+            row[label] -= dloss * on_label[i]
