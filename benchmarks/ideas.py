@@ -150,7 +150,7 @@ def roofline(case, ours, items, config, classes, options):
         made.append({"case": case, "idea": "roofline", "side": side, "seconds": found,
                      "products": list(alone), "columns": {
             "idea": f"roofline, {side}", "s": f"{np.median(step):.3g}",
-            "GFLOP of products": f"{np.median(work) / 1e9:,.3g}",
+            "GFLOP of products": f"{np.median(work) / 1e9:,.0f}",
             "GFLOP/s of the step": f"{np.median(work / step) / 1e9:.1f}",
             "of the products alone": f"{np.median(work / alone) / 1e9:.1f}",
             "reached": f"**{np.median(alone / step):.0%}**"}})
