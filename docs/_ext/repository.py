@@ -75,7 +75,7 @@ def site_link(page, target, fragment):
     pages = {name: page for page, name in COPIES.items()}
     if path in pages:
         return posixpath.relpath(f"{pages[path]}.md", above) + tail
-    if not (ROOT / path).is_file():
+    if not (ROOT / path).is_file() or path.endswith(".png"):     # Sphinx copies pictures itself
         return target + tail
     if path.startswith("notebooks/") and path.endswith(PAGES):
         return posixpath.relpath(path, above) + tail
