@@ -33,7 +33,7 @@ def run(options):
 
 
 def _draw(axes, made):
-    for grows, style in (("length", "-"), ("texts", "--")):
+    for grows, style, said in (("length", "-", "longer texts"), ("texts", "--", "more texts")):
         rows = [row for row in made if row["grows"] == grows]
         for peer in dict.fromkeys(row.get("peer") for row in rows):
             shown = [row for row in rows if row.get("peer") == peer
@@ -41,12 +41,12 @@ def _draw(axes, made):
             tokens = np.array([row["texts"] * row["length"] for row in shown])
             if peer is not None:
                 axes.plot(tokens, tokens / [row["theirs"]["median"] for row in shown],
-                          style, marker="s", label=f"{peer}, {grows} grows")
+                          style, marker="s", label=f"{peer}, {said}")
         for side, color in (harness.FAST, "black"), (harness.OURS, "#7f7f7f"):
             shown = [row for row in rows if row["side"] == side and row.get("peer") == peer]
             if shown:
                 axes.plot(tokens, tokens / [row["ours"]["median"] for row in shown], style,
-                          marker="o", color=color, label=f"{side}, {grows} grows")
+                          marker="o", color=color, label=f"{side}, {said}")
     axes.set_xscale("log", base=2)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens of a step")
