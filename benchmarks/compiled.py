@@ -13,11 +13,13 @@ from functools import partial
 import numpy as np
 
 from benchmarks import harness, sides, small, texts
-from minisft import attention_groups, jit, random
+from minisft.backend import random
+from minisft.backend.cpu import jit
+from minisft.dispatch import attention_groups
 from minisft.errors import UserError
+from minisft.nn.parameters import Parameter, Parameters
 from minisft.ops import cross_entropy, dropout, gelu, layer_norm, softmax
-from minisft.optim import AdamW
-from minisft.parameters import Parameter, Parameters
+from minisft.training.optim import AdamW
 
 PLAIN = "NumPy"
 STREAM = random.Stream(0, 1)

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 
 from benchmarks import harness, sides, texts
+from minisft.training.frozen_features import with_features
 
 AS_USED, CACHED = "torch as used", "torch with features"
 MEMORY = 2**30     # bytes of features that our side may hold in memory
@@ -24,7 +25,7 @@ class CachedPeer(sides.Peer):
         super().__init__(folder, dropout, train_layers)
         trunk, nn = self.model.transformer, self.torch.nn
         split = len(trunk.h) - int(train_layers.removeprefix("last:"))
-        self.below, self.above, self.ln_f = trunk.h[:split], trunk.h[split:], trunk.ln_f
+        self.frozen_forward, self.above, self.ln_f = trunk.h[:split], trunk.h[split:], trunk.ln_f
         self.no_positions = nn.Embedding.from_pretrained(
             self.torch.zeros(trunk.wpe.weight.shape))     # they are in the features already
         self.rows = None
@@ -33,7 +34,7 @@ class CachedPeer(sides.Peer):
         """Token ids of all texts -> what the frozen blocks make of them, texts of like length
         computed together; from then on the model is what lies above."""
         trunk, identity = self.model.transformer, self.torch.nn.Identity()
-        trunk.h, trunk.ln_f = self.below, identity
+        trunk.h, trunk.ln_f = self.frozen_forward, identity
         self.rows = [None] * len(ids)
         order = np.argsort([len(x) for x in ids], kind="stable")
         self.model.eval()
@@ -94,7 +95,7 @@ def ours_run(options, folder, sequences, batches, of):
 
     def fill():
         tokens = options.batch[0] * int(max(sequences.lengths))
-        kept.append(sequences.with_features(ours.model, tokens, MEMORY).features)
+        kept.append(with_features(sequences, ours.model, tokens, MEMORY).features)
 
     return Run(fill, lambda numbers: ours.step(*of(numbers), Some(kept[0], numbers)), batches)
 

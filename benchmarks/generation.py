@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 
 from benchmarks import harness, sides, texts
-from minisft.generate import Sampler, generate
+from minisft.models.generate import Sampler, generate
 
 
 def prompts(sequences, options):

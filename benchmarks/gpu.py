@@ -27,9 +27,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.gpu_attention import record_attention
 from benchmarks.gpu_step import record_steps
-from minisft import array
-from minisft.kernel_checks import KERNEL_CHECKS
-from minisft.launch import (
+from minisft.backend import array
+from minisft.backend.gpu.launch import (
     adamw,
     cross_entropy,
     dropout,
@@ -39,8 +38,9 @@ from minisft.launch import (
     softmax,
     softmax_naive,
 )
+from minisft.backend.random import Stream, Tokens
 from minisft.models.gpt2 import GPT2Config
-from minisft.random import Stream, Tokens
+from minisft.verify.kernel_checks import KERNEL_CHECKS
 
 try:
     import torch
@@ -115,7 +115,7 @@ def correct(bench):
     failed = []
     for check in KERNEL_CHECKS.values():
         for size in (1, 33, 127) if bench.card else (33,):
-            rows = check.rows(size, bench.put)
+            rows = check.rows(size, bench.asarray)
             failed += [f"{check.name}, size {size}: {row}" for row in rows
                        if not row.error <= row.limit]
     print(f"correct: {len(KERNEL_CHECKS)} checks of kernels, {len(failed)} beyond their limit")

@@ -10,8 +10,8 @@ from functools import partial
 import numpy as np
 
 from benchmarks.gpu_step import ag_news_lengths
-from minisft.launch import attention, attention_bfloat16, attention_naive
-from minisft.launch.bfloat16 import to_bfloat16
+from minisft.backend.gpu.launch import attention, attention_bfloat16, attention_naive
+from minisft.backend.gpu.launch.bfloat16 import to_bfloat16
 
 try:
     import torch

@@ -6,7 +6,7 @@ Padded to the longest text, scaled_dot_product_attention, autocast for 16 bits, 
 
 import numpy as np
 
-from minisft.array import to_cpu
+from minisft.backend.array import to_cpu
 from minisft.ops.cross_entropy import IGNORE
 
 try:

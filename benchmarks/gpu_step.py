@@ -16,13 +16,14 @@ from statistics import median
 import numpy as np
 
 from benchmarks.gpu_peer import Peer, torch
-from minisft import array
+from minisft.backend import array
+from minisft.data.dataset import TokenizedDataset
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
-from minisft.optim import AdamW
-from minisft.settings import Settings
-from minisft.train import Sequences, train_step
+from minisft.training.config import Settings
+from minisft.training.loop import train_step
+from minisft.training.optim import AdamW
 
 RATE = 1e-5
 # Lengths of AG News under GPT-2's tokenizer: (part of 5,000 training texts, tokens at most)
@@ -42,14 +43,14 @@ class Ours:
     def __init__(self, kind, config, device, precision):
         names = ("0", "1", "2", "3")
         self.model = (Classifier(config, names) if kind == "classifier" else
-                      LanguageModel(config)).place(device, precision)
+                      LanguageModel(config)).to(device, precision)
         self.optimizer = AdamW(self.model.store)
         self.settings = Settings(micro_tokens=10**9)
 
     def step(self, ids, labels):
         """Token ids and labels of B texts -> mean loss, norm of the gradients; one step is done."""
-        return train_step(self.model, Sequences(ids, labels), range(len(ids)), self.optimizer,
-                          RATE, self.settings, None, {})
+        return train_step(self.model, TokenizedDataset(ids, labels), range(len(ids)),
+                          self.optimizer, RATE, self.settings, None, {})
 
 
 def record_steps(bench, config=None, rounds=20):

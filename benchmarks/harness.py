@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from minisft import jit, rows, runs
+from minisft.backend.cpu import jit, row_blocks
 from minisft.errors import UserError
+from minisft.io import run_folder
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS, FAST = "minisft", "minisft[fast]"
@@ -39,7 +40,7 @@ def parser(description, **defaults):
     add("--width", type=int, default=768, help="channels of the model")
     add("--heads", type=int, default=None, help="heads (None: one for 64 channels)")
     add("--vocab", type=int, default=50257, help="tokens of the vocabulary")
-    add("--positions", type=int, default=1024, help="most tokens of a text")
+    add("--context-length", type=int, default=1024, help="most tokens of a text")
     add("--model", default=None, help="a folder or name: its weights instead of random ones")
     add("--steps", type=int, default=5, help="timed steps of each side and case")
     add("--warmup", type=int, default=1, help="untimed steps before them")
@@ -74,8 +75,8 @@ def shapes(options):
         size, _, length = shape.partition("x")
         if not (size.isdecimal() and length.isdecimal() and int(size) and int(length)):
             raise UserError(f"--shape {shape!r}: expected TEXTSxTOKENS, as in 8x128")
-        if int(length) > options.positions:
-            raise UserError(f"--shape {shape!r}: the model takes {options.positions} tokens")
+        if int(length) > options.context_length:
+            raise UserError(f"--shape {shape!r}: the model takes {options.context_length} tokens")
         made.append((int(size), int(length)))
     return made
 
@@ -163,7 +164,7 @@ def require_equal(ours, theirs, limit=1e-4):
 def machine(with_peer=True):
     """-> versions, processor, threads, BLAS, and what the peer makes of the processor."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    found = runs.machine() | {"blas": f"{blas['name']} {blas['version']}"}
+    found = run_folder.machine() | {"blas": f"{blas['name']} {blas['version']}"}
     for name in ("numba", *(("torch", "transformers") if with_peer else ())):
         with suppress(PackageNotFoundError):
             found["versions"][name] = version(name)
@@ -269,5 +270,5 @@ def _draw_ratios(axes, made):
 def set_threads():
     """The peer uses as many threads as ours; -> that number."""
     import torch
-    torch.set_num_threads(rows.threads())
-    return rows.threads()
+    torch.set_num_threads(row_blocks.threads())
+    return row_blocks.threads()

@@ -17,15 +17,20 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import harness, sides
-from minisft import checkpoint, hub, memory, metrics, optim, random
-from minisft.batch import pack
+from minisft.backend import random
+from minisft.backend.cpu import allocator
+from minisft.data.batch import pack
+from minisft.data.dataset import TokenizedDataset
 from minisft.data.read import read_examples
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import load_tokenizer, parse_steps
-from minisft.evaluate import log_probabilities
-from minisft.files import read_json, write_json
-from minisft.settings import Settings
-from minisft.train import Sequences, train_step
+from minisft.evaluation import metrics
+from minisft.evaluation.evaluate import log_probabilities
+from minisft.io import checkpoint, hub
+from minisft.io.files import read_json, write_json
+from minisft.training import optim
+from minisft.training.config import Settings
+from minisft.training.loop import train_step
 
 OURS, THEIRS = "minisft", "transformers"
 
@@ -40,7 +45,7 @@ class Ours:
 
     def epoch(self, sequences, batches, rates, seed, first):
         """Batches of text numbers and their learning rates -> trained; `first`: steps before."""
-        with memory.reused():
+        with allocator.reused():
             for i, (numbers, rate) in enumerate(zip(batches, rates, strict=True)):
                 train_step(self.model, sequences, numbers, self.optimizer, rate, self.settings,
                            random.Stream(seed, first + i), {})
@@ -62,7 +67,8 @@ class Theirs(sides.Peer):
         self.live = list(self.model.parameters())
         self.optimizer = self.torch.optim.AdamW(
             [{"params": [p for p in self.live if p.ndim > 1], "weight_decay": 0.01},
-             {"params": [p for p in self.live if p.ndim == 1], "weight_decay": 0.0}], fused=True)
+             {"params": [p for p in self.live if p.ndim == 1], "weight_decay": 0.0}],
+            fused=True)
 
     def epoch(self, sequences, batches, rates, seed, first):
         for numbers, rate in zip(batches, rates, strict=True):
@@ -83,10 +89,10 @@ def read(args):
     folder = hub.resolve(args.model)
     tokenizer, clean = load_tokenizer(folder), parse_steps("all")
     train = read_examples(args.train, ["text"], "label", None, clean)
-    test = read_examples(args.test, ["text"], "label", train.names, parse_steps("all"))
-    made = [Sequences(encode_sequences(tokenizer, part.texts, args.max_length)[0],
+    test = read_examples(args.test, ["text"], "label", train.label_names, parse_steps("all"))
+    made = [TokenizedDataset(encode_sequences(tokenizer, part.texts, args.max_length)[0],
                       part.labels) for part in (train, test)]
-    return *made, train.names
+    return *made, train.label_names
 
 
 def one(args, seed):
@@ -100,7 +106,8 @@ def one(args, seed):
     rates = [args.lr * optim.schedule("linear", step, total, int(0.1 * total))
              for step in range(total)]
     with tempfile.TemporaryDirectory() as folder:
-        start = checkpoint.load(hub.resolve(args.model), task="classify", names=names, seed=seed)
+        start = checkpoint.load(hub.resolve(args.model), task="classify", label_names=names,
+                                seed=seed)
         checkpoint.save(start, Path(folder), end_token=0)
         models = {OURS: Ours(folder), THEIRS: Theirs(folder, seed)}
     logits = [side.logits(train.ids[:8]) if name == THEIRS else _logits(side, train.ids[:8])
@@ -128,7 +135,7 @@ def one(args, seed):
 
 def _logits(ours, ids):
     found = ours.model.forward(pack(ids))
-    ours.model.forget()
+    ours.model.clear_cache()
     return found
 
 

@@ -15,11 +15,14 @@ import numpy as np
 
 from benchmarks import harness, sides, texts
 from benchmarks.frozen import Some
-from minisft import attention_blocks, flops, jit, rows
-from minisft.batch import pack
+from minisft.backend.cpu import jit, row_blocks
+from minisft.data.batch import pack
+from minisft.data.dataset import TokenizedDataset
+from minisft.dispatch import attention_key_blocks
 from minisft.models.heads import Classifier
-from minisft.plan import Step
-from minisft.train import Sequences
+from minisft.planning import operations
+from minisft.planning.memory import Step
+from minisft.training.frozen_features import with_features
 
 NEVER = 2**62     # a size that nothing reaches: the idea is off
 PRODUCTS = "products alone"
@@ -35,14 +38,15 @@ class WholeLastBlock(Classifier):
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K), read at the last real token of each text."""
         hidden = self.trunk.forward(batch, stream)
-        self.wanted = batch.last if self.real is None else batch.cu_seqlens[:-1] + self.real - 1
+        self.pooled_rows = (batch.last if self.real is None else
+                            batch.cu_seqlens[:-1] + self.real - 1)
         self.shape = hidden.shape
-        return self.score.forward(hidden[self.wanted])
+        return self.score.forward(hidden[self.pooled_rows])
 
     def backward(self, dlogits):
         """dlogits (B,K) -> gradient of the embedded tokens (N,C)."""
         dhidden = np.zeros(self.shape, dtype=dlogits.dtype)
-        dhidden[self.wanted] = self.score.backward(dlogits)
+        dhidden[self.pooled_rows] = self.score.backward(dlogits)
         return self.trunk.backward(dhidden)
 
 
@@ -65,7 +69,7 @@ class Variant:
         """Token ids of B texts -> logits (B,K)."""
         with self._switched():
             found = self.ours.model.forward(pack(self._texts(ids)))
-        self.ours.model.forget()
+        self.ours.model.clear_cache()
         return found
 
     def _texts(self, ids):
@@ -77,15 +81,15 @@ class Variant:
 
     @contextmanager
     def _switched(self):
-        kept, blocks = rows.BLOCK, self.ours.model.trunk.blocks
-        rows.BLOCK = self.block or kept
+        kept, blocks = row_blocks.BLOCK, self.ours.model.trunk.blocks
+        row_blocks.BLOCK = self.block or kept
         for block in blocks:
             block.attn.plain = self.plain
         try:
             with jit.compiled(self.twins):
                 yield
         finally:
-            rows.BLOCK = kept
+            row_blocks.BLOCK = kept
             for block in blocks:
                 block.attn.plain = False
 
@@ -99,7 +103,7 @@ def own_time(step, heads):
             pool[role, shape] = np.ones(shape, dtype=np.float32)
         return pool[role, shape]
 
-    for p in flops.products(step, 0):
+    for p in operations.products(step, 0):
         batch = (heads,) if p.name.startswith("attention") else ()
         a, b, out = (array(role, *batch, *shape) for role, shape in (
             ("left", (p.m, p.k)), ("right", (p.k, p.n)), ("result", (p.m, p.n))))
@@ -139,7 +143,7 @@ def shown(case, seconds):
 def roofline(case, ours, items, config, classes, options):
     """-> the rows that set a step beside its matrix products alone."""
     planned = [Step(config, tuple(len(x) for x in ids), classes=classes) for ids, _ in items]
-    work = np.array([sum(p.operations for p in flops.products(step, 0)) for step in planned])
+    work = np.array([sum(p.operations for p in operations.products(step, 0)) for step in planned])
     own = [own_time(step, config.n_head) for step in planned]
     seconds = harness.alternate(harness.forms(lambda i: ours.step(*items[i]))
                                 | {PRODUCTS: lambda i: own[i]()},
@@ -160,9 +164,9 @@ def roofline(case, ours, items, config, classes, options):
 def frozen(items, folder, options):
     """-> rows: the last blocks trained, the others computed in every step, or once."""
     ours = sides.Ours(folder, 0.0, options.train_layers)
-    sequences = Sequences([x for ids, _ in items for x in ids],
+    sequences = TokenizedDataset([x for ids, _ in items for x in ids],
                           [y for _, labels in items for y in labels])
-    kept = sequences.with_features(ours.model, 8192, NEVER).features
+    kept = with_features(sequences, ours.model, 8192, NEVER).features
     size = options.batch[0]
     seconds = harness.alternate({
         name: harness.without_twins(step) for name, step in {
@@ -193,7 +197,7 @@ def run(options):
     for n, length in harness.shapes(options):
         equal = [(list(ids), list(np.resize(sequences.labels, n))) for ids in
                  texts.equal(sequences, length, n * options.steps).reshape(-1, n, length)]
-        if length > attention_blocks.SHORT:
+        if length > attention_key_blocks.SHORT:
             made += ablation(f"{n}x{length}", {
                 "attention as its formula stands, every score kept": Variant(ours, plain=True),
                 "+ attention in blocks of keys": Variant(ours)} | twins, equal, options)

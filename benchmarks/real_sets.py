@@ -20,14 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-from minisft import metrics, runs
-from minisft.baselines import WORD
 from minisft.cli import main as minisft
-from minisft.compared import CHANCE
 from minisft.data.read import read_examples
 from minisft.data.text import parse_steps
 from minisft.errors import UserError
-from minisft.files import write_json
+from minisft.evaluation import metrics
+from minisft.evaluation.baselines import WORD
+from minisft.evaluation.comparison import CHANCE
+from minisft.io import run_folder
+from minisft.io.files import write_json
 
 BASELINES = {"majority_class": "most frequent class", "naive_bayes": "naive Bayes",
              "tfidf": "TF-IDF, logistic regression"}
@@ -73,7 +74,7 @@ def measured(parser, args):
         "text_column", "label_column", "train_texts", "whole", "max_tokens", "set")}
     out = Path(args.out)
     found = json.loads(out.read_text()) if out.exists() else {
-        "machine": runs.machine(), "options": options, "sets": {}, "runs": []}
+        "machine": run_folder.machine(), "options": options, "sets": {}, "runs": []}
     if found["options"] != options:
         raise UserError(f"{out}: was measured with {found['options']}, expected {options}")
     for pair in args.sets:
@@ -135,7 +136,7 @@ def read(path, args):
             raise UserError(f"{path}, line {bad[0]}: expected COARSE:fine question")
         return rows
     found = read_examples(path, args.text_column, args.label_column, None, parse_steps("none"))
-    return [(text, found.names[k]) for text, k in zip(found.texts, found.labels, strict=True)]
+    return [(text, found.label_names[k]) for text, k in zip(found.texts, found.labels, strict=True)]
 
 
 def fresh(train, test):
@@ -240,7 +241,7 @@ def table(found):
 
 def _cells(rows):
     """Figures of some seeds -> seeds, mean accuracy, two intervals, macro F1."""
-    over = metrics.spread([row["accuracy"] for row in rows])
+    over = metrics.mean_interval([row["accuracy"] for row in rows])
     n = rows[0]["n"]
     low, high = metrics.wilson(over["mean"] * n, n)
     seeds = "-" if over["low"] is None else f"{over['low']:.3f} to {over['high']:.3f}"

@@ -17,10 +17,11 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.real_sets import finetuned, given, read
-from minisft import metrics, runs
 from minisft.data.read import draw, split
 from minisft.errors import UserError
-from minisft.files import write_json
+from minisft.evaluation import metrics
+from minisft.io import run_folder
+from minisft.io.files import write_json
 
 BASE = "base"
 # Name -> what it changes: a value, or a factor of the base's own value as a string `x...`
@@ -32,7 +33,7 @@ RECIPES = {
     "dropout 0": {"dropout": 0}, "dropout 0.2": {"dropout": 0.2},
     "weight decay 0": {"weight_decay": 0}, "weight decay 0.1": {"weight_decay": 0.1},
     "batch / 4": {"batch_tokens": "x0.25"}, "batch x 4": {"batch_tokens": "x4"},
-    "word dropout 0.1": {"word_dropout": 0.1}, "word swaps 0.1": {"word_swap": 0.1},
+    "word dropout 0.1": {"token_dropout": 0.1}, "word swaps 0.1": {"token_swap": 0.1},
     "layer decay 0.9": {"layer_decay": 0.9}, "layer decay 0.8": {"layer_decay": 0.8},
     "label smoothing 0.1": {"label_smoothing": 0.1},
     "epochs x 3": {"epochs": "x3"},
@@ -76,10 +77,10 @@ def measured(args):
     """Arguments -> what --out holds at the end."""
     options = {name: getattr(args, name) for name in (
         "text_column", "label_column", "texts", "judged", "model", "set")}
-    options["file"] = runs.fingerprint(args.train)
+    options["file"] = run_folder.fingerprint(args.train)
     out = Path(args.out)
     found = json.loads(out.read_text()) if out.exists() else {
-        "machine": runs.machine(), "options": options, "base": None, "runs": []}
+        "machine": run_folder.machine(), "options": options, "base": None, "runs": []}
     if found["options"] != options:
         raise UserError(f"{out}: was measured with {found['options']}, expected {options}")
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +137,7 @@ def table(found):
     for recipe in dict.fromkeys(run["recipe"] for run in found):
         rows = [run for run in found if run["recipe"] == recipe]
         both = [r["accuracy"] - base[r["seed"]]["accuracy"] for r in rows if r["seed"] in base]
-        difference = metrics.spread(both) if both and recipe != BASE else None
+        difference = metrics.mean_interval(both) if both and recipe != BASE else None
         interval = "-" if difference is None or difference["low"] is None else (
             f"{difference['low']:+.4f} to {difference['high']:+.4f}")
 

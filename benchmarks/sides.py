@@ -14,22 +14,24 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import harness
-from minisft import checkpoint, hub, memory
-from minisft.batch import pack
+from minisft.backend.cpu import allocator
+from minisft.backend.random import Stream
+from minisft.data.batch import pack
+from minisft.data.dataset import TokenizedDataset
+from minisft.io import checkpoint, hub
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
-from minisft.optim import AdamW
-from minisft.random import Stream
-from minisft.settings import Settings
-from minisft.train import Sequences, train_step
+from minisft.training.config import Settings
+from minisft.training.loop import train_step
+from minisft.training.optim import AdamW
 
 RATE = 1e-5
 
 
 def config(options):
     """-> the shape of the model that the options ask for."""
-    found = GPT2Config(vocab_size=options.vocab, n_positions=options.positions,
+    found = GPT2Config(vocab_size=options.vocab, n_positions=options.context_length,
                        n_embd=options.width, n_layer=options.layers,
                        n_head=options.heads or max(1, options.width // 64))
     found.require_sound("options")
@@ -52,7 +54,7 @@ def weights(options, task, names=("0", "1", "2", "3")):
         return folder
     if options.model:
         model = checkpoint.load(hub.resolve(options.model), task=task, seed=options.seed,
-                                names=names if task == "classify" else None)
+                                label_names=names if task == "classify" else None)
     elif task == "classify":
         model = Classifier(shape, names, seed=options.seed)
     else:
@@ -71,7 +73,7 @@ class Ours:
 
     def __init__(self, folder, dropout=0.0, train_layers="all"):
         self.memory = ExitStack()
-        self.memory.enter_context(memory.reused())
+        self.memory.enter_context(allocator.reused())
         self.model = checkpoint.load(folder, dropout=dropout)
         self.model.train_layers(train_layers)
         self.optimizer = AdamW(self.model.store)
@@ -80,7 +82,7 @@ class Ours:
 
     def step(self, ids, labels, features=None):
         """Token ids and labels of B texts -> mean loss, after one optimizer step."""
-        sequences = Sequences(ids, labels, features=features)
+        sequences = TokenizedDataset(ids, labels, features=features)
         stream = Stream(0, self.optimizer.t) if self.dropout else None
         return train_step(self.model, sequences, np.arange(len(ids)), self.optimizer, RATE,
                           self.settings, stream, {})[0]
@@ -88,7 +90,7 @@ class Ours:
     def logits(self, ids):
         """Token ids of B texts -> logits, without dropout."""
         found = self.model.forward(pack(ids))
-        self.model.forget()
+        self.model.clear_cache()
         return found
 
 

@@ -7,9 +7,9 @@ import sys
 from argparse import Namespace
 
 from benchmarks import harness, sides, texts
-from minisft import hub
-from minisft.checkpoint import CONFIG
-from minisft.files import read_json
+from minisft.io import hub
+from minisft.io.checkpoint import CONFIG
+from minisft.io.files import read_json
 
 
 def models(options):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from minisft import random
+from minisft.backend import random
 from minisft.data import toy_news
+from minisft.data.dataset import TokenizedDataset
 from minisft.data.read import read_examples
 from minisft.data.text import encode_all, load_tokenizer, train_tokenizer
-from minisft.train import Sequences
 
 KNOWN = {"AG News": "ag_news/train.csv", "SMS Spam": "sms_spam/train.csv"}
 TOKENIZER = "gpt2_bpe"
@@ -34,15 +34,15 @@ def read(options, known="AG News", most=None):
         said = f"bundled toy-news ({known} was not at hand)"
     else:
         found = read_examples(path, list(options.text_column), options.label_column)
-        texts, labels, names = found.texts, found.labels, found.names
+        texts, labels, names = found.texts, found.labels, found.label_names
         said = known if options.texts is None else Path(path).name
     if most is not None:
         texts, labels = texts[:most], labels[:most]
     tokenizer, told = _tokenizer(options, texts)
-    ids, cut = encode_all(tokenizer, texts, options.positions)
+    ids, cut = encode_all(tokenizer, texts, options.context_length)
     mean = np.mean([len(x) for x in ids])
     said += f", {len(ids)} texts of {mean:.1f} tokens on average, {told}"
-    return Sequences(ids, labels), names, said + (f", {cut} cut" if cut else "")
+    return TokenizedDataset(ids, labels), names, said + (f", {cut} cut" if cut else "")
 
 
 def _tokenizer(options, texts):

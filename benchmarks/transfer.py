@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from minisft import runs
 from minisft.data.read import read_examples
 from minisft.data.text import parse_steps
-from minisft.files import write_json
-from minisft.finetune import finetune
-from minisft.settings import Settings
+from minisft.io import run_folder
+from minisft.io.files import write_json
+from minisft.jobs.finetune import finetune
+from minisft.training.config import Settings
 
 
 def main(arguments=None):
@@ -38,7 +38,7 @@ def main(arguments=None):
     options = {name: json.loads(value) for name, _, value in (x.partition("=") for x in args.set)}
     out = Path(args.out)
     found = json.loads(out.read_text()) if out.exists() else {
-        "machine": runs.machine(), "options": options, "runs": []}
+        "machine": run_folder.machine(), "options": options, "runs": []}
     if found["options"] != options:
         sys.exit(f"{out}: was measured with {found['options']}, not with {options}")
     for size in [None] if args.train == "toy" else args.sizes:
@@ -60,7 +60,7 @@ def one(args, options, size, seed):
             chosen = np.random.default_rng(seed).permutation(len(train.texts))[:size]
             files = {"train": str(Path(folder) / "train.jsonl"), "test": args.test}
             Path(files["train"]).write_text("".join(json.dumps(
-                {"text": train.texts[n], "label": train.names[train.labels[n]]}) + "\n"
+                {"text": train.texts[n], "label": train.label_names[train.labels[n]]}) + "\n"
                 for n in chosen))
         results = finetune(Settings(**{"compare": "random", "quiet": True, "seed": seed}
                                     | files | options, out=str(Path(folder) / "run")),
@@ -81,7 +81,7 @@ def tfidf(train, chosen, test_file):
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         return None
-    test = read_examples(test_file, ["text"], "label", train.names, parse_steps("none"))
+    test = read_examples(test_file, ["text"], "label", train.label_names, parse_steps("none"))
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     fitted = LogisticRegression(C=10, max_iter=1000).fit(
         words.fit_transform([train.texts[n] for n in chosen]), [train.labels[n] for n in chosen])
@@ -100,8 +100,8 @@ def table(found):
         cells = []
         for name in names:
             values = np.array([r[name] for r in rows])
-            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.3f}{spread}")
+            mean_interval = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.3f}{mean_interval}")
         lines.append(f"| {size or 400} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -1,11 +1,11 @@
 // AdamW over the flat buffers, in one pass, with the mean over the batch and the clipping of the
 // gradient folded in.
 //
-// Computes (2), (4), (3) of minisft/optim.py in adamw_step; the squared norm of the gradient in
-// adamw_squares (each block's part) and adamw_squares_sum.
+// Computes (2), (4), (3) of minisft/training/optim.py in adamw_step; the squared norm of the
+// gradient in adamw_squares (each block's part) and adamw_squares_sum.
 // A thread owns one number of adamw_step; a block of adamw_squares owns `numbers` of them.
 // Shared memory: one number a warp, for the sums.
-// Demands: float32, contiguous values, gradients and both moments (n,), of one run of the buffer.
+// Demands: float32, contiguous values, gradients and both moments (n,), of one parameter group.
 // Memory traffic: 28 bytes a number (four read, three written), and 4 for the norm.
 
 // The gradient is multiplied by `scale`, and again so that its norm, sqrt(*squares) * scale, is at

@@ -1,7 +1,7 @@
 // Rounds a float32 array to bfloat16: the one pass over the weights of a step, and over what goes
 // into a product. CuPy would take eight passes, one for each operation of the formula.
 //
-// Computes (1) of minisft/bfloat16.py. A thread owns one number. Shared memory: none.
+// Computes (1) of minisft/backend/bfloat16.py. A thread owns one number. Shared memory: none.
 // Demands: float32 x and uint16 y of n numbers, contiguous.
 // Memory traffic: 6 bytes a number.
 

@@ -103,7 +103,7 @@ __device__ __forceinline__ float column_sum(const float* x, int c, int pieces, l
 }
 
 // Philox4x32-10 (Salmon et al. 2011): four words of counter and two of key -> four random words.
-// The same numbers as minisft/random.py.
+// The same numbers as minisft/backend/random.py.
 struct Words {
     uint32_t word[4];
 };
@@ -124,8 +124,8 @@ __device__ __forceinline__ Words philox(uint32_t c0, uint32_t c1, uint32_t c2, u
     return {{c0, c1, c2, c3}};
 }
 
-// The random words of attention's dropout (minisft/random.py, Stream.scores): `site` is the layer
-// and the place in it, `threshold` the least word that is kept, `keep` what a kept weight is
+// The random words of attention's dropout (minisft/backend/random.py, Stream.scores): `site` is the
+// layer and the place in it, `threshold` the least word that is kept, `keep` what a kept weight is
 // multiplied by. `text` is the number of the text; without dropout `texts` is null.
 struct ScoreDropout {
     const uint32_t* texts;

@@ -2,7 +2,8 @@
 // never written: the backward makes it again.
 //
 // Computes (1) with (2), or with (3), of minisft/ops/dropout.py, with the words of
-// minisft/random.py, Stream.tokens: counter (step, text, position, channel / 4), key (seed, site).
+// minisft/backend/random.py, Stream.tokens: counter (step, text, position, channel / 4), key
+// (seed, site).
 // A thread owns four channels of one token, which one call of Philox serves. Shared memory: none.
 // Demands: float32, contiguous x, y (n, width); texts and positions (n,).
 // Memory traffic: 8 bytes a number; with a mask in memory it would be 12 and 12.

@@ -13,7 +13,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from minisft import cuda
+from minisft.backend.gpu import cuda
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_120")
 NOT_FOR = {("attention_bfloat16", "sm_75")}     # its tensor cores know no bfloat16

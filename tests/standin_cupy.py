@@ -12,8 +12,8 @@ import operator
 
 import numpy as np
 
-from minisft import cuda as product
-from minisft import emulator
+from minisft.backend.gpu import cuda as product
+from minisft.backend.gpu import emulator
 
 TYPES = ("bool_", "float16", "float32", "float64", "int32", "int64", "uint8", "uint16", "uint32",
          "uint64")

@@ -4,8 +4,8 @@ from math import exp, inf, sqrt
 import numpy as np
 import pytest
 
-from minisft.gradcheck import check
 from minisft.ops import attention
+from minisft.verify.gradcheck import check
 
 RATE = 0.4
 

@@ -6,15 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minisft.backend.random import Stream
 from minisft.cli import main
 from minisft.data import toy_news
 from minisft.data.augment import Augmentation
+from minisft.data.dataset import TokenizedDataset
 from minisft.data.sequences import special_ids
 from minisft.data.text import train_tokenizer
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier
-from minisft.random import Stream
-from minisft.train import Sequences
+from minisft.training.frozen_features import with_features
 
 CLS, SEP = 101, 102
 STREAM = Stream(seed=3, step=9)
@@ -96,7 +97,7 @@ def test_only_in_training_and_the_same_in_any_company():
     rng = np.random.default_rng(0)
     ids = [rng.integers(0, 99, n) for n in (30, 12, 40)]
     types = [np.arange(len(row)) // 20 for row in ids]
-    sequences = Sequences(ids, [0, 1, 0], types, augmentation=Augmentation(0.3, 0.3))
+    sequences = TokenizedDataset(ids, [0, 1, 0], types, augmentation=Augmentation(0.3, 0.3))
     assert np.array_equal(sequences.batch([2, 0]).ids, np.concatenate([ids[2], ids[0]]))
     both, alone = sequences.batch([2, 0], STREAM), sequences.batch([0], STREAM)
     assert np.array_equal(both.ids[both.cu_seqlens[1]:], alone.ids)
@@ -114,29 +115,29 @@ def test_the_options_reach_the_texts(tmp_path, capsys):
                  "--layers", "1", "--width", "16", "--heads", "2", "--vocab-size", "300",
                  "--epochs", "1", "--dropout", "0", "--quiet"]
     losses = {}
-    for name, options in {"plain": [], "drop": ["--word-dropout", "0.2"],
-                          "swap": ["--word-swap", "0.2"],
-                          "again": ["--word-dropout", "0.2"]}.items():
+    for name, options in {"plain": [], "drop": ["--token-dropout", "0.2"],
+                          "swap": ["--token-swap", "0.2"],
+                          "again": ["--token-dropout", "0.2"]}.items():
         assert main([*arguments, *options, "--out", str(tmp_path / name)]) == 0
         first = (tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]
         losses[name] = json.loads(first)["loss"]
     assert losses["drop"] == losses["again"]
     assert len({losses[name] for name in ("plain", "drop", "swap")}) == 3
     capsys.readouterr()
-    assert main([*arguments, "--word-dropout", "0.95"]) == 2
-    assert main([*arguments, "--task", "complete", "--word-swap", "0.1"]) == 2
+    assert main([*arguments, "--token-dropout", "0.95"]) == 2
+    assert main([*arguments, "--task", "complete", "--token-swap", "0.1"]) == 2
     err = capsys.readouterr().err
-    assert "--word-dropout is 0.95" in err and "--word-swap is for --task classify" in err
+    assert "--token-dropout is 0.95" in err and "--token-swap is for --task classify" in err
 
 
 def test_frozen_layers_see_the_texts_of_the_step(rng):
     """What they made of the text as it stands in the file must not be taken for it."""
     model = Classifier(GPT2Config(11, 40, 4, 2, 2), "ab")
     model.train_layers("head")
-    plain = Sequences([rng.integers(0, 11, 30) for _ in range(2)], [0, 1])
-    kept = plain.with_features(model, 100, 10**6)
+    plain = TokenizedDataset([rng.integers(0, 11, 30) for _ in range(2)], [0, 1])
+    kept = with_features(plain, model, 100, 10**6)
     assert kept.batch([0], STREAM).hidden is not None
-    changed = replace(plain, augmentation=Augmentation(0.5)).with_features(model, 100, 10**6)
+    changed = with_features(replace(plain, augmentation=Augmentation(0.5)), model, 100, 10**6)
     batch = changed.batch([0, 1], STREAM)
     assert batch.hidden is None and len(batch.ids) < 50
     assert model.forward(batch).shape == (2, 2)

@@ -5,12 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from minisft import averaging
-from minisft.averaging import Mean
+from minisft.data.dataset import TokenizedDataset
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier
-from minisft.settings import Settings
-from minisft.train import Sequences, State, fit, make_optimizer
+from minisft.training import averaging
+from minisft.training.averaging import Mean
+from minisft.training.config import Settings
+from minisft.training.loop import State, fit, make_optimizer
 
 CONFIG = GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)
 SETTINGS = Settings(epochs=3, batch_tokens=20, micro_tokens=1000, lr=0.02, dropout=0.1, quiet=True)
@@ -19,7 +20,7 @@ SETTINGS = Settings(epochs=3, batch_tokens=20, micro_tokens=1000, lr=0.02, dropo
 @pytest.fixture
 def sequences(rng):
     labels = [int(n) for n in rng.integers(0, 3, 20)]
-    return Sequences([np.append(rng.integers(3, 11, rng.integers(0, 7)), k) for k in labels],
+    return TokenizedDataset([np.append(rng.integers(3, 11, rng.integers(0, 7)), k) for k in labels],
                      labels)
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from minisft import baselines
-from minisft.baselines import Majority, NaiveBayes, TfIdf
+from minisft.evaluation import baselines
+from minisft.evaluation.baselines import Majority, NaiveBayes, TfIdf
 
 TEXTS = ["red red blue", "blue", "green green red"]
 LABELS = [0, 0, 1]

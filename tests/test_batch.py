@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from minisft.batch import by_tokens, pack
+from minisft.data.batch import pack, token_budget_batches
 
 
 def test_pack():
@@ -11,15 +11,16 @@ def test_pack():
     assert batch.cu_seqlens.tolist() == [0, 3, 4, 6]
     assert batch.lengths.tolist() == [3, 1, 2]
     assert batch.last.tolist() == [2, 3, 5]
-    assert batch.texts.tolist() == [0, 1, 2] and batch.labels is None
-    assert batch.token_texts.tolist() == [0, 0, 0, 1, 2, 2]
-    for a in (batch.ids, batch.positions, batch.cu_seqlens, batch.texts):
+    assert batch.example_ids.tolist() == [0, 1, 2] and batch.labels is None
+    assert batch.token_example_ids.tolist() == [0, 0, 0, 1, 2, 2]
+    for a in (batch.ids, batch.positions, batch.cu_seqlens, batch.example_ids):
         assert a.dtype == np.int64
 
 
 def test_pack_takes_lists_and_keeps_the_texts_own_numbers():
-    batch = pack([[1, 2], [3]], labels=[4, 0], texts=[70, 12])
-    assert batch.texts.tolist() == [70, 12] and batch.token_texts.tolist() == [70, 70, 12]
+    batch = pack([[1, 2], [3]], labels=[4, 0], example_ids=[70, 12])
+    assert batch.example_ids.tolist() == [70, 12]
+    assert batch.token_example_ids.tolist() == [70, 70, 12]
     assert batch.labels.tolist() == [4, 0] and batch.labels.dtype == np.int64
     assert pack([np.array([1, 2], dtype=np.uint16)]).ids.dtype == np.int64
 
@@ -68,16 +69,16 @@ def test_errors(sequences, labels, message):
 
 def test_by_tokens():
     lengths = np.array([3, 4, 2, 9, 1, 5])
-    assert by_tokens(lengths, [0, 1, 2, 3, 4, 5], 7) == [[0, 1], [2], [3], [4, 5]]
-    assert by_tokens(lengths, [3, 3], 7) == [[3], [3]]
-    assert by_tokens(lengths, [], 7) == []
-    assert by_tokens(lengths, [5], 1) == [[5]]
+    assert token_budget_batches(lengths, [0, 1, 2, 3, 4, 5], 7) == [[0, 1], [2], [3], [4, 5]]
+    assert token_budget_batches(lengths, [3, 3], 7) == [[3], [3]]
+    assert token_budget_batches(lengths, [], 7) == []
+    assert token_budget_batches(lengths, [5], 1) == [[5]]
 
 
 @pytest.mark.parametrize("budget", [1, 7, 50, 10_000])
 def test_each_text_once_and_within_the_budget(rng, budget):
     lengths, order = rng.integers(1, 40, 200), rng.permutation(200)
-    batches = by_tokens(lengths, order, budget)
+    batches = token_budget_batches(lengths, order, budget)
     assert [n for batch in batches for n in batch] == order.tolist()
     assert all(type(n) is int for batch in batches for n in batch)
     for batch in batches:
@@ -89,4 +90,4 @@ def test_each_text_once_and_within_the_budget(rng, budget):
 
 def test_numbers_of_texts_must_fit():
     with pytest.raises(ValueError, match="2 sequences but 1 numbers"):
-        pack([[1], [2]], texts=[1])
+        pack([[1], [2]], example_ids=[1])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import recipes
-from minisft.settings import Settings
+from minisft.training.config import Settings
 
 TINY = ["--set", "layers=1", "width=16", "heads=2", "vocab_size=300", "epochs=1"]
 
@@ -44,7 +44,8 @@ def test_recipes_change_one_thing_of_the_base(train, tmp_path, monkeypatch, caps
     assert [s["seed"] for s, _ in seen] == [0, 1] * 3
 
     recipes.main([*arguments, "rate x 3", "word dropout 0.1"])
-    assert len(seen) == 8 and seen[6][0]["word_dropout"] == 0.1      # the others were not run again
+    # the others were not run again
+    assert len(seen) == 8 and seen[6][0]["token_dropout"] == 0.1
     shown = capsys.readouterr().out
     assert "| word dropout 0.1 | 2 |" in shown and "| base | 2 |" in shown
     with pytest.raises(SystemExit, match="was measured with"):

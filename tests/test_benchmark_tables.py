@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import harness, ideas, sides, texts
-from minisft import jit, rows
+from minisft.backend.cpu import jit, row_blocks
 from minisft.errors import UserError
 
-TINY = "--layers 2 --width 32 --heads 2 --vocab 400 --positions 64 --steps 2".split()
+TINY = "--layers 2 --width 32 --heads 2 --vocab 400 --context-length 64 --steps 2".split()
 # The tables, with what makes each of them small
 TABLES = {"classifier": "--batch 3 --dropout 0 0.1", "grouped": "--batch 3",
           "equal_lengths": "--shape 2x8 1x16", "language_model": "--shape 2x8",
@@ -20,7 +20,7 @@ TABLES = {"classifier": "--batch 3 --dropout 0 0.1", "grouped": "--batch 3",
           "growth": "--batch 2 --lengths 4 8 --sizes 1 3 --length 5", "small": "--batch 3",
           "memory": "--batch 3 --shape --language-shape 2x8"}
 
-ALONE = {"ideas": "--batch 3 --shape 2x8 1x280 --positions 280 --train-layers last:1"}
+ALONE = {"ideas": "--batch 3 --shape 2x8 1x280 --context-length 280 --train-layers last:1"}
 COMPILED = {"compiled": "--batch 3 --repeats 2 --values 1000"}
 
 
@@ -167,9 +167,10 @@ def test_ideas_switch_what_they_name(options, rng, monkeypatch):
     seen = []
     forward = ours.model.trunk.forward
     monkeypatch.setattr(ours.model.trunk, "forward", lambda batch, stream=None, last_only=False: (
-        seen.append((len(batch.ids), last_only, rows.BLOCK, ours.model.trunk.h[0].attn.plain)),
+        seen.append((len(batch.ids), last_only, row_blocks.BLOCK,
+                     ours.model.trunk.h[0].attn.plain)),
         forward(batch, stream, last_only))[1])
-    block = rows.BLOCK
+    block = row_blocks.BLOCK
     nothing = ideas.Variant(ours, True, True, ideas.NEVER, True).logits(ids)
     packed = ideas.Variant(ours, False, True, ideas.NEVER).logits(ids)
     every = ideas.Variant(ours).logits(ids)

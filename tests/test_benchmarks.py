@@ -5,7 +5,8 @@ import pytest
 
 from benchmarks import gpu, gpu_step
 from benchmarks.gpu_peer import Peer
-from minisft import array, emulator
+from minisft.backend import array
+from minisft.backend.gpu import emulator
 from minisft.models.gpt2 import GPT2Config
 
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from minisft import gradcheck
-from minisft.batch import pack
+from minisft.backend.random import Stream
+from minisft.data.batch import pack
 from minisft.errors import UserError
 from minisft.models import bert
 from minisft.models.bert import BertConfig, count
 from minisft.models.heads import BertClassifier
-from minisft.parameters import Parameters
-from minisft.random import Stream
+from minisft.nn.parameters import Parameters
+from minisft.verify import gradcheck
 
 WIDTH = 6
 STREAM = Stream(seed=7, step=3)
@@ -32,7 +32,7 @@ def batch_of(rng, lengths=LENGTHS, classes=3):
     types = [np.zeros(n, int) for n in lengths]
     types[-1][1:] = 1
     return pack([rng.integers(0, 11, n) for n in lengths], rng.integers(0, classes, len(lengths)),
-                texts=[40 + 3 * i for i in range(len(lengths))], types=types)
+                example_ids=[40 + 3 * i for i in range(len(lengths))], types=types)
 
 
 def model_of(rng, pooling="first", **options):
@@ -174,7 +174,7 @@ def test_a_second_backward_needs_a_forward(rng):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_every_gradient_of_a_model(rng, pooling, stream):
     model = model_of(rng, pooling, vocab_size=5, hidden_size=4, max_position_embeddings=4)
-    batch = pack([[0, 3, 0], [2]], [2, 0], texts=[6, 1], types=[[0, 0, 1], [0]])
+    batch = pack([[0, 3, 0], [2]], [2, 0], example_ids=[6, 1], types=[[0, 0, 1], [0]])
     model.loss(batch, stream)
     model.loss_backward()
     values = {p.name: p.value for p in model.store}

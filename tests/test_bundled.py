@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from minisft import hub
-from minisft.batch import pack
 from minisft.data import toy_news
-from minisft.finetune import finetune
-from minisft.folder import read_folder
-from minisft.settings import Settings
+from minisft.data.batch import pack
+from minisft.io import hub
+from minisft.io.model_folder import read_folder
+from minisft.jobs.finetune import finetune
+from minisft.training.config import Settings
 
 FOLDER = hub.BUNDLED / Settings.model
 

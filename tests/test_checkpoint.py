@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft import tensors
-from minisft.checkpoint import load, save
 from minisft.errors import UserError
-from minisft.files import read_json
+from minisft.io import safetensors
+from minisft.io.checkpoint import load, save
+from minisft.io.files import read_json
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 
@@ -78,7 +78,7 @@ def change_config(folder, **changes):
 
 def change_tensors(folder, changes):
     """Replaces tensors by (code, shape, bytes), or takes them out for None; drops checksums."""
-    stored, _ = tensors.contents(folder / "model.safetensors")
+    stored, _ = safetensors.contents(folder / "model.safetensors")
     content = (folder / "model.safetensors").read_bytes()
     entries = {}
     for name, tensor in stored.items():
@@ -114,12 +114,12 @@ def refused(folder, *words, **options):
 def test_round_trip(tmp_path, model):
     save(model, tmp_path)
     loaded = load(tmp_path)
-    assert type(loaded) is type(model) and loaded.fresh == ()
+    assert type(loaded) is type(model) and loaded.newly_initialized == ()
     assert same(model, loaded) and loaded.trunk.config == model.trunk.config
     assert getattr(loaded, "names", None) == getattr(model, "names", None)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     # transformers before version 5 opens no file that does not say so
-    assert tensors.contents(tmp_path / "model.safetensors")[1]["format"] == "pt"
+    assert safetensors.contents(tmp_path / "model.safetensors")[1]["format"] == "pt"
     assert loaded.store.values.base is None and loaded.store.grads.any() == 0
 
 
@@ -198,7 +198,7 @@ def test_masks_of_old_files_are_left_out(folder):
 
 def split(folder, parts=3):
     """model.safetensors -> shards with an index, as transformers writes them."""
-    stored, _ = tensors.contents(folder / "model.safetensors")
+    stored, _ = safetensors.contents(folder / "model.safetensors")
     content, places = (folder / "model.safetensors").read_bytes(), {}
     for part in range(parts):
         name, entries = f"model-{part + 1:05}-of-{parts:05}.safetensors", {}
@@ -250,7 +250,7 @@ def test_tied_and_separate_output_matrix(folder):
         change_config(folder, tie_word_embeddings=tie)
         model = load(folder)
         np.testing.assert_array_equal(model.lm_head.w.value, other.T)
-    assert load(folder, task="classify", names=NAMES).fresh == ("score.weight",)
+    assert load(folder, task="classify", label_names=NAMES).newly_initialized == ("score.weight",)
     change_config(folder, tie_word_embeddings=False)
     change_tensors(folder, {"lm_head.weight": wte})
     assert load(folder).lm_head is not None              # equal, but told to be two
@@ -264,8 +264,8 @@ def test_classifier_from_a_language_model_or_bare_trunk(folder):
     for architectures in ["GPT2LMHeadModel"], ["GPT2Model"], ...:
         change_config(folder, architectures=architectures)
         assert isinstance(load(folder), LanguageModel)
-        model = load(folder, task="classify", names=NAMES, seed=11)
-        assert model.names == NAMES and model.fresh == ("score.weight",)
+        model = load(folder, task="classify", label_names=NAMES, seed=11)
+        assert model.label_names == NAMES and model.newly_initialized == ("score.weight",)
         drawn = Classifier(CONFIG, NAMES, seed=11).store["score.weight"].value
         np.testing.assert_array_equal(model.store["score.weight"].value, drawn)
         np.testing.assert_array_equal(model.trunk.wte.w.value,
@@ -276,11 +276,11 @@ def test_classifier_from_a_language_model_or_bare_trunk(folder):
 
 def test_head_stays_for_the_same_labels_only(tmp_path):
     save(classifier(), tmp_path)
-    kept = load(tmp_path, names=list(NAMES))
-    assert kept.fresh == () and same(kept, classifier())
+    kept = load(tmp_path, label_names=list(NAMES))
+    assert kept.newly_initialized == () and same(kept, classifier())
     for names in ("sports", "business", "world"), ("business", "sports"), ("a", "b", "c"):
-        model = load(tmp_path, names=names, seed=2)
-        assert model.names == names and model.fresh == ("score.weight",)
+        model = load(tmp_path, label_names=names, seed=2)
+        assert model.label_names == names and model.newly_initialized == ("score.weight",)
         assert model.store["score.weight"].shape == (12, len(names))
         np.testing.assert_array_equal(model.trunk.ln_f.w.value, kept.trunk.ln_f.w.value)
     refused(tmp_path, "holds a classifier", task="complete")
@@ -289,9 +289,9 @@ def test_head_stays_for_the_same_labels_only(tmp_path):
 def test_labels_of_a_config(tmp_path):
     foreign(tmp_path, classifier())
     change_config(tmp_path, id2label=..., label2id=..., num_labels=...)
-    assert load(tmp_path).names == ("LABEL_0", "LABEL_1", "LABEL_2")
+    assert load(tmp_path).label_names == ("LABEL_0", "LABEL_1", "LABEL_2")
     change_config(tmp_path, id2label={"2": "c", "0": "a", "1": "b"}, architectures=...)
-    assert load(tmp_path).names == ("a", "b", "c")
+    assert load(tmp_path).label_names == ("a", "b", "c")
     for labels, words in [({"0": "a", "1": "b"}, ["2 labels", "3 rows"]),
                           ({"0": "a", "1": "b", "3": "c"}, ["lacks the number 2"]),
                           ({"0": "a", "1": "b", "2": "a"}, ["'a' is there twice"]),
@@ -310,7 +310,7 @@ def test_labels_of_a_config(tmp_path):
     change_tensors(tmp_path, {"score.weight": None})
     refused(tmp_path, "score.weight", "missing")
     refused(tmp_path, "names: 1 label", names=["a"])
-    assert load(tmp_path, names=["a", "b"]).fresh == ("score.weight",)
+    assert load(tmp_path, label_names=["a", "b"]).newly_initialized == ("score.weight",)
 
 
 def test_dropout_rates(folder):
@@ -426,12 +426,12 @@ def test_garbled_config_is_never_a_traceback(tmp_path, rng):
 
 
 def test_golden_file_is_kept(tmp_path):
-    stored, metadata = tensors.contents(GOLDEN / "model.safetensors")
+    stored, metadata = safetensors.contents(GOLDEN / "model.safetensors")
     assert metadata == {"format": "pt"}
     model = load(GOLDEN)
     save(model, tmp_path)
     assert same(load(tmp_path), model)
-    ours = tensors.contents(tmp_path / "model.safetensors")[0]
+    ours = safetensors.contents(tmp_path / "model.safetensors")[0]
     assert ours.keys() == stored.keys()
 
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from minisft import tensors
-from minisft.checkpoint import load, save
 from minisft.errors import UserError
-from minisft.families import BERT_MEAN
-from minisft.files import read_json, write_json
+from minisft.io import safetensors
+from minisft.io.architectures import BERT_MEAN
+from minisft.io.checkpoint import load, save
+from minisft.io.files import read_json, write_json
 from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier
@@ -31,9 +31,9 @@ def classifier(pooling="first", names=NAMES):
 
 def rewrite(folder, rename, **config):
     """Gives every tensor of a folder another name, or drops it for None; changes the config."""
-    stored, _ = tensors.contents(folder / "model.safetensors")
+    stored, _ = safetensors.contents(folder / "model.safetensors")
     arrays = {rename(name): t.read() for name, t in stored.items() if rename(name) is not None}
-    tensors.write(folder / "model.safetensors", arrays)
+    safetensors.write(folder / "model.safetensors", arrays)
     settings = read_json(folder / "config.json") | config
     write_json(folder / "config.json", {k: v for k, v in settings.items() if v is not ...})
 
@@ -65,8 +65,9 @@ def test_round_trip(tmp_path, pooling, dtype):
     model = classifier(pooling)
     save(model, tmp_path, dtype)
     loaded = load(tmp_path)
-    assert type(loaded) is BertClassifier and loaded.fresh == () and loaded.pooling == pooling
-    assert loaded.names == NAMES and loaded.trunk.config == CONFIG
+    assert type(loaded) is BertClassifier and loaded.newly_initialized == ()
+    assert loaded.pooling == pooling
+    assert loaded.label_names == NAMES and loaded.trunk.config == CONFIG
     assert [p.name for p in loaded.store] == [p.name for p in model.store]
     for p in model.store:
         assert np.array_equal(loaded.store[p.name].value, p.value.astype(dtype))
@@ -75,7 +76,7 @@ def test_round_trip(tmp_path, pooling, dtype):
 def test_names_and_shapes_in_the_file(tmp_path):
     model = classifier()
     save(model, tmp_path, pad_token=0)
-    stored, metadata = tensors.contents(tmp_path / "model.safetensors")
+    stored, metadata = safetensors.contents(tmp_path / "model.safetensors")
     assert metadata["format"] == "pt"
     name = "encoder.layer.1.intermediate.dense.weight"
     assert stored["bert." + name].shape == (20, 12)      # (out,in), as torch has it
@@ -94,7 +95,7 @@ def test_a_mean_says_that_others_have_no_such_class(tmp_path):
     settings = read_json(tmp_path / "config.json")
     assert settings["model_type"] == BERT_MEAN and settings["architectures"] == [BERT_MEAN]
     assert "transformers has no such class" in settings["note"]
-    assert not [n for n in tensors.contents(tmp_path / "model.safetensors")[0] if "pooler" in n]
+    assert not [n for n in safetensors.contents(tmp_path / "model.safetensors")[0] if "pooler" in n]
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
@@ -105,42 +106,42 @@ def test_old_names(tmp_path, prefix):
 
     model = classifier()
     bare(tmp_path, old)
-    loaded = load(tmp_path, names=NAMES)
-    assert loaded.fresh == HEAD
+    loaded = load(tmp_path, label_names=NAMES)
+    assert loaded.newly_initialized == HEAD
     assert same(model, loaded, {p.name for p in model.store} - set(HEAD))
     rewrite(tmp_path, lambda name: name.replace("encoder.layer.0.output.LayerNorm.gamma",
                                                 "encoder.layer.0.output.LayerNorm.delta"))
-    refused(tmp_path, "encoder.layer.0.output.LayerNorm.weight is missing", names=NAMES)
+    refused(tmp_path, "encoder.layer.0.output.LayerNorm.weight is missing", label_names=NAMES)
 
 
 def test_heads_of_pretraining_are_left_out(tmp_path):
     bare(tmp_path, lambda name: name)
-    stored, _ = tensors.contents(tmp_path / "model.safetensors")
+    stored, _ = safetensors.contents(tmp_path / "model.safetensors")
     arrays = {name: t.read() for name, t in stored.items()} | {
         "cls.predictions.bias": np.zeros(31, "f4"),
         "cls.predictions.transform.dense.weight": np.zeros((12, 12), "f4"),
         "cls.seq_relationship.weight": np.zeros((2, 12), "f4"),
         "bert.embeddings.position_ids": np.arange(8)[None]}
-    tensors.write(tmp_path / "model.safetensors", arrays)
-    assert load(tmp_path, names=NAMES).fresh == HEAD
-    tensors.write(tmp_path / "model.safetensors", arrays | {"bert.extra": np.zeros(3, "f4")})
-    refused(tmp_path, "bert.extra is unexpected, a BERT as", names=NAMES)
-    tensors.write(tmp_path / "model.safetensors", arrays | {
+    safetensors.write(tmp_path / "model.safetensors", arrays)
+    assert load(tmp_path, label_names=NAMES).newly_initialized == HEAD
+    safetensors.write(tmp_path / "model.safetensors", arrays | {"bert.extra": np.zeros(3, "f4")})
+    refused(tmp_path, "bert.extra is unexpected, a BERT as", label_names=NAMES)
+    safetensors.write(tmp_path / "model.safetensors", arrays | {
         "embeddings.LayerNorm.bias": np.zeros(12, "f4")})
-    refused(tmp_path, "embeddings.LayerNorm.bias is there twice", names=NAMES)
+    refused(tmp_path, "embeddings.LayerNorm.bias is there twice", label_names=NAMES)
 
 
 def test_what_a_bare_trunk_lacks_is_drawn(tmp_path):
     bare(tmp_path)
-    model = load(tmp_path, names=NAMES, seed=11)
+    model = load(tmp_path, label_names=NAMES, seed=11)
     drawn = BertClassifier(CONFIG, NAMES, seed=11)
-    assert isinstance(model, Classifier) and model.fresh == HEAD
+    assert isinstance(model, Classifier) and model.newly_initialized == HEAD
     assert same(drawn, model, HEAD) and same(classifier(), model, POOLER)
-    assert load(tmp_path, names=NAMES, pooling="mean").fresh == HEAD
+    assert load(tmp_path, label_names=NAMES, pooling="mean").newly_initialized == HEAD
     rewrite(tmp_path, lambda name: None if name in POOLER else name)
-    model = load(tmp_path, names=NAMES, seed=11)
-    assert model.fresh == POOLER + HEAD and same(drawn, model, POOLER + HEAD)
-    assert load(tmp_path, names=NAMES, pooling="mean").fresh == HEAD
+    model = load(tmp_path, label_names=NAMES, seed=11)
+    assert model.newly_initialized == POOLER + HEAD and same(drawn, model, POOLER + HEAD)
+    assert load(tmp_path, label_names=NAMES, pooling="mean").newly_initialized == HEAD
     refused(tmp_path, "a BERT without labels")
     refused(tmp_path, "holds a BERT, which writes no text", task="complete")
 
@@ -151,11 +152,11 @@ def test_head_stays_for_the_same_labels_and_pooling(tmp_path):
         save(classifier(pooling), folder)
         for options in {}, {"pooling": pooling}, {"names": list(NAMES)}:
             kept = load(folder, **options)
-            assert kept.fresh == () and kept.pooling == pooling
+            assert kept.newly_initialized == () and kept.pooling == pooling
             assert same(kept, classifier(pooling))
-        assert load(folder, names=["a", "b"]).fresh == HEAD
-        model = load(folder, names=NAMES, pooling=other)
-        assert model.pooling == other and set(model.fresh) == set(
+        assert load(folder, label_names=["a", "b"]).newly_initialized == HEAD
+        model = load(folder, label_names=NAMES, pooling=other)
+        assert model.pooling == other and set(model.newly_initialized) == set(
             HEAD if other == "mean" else POOLER + HEAD)
     rewrite(tmp_path / "first", lambda name: None if "pooler" in name else name)
     refused(tmp_path / "first", "pooler.dense.weight is missing")
@@ -165,9 +166,9 @@ def test_a_classifier_of_tokens_is_no_classifier_of_texts(tmp_path):
     save(classifier(), tmp_path)
     rewrite(tmp_path, lambda name: name, architectures=["BertForTokenClassification"])
     refused(tmp_path, "a BERT without labels")
-    assert load(tmp_path, names=NAMES).fresh == HEAD
+    assert load(tmp_path, label_names=NAMES).newly_initialized == HEAD
     rewrite(tmp_path, lambda name: name, architectures=...)
-    assert load(tmp_path, names=NAMES).fresh == ()
+    assert load(tmp_path, label_names=NAMES).newly_initialized == ()
 
 
 def test_dropout_rates(tmp_path):

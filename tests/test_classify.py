@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from minisft.classify import class_weights
 from minisft.errors import UserError
+from minisft.jobs.classify import class_weights
 
 
 def test_class_weights():

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft.checkpoint import save
 from minisft.cli import COMMANDS, main
 from minisft.data.text import save_tokenizer, train_tokenizer
+from minisft.io.checkpoint import save
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 
@@ -146,7 +146,7 @@ def test_a_run_that_diverges_says_it_in_one_line(work, task, batch_tokens):
     found = subprocess.run(
         [sys.executable, "-m", "minisft", "finetune", "--train", "../good.csv", "--task", task,
          *(columns if task == "complete" else []), "--model", "scratch", "--width", "8",
-         "--heads", "2", "--lr", "1e30", "--warmup", "0", "--epochs", "1", "--batch-tokens",
+         "--heads", "2", "--lr", "1e30", "--warmup-ratio", "0", "--epochs", "1", "--batch-tokens",
          batch_tokens],
         capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert found.returncode == 2
@@ -256,7 +256,7 @@ def test_too_little_memory(work, capsys, monkeypatch):
     def full(*args):
         raise MemoryError("Unable to allocate 5.8 TiB")
 
-    monkeypatch.setattr("minisft.finetune._build", full)
+    monkeypatch.setattr("minisft.jobs.finetune._build", full)
     refused(capsys, ["finetune", "--train", "../good.csv"], "memory", "5.8 TiB")
     assert not list((work / "work").iterdir())
 

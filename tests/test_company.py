@@ -7,12 +7,12 @@ masks drawn by the row in the batch), so it is tested on whole models.
 import numpy as np
 import pytest
 
-from minisft.batch import pack
+from minisft.backend.random import Stream
+from minisft.data.batch import pack
 from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
-from minisft.random import Stream
 
 LIMIT = 1e-9
 STREAM = Stream(seed=5, step=12)
@@ -64,7 +64,7 @@ def batch_of(texts, chosen):
     # the second half of each text is a second text; GPT-2 passes that by
     types = [(np.arange(len(row)) > len(row) // 2).astype(int) for row in ids]
     return pack([ids[i] for i in chosen], [labels[i] for i in chosen],
-                texts=[NUMBERS[i] for i in chosen], types=[types[i] for i in chosen])
+                example_ids=[NUMBERS[i] for i in chosen], types=[types[i] for i in chosen])
 
 
 def run(model, batch, stream, **options):
@@ -82,7 +82,7 @@ def close(ours, theirs):
 def close_by_parameter(store, ours, theirs):
     """The project's norm: relative to the parameter's own gradient, or 1e-3 of the largest."""
     largest, start = np.abs(theirs).max(), 0
-    for p in store.live:
+    for p in store.trainable:
         part = slice(start, start + p.size)
         scale = max(np.abs(theirs[part]).max(), 1e-3 * largest)
         assert np.abs(ours[part] - theirs[part]).max() <= LIMIT * scale, p.name
@@ -132,7 +132,7 @@ def test_dropout_does_belong_to_text_and_step(rng, kind):
     model, (ids, labels) = model_of(rng, kind), texts_of(rng, kind)
 
     def drows(number, stream):
-        return run(model, pack([ids[0]], [labels[0]], texts=[number]), stream)[3]
+        return run(model, pack([ids[0]], [labels[0]], example_ids=[number]), stream)[3]
 
     drawn = [drows(31, None), drows(31, STREAM), drows(32, STREAM), drows(31, Stream(5, 13)),
              drows(31, Stream(6, 12))]

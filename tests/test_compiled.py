@@ -1,28 +1,34 @@
 """Every compiled twin against its formula in float64; the random words bit for bit."""
 
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minisft import attention_groups, cuda, emulator, jit, random, rows, schedule
-from minisft.batch import pack
-from minisft.compiled_checks import compiled_checks
+from minisft import ops
+from minisft.backend import random
+from minisft.backend.cpu import jit, row_blocks
+from minisft.backend.gpu import cuda, emulator
+from minisft.data.batch import pack
+from minisft.dispatch import cross_entropy, dropout, embedding, gelu, layer_norm, softmax
+from minisft.dispatch.attention_groups import Groups
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier
-from minisft.ops import cross_entropy, dropout, embedding, gelu, layer_norm, softmax
-from minisft.optim import AdamW
-from minisft.parameters import Parameter, Parameters
+from minisft.nn.parameters import Parameter, Parameters
+from minisft.training.optim import AdamW
+from minisft.verify.compiled_checks import compiled_checks
 
 pytest.importorskip("numba", reason="compiled twins need the extra fast")
 CHECKS = compiled_checks()
+LOOPS = "minisft.backend.cpu.compiled"
 STREAM = random.Stream(7, 2**31 + 5)
 
 
 @pytest.fixture(params=[1, 2, 5])
 def small_blocks(request, monkeypatch):
-    monkeypatch.setattr(rows, "BLOCK", 64)
-    monkeypatch.setattr(rows, "threads", lambda: request.param)
+    monkeypatch.setattr(row_blocks, "BLOCK", 64)
+    monkeypatch.setattr(row_blocks, "threads", lambda: request.param)
 
 
 def normal(rng, *shape):
@@ -64,14 +70,14 @@ def leaves(result):
 
 
 def test_threads_change_no_bit(rng, monkeypatch):
-    monkeypatch.setattr(rows, "BLOCK", 1000)
+    monkeypatch.setattr(row_blocks, "BLOCK", 1000)
     cases, found = operations(rng, 509), []
     for n in (1, 2, 3):
-        monkeypatch.setattr(rows, "threads", lambda n=n: n)
+        monkeypatch.setattr(row_blocks, "threads", lambda n=n: n)
         made = []
         for operation, args, dy in cases:
             y, cache = operation.forward(*args)
-            assert cache.launcher.__name__.startswith("minisft.compiled.")
+            assert cache.implementation.name == "compiled"
             made += leaves((y, operation.backward(dy, cache)))
         found.append(made)
     for other in found[1:]:
@@ -95,14 +101,14 @@ def test_inputs_are_left_alone_and_may_be_read_only(rng):
 def test_what_no_twin_takes_runs_as_the_formula(rng):
     for x in (normal(rng, 0, 3), rng.standard_normal((2, 3))):     # no rows; float64
         _, cache = layer_norm.forward(x, x.sum(axis=0), x.sum(axis=0))
-        assert not isinstance(cache, schedule.KernelCache)
+        assert cache.implementation.name != "compiled"
     x = normal(rng, 3, 4)
     _, cache = dropout.forward(x, rng.integers(0, 2**32, (3, 4), dtype=np.uint32), 0.5)
-    assert not isinstance(cache, schedule.KernelCache)
+    assert cache.implementation.name == "formula"
     with pytest.raises(IndexError):
         cross_entropy.forward(x, np.array([0, 4, 1]))
     strided = normal(rng, 4, 6)[:, ::2]
-    np.testing.assert_allclose(gelu.forward(strided)[0], gelu.forward.formula(strided)[0],
+    np.testing.assert_allclose(gelu.forward(strided)[0], ops.gelu.forward(strided)[0],
                                rtol=1e-5, atol=1e-6)
 
 
@@ -118,9 +124,9 @@ def test_hostile_inputs(rng):
     for form in ("tanh", "erf"):
         y, cache = gelu.forward(x, form)
         dx = gelu.backward(np.ones_like(x), cache)
-        expected, kept = gelu.forward.formula(x.astype(np.float64), form)
+        expected, kept = ops.gelu.forward(x.astype(np.float64), form)
         np.testing.assert_allclose(y, expected, rtol=1e-6, atol=1e-6)
-        np.testing.assert_allclose(dx, gelu.backward.formula(np.ones(len(x)), kept), atol=1e-6)
+        np.testing.assert_allclose(dx, ops.gelu.backward(np.ones(len(x)), kept), atol=1e-6)
         assert np.isnan(gelu.forward(np.full(3, np.nan, np.float32), form)[0]).all()
     y, _ = layer_norm.forward(np.full((1, 768), 1000.1, np.float32), np.ones(768, np.float32),
                               np.zeros(768, np.float32))
@@ -172,10 +178,9 @@ def test_dropout_drops_what_the_formula_drops(rng, n, width):
 def test_attention_drops_what_the_formula_drops(rng, causal):
     cu_seqlens = np.cumsum([0, 5, 1, 33, 30])
     q, k, v = (normal(rng, cu_seqlens[-1], 2, 8) for _ in range(3))
-    drop = 0.3, random.GroupScores(STREAM, 2, np.array([7, 2**31, 9, 1]), 2)
-    kept = attention_groups.forward(q, k, v, cu_seqlens, causal, drop)[1][-1]
-    with jit.compiled(False):
-        expected = attention_groups.forward(q, k, v, cu_seqlens, causal, drop)[1][-1]
+    drop = 0.3, random.Scores(STREAM, 2, np.array([7, 2**31, 9, 1]), cu_seqlens, 2)
+    kept, expected = (Groups(parts).forward(q, k, v, cu_seqlens, causal=causal, drop=drop)[1][-1]
+                      for parts in (import_module(f"{LOOPS}.attention_groups"), None))
     for (p, keep), (plain, plain_keep) in zip(kept, expected, strict=True):
         assert np.array_equal(keep[p > 0], plain_keep[p > 0]) and (p > 0).any()
         assert not p[plain == 0].any()
@@ -224,7 +229,7 @@ def test_a_whole_step_is_that_of_the_formulas(rng, rate):
 
 
 def test_a_mistake_in_a_twin_is_found(monkeypatch):
-    twin = schedule.compiled_module("layer_norm")
+    twin = import_module(f"{LOOPS}.layer_norm")
     whole = twin.backward
     monkeypatch.setattr(twin, "backward", lambda dy, cache: (
         whole(dy, cache)[0] * np.float32(1 + 1e-5), *whole(dy, cache)[1:]))
@@ -237,6 +242,6 @@ def test_kernels_come_first(rng, monkeypatch):
         pytest.skip("no C++ compiler to emulate CUDA kernels")
     monkeypatch.setenv("MINISFT_CUDA", "emulate")
     x = normal(rng, 3, 40)
-    assert softmax.forward(x)[1].launcher.__name__ == "minisft.launch.softmax"
+    assert softmax.choose(x).name == "fused kernel"
     with cuda.kernels("off"):
-        assert softmax.forward(x)[1].launcher.__name__ == "minisft.compiled.softmax"
+        assert softmax.choose(x).name == "compiled"

@@ -6,17 +6,17 @@ import json
 import numpy as np
 import pytest
 
-from minisft import complete
-from minisft.batch import pack
 from minisft.cli import main
+from minisft.data.batch import pack
 from minisft.data.read import read_prompts
-from minisft.folder import end_token, read_folder
-from minisft.generate import Sampler, generate
-from minisft.metrics import exact_match
+from minisft.evaluation.metrics import exact_match
+from minisft.io.model_folder import end_token, read_folder
+from minisft.jobs import complete
+from minisft.models.generate import Sampler, generate
 from minisft.ops.cross_entropy import IGNORE, log_softmax
 
 TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2",
-        "--vocab-size", "300", "--positions", "64", "--batch-tokens", "256",
+        "--vocab-size", "300", "--context-length", "64", "--batch-tokens", "256",
         "--max-new-tokens", "5", "--quiet"]
 COLUMNS = ["--task", "complete", "--prompt-column", "question", "hint", "--completion-column",
            "answer"]
@@ -62,8 +62,8 @@ def test_join_counts_the_completion_only(n_prompt, n_answer, most):
 def test_results_are_those_of_the_saved_model(run):
     """Loss by a loop over the tokens of every completion, exact match by generating."""
     found = json.loads((run / "results.json").read_text())
-    model, tokenizer, treatment = read_folder(run / "model")
-    assert treatment.separator == "\n\n" and treatment.clean == ()
+    model, tokenizer, preprocessing = read_folder(run / "model")
+    assert preprocessing.separator == "\n\n" and preprocessing.clean == ()
     losses, answers = [], []
     for row in ROWS:
         prompt = "\n".join(x for x in (row["question"], row["hint"]) if x) + "\n\n"
@@ -157,11 +157,11 @@ def test_instruction_data(shared_data, tmp_path):
 
 
 def test_generation_is_given_what_the_loss_saw(run):
-    _, tokenizer, treatment = read_folder(run / "model")
+    _, tokenizer, preprocessing = read_folder(run / "model")
     prompts = read_prompts(run.parent / "pairs.jsonl", ["question", "hint"], "answer")
     for most in (64, 6):
         sequences, starts, cut = complete.encode(
-            tokenizer, prompts, dataclasses.replace(treatment, max_length=most))
+            tokenizer, prompts, dataclasses.replace(preprocessing, max_length=most))
         for ids, labels, start in zip(sequences.ids, sequences.labels, starts, strict=True):
             assert start.tolist() == ids[:len(ids) - (labels != IGNORE).sum()].tolist()
         assert (cut == 0) == (most == 64)

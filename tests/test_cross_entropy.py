@@ -3,9 +3,9 @@ from math import exp, inf, log
 import numpy as np
 import pytest
 
-from minisft.gradcheck import check
 from minisft.ops import cross_entropy
 from minisft.ops.cross_entropy import IGNORE
+from minisft.verify.gradcheck import check
 
 # weights?, smoothing, an ignored row?
 SETTINGS = [(False, 0.0, False), (True, 0.0, False), (False, 0.1, False), (False, 0.0, True),

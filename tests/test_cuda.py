@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft import cuda, emulator
+from minisft.backend.gpu import cuda, emulator
 from minisft.cli import main
 
 needs_compiler = pytest.mark.skipif(emulator.compiler() is None,

@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from minisft import compared, curve, plots
-from minisft import finetune as runner
 from minisft.cli import main
 from minisft.data.read import draw
 from minisft.errors import UserError
-from minisft.train import Interrupted
+from minisft.evaluation import comparison, plots
+from minisft.jobs import curve
+from minisft.jobs import finetune as runner
+from minisft.training.loop import Interrupted
 
 TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", "--vocab-size",
         "300", "--epochs", "1", "--batch-tokens", "256", "--quiet"]
@@ -167,4 +168,4 @@ def test_a_baseline_that_one_size_lacks_is_not_drawn():
     made = [{"size": n, "seeds": [0], "accuracy": spread, "compared": c} for n, c in (
         (10, {"naive_bayes": found, "tfidf": found}), (20, {"naive_bayes": found}))]
     text = curve.text_table(made)
-    assert "naive Bayes" in text and compared.NAMES["tfidf"] not in text
+    assert "naive Bayes" in text and comparison.NAMES["tfidf"] not in text

@@ -12,14 +12,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minisft import array, cuda, emulator, train
-from minisft.batch import pack
-from minisft.blocks import Attending
+from minisft.backend import array
+from minisft.backend.gpu import cuda, emulator
+from minisft.backend.random import Stream
 from minisft.cli import main
+from minisft.data.batch import pack
 from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, LanguageModel
-from minisft.random import Stream
+from minisft.nn.blocks import MultiHeadAttention
+from minisft.training import loop
 from tests import standin_cupy
 
 needs_compiler = pytest.mark.skipif(emulator.compiler() is None,
@@ -31,7 +33,7 @@ TINY = ["--layers", "2", "--width", "16", "--heads", "2", "--vocab-size", "257",
 def card(monkeypatch):
     """A card, as far as the package can tell; the CPU runs the formula of attention, too."""
     monkeypatch.setattr(array, "cupy", standin_cupy)
-    monkeypatch.setattr(Attending, "plain", True)
+    monkeypatch.setattr(MultiHeadAttention, "plain", True)
     monkeypatch.delenv("MINISFT_CUDA", raising=False)
 
 
@@ -64,7 +66,8 @@ def left(folder):
     ["--model", "scratch", *TINY],
     ["--model", "scratch", *TINY, "--task", "complete", "--max-new-tokens", "3"],
     ["--model", "scratch", *TINY, "--class-weights", "balanced", "--label-smoothing", "0.1",
-     "--recompute", "--optimizer", "sgd", "--word-dropout", "0.2", "--adapt-epochs", "1"],
+     "--gradient-checkpointing", "--optimizer", "sgd", "--token-dropout", "0.2",
+     "--adapt-epochs", "1"],
     ["--model", "scratch", *TINY, "--train-layers", "last:1", "--optimizer", "adam"],
 ], ids=["classify", "complete", "options", "frozen"])
 def test_finetune_has_the_bits_of_the_cpu(card, texts, tmp_path, options):
@@ -95,7 +98,7 @@ def test_bert_has_the_bits_of_the_cpu(card, rng, pooling):
 
 
 def test_long_texts_attend_in_blocks(card, rng, monkeypatch):
-    monkeypatch.setattr(Attending, "plain", False)
+    monkeypatch.setattr(MultiHeadAttention, "plain", False)
     model = LanguageModel(GPT2Config(vocab_size=30, n_positions=400, n_embd=16, n_layer=1,
                                      n_head=2))
     ids = rng.integers(0, 30, 300)
@@ -114,7 +117,7 @@ def test_long_texts_attend_in_blocks(card, rng, monkeypatch):
 def test_a_run_goes_on_where_it_stopped(card, texts, tmp_path, monkeypatch):
     options = ["--model", "scratch", *TINY]
     assert finetune(texts, tmp_path / "whole", "gpu", *options) == 0
-    step, steps = train.train_step, []
+    step, steps = loop.train_step, []
 
     def stop_after_three(*args):
         steps.append(step(*args))
@@ -122,9 +125,9 @@ def test_a_run_goes_on_where_it_stopped(card, texts, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return steps[-1]
 
-    monkeypatch.setattr(train, "train_step", stop_after_three)
+    monkeypatch.setattr(loop, "train_step", stop_after_three)
     assert finetune(texts, tmp_path / "cut", "gpu", *options) == 130
-    monkeypatch.setattr(train, "train_step", step)
+    monkeypatch.setattr(loop, "train_step", step)
     assert main(["finetune", "--resume", str(tmp_path / "cut"), "--kernels", "off"]) == 0
     assert left(tmp_path / "cut") == left(tmp_path / "whole")
 
@@ -150,7 +153,7 @@ def test_pretraining_has_the_bits_of_the_cpu(card, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"It rains on day {i}.\n<|endoftext|>\n" for i in range(20)))
     for device in ("cpu", "gpu"):
-        assert main(["pretrain", "--text", str(text), "--valid-fraction", "0.2", "--positions",
+        assert main(["pretrain", "--text", str(text), "--valid-fraction", "0.2", "--context-length",
                      "16", "--batch-tokens", "40", "--validate-every", "3", "--dropout", "0.1",
                      "--out", str(tmp_path / device), "--device", device, "--kernels", "off",
                      *TINY]) == 0
@@ -176,7 +179,7 @@ def test_16_bits_on_the_card_are_those_of_the_emulator(card, texts, tmp_path, mo
                                                        precision, version):
     options = ["--model", "scratch", *TINY, "--width", "32", "--epochs", "1", "--kernels", version,
                "--precision", precision]
-    monkeypatch.setattr(Attending, "plain", False)
+    monkeypatch.setattr(MultiHeadAttention, "plain", False)
     used, whole = set(), cuda.launch_source
     monkeypatch.setattr(cuda, "launch_source", lambda text, kernel, *rest, **sizes: (
         used.add(kernel), whole(text, kernel, *rest, **sizes)))

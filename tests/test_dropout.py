@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from minisft.gradcheck import check
+from minisft.backend.random import EMBEDDING, Stream
 from minisft.ops import dropout
-from minisft.random import EMBEDDING, Stream
+from minisft.verify.gradcheck import check
 
 
 def words_of(rng, shape):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from minisft.gradcheck import check
 from minisft.ops import embedding
+from minisft.verify.gradcheck import check
 
 
 @pytest.mark.parametrize("n, rows, width", [(1, 1, 1), (1, 2, 3), (5, 3, 7), (16, 13, 4)])

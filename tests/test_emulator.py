@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft import cuda, emulator
+from minisft.backend.gpu import cuda, emulator
 from minisft.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +142,7 @@ def test_sanitizers_see_what_values_hide(sanitizer, planted):
     text = REVERSED.replace(old, new) if planted else REVERSED
     program = f"""
 import numpy as np
-from minisft import cuda, emulator
+from minisft.backend.gpu import cuda, emulator
 x = np.ones(70, dtype=np.float32)
 for order in emulator.ORDERS:
     with emulator.thread_order(order):

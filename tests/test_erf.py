@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from minisft.erf import erf
+from minisft.backend.erf import erf
 
 # the two formulas meet at 0.46875, and the argument is held at 6
 SEAMS = [0.46875, 6.0]

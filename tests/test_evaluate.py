@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from minisft.batch import pack
+from minisft.data.batch import pack
+from minisft.data.dataset import TokenizedDataset
 from minisft.data.text import train_tokenizer
-from minisft.evaluate import completion_loss, completions, log_probabilities
-from minisft.generate import Sampler, generate
+from minisft.evaluation.evaluate import completion_loss, completions, log_probabilities
+from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE, log_softmax
-from minisft.train import Sequences
 
 CONFIG = GPT2Config(vocab_size=300, n_positions=20, n_embd=8, n_layer=2, n_head=2)
 
@@ -37,7 +37,7 @@ def test_completion_loss_is_the_mean_over_tokens_that_count(ids):
             if label != IGNORE:
                 total, counted = total - row[label], counted + 1
     for batch_tokens in (1, 25, 1000):
-        found = completion_loss(model, Sequences(ids, labels), batch_tokens)
+        found = completion_loss(model, TokenizedDataset(ids, labels), batch_tokens)
         assert found["tokens"] == counted
         assert found["loss"] == pytest.approx(total / counted, rel=1e-12)
         assert found["perplexity"] == pytest.approx(np.exp(total / counted))

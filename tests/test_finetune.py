@@ -8,13 +8,13 @@ import time
 import numpy as np
 import pytest
 
-from minisft import baselines
-from minisft.checkpoint import load
 from minisft.cli import main
 from minisft.data import toy_news
 from minisft.data.read import read_examples
 from minisft.data.text import encode_all, load_tokenizer
-from minisft.folder import read_folder
+from minisft.evaluation import baselines
+from minisft.io.checkpoint import load
+from minisft.io.model_folder import read_folder
 from minisft.models.heads import Classifier
 
 TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2",
@@ -155,7 +155,8 @@ def test_a_trained_folder_can_be_trained_again(trained, files, tmp_path, capsys)
     ["--schedule", "cosine"], ["--layer-decay", "0.8"], ["--truncate", "tail", "--max-length", "9"],
     ["--early-stopping", "1"], ["--micro-tokens", "64"], ["--clean", "none"],
     ["--select", "last", "--average", "0.5"],
-    ["--compare", "none"], ["--recompute"], ["--train-layers", "head", "--feature-memory", "0"]])
+    ["--compare", "none"], ["--gradient-checkpointing"],
+    ["--train-layers", "head", "--feature-memory", "0"]])
 def test_every_option_runs(files, tmp_path, options, capsys):
     assert main(["finetune", "--train", str(files / "train.csv"), "--out", str(tmp_path / "run"),
                  *TINY, *options]) == 0
@@ -197,7 +198,7 @@ def test_what_the_options_change(files, tmp_path):
     assert results(tmp_path / "loss")["best_epoch"] == min(
         epochs, key=lambda e: e["valid_loss"])["epoch"]
     model = load(tmp_path / "head" / "model")
-    untrained = Classifier(model.trunk.config, model.names, seed=0).store
+    untrained = Classifier(model.trunk.config, model.label_names, seed=0).store
     changed = {p.name for p in model.store if (p.value != untrained[p.name].value).any()}
     assert changed == {"score.weight"}
 
@@ -299,19 +300,20 @@ def test_transformers_opens_the_folder(trained, files, tmp_path):
     peer = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     peer_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model, tokenizer, _ = read_folder(folder)
-    assert [peer.config.id2label[i] for i in range(4)] == list(model.names)
+    assert [peer.config.id2label[i] for i in range(4)] == list(model.label_names)
     texts = ["A goal on Monday", "The treaty, he said, was a law of the <|endoftext|>", "x"]
     ours = [tokenizer.encode(text).ids for text in texts]
     batch = peer_tokenizer(texts, padding=True, return_tensors="pt")
     assert [ids[:len(x)] for ids, x in zip(batch["input_ids"].tolist(), ours, strict=True)] == ours
     with torch.no_grad():
         expected = peer(**batch).logits.numpy()
-    from minisft.batch import pack
+    from minisft.data.batch import pack
     logits = model.forward(pack([np.array(x) for x in ours]))
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     assert (logits.argmax(axis=1) == expected.argmax(axis=1)).all()
     pipe = transformers.pipeline("text-classification", model=peer, tokenizer=peer_tokenizer)
-    assert [p["label"] for p in pipe(texts)] == [model.names[k] for k in logits.argmax(axis=1)]
+    expected = [model.label_names[k] for k in logits.argmax(axis=1)]
+    assert [p["label"] for p in pipe(texts)] == expected
     # saved again by transformers, without our checksums, and loaded again
     peer.save_pretrained(tmp_path)
     np.testing.assert_array_equal(load(tmp_path).store.values, model.store.values)
@@ -326,7 +328,7 @@ def test_sms_spam(shared_data, tmp_path):
 def test_ag_news_in_the_published_vocabulary(shared_data):
     path, tokenizer = shared_data / "ag_news" / "test.csv", shared_data / "gpt2_bpe"
     examples = read_examples(path, ["text"], "label")
-    assert len(examples.names) == 4
+    assert len(examples.label_names) == 4
     tokenizer = load_tokenizer(tokenizer)
     ids, cut = encode_all(tokenizer, examples.texts, 1024)
     assert cut == 0 and tokenizer.get_vocab_size() == 50257

@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from minisft.batch import pack
-from minisft.checkpoint import save
 from minisft.cli import main
 from minisft.data import toy_news
+from minisft.data.batch import pack
 from minisft.data.sequences import encode_sequences
-from minisft.files import read_json, write_json
-from minisft.folder import read_folder
+from minisft.io.checkpoint import save
+from minisft.io.files import read_json, write_json
+from minisft.io.model_folder import read_folder
 from minisft.models.bert import BertConfig
 from minisft.models.heads import BertClassifier
 
@@ -91,7 +91,8 @@ def test_evaluate_and_predict(trained, files, capsys):
         "[CLS] a goal on monday [SEP]"
     z = model.forward(pack([ids])).astype(np.float64)[0]
     p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
-    assert [float(first[f"p_{name}"]) for name in model.names] == pytest.approx(list(p), abs=1e-6)
+    assert [float(first[f"p_{name}"]) for name in model.label_names] == \
+        pytest.approx(list(p), abs=1e-6)
 
 
 def test_a_second_text(files, tmp_path, capsys):
@@ -168,7 +169,7 @@ def test_transformers_opens_the_folder(trained):
     peer = transformers.AutoModelForSequenceClassification.from_pretrained(trained).eval()
     peer_tokenizer = transformers.AutoTokenizer.from_pretrained(trained)
     model, tokenizer, _ = read_folder(trained)
-    assert [peer.config.id2label[i] for i in range(4)] == list(model.names)
+    assert [peer.config.id2label[i] for i in range(4)] == list(model.label_names)
     texts = ["A goal on Monday", "The treaty, he [SEP] said, was a LÀW", "x"]
     for pairs in None, ["a law", "a goal on a Monday", "treaty"]:
         ids, types, _ = encode_sequences(tokenizer, texts, pairs=pairs)
@@ -182,4 +183,4 @@ def test_transformers_opens_the_folder(trained):
     pipe = transformers.pipeline("text-classification", model=peer, tokenizer=peer_tokenizer)
     ids, _, _ = encode_sequences(tokenizer, texts)
     assert [p["label"] for p in pipe(texts)] == [
-        model.names[k] for k in model.forward(pack(ids)).argmax(axis=1)]
+        model.label_names[k] for k in model.forward(pack(ids)).argmax(axis=1)]

@@ -3,8 +3,8 @@ from math import erf, pi, sqrt, tanh
 import numpy as np
 import pytest
 
-from minisft.gradcheck import check
 from minisft.ops import gelu
+from minisft.verify.gradcheck import check
 
 FORMS = ["tanh", "erf"]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from minisft.batch import pack
-from minisft.generate import Sampler, generate
+from minisft.data.batch import pack
+from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
 
@@ -30,27 +30,27 @@ def test_cache_changes_nothing(model, rng):
     prompts = [rng.integers(0, 31, n) for n in (1, 7, 3)]
     for prompt, found in zip(prompts, generate(model, prompts, 15, GREEDY), strict=True):
         assert found.ids == slowly(model, prompt, 15)
-        assert found.stopped == "length"
+        assert found.finish_reason == "length"
 
 
 def test_logits_with_the_cache_equal_those_without(model, rng):
-    from minisft.generate import Past
+    from minisft.models.generate import KVCache
     ids = rng.integers(0, 31, 9)
-    past = Past(model.trunk.config, 1, 9, model.store.values)
+    past = KVCache(model.trunk.config, 1, 9, model.store.values)
     whole = model.forward(pack([ids]))
-    first = model.forward(pack([ids[:5]]), past=past)
+    first = model.forward(pack([ids[:5]]), kv_cache=past)
     np.testing.assert_allclose(first, whole[:5], atol=1e-12)
     # four queries at once against a cache of five keys
     rest = pack([ids[5:]])
     object.__setattr__(rest, "positions", np.arange(5, 9))
-    np.testing.assert_allclose(model.forward(rest, past=past), whole[5:], atol=1e-12)
+    np.testing.assert_allclose(model.forward(rest, kv_cache=past), whole[5:], atol=1e-12)
 
 
 def test_stops_at_the_models_length_and_says_so(model):
     (found,) = generate(model, [np.arange(20)], 50, GREEDY)
-    assert len(found.ids) == 24 - 20 + 1 and found.stopped == "full"
+    assert len(found.ids) == 24 - 20 + 1 and found.finish_reason == "full"
     (found,) = generate(model, [np.arange(24)], 50, GREEDY)
-    assert len(found.ids) == 1 and found.stopped == "full"
+    assert len(found.ids) == 1 and found.finish_reason == "full"
     with pytest.raises(ValueError, match="25 tokens, but the model has 24"):
         generate(model, [np.arange(25)], 1, GREEDY)
 
@@ -59,7 +59,7 @@ def test_stops_at_the_end_token(model):
     whole = generate(model, [np.array([3])], 12, GREEDY)[0].ids
     end = whole[4]
     (found,) = generate(model, [np.array([3])], 12, GREEDY, end_token=end)
-    assert found.ids == whole[:whole.index(end)] and found.stopped == "end"
+    assert found.ids == whole[:whole.index(end)] and found.finish_reason == "end"
 
 
 def test_company_changes_no_sample(model, rng):
@@ -76,7 +76,8 @@ def test_sampler_keeps_what_it_should():
 
     def drawn(**options):
         texts, positions = np.arange(4000), np.zeros(4000, dtype=np.int64)
-        ids = Sampler(seed=1, **options).choose(np.repeat(logits, 4000, axis=0), texts, positions)
+        ids = Sampler(seed=1, **options).next_token(np.repeat(logits, 4000, axis=0), texts,
+                                                    positions)
         return {int(t): float((ids == t).mean()) for t in np.unique(ids)}
 
     everything = drawn()
@@ -96,7 +97,7 @@ def test_sampler_keeps_what_it_should():
 def test_greedy_equals_transformers_in_float64(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from minisft.checkpoint import load
+    from minisft.io.checkpoint import load
     config = transformers.GPT2Config(
         vocab_size=1234, n_positions=128, n_embd=80, n_layer=3, n_head=5, n_inner=200,
         initializer_range=0.2, bos_token_id=1233, eos_token_id=1233, pad_token_id=1233)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft.batch import pack
-from minisft.checkpoint import load
+from minisft.data.batch import pack
+from minisft.io.checkpoint import load
 from minisft.ops.cross_entropy import IGNORE
 
 FOLDER = Path(__file__).parent / "golden" / "gpt2_tiny"
@@ -35,8 +35,8 @@ def language_model(dtype, expected):
 
 
 def classifier(dtype, expected):
-    model = load(FOLDER, dtype, task="classify", names=NAMES)
-    assert model.fresh == ("score.weight",)
+    model = load(FOLDER, dtype, task="classify", label_names=NAMES)
+    assert model.newly_initialized == ("score.weight",)
     model.store["score.weight"].value[...] = expected["score"].T
     return model, pack(texts(expected), expected["labels"])
 

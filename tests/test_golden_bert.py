@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft.batch import pack
-from minisft.checkpoint import load
-from minisft.families import BERT
+from minisft.data.batch import pack
+from minisft.io.architectures import BERT
+from minisft.io.checkpoint import load
 
 FOLDER = Path(__file__).parent / "golden" / "bert_tiny"
 # (dtype, logits and loss, gradients): the expected values are kept as float32

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minisft.batch import pack
+from minisft.data.batch import pack
 from minisft.errors import UserError
 from minisft.models.gpt2 import SIZES, GPT2Config, count
 from minisft.models.heads import Classifier, LanguageModel

@@ -6,9 +6,9 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from minisft import gradcheck
-from minisft.gradcheck import GradientError, check, compare, compare_directions, require
 from minisft.ops import attention, embedding, gelu, layer_norm, linear, softmax
+from minisft.verify import gradcheck
+from minisft.verify.gradcheck import GradientError, check, compare, compare_directions, require
 
 MASK = np.array([[[0, 2, 2, 0], [2, 0, 2, 2], [2, 2, 0, 0], [0, 2, 2, 2]],
                  [[2, 2, 0, 2], [0, 2, 0, 2], [2, 0, 2, 2], [2, 2, 2, 0]]], dtype=float)

@@ -6,8 +6,8 @@ import types
 
 import pytest
 
-from minisft import hub
 from minisft.errors import UserError
+from minisft.io import hub
 
 COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 

@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from minisft import jit, runs, schedule
+from minisft import ops
+from minisft.backend.cpu import jit
+from minisft.dispatch import layer_norm, softmax
 from minisft.errors import UserError
-from minisft.ops import layer_norm, softmax
+from minisft.io import run_folder
 
 
 @pytest.fixture
@@ -21,12 +23,12 @@ def no_numba(monkeypatch):
 
 
 def test_without_numba_the_formula_runs(rng, no_numba):
-    assert not jit.chosen() and runs.machine()["compiled"] is False
-    assert "numba" not in runs.machine()["versions"]
+    assert not jit.chosen() and run_folder.machine()["compiled"] is False
+    assert "numba" not in run_folder.machine()["versions"]
     s = rng.standard_normal((3, 4), dtype=np.float32)
     p, cache = softmax.forward(s)
-    assert np.array_equal(p, softmax.forward.formula(s)[0])
-    assert not isinstance(cache, schedule.KernelCache)
+    assert np.array_equal(p, ops.softmax.forward(s)[0])
+    assert cache.implementation.name == "formula"
 
 
 def test_a_numba_that_refuses_this_numpy_is_none(monkeypatch):
@@ -50,18 +52,20 @@ def test_a_wish_that_is_none_is_told(rng, monkeypatch):
 
 def test_the_switches_switch(monkeypatch):
     pytest.importorskip("numba", reason="compiled twins need the extra fast")
-    assert jit.chosen() and runs.machine()["compiled"] and runs.machine()["versions"]["numba"]
+    machine = run_folder.machine()
+    assert jit.chosen() and machine["compiled"] and machine["versions"]["numba"]
     with jit.compiled(False):
         assert not jit.chosen()
         with jit.compiled(True):
             assert jit.chosen()
     monkeypatch.setenv("MINISFT_COMPILED", "off")
-    assert not jit.chosen() and runs.machine()["compiled"] is False
+    assert not jit.chosen() and run_folder.machine()["compiled"] is False
 
 
 def test_numba_is_imported_when_the_first_operation_runs():
     pytest.importorskip("numba", reason="compiled twins need the extra fast")
-    code = ("import sys, json, numpy as np\nimport minisft.cli\nfrom minisft.ops import softmax\n"
+    code = ("import sys, json, numpy as np\nimport minisft.cli\n"
+            "from minisft.dispatch import softmax\n"
             "first = 'numba' in sys.modules\nx = np.ones((2, 3))\n"
             "{}softmax.forward(x.astype(np.float32))\n"
             "print(json.dumps([first, 'numba' in sys.modules]))")
@@ -96,9 +100,9 @@ def test_a_loop_that_cannot_be_kept_is_compiled_all_the_same(monkeypatch):
 
 
 def test_blocks_follow_from_the_sizes_and_results_from_their_order(monkeypatch):
-    monkeypatch.setattr(jit.rows, "BLOCK", 10)
+    monkeypatch.setattr(jit.row_blocks, "BLOCK", 10)
     for threads in (1, 2, 5):
-        monkeypatch.setattr(jit.rows, "threads", lambda threads=threads: threads)
+        monkeypatch.setattr(jit.row_blocks, "threads", lambda threads=threads: threads)
         assert jit.each(lambda start, stop: (start, stop), 7, 12) == [(0, 3), (3, 6), (6, 7)]
 
 
@@ -107,10 +111,10 @@ def test_a_cache_of_the_formula_is_for_the_formula(rng):
     x = rng.standard_normal((5, 8), dtype=np.float32)
     with jit.compiled(False):
         _, cache = layer_norm.forward(x, x[0], x[1])
-    expected = layer_norm.backward.formula(x, cache)
+    expected = ops.layer_norm.backward(x, cache)
     assert all(np.array_equal(a, b) for a, b in zip(layer_norm.backward(x, cache), expected,
                                                     strict=True))
     _, cache = layer_norm.forward(x, x[0], x[1])
-    assert cache.launcher.__name__ == "minisft.compiled.layer_norm"
+    assert cache.implementation.name == "compiled"
     with jit.compiled(False):     # what a twin began, its backward ends
         assert all(np.isfinite(a).all() for a in layer_norm.backward(x, cache))

@@ -8,8 +8,8 @@ import re
 import pytest
 from test_emulator import needs_compiler, sanitized
 
-from minisft import cuda, emulator
-from minisft.kernel_checks import KERNEL_CHECKS
+from minisft.backend.gpu import cuda, emulator
+from minisft.verify.kernel_checks import KERNEL_CHECKS
 
 pytestmark = pytest.mark.slow
 SOURCE = cuda.source
@@ -121,8 +121,8 @@ def test_a_planted_fault_is_found(monkeypatch, name):
 
 
 PROGRAM = """
-from minisft import cuda, emulator
-from minisft.kernel_checks import KERNEL_CHECKS
+from minisft.backend.gpu import cuda, emulator
+from minisft.verify.kernel_checks import KERNEL_CHECKS
 source = cuda.source
 if {file!r}:
     cuda.source = lambda name: {text!r} if name == {file!r} else source(name)

@@ -3,17 +3,20 @@
 import numpy as np
 import pytest
 
-from minisft import array, cuda, emulator, schedule
-from minisft.batch import pack
-from minisft.blocks import MLP
+from minisft import ops
+from minisft.backend import array
+from minisft.backend.gpu import cuda, emulator, launch
+from minisft.backend.random import Stream
+from minisft.data.batch import pack
+from minisft.dispatch import cross_entropy, embedding, gelu, layer_norm, softmax
 from minisft.errors import UserError
-from minisft.kernel_checks import KERNEL_CHECKS
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
-from minisft.ops import cross_entropy, embedding, gelu, layer_norm, softmax
-from minisft.optim import AdamW, clip_scale, gradient_norm
-from minisft.parameters import Parameters
-from minisft.random import Stream
+from minisft.nn.blocks import MLP
+from minisft.nn.parameters import Parameters
+from minisft.ops.cross_entropy import IGNORE
+from minisft.training.optim import AdamW, clip_scale, gradient_norm
+from minisft.verify.kernel_checks import KERNEL_CHECKS
 
 needs_compiler = pytest.mark.skipif(emulator.compiler() is None,
                                     reason="no C++ compiler to emulate CUDA kernels")
@@ -71,7 +74,7 @@ def test_a_shape_or_a_number_that_is_wrong_is_found():
 def test_equal_inputs_give_equal_bits(rng):
     dy = rng.standard_normal((200, 5), dtype=np.float32)
     ids = rng.integers(0, 3, 200)
-    from minisft.launch import embedding as launcher
+    from minisft.backend.gpu.launch import embedding as launcher
     found = []
     for order in emulator.ORDERS:
         with emulator.thread_order(order):
@@ -83,27 +86,27 @@ def test_equal_inputs_give_equal_bits(rng):
 def test_an_operation_runs_as_its_kernel_when_asked(rng, emulate):
     x = rng.standard_normal((3, 40), dtype=np.float32)
     _, cache = layer_norm.forward(x, x[0], x[1])
-    assert cache.launcher.__name__ == "minisft.launch.layer_norm"
-    for version, name in (("fused", "softmax"), ("naive", "softmax_naive")):
+    assert cache.implementation.load() is launch.layer_norm
+    for version in ("fused", "naive"):
         with cuda.kernels(version):
             _, cache = softmax.forward(x)
-            assert cache.launcher.__name__ == f"minisft.launch.{name}"
+            assert cache.implementation.name == f"{version} kernel"
     # what a kernel began, its backward ends
     assert softmax.backward(x, cache).dtype == np.float32
     with cuda.kernels("off"):
         _, cache = softmax.forward(x)
-        assert not isinstance(cache, schedule.KernelCache)
+        assert cache.implementation.name not in ("naive kernel", "fused kernel")
     _, cache = softmax.forward(x.astype(np.float64))     # gradients are checked in float64
-    assert not isinstance(cache, schedule.KernelCache)
+    assert cache.implementation.name not in ("naive kernel", "fused kernel")
     with cuda.kernels("naive"):                          # no naive version: the fused one
         _, cache = gelu.forward(x)
-        assert cache.launcher.__name__ == "minisft.launch.gelu"
+        assert cache.implementation.load() is launch.gelu
 
 
 def test_without_being_asked_no_kernel_runs(rng, monkeypatch):
     monkeypatch.delenv("MINISFT_CUDA", raising=False)
     _, cache = softmax.forward(rng.standard_normal((3, 4), dtype=np.float32))
-    assert not isinstance(cache, schedule.KernelCache)
+    assert cache.implementation.name not in ("naive kernel", "fused kernel")
     monkeypatch.setenv("MINISFT_CUDA", "yes")
     with pytest.raises(UserError, match="MINISFT_CUDA is 'yes', expected emulate or nothing"):
         softmax.forward(rng.standard_normal((3, 4), dtype=np.float32))
@@ -117,7 +120,7 @@ def test_embedding_backward_takes_the_plain_cache(rng, emulate):
     w = rng.standard_normal((5, 3), dtype=np.float32)
     dy = rng.standard_normal((6, 3), dtype=np.float32)
     _, cache = embedding.forward(np.array([4, 0, 4, 4, 1, 0]), w)
-    plain = embedding.backward.formula(dy, cache)
+    plain = ops.embedding.backward(dy, cache)
     np.testing.assert_allclose(embedding.backward(dy, cache), plain, rtol=1e-6)
     np.testing.assert_allclose(embedding.backward(dy, cache, out=w.copy()), w + plain, atol=1e-6)
 
@@ -155,7 +158,7 @@ def step(model, batch, optimizer=None):
     loss, denominator, _ = model.loss(batch, Stream(0, 1))
     model.store.zero_grad()
     model.loss_backward()
-    gradients = {p.name: p.grad.copy() for p in model.store.live}
+    gradients = {p.name: p.grad.copy() for p in model.store.trainable}
     if optimizer:
         norm = gradient_norm(model.store) / denominator
         optimizer.step(1e-3, clip_scale(norm, 0.5) / denominator)
@@ -173,7 +176,7 @@ def test_a_whole_step_matches_numpy(rng, monkeypatch, kind, version):
         model, labels = Classifier(config, ["a", "b", "c"]), [0, 2, 1, 1]
     else:
         model = LanguageModel(config)
-        labels = [[*text[1:], cross_entropy.IGNORE] for text in texts]
+        labels = [[*text[1:], IGNORE] for text in texts]
     batch = pack(texts, labels=labels)
     # wide, so that attention is far from uniform
     values = 0.15 * rng.standard_normal(model.store.values.shape, dtype=np.float32)

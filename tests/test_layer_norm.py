@@ -3,8 +3,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from minisft.gradcheck import check
 from minisft.ops import layer_norm
+from minisft.verify.gradcheck import check
 
 SHAPES = [(1, 1), (1, 2), (3, 5), (7, 16), (2, 31)]
 

@@ -1,14 +1,16 @@
 import numpy as np
 import pytest
 
-from minisft import gradcheck, rows
-from minisft.batch import pack
-from minisft.blocks import MLP, Attending, Block, SelfAttention
-from minisft.layers import Dropout, Embedding, LayerNorm, Linear
+from minisft.backend.cpu import row_blocks
+from minisft.backend.random import MLP_OUT, Stream
+from minisft.data.batch import pack
+from minisft.dispatch import only
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
-from minisft.parameters import Parameters
-from minisft.random import MLP_OUT, Stream
+from minisft.nn.blocks import MLP, Block, SelfAttention
+from minisft.nn.layers import Dropout, Embedding, LayerNorm, Linear
+from minisft.nn.parameters import Parameters
+from minisft.verify import gradcheck
 
 WIDTH = 6
 STREAM = Stream(seed=7, step=3)
@@ -25,7 +27,7 @@ def config(**options):
 
 def batch_of(rng, lengths=LENGTHS, classes=3):
     return pack([rng.integers(0, 11, n) for n in lengths], rng.integers(0, classes, len(lengths)),
-                texts=[40 + 3 * i for i in range(len(lengths))])
+                example_ids=[40 + 3 * i for i in range(len(lengths))])
 
 
 def without_dropout_below(model, lowest):
@@ -87,7 +89,7 @@ def test_dropout(rng, stream):
     x = rng.standard_normal((8, WIDTH))
 
     def forward(x):
-        return layer.forward(x, stream, batch.token_texts, batch.positions)
+        return layer.forward(x, stream, batch.token_example_ids, batch.positions)
 
     require_right(rng, forward, layer.backward, store_of(rng, layer), x)
     assert ((forward(x) == 0).any()) == (stream is not None)
@@ -140,7 +142,7 @@ def test_gradients_add_up_over_two_backwards(rng):
 
 def test_a_second_backward_needs_a_forward(rng):
     batch, x = batch_of(rng), rng.standard_normal((8, WIDTH))
-    texts, positions = batch.token_texts, batch.positions
+    texts, positions = batch.token_example_ids, batch.positions
     layers = [(Embedding("e", 11, WIDTH, 0), lambda layer: layer.forward(batch.ids)),
               (Linear("l", WIDTH, 4, 0), lambda layer: layer.forward(x)),
               (LayerNorm("n", WIDTH, 0, 1e-5), lambda layer: layer.forward(x)),
@@ -173,7 +175,7 @@ def model_of(rng, kind, **options):
 
 def next_tokens(rng, lengths=LENGTHS):
     ids = [rng.integers(0, 11, n) for n in lengths]
-    return pack(ids, [np.append(row[1:], -100) for row in ids], texts=[9, 2, 5])
+    return pack(ids, [np.append(row[1:], -100) for row in ids], example_ids=[9, 2, 5])
 
 
 @pytest.mark.parametrize("kind", [Classifier, LanguageModel])
@@ -198,7 +200,7 @@ def test_every_gradient_of_a_model(rng, kind, stream):
     else:
         model, labels = LanguageModel(tiny, kind == "tied", np.float64), [[3, 0, -100], [3]]
     model.store.values += 0.4 * rng.standard_normal(model.store.size)
-    batch = pack([[0, 3, 0], [2]], labels, texts=[6, 1])
+    batch = pack([[0, 3, 0], [2]], labels, example_ids=[6, 1])
     model.loss(batch, stream)
     model.loss_backward()
     values = {p.name: p.value for p in model.store}
@@ -248,7 +250,7 @@ def test_frozen_language_model(rng, tied):
     model.train_layers("last:1")
     model.loss(batch, STREAM)
     assert model.loss_backward() is None
-    live = [p.name for p in model.store.live]
+    live = [p.name for p in model.store.trainable]
     # the tied matrix lies in layer 0, so it freezes with the table
     assert ("lm_head.weight" in live) == (not tied) and "wte.weight" not in live
     for name in live:
@@ -289,7 +291,7 @@ def test_dropout_differs_by_layer_site_and_step(rng):
     x, batch = np.ones((8, WIDTH)), batch_of(rng)
 
     def kept(layer, site, stream=STREAM):
-        return Dropout(0.5, layer, site).forward(x, stream, batch.token_texts,
+        return Dropout(0.5, layer, site).forward(x, stream, batch.token_example_ids,
                                                  batch.positions).astype(bool)
 
     masks = [kept(1, MLP_OUT), kept(2, MLP_OUT), kept(1, 2), kept(1, MLP_OUT, Stream(7, 4)),
@@ -311,8 +313,8 @@ def test_part_of_a_layer_can_be_frozen(rng, wanted):
     model.store.train(wanted)
     model.loss(batch, STREAM)
     model.loss_backward()
-    assert model.store.live
-    for p in model.store.live:
+    assert model.store.trainable
+    for p in model.store.trainable:
         np.testing.assert_allclose(p.grad, whole[p.name], rtol=1e-12, atol=1e-14)
 
 
@@ -339,13 +341,13 @@ def test_recomputed_blocks_give_the_same_bits(rng, kind, which):
     model = model_of(rng, kind)
     model.train_layers(which)
     found = []
-    for recompute in (False, True):
+    for gradient_checkpointing in (False, True):
         for block in model.trunk.h:
-            block.recompute = recompute
+            block.gradient_checkpointing = gradient_checkpointing
         model.store.zero_grad()
         loss, _, _ = model.loss(batch, STREAM)
         kept = model.trunk.h[1].mlp.cache
-        assert (kept is None) == recompute
+        assert (kept is None) == gradient_checkpointing
         model.loss_backward()
         found.append((float(loss), model.store.grads.copy()))
     assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1])
@@ -354,15 +356,15 @@ def test_recomputed_blocks_give_the_same_bits(rng, kind, which):
 
 @pytest.mark.parametrize("stream", [None, STREAM])
 @pytest.mark.parametrize("kind", [Classifier, LanguageModel])
-def test_schedulers_change_rounding_alone(rng, monkeypatch, kind, stream):
+def test_implementations_change_rounding_alone(rng, monkeypatch, kind, stream):
     batch = batch_of(rng) if kind is Classifier else next_tokens(rng)
     model = model_of(rng, kind)
     found = []
-    for plain, block in [(True, 1 << 40), (False, 64)]:
-        monkeypatch.setattr(Attending, "plain", plain)
-        monkeypatch.setattr(rows, "BLOCK", block)
+    monkeypatch.setattr(row_blocks, "BLOCK", 64)
+    for names in (["formula"], ["row blocks", "groups"]):
         model.store.zero_grad()
-        loss, _, _ = model.loss(batch, stream)
+        with only(*names):
+            loss, _, _ = model.loss(batch, stream)
         model.loss_backward()
         found.append((float(loss), model.store.grads.copy()))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-13)

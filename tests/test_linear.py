@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from minisft.gradcheck import check
 from minisft.ops import linear
+from minisft.verify.gradcheck import check
 
 
 @pytest.mark.parametrize("n, width_in, width_out", [(1, 1, 1), (1, 2, 3), (3, 5, 2), (7, 16, 13)])

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from minisft import metrics
+from minisft.evaluation import metrics
 
 NAMES = ["a", "b", "c"]
 
@@ -173,26 +173,27 @@ def test_student_against_the_printed_table():
     # Abramowitz and Stegun, table 26.10, column A = 0.95; and the normal limit
     for n, t in [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262),
                  (10, 2.228), (30, 2.042), (120, 1.980)]:
-        assert metrics.student(n) == pytest.approx(t, abs=6e-4)
-    assert metrics.student(100_000) == pytest.approx(1.95996, abs=1e-4)
-    assert metrics.student(4, 0.99) == pytest.approx(4.604, abs=6e-4)
+        assert metrics.t_critical(n) == pytest.approx(t, abs=6e-4)
+    assert metrics.t_critical(100_000) == pytest.approx(1.95996, abs=1e-4)
+    assert metrics.t_critical(4, 0.99) == pytest.approx(4.604, abs=6e-4)
     with pytest.raises(ValueError):
-        metrics.student(0)
+        metrics.t_critical(0)
 
 
 def test_spread_by_hand():
-    found = metrics.spread([0.8, 0.9, 1.0])
+    found = metrics.mean_interval([0.8, 0.9, 1.0])
     assert (found["mean"], found["sd"]) == pytest.approx((0.9, 0.1))
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert (found["low"], found["high"]) == pytest.approx((0.9 - half, 0.9 + half), abs=1e-6)
-    assert metrics.spread([0.5]) == {"mean": 0.5, "sd": None, "low": None, "high": None, "n": 1}
+    assert metrics.mean_interval([0.5]) == {"mean": 0.5, "sd": None, "low": None, "high": None,
+                                            "n": 1}
     with pytest.raises(ValueError):
-        metrics.spread([])
+        metrics.mean_interval([])
 
 
 def test_the_interval_of_the_seeds_holds_the_mean_as_often_as_it_says(rng):
     held = 0
     for _ in range(4000):
-        found = metrics.spread(rng.normal(0.3, 0.05, 3))
+        found = metrics.mean_interval(rng.normal(0.3, 0.05, 3))
         held += found["low"] <= 0.3 <= found["high"]
     assert 0.94 < held / 4000 < 0.96

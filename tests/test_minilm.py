@@ -8,14 +8,14 @@ import os
 import numpy as np
 import pytest
 
-from minisft.array import to_cpu
-from minisft.batch import pack
-from minisft.checkpoint import load, save
+from minisft.backend.array import to_cpu
+from minisft.data.batch import pack
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import load_tokenizer
 from minisft.errors import UserError
-from minisft.folder import Treatment, write_folder
-from minisft.hub import resolve
+from minisft.io.checkpoint import load, save
+from minisft.io.hub import resolve
+from minisft.io.model_folder import Preprocessing, write_folder
 from minisft.models.bert import count
 
 pytestmark = pytest.mark.slow
@@ -31,14 +31,14 @@ def folder():
 
 
 def test_size(folder):
-    model = load(folder, names=NAMES)
-    assert model.fresh == ("classifier.weight", "classifier.bias")
+    model = load(folder, label_names=NAMES)
+    assert model.newly_initialized == ("classifier.weight", "classifier.bias")
     assert count(model.trunk.config) == 22_713_216
 
 
 def test_published_similarities(folder):
     """The numbers that its authors print in the README of sentence-transformers."""
-    model, tokenizer = load(folder, names=NAMES, pooling="mean"), load_tokenizer(folder)
+    model, tokenizer = load(folder, label_names=NAMES, pooling="mean"), load_tokenizer(folder)
     ids, _, _ = encode_sequences(tokenizer, [
         "The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."])
     batch = pack(ids)
@@ -51,9 +51,9 @@ def test_published_similarities(folder):
 def test_transformers_gives_the_same(folder, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    model, tokenizer = load(folder, names=NAMES, seed=1), load_tokenizer(folder)
+    model, tokenizer = load(folder, label_names=NAMES, seed=1), load_tokenizer(folder)
     model.store["classifier.weight"].value *= 50      # a new head would give flat rows
-    write_folder(tmp_path, model, tokenizer, Treatment())
+    write_folder(tmp_path, model, tokenizer, Preprocessing())
     peer = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     peer_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     published = transformers.AutoTokenizer.from_pretrained(folder)

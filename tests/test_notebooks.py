@@ -12,9 +12,9 @@ NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 SOLUTIONS = sorted(path.stem for path in (FOLDER / "solutions").glob("*.ipynb"))
 OPERATIONS = {path.stem for path in (ROOT / "minisft" / "ops").glob("[a-z]*.py")}
 # Where the numbered equations of the other notebooks stand.
-PLACES = {"block": "blocks", "adam": "optim", "gradient_checking": "gradcheck",
-          "gpt2": "models/gpt2", "fused_kernels": "attention_blocks",
-          "headline": "metrics"}
+PLACES = {"block": "nn/blocks", "adam": "training/optim",
+          "gradient_checking": "verify/gradcheck", "gpt2": "models/gpt2",
+          "fused_kernels": "dispatch/attention_key_blocks", "headline": "evaluation/metrics"}
 MACHINE = re.compile(r"/home/|/root/|/tmp/|/work/|/Users/|/opt/|site-packages")
 LEAST_MISTAKES = 3
 

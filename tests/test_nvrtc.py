@@ -5,7 +5,7 @@ import json
 import nvrtc
 import pytest
 
-from minisft import cuda
+from minisft.backend.gpu import cuda
 
 pytestmark = pytest.mark.skipif(nvrtc.folder() is None,
                                 reason="no NVRTC (extra `kernels`) to compile CUDA kernels")

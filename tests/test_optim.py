@@ -5,8 +5,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from minisft import optim
-from minisft.parameters import Parameter, Parameters
+from minisft.nn.parameters import Parameter, Parameters
+from minisft.training import optim
 
 KINDS = {"sgd": dict(momentum=0.9, weight_decay=0.1), "adam": dict(weight_decay=0.1),
          "adamw": dict(weight_decay=0.1)}
@@ -38,7 +38,7 @@ def test_each_value_follows_the_equations(kind, rng, monkeypatch):
     store = store_of()
     store.values[...] = rng.standard_normal(store.values.shape)
     optimizer = optim.OPTIMIZERS[kind](store, **KINDS[kind])
-    decays = np.concatenate([np.full(p.size, 0.1 if p.decays else 0) for p in store.live])
+    decays = np.concatenate([np.full(p.size, 0.1 if p.decays else 0) for p in store.trainable])
     values, memory = store.values.tolist(), [(0.0, 0.0)] * len(store.values)
     for t in range(1, 5):
         store.grads[...] = rng.standard_normal(store.grads.shape)
@@ -54,20 +54,20 @@ def test_steps_match_pytorch(kind, rng):
     torch = pytest.importorskip("torch")
     store = store_of()
     store.values[...] = rng.standard_normal(store.values.shape)
-    theirs = [torch.nn.Parameter(torch.tensor(p.value.copy())) for p in store.live]
+    theirs = [torch.nn.Parameter(torch.tensor(p.value.copy())) for p in store.trainable]
     groups = [{"params": [q], "weight_decay": 0.1 if p.decays else 0.0}
-              for p, q in zip(store.live, theirs, strict=True)]
+              for p, q in zip(store.trainable, theirs, strict=True)]
     peer = {"sgd": lambda: torch.optim.SGD(groups, lr=0.01, momentum=0.9),
             "adam": lambda: torch.optim.Adam(groups, lr=0.01),
             "adamw": lambda: torch.optim.AdamW(groups, lr=0.01)}[kind]()
     ours = optim.OPTIMIZERS[kind](store, **KINDS[kind])
     for _ in range(20):
         store.grads[...] = rng.standard_normal(store.grads.shape)
-        for p, q in zip(store.live, theirs, strict=True):
+        for p, q in zip(store.trainable, theirs, strict=True):
             q.grad = torch.tensor(p.grad.copy())
         peer.step()
         ours.step(0.01)
-    for p, q in zip(store.live, theirs, strict=True):
+    for p, q in zip(store.trainable, theirs, strict=True):
         np.testing.assert_allclose(p.value, q.detach().numpy(), rtol=1e-10)
 
 
@@ -82,9 +82,9 @@ def test_each_run_has_its_own_rate(rng):
     store = store_of()
     store.grads[...] = 1
     optim.SGD(store, rates=[1.0, 0.5, 0.0]).step(0.1)
-    for p, expected in zip(store.live, (-0.1, -0.05, 0.0), strict=True):
+    for p, expected in zip(store.trainable, (-0.1, -0.05, 0.0), strict=True):
         np.testing.assert_allclose(p.value, expected)
-    with pytest.raises(ValueError, match="2 rates for 3 runs"):
+    with pytest.raises(ValueError, match="2 rates for 3 parameter groups"):
         optim.SGD(store, rates=[1.0, 2.0])
 
 
@@ -139,4 +139,4 @@ def test_schedule_constant_and_unknown():
 
 
 def test_layer_rates_fall_towards_the_embeddings():
-    assert optim.layer_rates(store_of(), 0.5) == [0.5, 0.5, 1.0]
+    assert optim.layer_wise_lr_factors(store_of(), 0.5) == [0.5, 0.5, 1.0]

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from minisft.layers import Linear
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
-from minisft.parameters import Parameter, Parameters, Run
+from minisft.nn.layers import Linear
+from minisft.nn.parameters import Parameter, Parameters, ParamGroup
 
 # name, shape, layer, decays: given out of the order in which the buffer holds them
 GIVEN = [("top.bias", (2,), 2, False), ("top.weight", (3, 2), 2, True),
@@ -30,7 +30,7 @@ def test_buffer_order():
     assert [p.name for p in store] == [name for name, *_ in GIVEN]
     # by layer, and within it what decays first; otherwise as given
     order = ["table", "mid.weight", "mid.norm", "mid.bias", "top.weight", "top.bias"]
-    assert [p.name for p in store.live] == order
+    assert [p.name for p in store.trainable] == order
     assert np.array_equal(store.values, np.concatenate([store[n].value.ravel() for n in order]))
     assert store.size == store.values.size == 12 + 9 + 3 + 3 + 6 + 2
 
@@ -52,20 +52,22 @@ def test_views_share_memory():
     assert (store.values == 1).all()
 
 
-def test_runs():
+def test_param_groups():
     store = store_of()
-    assert store.runs == [Run(0, 12, 0, True), Run(12, 21, 1, True), Run(21, 27, 1, False),
-                          Run(27, 33, 2, True), Run(33, 35, 2, False)]
+    assert store.param_groups == [
+        ParamGroup(0, 12, 0, True), ParamGroup(12, 21, 1, True), ParamGroup(21, 27, 1, False),
+        ParamGroup(27, 33, 2, True), ParamGroup(33, 35, 2, False)]
     store.train(lambda p: p.layer != 1)
-    assert store.runs == [Run(0, 12, 0, True), Run(12, 18, 2, True), Run(18, 20, 2, False)]
+    assert store.param_groups == [
+        ParamGroup(0, 12, 0, True), ParamGroup(12, 18, 2, True), ParamGroup(18, 20, 2, False)]
     store.train(lambda p: False)
-    assert store.runs == [] and store.values.size == store.grads.size == 0
+    assert store.param_groups == [] and store.values.size == store.grads.size == 0
 
 
 @pytest.mark.parametrize("kind", [Classifier, LanguageModel])
 def test_runs_of_a_model_tile_the_buffer(kind):
     store = tiny(kind).store
-    edges = [(run.start, run.stop) for run in store.runs]
+    edges = [(run.start, run.stop) for run in store.param_groups]
     assert edges[0][0] == 0 and edges[-1][1] == store.values.size
     assert all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
     # biases and norms do not decay, matrices and tables do
@@ -85,7 +87,7 @@ def test_train_freezes_anew_and_keeps_the_values():
             assert (p.grad is not None) == wanted(p)
             home = store.values if wanted(p) else store.frozen_values
             assert np.shares_memory(p.value, home)
-        assert store.live == [p for p in store._ordered if wanted(p)]
+        assert store.trainable == [p for p in store._ordered if wanted(p)]
         assert store.values.size + store.frozen_values.size == store.size == 35
         # gradients of what was trained before are gone
         assert store.grads.size == store.values.size and not store.grads.any()
@@ -172,5 +174,5 @@ def test_a_frozen_parameter_has_no_first_gradient():
     store = Parameters([a])
     store.zero_grad()
     store.train(lambda p: False)
-    assert not a.live and a.first_grad() is None and a.grad is None
+    assert not a.trainable and a.first_grad() is None and a.grad is None
     a.add_grad(np.ones(2))

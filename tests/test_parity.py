@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minisft import tensors
-from minisft.batch import pack
-from minisft.checkpoint import load, save
+from minisft.data.batch import pack
+from minisft.io import safetensors
+from minisft.io.checkpoint import load, save
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
-from minisft.optim import AdamW
+from minisft.training.optim import AdamW
 
 pytestmark = pytest.mark.parity
 
@@ -254,7 +254,8 @@ def test_transformers_opens_what_we_save(hf, tmp_path, kind, tied, dtype):
         assert (torch_model.lm_head.weight is torch_model.transformer.wte.weight) == tied
 
     torch_model.save_pretrained(tmp_path / "again")     # and back: no checksums, same values
-    assert tensors.CHECKSUMS not in tensors.contents(tmp_path / "again" / "model.safetensors")[1]
+    metadata = safetensors.contents(tmp_path / "again" / "model.safetensors")[1]
+    assert safetensors.CHECKSUMS not in metadata
     again = load(tmp_path / "again")
     np.testing.assert_array_equal(again.store.values, model.store.values)
     assert getattr(again, "names", None) == getattr(model, "names", None)

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minisft.batch import pack
-from minisft.checkpoint import load, save
+from minisft.data.batch import pack
+from minisft.io.checkpoint import load, save
 from minisft.models.bert import BertConfig
 from minisft.models.heads import BertClassifier
-from minisft.optim import AdamW
+from minisft.training.optim import AdamW
 
 pytestmark = pytest.mark.parity
 
@@ -117,7 +117,7 @@ def test_logits_loss_and_gradients(hf, tmp_path, settings):
     torch_model = theirs(hf, **settings)
     torch_model.save_pretrained(tmp_path)
     model, batch = load(tmp_path), our_batch()
-    assert isinstance(model, BertClassifier) and model.names == NAMES
+    assert isinstance(model, BertClassifier) and model.label_names == NAMES
     require_same_logits(model.forward(batch), their_logits(hf, torch_model))
     loss, denominator, _ = model.loss(batch)
     model.loss_backward()
@@ -149,8 +149,8 @@ def test_every_setting_counts(hf, tmp_path, key, value):
 def test_trunk_of_other_models(hf, tmp_path, kind):
     torch_model = theirs(hf, kind)
     torch_model.save_pretrained(tmp_path)
-    model = load(tmp_path, names=NAMES)
-    assert model.fresh == ("classifier.weight", "classifier.bias")
+    model = load(tmp_path, label_names=NAMES)
+    assert model.newly_initialized == ("classifier.weight", "classifier.bias")
     trunk = getattr(torch_model, "bert", torch_model)
     with hf.torch.no_grad():
         out = trunk(**their_batch(hf))
@@ -213,7 +213,7 @@ def test_transformers_opens_what_we_save(hf, tmp_path, dtype):
     torch_model.save_pretrained(tmp_path / "again")
     again = load(tmp_path / "again")
     np.testing.assert_array_equal(again.store.values, model.store.values)
-    assert again.names == model.names and again.trunk.config == model.trunk.config
+    assert again.label_names == model.label_names and again.trunk.config == model.trunk.config
 
 
 def test_transformers_refuses_a_mean(hf, tmp_path):

@@ -9,18 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft import attention_blocks, attention_groups, flops, rows
-from minisft.checkpoint import save
+from minisft.backend.cpu import row_blocks
+from minisft.backend.random import Stream
 from minisft.cli import main
+from minisft.data.dataset import TokenizedDataset
 from minisft.data.text import save_tokenizer, train_tokenizer
-from minisft.ledger import Ledger
+from minisft.dispatch import attention_groups, attention_key_blocks
+from minisft.io.checkpoint import save
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
-from minisft.optim import AdamW
-from minisft.plan import ITEM, Step, largest_of, plan
-from minisft.random import Stream
-from minisft.settings import Settings
-from minisft.train import Sequences, train_step
+from minisft.planning import operations
+from minisft.planning.ledger import Ledger
+from minisft.planning.memory import ITEM, Step, largest_of, plan
+from minisft.training.config import Settings
+from minisft.training.frozen_features import with_features
+from minisft.training.loop import train_step
+from minisft.training.optim import AdamW
 
 LIMIT = 0.03       # the promise is 0.05
 WIDE = GPT2Config(vocab_size=300, n_positions=320, n_embd=256, n_layer=3, n_head=4)
@@ -39,8 +43,8 @@ STEPS = {
                                     features=False),
     "head, computed anew": Step(DEEP, (40,) * 50, train_layers="head", dropout=0.0,
                                 features=False),
-    "recomputed": Step(DEEP, (40,) * 60, recompute=True, dropout=0.0),
-    "recomputed with dropout": Step(DEEP, (40,) * 60, recompute=True, dropout=0.1),
+    "checkpointed": Step(DEEP, (40,) * 60, gradient_checkpointing=True, dropout=0.0),
+    "checkpointed with dropout": Step(DEEP, (40,) * 60, gradient_checkpointing=True, dropout=0.1),
     "language model": Step(WORDY, (64,) * 8, "complete", dropout=0.0),
     "language model, few words": Step(WIDE, (64,) * 24, "complete", dropout=0.1),
     "language model, last one": Step(WIDE, (64,) * 24, "complete", train_layers="last:1",
@@ -56,13 +60,13 @@ def built(step, rng):
     model = (Classifier(config, "ab") if step.task == "classify" else LanguageModel(config))
     model.train_layers(step.train_layers)
     for block in model.trunk.h:
-        block.recompute = step.recompute
+        block.gradient_checkpointing = step.gradient_checkpointing
     ids = [rng.integers(0, config.vocab_size, n) for n in step.lengths]
     labels = ([0, 1] * len(ids))[:len(ids)] if step.task == "classify" else [
         np.append(x[1:], -100) for x in ids]
-    sequences = Sequences(ids, labels)
+    sequences = TokenizedDataset(ids, labels)
     if step.features and step.train_layers != "all":
-        sequences = sequences.with_features(model, step.tokens, 2**30)
+        sequences = with_features(sequences, model, step.tokens, 2**30)
     return model, AdamW(model.store), sequences
 
 
@@ -94,7 +98,7 @@ def formulas(monkeypatch):
 @pytest.mark.parametrize("name", STEPS)
 def test_peak_is_within_five_percent(name, rng, monkeypatch):
     # several threads hold what is planned for them only where each is busy at the same moment
-    monkeypatch.setattr(rows, "threads", lambda: 1)
+    monkeypatch.setattr(row_blocks, "threads", lambda: 1)
     found = plan(STEPS[name])
     state, above = measured(STEPS[name], rng)
     assert found.above * ITEM == pytest.approx(above, rel=LIMIT)
@@ -105,21 +109,21 @@ def test_peak_is_within_five_percent(name, rng, monkeypatch):
 def test_compiled_twins_need_no_more_than_is_planned(name, rng, monkeypatch):
     pytest.importorskip("numba", reason="compiled twins need the extra fast")
     monkeypatch.delenv("MINISFT_COMPILED")
-    monkeypatch.setattr(rows, "threads", lambda: 1)
+    monkeypatch.setattr(row_blocks, "threads", lambda: 1)
     measured(STEPS[name], rng)     # compiles
     assert measured(STEPS[name], rng)[1] <= (1 + LIMIT) * plan(STEPS[name]).above * ITEM
 
 
 def test_more_threads_need_no_more_than_is_planned(rng, monkeypatch):
-    step = STEPS["recomputed"]
-    monkeypatch.setattr(rows, "threads", lambda: 1)
+    step = STEPS["checkpointed"]
+    monkeypatch.setattr(row_blocks, "threads", lambda: 1)
     alone = plan(step).above
-    monkeypatch.setattr(rows, "threads", lambda: 4)
+    monkeypatch.setattr(row_blocks, "threads", lambda: 4)
     found = plan(step).above
     assert measured(step, rng)[1] <= (1 + LIMIT) * found * ITEM and alone < found < 1.5 * alone
 
 
-@pytest.mark.parametrize("name", ["classifier", "classifier with dropout", "recomputed",
+@pytest.mark.parametrize("name", ["classifier", "classifier with dropout", "checkpointed",
                                   "language model"])
 def test_what_the_forward_keeps_is_within_one_percent(name, rng):
     step = STEPS[name]
@@ -163,15 +167,16 @@ LENGTHS = 5, 1, 9, 9, 3
 @pytest.mark.parametrize("task", ["classify", "complete"])
 @pytest.mark.parametrize("which, features", [("all", True), ("last:1", True), ("last:2", False),
                                              ("head", True)])
-@pytest.mark.parametrize("recompute, short", [(False, 256), (True, 256), (False, 8), (True, 8)])
+@pytest.mark.parametrize("gradient_checkpointing, short", [
+    (False, 256), (True, 256), (False, 8), (True, 8)])
 def test_products_are_those_that_a_step_computes(rng, monkeypatch, task, which, features,
-                                                 recompute, short):
-    monkeypatch.setattr(attention_blocks, "SHORT", short)
-    monkeypatch.setattr(attention_blocks, "KEYS", 4)
-    fill = attention_groups.fill
-    monkeypatch.setattr(attention_groups, "fill", lambda *args: fill(*args).view(Counted))
-    step = Step(SMALL, LENGTHS, task, train_layers=which, recompute=recompute, dropout=0.0,
-                features=features)
+                                                 gradient_checkpointing, short):
+    monkeypatch.setattr(attention_key_blocks, "SHORT", short)
+    monkeypatch.setattr(attention_key_blocks, "KEYS", 4)
+    pad = attention_groups.pad
+    monkeypatch.setattr(attention_groups, "pad", lambda *args: pad(*args).view(Counted))
+    step = Step(SMALL, LENGTHS, task, train_layers=which,
+                gradient_checkpointing=gradient_checkpointing, dropout=0.0, features=features)
     model, _, sequences = built(step, rng)
     batch = sequences.batch(list(range(len(LENGTHS))))
     for p in model.store:
@@ -181,7 +186,7 @@ def test_products_are_those_that_a_step_computes(rng, monkeypatch, task, which, 
     monkeypatch.setattr(Counted, "products", Counter())
     model.loss(batch)
     model.loss_backward()
-    assert dict(flops.largest(step, plan(step).lowest)) == Counted.products
+    assert dict(operations.largest(step, plan(step).first_trainable_layer)) == Counted.products
 
 
 def test_operations_add_up_for_gpt2():

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from minisft import plots
+from minisft.evaluation import plots
 
 
 def png_size(path):
@@ -90,7 +90,7 @@ def test_matplotlib_is_left_as_it_was(tmp_path):
     """In a fresh process, since any other test may have imported pyplot."""
     code = f"""
 import sys, matplotlib
-from minisft import plots
+from minisft.evaluation import plots
 before = list(dict.items(matplotlib.rcParams))    # reading them one by one imports pyplot
 plots.curves({history(3, 1)!r}, {str(tmp_path / "curves.png")!r})
 plots.confusion([[1, 0], [0, 1]], ["a", "b"], {str(tmp_path / "confusion.png")!r})

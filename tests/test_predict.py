@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft.batch import pack
-from minisft.checkpoint import save
 from minisft.cli import main
+from minisft.data.batch import pack
 from minisft.data.text import save_tokenizer, train_tokenizer
-from minisft.files import write_json
-from minisft.folder import read_folder
+from minisft.io.checkpoint import save
+from minisft.io.files import write_json
+from minisft.io.model_folder import read_folder
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier
 from minisft.ops.cross_entropy import log_softmax

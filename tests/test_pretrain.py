@@ -9,18 +9,18 @@ import signal
 import numpy as np
 import pytest
 
-from minisft import pretrain
-from minisft.batch import pack
 from minisft.cli import main
+from minisft.data.batch import pack
 from minisft.data.documents import documents, encode
 from minisft.data.text import train_tokenizer
 from minisft.errors import UserError
-from minisft.folder import read_folder
+from minisft.io.model_folder import read_folder
+from minisft.jobs import pretrain
 from minisft.ops.cross_entropy import log_softmax
-from minisft.train import Interrupted
+from minisft.training.loop import Interrupted
 
 WORDS = "the cat sat on a mat and the dog ran to its house by the river".split()
-TINY = ["--layers", "1", "--width", "16", "--heads", "2", "--positions", "16", "--vocab-size",
+TINY = ["--layers", "1", "--width", "16", "--heads", "2", "--context-length", "16", "--vocab-size",
         "280", "--batch-tokens", "300", "--validate-every", "3", "--lr", "0.02"]
 
 
@@ -85,8 +85,8 @@ def test_results_are_those_of_the_saved_folder(run, text):
     found = json.loads((run / "results.json").read_text())
     train, valid = pretrain._texts(pretrain.PretrainSettings(text=(str(text),)))
     assert len(valid) == 2 and len(train) == 118
-    model, tokenizer, treatment = read_folder(run / "model")
-    assert treatment.clean == ()
+    model, tokenizer, preprocessing = read_folder(run / "model")
+    assert preprocessing.clean == ()
     nats = 0.0
     end = tokenizer.token_to_id("<|endoftext|>")
     for ids, labels in zip(*encode(tokenizer, valid, end, 16), strict=True):
@@ -120,7 +120,7 @@ def test_resume_is_exact(run, text, tmp_path, monkeypatch):
     out, real = tmp_path / "again", pretrain.runs.MetricsLog.__call__
     settings = pretrain.PretrainSettings(
         text=(str(text),), out=str(out), quiet=True, epochs=3, layers=1, width=16, heads=2,
-        positions=16, vocab_size=280, batch_tokens=300, validate_every=3, lr=0.02,
+        context_length=16, vocab_size=280, batch_tokens=300, validate_every=3, lr=0.02,
         source=("Words of our own: MIT",))
 
     def stop_at_five(log, entry):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from minisft.batch import pack
+from minisft.data.batch import pack
 from minisft.data.text import encode_all
 from minisft.errors import UserError
-from minisft.folder import read_folder
-from minisft.generate import Sampler, generate
+from minisft.io.model_folder import read_folder
+from minisft.models.generate import Sampler, generate
 
 pytestmark = pytest.mark.slow
 

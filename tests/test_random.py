@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from minisft import random
-from minisft.random import Stream
+from minisft.backend import random
+from minisft.backend.random import Stream
 
 WORD = 2**32 - 1
 # Random123's kat_vectors for philox4x32-10: counter, key -> words
@@ -151,8 +151,8 @@ def test_blocks_change_no_bit(monkeypatch):
     stream, texts, positions = Stream(5, 9), np.arange(40), np.arange(3, 43)
     whole = (stream.tokens(1, 2, texts, positions, 30), stream.scores(1, 7, positions, 3, 11),
              random.normal((7, 9), 1, 2))
-    monkeypatch.setattr(random.rows, "BLOCK", 128)
-    monkeypatch.setattr(random.rows, "threads", lambda: 3)
+    monkeypatch.setattr(random.row_blocks, "BLOCK", 128)
+    monkeypatch.setattr(random.row_blocks, "threads", lambda: 3)
     parts = (stream.tokens(1, 2, texts, positions, 30), stream.scores(1, 7, positions, 3, 11),
              random.normal((7, 9), 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))

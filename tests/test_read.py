@@ -145,24 +145,24 @@ def test_read_examples(write):
     path = write("x.csv", "title,body,label\nT1,&lt;b&gt;x&lt;/b&gt;, spam \n,y  z,ham\nT3,,spam\n")
     found = read_examples(path, ["title", "body"], "label")
     assert found.texts == ["T1 x", "y z", "T3"]
-    assert (found.names, found.labels, found.lines) == (("ham", "spam"), [1, 0, 1], [2, 3, 4])
+    assert (found.label_names, found.labels, found.lines) == (("ham", "spam"), [1, 0, 1], [2, 3, 4])
     assert found.cleaned == {"entities": 1, "tags": 1, "spaces": 2}
     assert read_examples(path, ["body", "title"], None, steps=()).labels is None
 
 
 def test_names_from_training(write):
     path = write("x.csv", "text,label\na,ham\nb,spam\n")
-    found = read_examples(path, ["text"], "label", names=["spam", "egg", "ham"])
-    assert found.labels == [2, 0] and found.names == ("spam", "egg", "ham")
+    found = read_examples(path, ["text"], "label", label_names=["spam", "egg", "ham"])
+    assert found.labels == [2, 0] and found.label_names == ("spam", "egg", "ham")
     with pytest.raises(UserError, match="x.csv, line 3: unknown label 'spam'; known: 'ham', 'egg'"):
-        read_examples(path, ["text"], "label", names=("ham", "egg"))
+        read_examples(path, ["text"], "label", label_names=("ham", "egg"))
 
 
 def test_label_names_are_sorted_by_number_only_if_all_are(write):
     path = write("x.csv", "text,label\na,10\nb,9\nc,-1\n")
-    assert read_examples(path, ["text"], "label").names == ("-1", "9", "10")
+    assert read_examples(path, ["text"], "label").label_names == ("-1", "9", "10")
     path = write("x.csv", "text,label\na,10\nb,9\nc,x\n")
-    assert read_examples(path, ["text"], "label").names == ("10", "9", "x")
+    assert read_examples(path, ["text"], "label").label_names == ("10", "9", "x")
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -194,7 +194,7 @@ def test_columns_without_header(write):
 def test_json_values(write):
     path = write("x.jsonl", '{"text": 12, "label": true}\n{"text": 0.5, "label": false}\n')
     found = read_examples(path, ["text"], "label")
-    assert found.texts == ["12", "0.5"] and found.names == ("false", "true")
+    assert found.texts == ["12", "0.5"] and found.label_names == ("false", "true")
     for value, kind in (("null", "null"), ("[1]", "a list"), ("{}", "an object")):
         path = write("x.jsonl", f'{{"text": "a", "label": 1}}\n{{"text": {value}, "label": 2}}\n')
         with pytest.raises(UserError, match=f"x.jsonl, line 2: column 'text' is {kind}; expected"):
@@ -282,8 +282,8 @@ def test_shared_texts():
 ])
 def test_real_data(shared_data, name, columns, label, header, counts):
     found = read_examples(shared_data / name, columns, label, header=header)
-    assert Counter(found.names[number] for number in found.labels) == counts
-    assert found.names == tuple(sorted(counts))
+    assert Counter(found.label_names[number] for number in found.labels) == counts
+    assert found.label_names == tuple(sorted(counts))
 
 
 def test_real_splits(shared_data):

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft.checkpoint import save
 from minisft.cli import COMMANDS, main
 from minisft.data.text import save_tokenizer, train_tokenizer
+from minisft.io.checkpoint import save
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from minisft import compared, metrics, report
+from minisft.evaluation import comparison, metrics, report
 
 HOSTILE = ("a | b `code` <script>alert(1)</script>\nnew\r\n\u2028line "
            "*x* _y_ [l](u) ![i](u) $z$ \\| &")
@@ -165,7 +165,7 @@ def test_the_comparison_says_what_is_more_than_chance(tmp_path):
         "majority_class": beside(20, 2, 0.0001), "naive_bayes": beside(3, 12, 0.035),
         "random_weights": beside(6, 5, 1.0) | {"epochs": 15, "epochs_run": 4, "best_epoch": 2,
                                                "lr": 1e-3, "dropout": 0.3},
-        "left_out": compared.left_out("scikit-learn is not installed")}
+        "left_out": comparison.left_out("scikit-learn is not installed")}
     text = write(tmp_path, found)
     rows = next(t for t in tables(text) if " McNemar p " in t[0])[2:]
     assert [(row[0].strip(), row[-1].strip()) for row in rows] == [
@@ -175,7 +175,7 @@ def test_the_comparison_says_what_is_more_than_chance(tmp_path):
     assert "scikit-learn is not installed." in text
     assert "4 of at most 15 epochs, of which the validation part chose number 2" in text
     assert "highest rate 0.001, dropout 0.3" in text
-    lines = compared.headlines(found)
+    lines = comparison.headlines(found)
     assert sum("more than chance" in line for line in lines) == 2
     assert any("no larger difference than chance" in line for line in lines)
     assert lines[-1] == found["left_out"]

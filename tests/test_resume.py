@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from minisft.classify import Classification
 from minisft.cli import main
+from minisft.jobs.classify import Classification
 from minisft.models.heads import LanguageModel
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2",
-        "--vocab-size", "300", "--epochs", "3", "--batch-tokens", "64", "--word-dropout", "0.1",
-        "--word-swap", "0.1", "--quiet"]
+        "--vocab-size", "300", "--epochs", "3", "--batch-tokens", "64", "--token-dropout", "0.1",
+        "--token-swap", "0.1", "--quiet"]
 
 
 @pytest.fixture(scope="module")

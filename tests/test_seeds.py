@@ -6,10 +6,11 @@ import os
 import numpy as np
 import pytest
 
-from minisft import finetune as runner
-from minisft import metrics, seeds
 from minisft.cli import main
-from minisft.train import Interrupted
+from minisft.evaluation import metrics
+from minisft.jobs import finetune as runner
+from minisft.jobs import seeds
+from minisft.training.loop import Interrupted
 
 TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", "--vocab-size",
         "300", "--epochs", "1", "--batch-tokens", "256", "--quiet"]

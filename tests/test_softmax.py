@@ -3,8 +3,8 @@ from math import exp
 import numpy as np
 import pytest
 
-from minisft.gradcheck import check
 from minisft.ops import softmax
+from minisft.verify.gradcheck import check
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 5), (7, 16), (2, 3, 13), (31,)])

@@ -5,7 +5,7 @@ import nvrtc
 import pytest
 from test_emulator import needs_compiler
 
-from minisft import cuda, emulator
+from minisft.backend.gpu import cuda, emulator
 
 # C (M,8) = A (M,K) @ B (K,8) in bfloat16: a warp a tile of 16 rows.
 PRODUCT = """

@@ -44,7 +44,7 @@ class Operation:
 def operations():
     """-> every Operation, in the order of the notebooks and then of the names."""
     stems = {path.stem: path for path in (ROOT / "minisft" / "ops").glob("[a-z]*.py")}
-    stems["optim"] = ROOT / "minisft" / "optim.py"
+    stems["optim"] = ROOT / "minisft" / "training" / "optim.py"
     found = [operation(stem, path) for stem, path in stems.items()]
     return sorted(found, key=lambda o: (o.notebook or "~", o.stem))
 

@@ -1,9 +1,9 @@
 """Links from the pages to the files of the repository, and a page for each such file.
 
-A page is written for two readers: on the web page of the repository `[x](../minisft/optim.py)` is
-a plain link; here it leads to the file's own page, numbered line by line. `#L33` names a line,
-`#Adam` the line where a function or class begins. Notebooks and the Chinese README, which lie
-outside of this folder, are copied in before the pages are read.
+A page is written for two readers: on the web page of the repository
+`[x](../minisft/data/text.py)` is a plain link; here it leads to the file's own page, numbered line
+by line. `#L33` names a line, `#Adam` the line where a function or class begins. Notebooks and the
+Chinese README, which lie outside of this folder, are copied in before the pages are read.
 """
 
 import posixpath

@@ -8,7 +8,7 @@ import importlib
 import io
 import sys
 
-from minisft import cuda
+from minisft.backend.gpu import cuda
 from minisft.errors import UserError
 
 COMMANDS = ("finetune", "curve", "evaluate", "predict", "generate", "pretrain",

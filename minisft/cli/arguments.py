@@ -4,10 +4,10 @@ import argparse
 import sys
 from dataclasses import fields
 
-from minisft import cuda
+from minisft.backend.gpu import cuda
 from minisft.errors import UserError
-from minisft.settings import spelled
-from minisft.train import Interrupted
+from minisft.training.config import spelled
+from minisft.training.loop import Interrupted
 
 METAVARS = {int: "N", float: "X"}
 

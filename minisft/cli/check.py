@@ -13,16 +13,16 @@ from inspect import getsource
 import numpy as np
 from tqdm import tqdm
 
-from minisft import cuda
-from minisft.array import gpu_available, require_gpu, to_gpu
-from minisft.checkpoint import load
-from minisft.checks import CHECKS, check_model
-from minisft.compiled_checks import compiled_checks
+from minisft.backend.array import gpu_available, require_gpu, to_gpu
+from minisft.backend.gpu import cuda
 from minisft.errors import UserError
-from minisft.gradcheck import MODEL_LIMIT, STEP, GradientError, worst_of
-from minisft.hub import resolve
-from minisft.kernel_checks import KERNEL_CHECKS
-from minisft.mistakes import PLANTED, sum_hides
+from minisft.io.checkpoint import load
+from minisft.io.hub import resolve
+from minisft.verify.compiled_checks import compiled_checks
+from minisft.verify.gradcheck import MODEL_LIMIT, STEP, GradientError, worst_of
+from minisft.verify.gradient_checks import CHECKS, check_model
+from minisft.verify.kernel_checks import KERNEL_CHECKS
+from minisft.verify.planted_bugs import PLANTED, sum_hides
 
 HELP = "compare every hand-written gradient with finite differences"
 

@@ -1,7 +1,7 @@
 """`minisft curve`: the same fine-tuning with more and more training texts."""
 
-from minisft import curve
 from minisft.cli.arguments import add_settings, run_with_settings
+from minisft.jobs import curve
 
 HELP = "learning curve: fine-tune with several numbers of training texts, beside the baselines"
 

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 
-from minisft import complete, metrics
 from minisft.cli.arguments import add_model, add_table, whole
 from minisft.data.read import read_examples, read_prompts
 from minisft.data.sequences import encode_sequences
-from minisft.evaluate import log_probabilities
-from minisft.folder import read_folder
+from minisft.evaluation import metrics
+from minisft.evaluation.evaluate import log_probabilities
+from minisft.io.model_folder import read_folder
+from minisft.jobs import complete
 from minisft.models.heads import Classifier
 
 HELP = "measure a model on texts with labels, or on prompts with completions"
@@ -34,24 +35,25 @@ def add_arguments(parser):
 
 def run(args):
     """Prints the figures, as lines or as JSON."""
-    model, tokenizer, treatment = read_folder(args.model, args.download, args.device)
+    model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device)
     room = model.trunk.config.n_positions
-    treatment = dataclasses.replace(treatment, max_length=min(treatment.max_length or room, room))
+    preprocessing = dataclasses.replace(
+        preprocessing, max_length=min(preprocessing.max_length or room, room))
     measure = _classifier if isinstance(model, Classifier) else _language_model
-    found, lines = measure(args, model, tokenizer, treatment)
+    found, lines = measure(args, model, tokenizer, preprocessing)
     print(json.dumps(found, indent=2) if args.json else "\n".join(lines))
 
 
-def _classifier(args, model, tokenizer, treatment):
+def _classifier(args, model, tokenizer, preprocessing):
     """-> the figures, and the lines that show them."""
-    examples = read_examples(args.test, args.text_column, args.label_column, model.names,
-                             treatment.clean, args.encoding, not args.no_header,
+    examples = read_examples(args.test, args.text_column, args.label_column, model.label_names,
+                             preprocessing.clean, args.encoding, not args.no_header,
                              args.pair_column)
-    ids, types, cut = encode_sequences(tokenizer, examples.texts, treatment.max_length,
-                                       treatment.truncate, examples.pairs)
+    ids, types, cut = encode_sequences(tokenizer, examples.texts, preprocessing.max_length,
+                                       preprocessing.truncate, examples.pairs)
     logp = log_probabilities(model, ids, args.batch_tokens, "evaluating", types)
-    found = metrics.classification(examples.labels, logp, model.names)
-    width = max(len(name) for name in model.names)
+    found = metrics.classification(examples.labels, logp, model.label_names)
+    width = max(len(name) for name in model.label_names)
     lines = [f"accuracy {found['accuracy']:.4f} (95% interval {found['accuracy_low']:.4f} to "
              f"{found['accuracy_high']:.4f}), macro F1 {found['macro_f1']:.4f}, "
              f"loss {found['loss']:.4f}, {found['n']} texts, {cut} cut",
@@ -61,11 +63,11 @@ def _classifier(args, model, tokenizer, treatment):
     return found | {"cut": cut}, lines
 
 
-def _language_model(args, model, tokenizer, treatment):
+def _language_model(args, model, tokenizer, preprocessing):
     """-> the figures, and the line that shows them."""
-    prompts = read_prompts(args.test, args.prompt_column, args.completion_column, treatment.clean,
-                           args.encoding, not args.no_header)
-    sequences, starts, cut = complete.encode(tokenizer, prompts, treatment)
+    prompts = read_prompts(args.test, args.prompt_column, args.completion_column,
+                           preprocessing.clean, args.encoding, not args.no_header)
+    sequences, starts, cut = complete.encode(tokenizer, prompts, preprocessing)
     found, _ = complete.measure(model, tokenizer, sequences, starts, prompts.completions,
                                 args.batch_tokens, args.max_new_tokens, shown=True)
     return found | {"cut": cut}, [complete.headline("test", found) + f", {cut} cut"]

@@ -1,8 +1,8 @@
 """`minisft finetune`: labelled texts in, a run folder out."""
 
-from minisft import seeds
 from minisft.cli.arguments import add_settings, run_with_settings
-from minisft.settings import Settings
+from minisft.jobs import seeds
+from minisft.training.config import Settings
 
 HELP = "fine-tune GPT-2 or BERT on labelled texts, or on prompts and completions"
 

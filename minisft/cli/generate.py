@@ -8,8 +8,8 @@ from tqdm import tqdm
 from minisft.cli.arguments import add_model, whole
 from minisft.data.text import clean, encode_all
 from minisft.errors import UserError
-from minisft.folder import end_token, read_folder
-from minisft.generate import Sampler, generate
+from minisft.io.model_folder import end_token, read_folder
+from minisft.models.generate import Sampler, generate
 
 HELP = "continue a prompt with a language model"
 
@@ -36,11 +36,11 @@ def run(args):
         sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
     except ValueError as error:
         raise UserError(str(error)) from None
-    model, tokenizer, treatment = read_folder(args.model, args.download, args.device,
+    model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device,
                                               task="complete")
     room = model.trunk.config.n_positions
-    texts = [clean(prompt, treatment.clean)[0] + (treatment.separator or "")
-             if treatment.separator else prompt for prompt in args.prompt]
+    texts = [clean(prompt, preprocessing.clean)[0] + (preprocessing.separator or "")
+             if preprocessing.separator else prompt for prompt in args.prompt]
     ids, _ = encode_all(tokenizer, texts)
     for n, x in enumerate(ids):
         if len(x) > room:
@@ -56,7 +56,7 @@ def run(args):
               disable=None) as bar:     # none where stderr is a file
         found = generate(model, ids, args.max_new_tokens, sampler, end, bar.update)
     for prompt, generated in zip(args.prompt, found, strict=True):
-        print(prompt + ("\n" if treatment.separator else "") + tokenizer.decode(generated.ids))
-        if generated.stopped == "full":
+        print(prompt + ("\n" if preprocessing.separator else "") + tokenizer.decode(generated.ids))
+        if generated.finish_reason == "full":
             print(f"minisft: stopped there, the model has only {room} positions for a prompt and "
                   "its continuation", file=sys.stderr)

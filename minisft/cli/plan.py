@@ -6,11 +6,11 @@ from minisft.cli.arguments import add_model, add_table, whole
 from minisft.data.read import read_texts
 from minisft.data.text import encode_all, load_tokenizer
 from minisft.errors import UserError
-from minisft.files import read_json
-from minisft.folder import read_treatment
-from minisft.hub import CONFIG, resolve
+from minisft.io.files import read_json
+from minisft.io.hub import CONFIG, resolve
+from minisft.io.model_folder import read_preprocessing
 from minisft.models.gpt2 import SIZES, GPT2Config
-from minisft.plan import ITEM, Step, largest_of, plan
+from minisft.planning.memory import ITEM, Step, largest_of, plan
 
 HELP = "say what memory and how many operations a training step takes"
 MB = 2**20
@@ -29,7 +29,7 @@ def add_arguments(parser):
                         "epoch the one that takes most memory is shown")
     parser.add_argument("--train-layers", default="all", metavar="WHICH",
                         help="what is trained: all, head, or last:K")
-    parser.add_argument("--recompute", action="store_true",
+    parser.add_argument("--gradient-checkpointing", action="store_true",
                         help="keep only the input of each block")
     parser.add_argument("--dropout", type=float, default=None, metavar="X",
                         help="dropout everywhere (default: the model's)")
@@ -47,7 +47,7 @@ def run(args):
         raise UserError(f"--dropout is {args.dropout}, expected a number in [0, 1)")
     folder, config = _shape(args)
     options = {"task": args.task, "classes": args.classes, "train_layers": args.train_layers,
-               "recompute": args.recompute, "dropout": args.dropout,
+               "recompute": args.gradient_checkpointing, "dropout": args.dropout,
                "features": args.feature_memory > 0}
     try:
         if args.texts is None:
@@ -83,11 +83,11 @@ def _lengths(args, folder, config):
     """-> the lengths of the file's texts, treated as the model's folder says."""
     if args.lengths is not None:
         raise UserError("--lengths beside --texts: expected one of the two")
-    treatment = read_treatment(folder)
-    _, texts, _ = read_texts(args.texts, args.text_column, treatment.clean, args.encoding,
+    preprocessing = read_preprocessing(folder)
+    _, texts, _ = read_texts(args.texts, args.text_column, preprocessing.clean, args.encoding,
                              not args.no_header)
-    room = min(treatment.max_length or config.n_positions, config.n_positions)
-    ids, _ = encode_all(load_tokenizer(folder), texts, room, treatment.truncate)
+    room = min(preprocessing.max_length or config.n_positions, config.n_positions)
+    ids, _ = encode_all(load_tokenizer(folder), texts, room, preprocessing.truncate)
     return [len(x) for x in ids]
 
 

@@ -12,8 +12,8 @@ from minisft.data.read import read_pairs, read_texts
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import clean
 from minisft.errors import UserError
-from minisft.evaluate import log_probabilities
-from minisft.folder import read_folder
+from minisft.evaluation.evaluate import log_probabilities
+from minisft.io.model_folder import read_folder
 from minisft.models.heads import Classifier
 
 HELP = "label new texts, with probabilities"
@@ -39,17 +39,18 @@ def run(args):
     if out and (out.exists() or not out.parent.is_dir() or out.suffix not in (".csv", ".jsonl")):
         raise UserError(f"--out {out}: expected a new file ending in .csv or .jsonl, in a folder "
                         "that is there")
-    model, tokenizer, treatment = read_folder(args.model, args.download, args.device)
+    model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device)
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
-    columns, rows, texts, pairs = _texts(args, treatment.clean)
+    columns, rows, texts, pairs = _texts(args, preprocessing.clean)
     room = model.trunk.config.n_positions
-    ids, types, cut = encode_sequences(tokenizer, texts, min(treatment.max_length or room, room),
-                                       treatment.truncate, pairs)
+    ids, types, cut = encode_sequences(
+        tokenizer, texts, min(preprocessing.max_length or room, room), preprocessing.truncate,
+        pairs)
     if cut:
         print(f"minisft: cut {cut} text{'s' * (cut != 1)} to the model's length", file=sys.stderr)
     p = np.exp(log_probabilities(model, ids, args.batch_tokens, "predicting", types))
-    names = list(model.names)
+    names = list(model.label_names)
     taken = set(columns)
     added = [_new(name, taken) for name in ("label", *(f"p_{name}" for name in names))]
     for row, each in zip(rows, p, strict=True):

@@ -1,7 +1,7 @@
 """`minisft pretrain`: plain text in, a small pretrained GPT-2 out."""
 
-from minisft import pretrain
 from minisft.cli.arguments import add_settings, run_with_settings
+from minisft.jobs import pretrain
 
 HELP = "pretrain a small GPT-2 on plain text"
 

@@ -7,14 +7,14 @@ words:
 
 Special tokens stay where they are, no text loses all of its tokens, and nothing passes from one
 text of a pair into the other. The random words belong to seed, step, text and position (see
-`minisft/random.py`), so what happens to a text does not depend on its company.
+`minisft/backend/random.py`), so what happens to a text does not depend on its company.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from minisft import random
+from minisft.backend import random
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Examples:
     path: Path
     texts: list[str]
     labels: list[int] | None
-    names: tuple[str, ...] | None
+    label_names: tuple[str, ...] | None
     lines: list[int]
     cleaned: Counter                   # step -> number of texts it changed
     pairs: list[str] | None = None     # the second text of each, where there are two
@@ -79,7 +79,7 @@ def _filled(path, texts, lines, what):
             raise UserError(f"{path}, line {line}: the {what} is empty")
 
 
-def read_examples(path, text_columns, label_column, names=None, steps=CLEANING_STEPS,
+def read_examples(path, text_columns, label_column, label_names=None, steps=CLEANING_STEPS,
                   encoding="utf-8", header=True, pair_column=None):
     """A file, its columns, perhaps the label names of the training -> Examples.
 
@@ -95,14 +95,14 @@ def read_examples(path, text_columns, label_column, names=None, steps=CLEANING_S
     if label_column is not None:
         found = [label.strip() for label in _column(table, label_column, header)]
         _filled(path, found, table.lines, "label")
-        names = _label_names(path, found) if names is None else tuple(names)
-        numbers = {name: number for number, name in enumerate(names)}
+        label_names = _label_names(path, found) if label_names is None else tuple(label_names)
+        numbers = {name: number for number, name in enumerate(label_names)}
         for label, line in zip(found, table.lines, strict=True):
             if label not in numbers:
                 raise UserError(f"{path}, line {line}: unknown label {show(label)}; known: "
-                                f"{', '.join(map(show, names))}")
+                                f"{', '.join(map(show, label_names))}")
         labels = [numbers[label] for label in found]
-    return Examples(table.path, texts, labels, names, table.lines, cleaned, pairs)
+    return Examples(table.path, texts, labels, label_names, table.lines, cleaned, pairs)
 
 
 def read_texts(path, text_columns, steps=CLEANING_STEPS, encoding="utf-8", header=True):
@@ -130,12 +130,13 @@ def read_pairs(table, column, steps=CLEANING_STEPS, header=True):
 
 
 def _label_names(path, found):
-    names = sorted(set(found))
-    if len(names) < 2:
-        raise UserError(f"{path}: every label is {show(names[0])}; a classifier needs two or more")
-    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", name) for name in names):
-        names.sort(key=int)
-    return tuple(names)
+    label_names = sorted(set(found))
+    if len(label_names) < 2:
+        raise UserError(f"{path}: every label is {show(label_names[0])}; a classifier needs two or "
+                        "more")
+    if all(re.fullmatch(r"[+-]?[0-9]{1,18}", name) for name in label_names):
+        label_names.sort(key=int)
+    return tuple(label_names)
 
 
 def read_prompts(path, prompt_columns, completion_column, steps=(), encoding="utf-8",

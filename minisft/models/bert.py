@@ -9,13 +9,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from minisft import blocks, random
-from minisft.array import array_module
-from minisft.blocks import Attending, TransformerBlock
+from minisft.backend import random
+from minisft.backend.array import array_module
 from minisft.errors import UserError
-from minisft.layers import Dropout, Embedding, Layer, LayerNorm, Linear
 from minisft.models.gpt2 import GELU_FORMS, read_config, require_values
 from minisft.models.trunk import Trunk
+from minisft.nn import blocks
+from minisft.nn.blocks import MultiHeadAttention, TransformerBlock
+from minisft.nn.layers import Dropout, Embedding, Layer, LayerNorm, Linear
 
 # Settings of `transformers` that change the model and that we do not have, with the value we have.
 UNSUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False,
@@ -102,10 +103,10 @@ class Embeddings(Layer):
 
     def forward(self, batch, stream=None):
         """Batch of N tokens -> y (N,C)."""
-        types = batch.put(np.zeros(len(batch.ids), int)) if batch.types is None else batch.types
+        types = batch.asarray(np.zeros(len(batch.ids), int)) if batch.types is None else batch.types
         x = self.word.forward(batch.ids) + self.type.forward(types)
         x = self.norm.forward(x + self.position.forward(batch.positions))
-        return self.drop.forward(x, stream, batch.token_texts, batch.positions)
+        return self.drop.forward(x, stream, batch.token_example_ids, batch.positions)
 
     def backward(self, dy):
         """dy (N,C) -> gradient of the sum before the norm (N,C)."""
@@ -116,7 +117,7 @@ class Embeddings(Layer):
         return dx
 
 
-class SelfAttention(Attending):
+class SelfAttention(MultiHeadAttention):
     """Every token attends to every token of its sequence; four maps (C,C)."""
 
     def __init__(self, name, config, layer):
@@ -134,14 +135,14 @@ class SelfAttention(Attending):
         q, k, v = (layer.forward(part).reshape(len(part), self.n_head, -1) for layer, part in (
             (self.query, asking), (self.key, x), (self.value, x)))
         y = self.attend(q, k, v, batch, stream, False, rows)
-        self.keep(rows)
+        self.save_for_backward(rows)
         return self.dense.forward(y.reshape(len(y), -1))
 
     def backward(self, dy):
         """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
-        (rows,) = self.take()
+        (rows,) = self.pop_saved()
         dy = self.dense.backward(dy)
-        dq, dk, dv = (d.reshape(len(d), -1) for d in self.attend_back(
+        dq, dk, dv = (d.reshape(len(d), -1) for d in self.attend_backward(
             dy.reshape(len(dy), self.n_head, -1)))
         dx = self.key.backward(dk) + self.value.backward(dv)
         dx[slice(None) if rows is None else rows] += self.query.backward(dq)
@@ -170,20 +171,20 @@ class Block(TransformerBlock):
         self.drop_2 = Dropout(config.hidden_dropout_prob, layer, random.MLP_OUT)
         self.norm_2 = LayerNorm(f"{name}.output.LayerNorm", width, layer, eps)
 
-    def run(self, x, batch, stream, rows, past=None):
+    def run(self, x, batch, stream, rows, kv_cache=None):
         """As `forward`; there is no past."""
-        texts, positions = batch.token_texts, batch.positions
+        example_ids, positions = batch.token_example_ids, batch.positions
         a = self.attention.forward(x, batch, stream, rows)
-        self.keep(rows)
+        self.save_for_backward(rows)
         if rows is not None:
-            x, texts, positions = x[rows], texts[rows], positions[rows]
-        x = self.norm_1.forward(x + self.drop_1.forward(a, stream, texts, positions))
+            x, example_ids, positions = x[rows], example_ids[rows], positions[rows]
+        x = self.norm_1.forward(x + self.drop_1.forward(a, stream, example_ids, positions))
         m = self.mlp.forward(x)
-        return self.norm_2.forward(x + self.drop_2.forward(m, stream, texts, positions))
+        return self.norm_2.forward(x + self.drop_2.forward(m, stream, example_ids, positions))
 
-    def run_back(self, dy):
+    def run_backward(self, dy):
         """As `backward`."""
-        (rows,) = self.take()
+        (rows,) = self.pop_saved()
         dy = self.norm_2.backward(dy)
         dy = self.norm_1.backward(dy + self.mlp.backward(self.drop_2.backward(dy)))
         dx = self.attention.backward(self.drop_1.backward(dy))
@@ -201,12 +202,12 @@ class Pooler(Layer):
     def forward(self, first, batch):
         """first (B,C), of the first tokens -> y (B,C)."""
         y = array_module(first).tanh(self.dense.forward(first))
-        self.keep(y)
+        self.save_for_backward(y)
         return y
 
     def backward(self, dy):
         """dy (B,C) -> dfirst (B,C)."""
-        (y,) = self.take()
+        (y,) = self.pop_saved()
         return self.dense.backward(dy * (1 - y * y))
 
 
@@ -216,13 +217,13 @@ class MeanPooler(Layer):
     def forward(self, hidden, batch):
         """hidden (N,C) -> y (B,C)."""
         xp = array_module(hidden)
-        lengths = batch.put(batch.lengths)
-        self.keep(lengths)
+        lengths = batch.asarray(batch.lengths)
+        self.save_for_backward(lengths)
         return xp.add.reduceat(hidden, batch.first, axis=0) / lengths[:, None].astype(hidden.dtype)
 
     def backward(self, dy):
         """dy (B,C) -> dhidden (N,C)."""
-        (lengths,) = self.take()
+        (lengths,) = self.pop_saved()
         xp = array_module(dy)
         return xp.repeat(dy / lengths[:, None].astype(dy.dtype), lengths, axis=0)
 
@@ -240,7 +241,7 @@ class Bert(Trunk):
         """Batch of N tokens -> x (N,C)."""
         return self.embeddings.forward(batch, stream)
 
-    def wanted(self, batch):
+    def pooled_rows(self, batch):
         """-> the row of each sequence that the pooler reads (B,): its first token."""
         return batch.first
 
@@ -256,11 +257,11 @@ class Bert(Trunk):
 
         Stops at the lowest layer that is trained; returns None unless that is the embeddings.
         """
-        lowest = self.lowest
-        if lowest > self.config.n_layer:
+        first_trainable = self.first_trainable_layer
+        if first_trainable > self.config.n_layer:
             return None
-        dx = self.run_back(dy)
-        return self.embeddings.backward(dx) if lowest == 0 else None
+        dx = self.run_backward(dy)
+        return self.embeddings.backward(dx) if first_trainable == 0 else None
 
 
 def count(config):

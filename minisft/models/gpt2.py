@@ -3,11 +3,11 @@
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar
 
-from minisft import random
-from minisft.blocks import Block
+from minisft.backend import random
 from minisft.errors import UserError
-from minisft.layers import Dropout, Embedding, LayerNorm
 from minisft.models.trunk import Trunk
+from minisft.nn.blocks import Block
+from minisft.nn.layers import Dropout, Embedding, LayerNorm
 
 # layers, heads, width of the four published models
 SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280),
@@ -136,19 +136,19 @@ class GPT2(Trunk):
     def embed(self, batch, stream):
         """Batch of N tokens -> x (N,C)."""
         x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
-        return self.drop.forward(x, stream, batch.token_texts, batch.positions)          # (1)
+        return self.drop.forward(x, stream, batch.token_example_ids, batch.positions)          # (1)
 
-    def wanted(self, batch):
+    def pooled_rows(self, batch):
         """-> the row of each sequence that a classifier reads (B,): its last token."""
         return batch.last
 
-    def forward(self, batch, stream=None, last_only=False, past=None):
+    def forward(self, batch, stream=None, last_only=False, kv_cache=None):
         """Batch of N tokens -> hidden (N,C), or (B,C) of each sequence's last token only.
 
         `stream` (random.Stream) turns dropout on in the layers that are trained; `past` (a cache
         of keys and values for each block, see generate.py) holds what came before.
         """
-        x = self.run_blocks(batch, stream, last_only, past)                              # (2)
+        x = self.run_blocks(batch, stream, last_only, kv_cache)                              # (2)
         return self.ln_f.forward(x)                                                      # (3)
 
     def backward(self, dy):
@@ -156,11 +156,11 @@ class GPT2(Trunk):
 
         Stops at the lowest layer that is trained; returns None unless that is the embeddings.
         """
-        lowest = self.lowest
-        if lowest > self.config.n_layer + 1:
+        first_trainable = self.first_trainable_layer
+        if first_trainable > self.config.n_layer + 1:
             return None
-        dx = self.run_back(self.ln_f.backward(dy))
-        if lowest > 0:
+        dx = self.run_backward(self.ln_f.backward(dy))
+        if first_trainable > 0:
             return None
         dx = self.drop.backward(dx)
         self.wpe.backward(dx)

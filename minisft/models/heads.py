@@ -2,19 +2,21 @@
 
 import numpy as np
 
-from minisft import matmul, random
-from minisft.array import array_module
-from minisft.layers import Dropout, Layer, Linear
+from minisft.backend import random
+from minisft.backend.array import array_module
+from minisft.dispatch import FORMATS, cross_entropy, linear, matmul, rounded
 from minisft.models.bert import Bert, MeanPooler, Pooler
 from minisft.models.gpt2 import GPT2, initialise
-from minisft.ops import cross_entropy, linear
-from minisft.parameters import Parameters
+from minisft.nn.layers import Dropout, Layer, Linear
+from minisft.nn.parameters import Parameters
+from minisft.ops.cross_entropy import IGNORE
 
 
 class Model(Layer):
     """A trunk and its head, with one store for all parameters."""
 
-    fresh = ()            # names of the parameters that a checkpoint lacked and `load` drew
+    # names of the parameters that a checkpoint lacked and `load` drew
+    newly_initialized = ()
     loss_cache = None
     overwrites_logits = False
     pruned = False        # whether it reads one token of each text alone
@@ -28,11 +30,11 @@ class Model(Layer):
         if seed is not None:
             initialise(self.store, seed)
 
-    def place(self, device, precision="float32"):
+    def to(self, device, precision="float32"):
         """cpu or gpu, float32, bfloat16 or float16 -> self, from now on computing there and so."""
         if device == "gpu":
             self.store.to_gpu()
-        self.store.lower(matmul.FORMATS[precision])
+        self.store.set_compute_dtype(FORMATS[precision])
         return self
 
     def loss_backward(self, scale=1.0):
@@ -77,10 +79,10 @@ class Classifier(Model):
 
     pruned = True
 
-    def __init__(self, config, names, dtype=np.float32, seed=0):
-        self.names = tuple(names)
+    def __init__(self, config, label_names, dtype=np.float32, seed=0):
+        self.label_names = tuple(label_names)
         self.trunk = GPT2(config)
-        self.score = Linear("score", config.n_embd, len(self.names), config.n_layer + 2,
+        self.score = Linear("score", config.n_embd, len(self.label_names), config.n_layer + 2,
                             bias=False)
         if dtype is not None:
             self.build(dtype, seed)
@@ -91,12 +93,12 @@ class Classifier(Model):
 
     def from_random_weights(self, dropout, seed):
         """-> a classifier of the same shape and labels that has learnt nothing."""
-        return type(self)(self.trunk.config.with_dropout(dropout), self.names, seed=seed)
+        return type(self)(self.trunk.config.with_dropout(dropout), self.label_names, seed=seed)
 
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
-        batch = batch.beside(self.store.xp)
+        batch = batch.to(self.store.xp)
         return self.score.forward(self.trunk.forward(batch, stream, last_only=True))
 
     def backward(self, dlogits):
@@ -108,14 +110,14 @@ class Classifier(Model):
 
         Raises ValueError for a label that is no class.
         """
-        labels = batch.labels[batch.labels != cross_entropy.IGNORE]
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.names):
+        labels = batch.labels[batch.labels != IGNORE]
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.label_names):
             raise ValueError(f"labels from {labels.min()} to {labels.max()}, but the classes are "
-                             f"0 to {len(self.names) - 1}")
-        batch = batch.beside(self.store.xp)
+                             f"0 to {len(self.label_names) - 1}")
+        batch = batch.to(self.store.xp)
         logits = self.forward(batch, stream)
         (loss, denominator), self.loss_cache = cross_entropy.forward(
-            logits, batch.labels, None if weights is None else batch.put(weights), smoothing)
+            logits, batch.labels, None if weights is None else batch.asarray(weights), smoothing)
         return loss, denominator, logits
 
 
@@ -129,20 +131,21 @@ class BertClassifier(Classifier):
 
     POOLINGS = "first", "mean"
 
-    def __init__(self, config, names, dtype=np.float32, seed=0, pooling="first"):
+    def __init__(self, config, label_names, dtype=np.float32, seed=0, pooling="first"):
         if pooling not in self.POOLINGS:
             raise ValueError(f"pooling is {pooling!r}, expected first or mean")
-        self.names, self.pooling, self.pruned = tuple(names), pooling, pooling == "first"
+        self.label_names, self.pooling = tuple(label_names), pooling
+        self.pruned = pooling == "first"
         self.trunk = Bert(config)
         self.pooler = Pooler("pooler", config) if pooling == "first" else MeanPooler()
         head = config.n_layer + 2
         self.drop = Dropout(config.pooled_rate, head, random.POOLED)
-        self.classifier = Linear("classifier", config.n_embd, len(self.names), head)
+        self.classifier = Linear("classifier", config.n_embd, len(self.label_names), head)
         if dtype is not None:
             self.build(dtype, seed)
 
     def from_random_weights(self, dropout, seed):
-        return type(self)(self.trunk.config.with_dropout(dropout), self.names, seed=seed,
+        return type(self)(self.trunk.config.with_dropout(dropout), self.label_names, seed=seed,
                           pooling=self.pooling)
 
     @property
@@ -152,12 +155,12 @@ class BertClassifier(Classifier):
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
-        batch = batch.beside(self.store.xp)
+        batch = batch.to(self.store.xp)
         hidden = self.trunk.forward(batch, stream, self.pruned)
         pooled = self.pooler.forward(hidden, batch)
         # one mask a text: its first position stands for the whole
-        texts = batch.put(batch.texts)
-        pooled = self.drop.forward(pooled, stream, texts, 0 * texts)
+        example_ids = batch.asarray(batch.example_ids)
+        pooled = self.drop.forward(pooled, stream, example_ids, 0 * example_ids)
         return self.classifier.forward(pooled)
 
     def backward(self, dlogits):
@@ -181,35 +184,34 @@ class LanguageModel(Model):
         if dtype is not None:
             self.build(dtype, seed)
 
-    def forward(self, batch, stream=None, rows=None, last_only=False, past=None):
+    def forward(self, batch, stream=None, rows=None, last_only=False, kv_cache=None):
         """Batch -> logits (N,V), or of some distinct rows, or (B,V) of each sequence's last."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
-        batch = batch.beside(self.store.xp)
-        hidden = self.trunk.forward(batch, stream, last_only, past)
+        batch = batch.to(self.store.xp)
+        hidden = self.trunk.forward(batch, stream, last_only, kv_cache)
         n = len(hidden)
         if rows is not None:
             hidden = hidden[rows]
         if self.lm_head is not None:
-            self.keep(None, rows, n)
+            self.save_for_backward(None, rows, n)
             return self.lm_head.forward(hidden)
         w = self.trunk.wte.w
-        logits, cache = (linear.forward(hidden, w.value.T) if w.low is None else
-                         matmul.forward(hidden, w.low.T))
-        self.keep(cache, rows, n)
+        logits, cache = linear.forward(hidden, w.product_value.T)
+        self.save_for_backward(cache, rows, n)
         return logits
 
     def backward(self, dlogits):
         """dlogits as `forward` returned them -> gradient of the embedded tokens (N,C)."""
-        cache, rows, n = self.take()
+        cache, rows, n = self.pop_saved()
         if cache is None:
             dhidden = self.lm_head.backward(dlogits)
         else:
             (hidden, table), w = cache, self.trunk.wte.w
-            dlogits = matmul.rounded(dlogits, table.dtype)
-            dhidden = matmul.product(dlogits, table.T)
-            if w.live:
+            dlogits = rounded(dlogits, table.dtype)
+            dhidden = matmul(dlogits, table.T)
+            if w.trainable:
                 out = w.first_grad()
-                gradient = matmul.product(dlogits.T, hidden, out)
+                gradient = matmul(dlogits.T, hidden, out)
                 if out is None:
                     w.add_grad(gradient)
         if rows is not None:
@@ -222,9 +224,9 @@ class LanguageModel(Model):
     def loss(self, batch, stream=None):
         """Batch with the next token of each token (N,) as labels -> summed loss, denominator,
         logits of the rows that count; `loss_backward` overwrites them."""
-        rows = np.flatnonzero(batch.labels != cross_entropy.IGNORE)     # on the CPU: no waiting
-        batch = batch.beside(self.store.xp)
-        rows = batch.put(rows)
+        rows = np.flatnonzero(batch.labels != IGNORE)     # on the CPU: no waiting
+        batch = batch.to(self.store.xp)
+        rows = batch.asarray(rows)
         logits = self.forward(batch, stream, rows)
         (loss, denominator), self.loss_cache = cross_entropy.forward(logits, batch.labels[rows])
         return loss, denominator, logits

@@ -16,30 +16,28 @@ cache of past keys. Keys are given by start and length; in a packed batch that i
 
 from math import sqrt
 
-from minisft.array import array_module
+from minisft.backend.array import array_module
 from minisft.ops import dropout, softmax
-from minisft.schedule import by_kernel
 
 
-@by_kernel
-def forward(q, k, v, cu_seqlens, key_starts, key_lengths, causal=True, drop=None):
+def forward(q, k, v, cu_seqlens, key_starts, key_lengths, causal=True, drop=None,
+            softmax=softmax):
     """q (Nq,H,D), k and v (Nk,H,D), queries' cu_seqlens (B+1,), keys' (B,) -> y (Nq,H,D), cache.
 
     drop: None or (rate, words) where words(b, tk) gives the random words (H,Tq,Tk) of sequence b.
-    Raises ValueError for more queries than keys under a causal mask.
+    softmax: what computes (2). Raises ValueError for more queries than keys under a causal mask.
     """
     xp = array_module(q)
     y = xp.empty(q.shape, dtype=q.dtype)
     kept = []
     for b, (queries, keys) in enumerate(ranges(cu_seqlens, key_starts, key_lengths, causal)):
-        p = _probabilities(q[queries], k[keys], causal)                           # (1), (2)
+        p = _probabilities(q[queries], k[keys], causal, softmax)                  # (1), (2)
         m = _mask(drop, b, p)
         y[queries] = merge((p if m is None else p * m) @ split(v[keys]))        # (3)
         kept.append((p, m))
     return y, (q, k, v, cu_seqlens, key_starts, key_lengths, causal, kept)
 
 
-@by_kernel
 def backward(dy, cache):
     """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D)."""
     q, k, v, cu_seqlens, key_starts, key_lengths, causal, kept = cache
@@ -60,7 +58,7 @@ def backward(dy, cache):
     return dq, dk, dv
 
 
-def _probabilities(q, k, causal):
+def _probabilities(q, k, causal, softmax):
     """q (Tq,H,D), k (Tk,H,D) -> p (H,Tq,Tk)."""
     xp = array_module(q)
     s = split(q) @ transpose(split(k)) * (1 / sqrt(q.shape[-1]))

@@ -11,13 +11,11 @@ adds nothing to either sum. The caller divides, once, over all micro-batches: th
 accumulation equal to the large batch. Smoothing: Szegedy et al. 2016, section 7.
 """
 
-from minisft.array import array_module
-from minisft.schedule import by_rows
+from minisft.backend.array import array_module
 
 IGNORE = -100
 
 
-@by_rows("z", "labels", sums=(0, 1))
 def forward(z, labels, weights=None, smoothing=0.0, ignore=IGNORE):
     """z (N,K), labels (N,), weights (K,) or None -> (loss, denominator), cache."""
     xp = array_module(z)
@@ -36,7 +34,6 @@ def forward(z, labels, weights=None, smoothing=0.0, ignore=IGNORE):
     return (loss, mass.sum()), (z, m, e, y, counted, on_label, weights, smoothing)
 
 
-@by_rows("out")
 def backward(dloss, cache, out=None):
     """dloss () -> dz (N,K); `out` may be z itself, which nobody must need any more."""
     z, m, e, y, counted, on_label, weights, smoothing = cache

@@ -4,11 +4,10 @@
     (2) y = x * m
     (3) dx = dy * m
 
-The random words are handed in (see `minisft/random.py`), so the operation itself is pure.
+The random words are handed in (see `minisft/backend/random.py`), so the operation itself is pure.
 """
 
-from minisft.array import array_module
-from minisft.schedule import by_kernel
+from minisft.backend.array import array_module
 
 
 def mask(words, rate, dtype):
@@ -18,14 +17,12 @@ def mask(words, rate, dtype):
     return keep.astype(dtype) * xp.asarray(1 / (1 - rate), dtype=dtype)     # (1)
 
 
-@by_kernel
 def forward(x, words, rate):
     """x (...,C), words (...,C) uint32 or words(C) that makes them, rate in [0, 1) -> y, cache."""
     m = mask(words(x.shape[-1]) if callable(words) else words, rate, x.dtype)
     return x * m, (m,)                                # (2)
 
 
-@by_kernel
 def backward(dy, cache):
     """dy (...) -> dx (...)."""
     (m,) = cache

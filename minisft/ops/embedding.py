@@ -7,8 +7,7 @@ The same operation serves token ids and positions. The sum in (2) is taken in th
 tokens, so equal inputs give equal bits.
 """
 
-from minisft.array import array_module
-from minisft.schedule import by_kernel
+from minisft.backend.array import array_module
 
 
 def forward(ids, w):
@@ -16,7 +15,6 @@ def forward(ids, w):
     return w[ids], (ids, w.shape)                                 # (1)
 
 
-@by_kernel
 def backward(dy, cache, out=None):
     """dy (N,C) -> dw (V,C); with `out` (V,C), dw is added to it: few of its rows are touched."""
     ids, shape = cache

@@ -12,15 +12,13 @@ erf form, BERT's `gelu` (their eq. 1; Phi and phi are the normal distribution an
 
 from math import pi, sqrt
 
-from minisft.array import array_module
-from minisft.erf import erf
-from minisft.schedule import by_rows
+from minisft.backend.array import array_module
+from minisft.backend.erf import erf
 
 CUBIC = 0.044715
 SLOPE = sqrt(2 / pi)
 
 
-@by_rows("x")
 def forward(x, form="tanh"):
     """x (...) -> y (...), cache; form is "tanh" or "erf"."""
     xp = array_module(x)
@@ -31,7 +29,6 @@ def forward(x, form="tanh"):
     return x * phi, (x, phi, form)                         # (4)
 
 
-@by_rows("dy")
 def backward(dy, cache):
     """dy (...) -> dx (...)."""
     x, t, form = cache

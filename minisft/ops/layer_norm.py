@@ -6,11 +6,9 @@
     (4) dw = sum over tokens of dy * n,   db = sum over tokens of dy
 """
 
-from minisft.array import array_module
-from minisft.schedule import by_rows
+from minisft.backend.array import array_module
 
 
-@by_rows("x")
 def forward(x, w, b, eps=1e-5):
     """x (N,C), w (C,), b (C,) -> y (N,C), cache."""
     xp = array_module(x)
@@ -21,7 +19,6 @@ def forward(x, w, b, eps=1e-5):
     return y, (x, w, mean, rstd)
 
 
-@by_rows("dy", sums=(1, 2))
 def backward(dy, cache):
     """dy (N,C) -> dx (N,C), dw (C,), db (C,)."""
     x, w, mean, rstd = cache

@@ -8,7 +8,7 @@
 The gradients are matrix products, not element-wise ones (Goodfellow et al. 2016, section 6.5.6).
 """
 
-from minisft.array import array_module
+from minisft.backend.array import array_module
 
 
 def forward(x, w, b=None):

@@ -8,11 +8,9 @@
 A score of -inf gets probability and gradient zero; a row must hold one finite score.
 """
 
-from minisft.array import array_module
-from minisft.schedule import by_kernel
+from minisft.backend.array import array_module
 
 
-@by_kernel
 def forward(s):
     """s (...,M) -> p (...,M), cache."""
     xp = array_module(s)
@@ -21,7 +19,6 @@ def forward(s):
     return p, (p,)
 
 
-@by_kernel
 def backward(dp, cache):
     """dp (...,M) -> ds (...,M)."""
     (p,) = cache

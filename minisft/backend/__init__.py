@@ -1,0 +1,1 @@
+"""What computes: arrays of NumPy or CuPy, random numbers, the CPU and the GPU."""

@@ -1,0 +1,150 @@
+"""What stands between the products of minisft/dispatch/attention_groups.py, as compiled loops.
+
+A padding query's scores get probability and gradient zero, and what a mask hides no random word. A
+group is one core's work, so nothing here is spread over threads.
+"""
+
+import numpy as np
+
+from minisft.backend import random
+from minisft.backend.cpu import jit
+from minisft.backend.cpu.compiled.exp import ZERO, F
+from minisft.backend.cpu.compiled.philox import U, philox
+from minisft.backend.cpu.compiled.softmax import exponentials, normalise, shift
+
+VECTOR = 16     # words of a row are made in whole vectors, some of them for nothing
+
+
+def pad(x, cu_seqlens, group):
+    """x (N,H,D) -> its rows of a group (G,H,T,D), zeros after a shorter sequence."""
+    indices, length = group
+    padded = np.empty((len(indices), x.shape[1], length, x.shape[2]), dtype=x.dtype)
+    _pad(x, cu_seqlens, np.array(indices), padded)
+    return padded
+
+
+def unpad(x, padded, cu_seqlens, indices):
+    """The other way round: writes the group's rows of x."""
+    _unpad(x, padded, cu_seqlens, np.array(indices))
+
+
+def probabilities(s, indices, lengths, scale, causal, drop):
+    """s (G,H,T,T) -> p, taking its place, keep (G,H,T,T) bool or None, p * M (G,H,T,T)."""
+    _softmax(s, lengths, F(scale), causal)
+    if drop is None:
+        return s, None, s
+    rate, words = drop
+    keep, kept = np.empty(s.shape, dtype=bool), np.empty_like(s)
+    stream = words.stream
+    _drop(s, keep, kept, lengths, causal, np.asarray(words.example_ids)[indices].astype(U),
+          U(stream.step & random.WORD), U(stream.seed & random.WORD),
+          U(words.layer << 16 | random.SCORES), U(int(rate * 2**32)), F(1 / (1 - rate)))
+    return s, keep, kept
+
+
+def dropped(p, keep, drop):
+    """p (G,H,T,T), keep of that shape or None -> p * M (G,H,T,T)."""
+    if drop is None:
+        return p
+    kept = np.empty_like(p)
+    _masked(p.ravel(), keep.ravel(), F(1 / (1 - drop[0])), kept.ravel())
+    return kept
+
+
+def scores_backward(dp, p, keep, scale, drop):
+    """dp (G,H,T,T) behind the mask -> ds, taking its place."""
+    width = p.shape[-1]
+    rows = dp.reshape(-1, width), p.reshape(-1, width)
+    if drop is None:
+        _back(*rows, F(scale))
+    else:
+        _dropped_back(*rows, keep.reshape(-1, width), F(1 / (1 - drop[0])), F(scale))
+    return dp
+
+
+@jit.loop()
+def _pad(x, cu_seqlens, indices, padded):
+    for g in range(indices.size):
+        start = cu_seqlens[indices[g]]
+        used = cu_seqlens[indices[g] + 1] - start
+        for h in range(x.shape[1]):
+            for i in range(used):
+                row, out = x[start + i, h], padded[g, h, i]
+                for d in range(out.size):
+                    out[d] = row[d]
+            padded[g, h, used:] = ZERO
+
+
+@jit.loop()
+def _unpad(x, padded, cu_seqlens, indices):
+    for g in range(indices.size):
+        start = cu_seqlens[indices[g]]
+        for i in range(cu_seqlens[indices[g] + 1] - start):
+            for h in range(x.shape[1]):
+                row, out = padded[g, h, i], x[start + i, h]
+                for d in range(row.size):
+                    out[d] = row[d]
+
+
+@jit.loop()
+def _softmax(s, lengths, scale, causal):
+    groups, heads, length, _ = s.shape
+    for g in range(groups):
+        for h in range(heads):
+            head, used = s[g, h], min(lengths[g], length)
+            for i in range(used):
+                shift(head[i], head[i], i + 1 if causal else used, scale)        # (1)
+            exponentials(head[:used].reshape(-1))     # of short rows together: whole vectors
+            for i in range(used):
+                normalise(head[i])                                               # (2)
+            head[used:] = ZERO
+
+
+@jit.loop()
+def _drop(p, keep, kept, lengths, causal, example_ids, step, k0, k1, limit, scale):
+    groups, heads, length, _ = p.shape
+    most = -(-length // (4 * VECTOR)) * VECTOR
+    words = np.empty(4 * most, dtype=np.uint32)
+    for g in range(groups):
+        for h in range(heads):
+            for i in range(length):
+                n = 0 if i >= lengths[g] else i + 1 if causal else lengths[g]
+                needed = -(-n // (4 * VECTOR)) * VECTOR
+                for j in range(needed):
+                    words[4 * j], words[4 * j + 1], words[4 * j + 2], words[4 * j + 3] = philox(
+                        step, example_ids[g], U(i), U(U(h << 20) + U(j)), k0, k1)
+                row, into, out = p[g, h, i], keep[g, h, i], kept[g, h, i]
+                for j in range(n):
+                    into[j] = words[j] >= limit
+                    out[j] = row[j] * (scale if words[j] >= limit else ZERO)     # (3)
+                into[n:] = False
+                out[n:] = ZERO
+
+
+@jit.loop()
+def _masked(p, keep, scale, kept):
+    for j in range(p.size):
+        kept[j] = p[j] * (scale if keep[j] else ZERO)
+
+
+@jit.loop(jit.SUMS)
+def _back(dp, p, scale):
+    for i in range(len(p)):
+        up, row = dp[i], p[i]
+        total = ZERO
+        for j in range(row.size):
+            total += up[j] * row[j]
+        for j in range(row.size):
+            up[j] = row[j] * (up[j] - total) * scale                            # (6)
+
+
+@jit.loop(jit.SUMS)
+def _dropped_back(dp, p, keep, factor, scale):
+    for i in range(len(p)):
+        up, row, kept = dp[i], p[i], keep[i]
+        total = ZERO
+        for j in range(row.size):
+            up[j] = up[j] * (factor if kept[j] else ZERO)                       # (5)
+            total += up[j] * row[j]
+        for j in range(row.size):
+            up[j] = row[j] * (up[j] - total) * scale                            # (6)

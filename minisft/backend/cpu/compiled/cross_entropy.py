@@ -1,0 +1,71 @@
+"""minisft/ops/cross_entropy.py as compiled loops: each row is read from memory once."""
+
+import numpy as np
+
+from minisft.backend.cpu import jit
+from minisft.backend.cpu.compiled.exp import ZERO, F, exp, largest
+
+IGNORE = -100
+
+
+def forward(z, labels, weights=None, smoothing=0.0, ignore=IGNORE):
+    """z (N,K), labels (N,), weights (K,) or None -> (loss, denominator), cache."""
+    z = np.ascontiguousarray(z)
+    w = np.ones(z.shape[1], z.dtype) if weights is None else weights.astype(z.dtype)
+    spread = F(smoothing) / F(len(w)) * w                              # of (2), (K,)
+    y = np.where(labels != ignore, labels, -1)
+    mass = np.where(y >= 0, w[y], F(0))                                # (N,)
+    on_label = F(1 - smoothing) * mass
+    m, e, losses = np.empty((3, len(z)), dtype=z.dtype)
+    jit.each(lambda start, stop: _forward(z, y, on_label, spread, bool(smoothing), m, e, losses,
+                                          start, stop), *_rows(z))
+    return (losses.sum(), mass.sum()), (z, m, e, y, on_label, spread, bool(smoothing))
+
+
+def backward(dloss, cache, out=None):
+    """dloss () -> dz (N,K); `out` may be z itself, which nobody must need any more."""
+    z, m, e, y, on_label, spread, smooth = cache
+    dz = np.empty_like(z) if out is None else out
+    if dz is not z:
+        dz[...] = z     # a loop over two arrays that may be one is not made of vectors
+    total = on_label + (y >= 0) * spread.sum() if smooth else on_label
+    jit.each(lambda start, stop: _backward(dz, m, e, y, on_label, total, spread, smooth, F(dloss),
+                                           start, stop), *_rows(z))
+    return dz
+
+
+def _rows(z):
+    return len(z), z.shape[1] * z.itemsize
+
+
+@jit.loop(jit.SUMS)
+def _forward(z, y, on_label, spread, smooth, m, e, losses, start, stop):
+    for i in range(start, stop):
+        row = z[i]
+        top = largest(row, row.size)
+        total = ZERO
+        for k in range(row.size):
+            total += exp(row[k] - top)
+        log = np.log(total)                                            # (1)
+        loss = ZERO
+        if on_label[i] > ZERO:     # 0 * -inf is no number
+            loss -= on_label[i] * (row[y[i]] - top - log)              # (3)
+        if smooth and y[i] >= 0:
+            for k in range(row.size):
+                if spread[k] > ZERO:
+                    loss -= spread[k] * (row[k] - top - log)
+        m[i], e[i], losses[i] = top, total, loss
+
+
+@jit.loop()
+def _backward(dz, m, e, y, on_label, total, spread, smooth, dloss, start, stop):
+    for i in range(start, stop):
+        row, top, label = dz[i], m[i], y[i]
+        factor = dloss * total[i] / e[i]
+        for k in range(row.size):
+            row[k] = exp(row[k] - top) * factor                        # (4)
+        if smooth and label >= 0:
+            for k in range(row.size):
+                row[k] -= dloss * spread[k]
+        if label >= 0:
+            row[label] -= dloss * on_label[i]

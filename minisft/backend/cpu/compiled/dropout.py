@@ -1,0 +1,55 @@
+"""minisft/ops/dropout.py as compiled loops: the words stay in the cache, the mask is bytes."""
+
+import numpy as np
+
+from minisft.backend import random
+from minisft.backend.cpu import jit
+from minisft.backend.cpu.compiled.exp import ZERO, F
+from minisft.backend.cpu.compiled.philox import U, philox
+
+
+def forward(x, words, rate):
+    """x (N,C), words: a random.Tokens, rate in [0, 1) -> y (N,C), cache."""
+    x = np.ascontiguousarray(x)
+    y, keep, scale = np.empty_like(x), np.empty(x.shape, dtype=bool), F(1 / (1 - rate))
+    made = (np.asarray(words.example_ids).astype(U), np.asarray(words.positions).astype(U),
+            U(words.stream.step & random.WORD), U(words.stream.seed & random.WORD),
+            U(words.layer << 16 | words.site), U(int(rate * 2**32)), scale)
+    jit.each(lambda start, stop: _forward(x, y, keep, *made, start, stop), *_rows(x))
+    return y, (keep, scale)
+
+
+def backward(dy, cache):
+    """dy (N,C) -> dx (N,C)."""
+    keep, scale = cache
+    dy = np.ascontiguousarray(dy)
+    dx = np.empty_like(dy)
+    jit.each(lambda start, stop: _backward(dy, keep, scale, dx, start, stop), *_rows(dy))
+    return dx
+
+
+def _rows(x):
+    return len(x), x.shape[1] * x.itemsize
+
+
+@jit.loop()
+def _forward(x, y, keep, example_ids, positions, step, k0, k1, limit, scale, start, stop):
+    calls = -(-x.shape[1] // 4)
+    words = np.empty(4 * calls, dtype=np.uint32)
+    for i in range(start, stop):
+        text, position, row, out, kept = example_ids[i], positions[i], x[i], y[i], keep[i]
+        for j in range(calls):
+            words[4 * j], words[4 * j + 1], words[4 * j + 2], words[4 * j + 3] = philox(
+                step, text, position, U(j), k0, k1)
+        for j in range(row.size):
+            kept[j] = words[j] >= limit
+        for j in range(row.size):
+            out[j] = row[j] * (scale if words[j] >= limit else ZERO)     # (1), (2)
+
+
+@jit.loop()
+def _backward(dy, keep, scale, dx, start, stop):
+    for i in range(start, stop):
+        row, kept, out = dy[i], keep[i], dx[i]
+        for j in range(row.size):
+            out[j] = row[j] * (scale if kept[j] else ZERO)               # (3)

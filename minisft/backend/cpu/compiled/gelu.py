@@ -1,0 +1,101 @@
+"""minisft/ops/gelu.py as one compiled loop each way; nothing but x is kept.
+
+With s the sigmoid of 2 u, (1 + tanh(u)) / 2 = s and (1 - tanh(u)^2) / 4 = s (1 - s) in (2), (3).
+"""
+
+from math import pi, sqrt
+
+import numpy as np
+
+from minisft.backend.cpu import jit
+from minisft.backend.cpu.compiled.exp import HIGHEST, ONE, ZERO, F, exp
+from minisft.backend.erf import LARGE_P, LARGE_Q, SMALL_P, SMALL_Q
+
+CUBIC = 0.044715
+SLOPE = sqrt(2 / pi)
+A, A3, B, B3 = F(-2 * SLOPE), F(-2 * SLOPE * CUBIC), F(2 * SLOPE), F(6 * SLOPE * CUBIC)
+HALF, ROOT, DENSITY = F(0.5), F(sqrt(0.5)), F(1 / sqrt(2 * pi))
+SMALL, LARGE = F(0.46875), F(6)     # where Cody's second formula begins, and where erf is 1
+P, Q = (tuple(map(F, c)) for c in (SMALL_P, SMALL_Q))
+P1, Q1 = (tuple(map(F, c)) for c in (LARGE_P, LARGE_Q))
+
+
+def forward(x, form="tanh"):
+    """x (...) -> y (...), cache; form is "tanh" or "erf"."""
+    x = np.ascontiguousarray(x)
+    y, loop = np.empty_like(x), _tanh_forward if form == "tanh" else _erf_forward
+    _each_part(loop, x, y)
+    return y, (x, form)
+
+
+def backward(dy, cache):
+    """dy (...) -> dx (...)."""
+    x, form = cache
+    dy = np.ascontiguousarray(dy)
+    dx, loop = np.empty_like(dy), _tanh_backward if form == "tanh" else _erf_backward
+    _each_part(loop, dy, x, dx)
+    return dx
+
+
+def _each_part(loop, *arrays):
+    flat = [a.ravel() for a in arrays]
+    jit.each(lambda start, stop: loop(*[a[start:stop] for a in flat]), flat[0].size,
+             flat[0].itemsize)
+
+
+@jit.loop()
+def _tanh_forward(x, y):
+    for i in range(x.size):
+        v = x[i]
+        y[i] = v * _sigmoid(v)[0]                                      # (2)
+
+
+@jit.loop()
+def _tanh_backward(dy, x, dx):
+    for i in range(x.size):
+        v = x[i]
+        s, rest = _sigmoid(v)
+        dx[i] = dy[i] * (s + v * (s * rest) * (B + B3 * (v * v)))      # (3)
+
+
+@jit.loop(part="pasted")
+def _sigmoid(v):
+    """x -> s, 1 - s."""
+    minus = v * (A + A3 * (v * v))
+    e = exp(minus)
+    s = ZERO if minus > HIGHEST else ONE / (ONE + e)     # exp stops at HIGHEST
+    return s, e * s
+
+
+@jit.loop()
+def _erf_forward(x, y):
+    for i in range(x.size):
+        v = x[i]
+        y[i] = v * _phi(v)[0]                                          # (4)
+
+
+@jit.loop()
+def _erf_backward(dy, x, dx):
+    for i in range(x.size):
+        v = x[i]
+        phi, e = _phi(v)
+        dx[i] = dy[i] * (phi + v * (e * DENSITY))                      # (5)
+
+
+@jit.loop(part="pasted")
+def _phi(v):
+    """x -> Phi(x), exp(-x^2 / 2); erf as minisft/backend/erf.py has it, with one division."""
+    e = exp(-HALF * v * v)
+    a = abs(v) * ROOT
+    a = LARGE if a > LARGE else a
+    near = a <= SMALL
+    z = a * a
+    p = (((P[0] * z + P[1]) * z + P[2]) * z + P[3]) * z + P[4]
+    q = (((Q[0] * z + Q[1]) * z + Q[2]) * z + Q[3]) * z + Q[4]
+    far = (((P1[0] * a + P1[1]) * a + P1[2]) * a + P1[3]) * a + P1[4]
+    far = (((far * a + P1[5]) * a + P1[6]) * a + P1[7]) * a + P1[8]
+    below = (((Q1[0] * a + Q1[1]) * a + Q1[2]) * a + Q1[3]) * a + Q1[4]
+    below = (((below * a + Q1[5]) * a + Q1[6]) * a + Q1[7]) * a + Q1[8]
+    ratio = (p if near else far) / (q if near else below)
+    erf = a * ratio if near else ONE - e * ratio
+    return HALF * (ONE + (erf if v > ZERO else -erf)), e

@@ -1,0 +1,88 @@
+"""minisft/ops/layer_norm.py as compiled loops: each row is read from memory once."""
+
+import numpy as np
+
+from minisft.backend.cpu import jit
+from minisft.backend.cpu.compiled.exp import ONE, ZERO, F
+
+ROWS = 64     # added up one after the other for dw and db: a longer sum would lose more
+
+
+def forward(x, w, b, eps=1e-5):
+    """x (N,C), w (C,), b (C,) -> y (N,C), cache."""
+    x = np.ascontiguousarray(x)
+    y, (mean, rstd) = np.empty_like(x), np.empty((2, len(x)), dtype=x.dtype)
+    jit.each(lambda start, stop: _forward(x, w, b, np.float32(eps), y, mean, rstd, start, stop),
+             *_rows(x))
+    return y, (x, w, mean, rstd)
+
+
+def backward(dy, cache):
+    """dy (N,C) -> dx (N,C), dw (C,), db (C,)."""
+    x, w, mean, rstd = cache
+    dy = np.ascontiguousarray(dy)
+    dx = np.empty_like(dy)
+
+    def work(start, stop):
+        parts = np.zeros((-(-(stop - start) // ROWS), 2, len(w)), dtype=dy.dtype)
+        _backward(dy, x, w, mean, rstd, dx, parts, start, stop)
+        return parts.sum(axis=0)
+
+    sums = jit.each(work, *_rows(dy))
+    dw, db = sum(sums[1:], start=sums[0])
+    return dx, dw, db
+
+
+def _rows(x):
+    return len(x), x.shape[1] * x.itemsize
+
+
+@jit.loop(jit.NONE)
+def _forward(x, w, b, eps, y, mean, rstd, start, stop):
+    for i in range(start, stop):
+        row, out = x[i], y[i]
+        middle, var = _mean_and_variance(row)
+        slope = ONE / np.sqrt(var + eps)
+        for c in range(row.size):
+            out[c] = (row[c] - middle) * slope * w[c] + b[c]            # (1), (2)
+        mean[i], rstd[i] = middle, slope
+
+
+@jit.loop(jit.SUMS, part="own")
+def _mean_and_variance(row):
+    total = ZERO
+    for c in range(row.size):
+        total += row[c]
+    middle = total / F(row.size)
+    total = ZERO
+    for c in range(row.size):
+        centred = row[c] - middle
+        total += centred * centred
+    return middle, total / F(row.size)
+
+
+@jit.loop(jit.NONE)
+def _backward(dy, x, w, mean, rstd, dx, parts, start, stop):
+    for i in range(start, stop):
+        part = (i - start) // ROWS
+        dw, db = parts[part, 0], parts[part, 1]
+        up, row, out, middle, slope = dy[i], x[i], dx[i], mean[i], rstd[i]
+        of_g, of_gn = _means(up, row, w, middle, slope)
+        for c in range(row.size):
+            n = (row[c] - middle) * slope
+            out[c] = slope * (up[c] * w[c] - of_g - n * of_gn)          # (3)
+        for c in range(row.size):     # apart: of many arrays at once the compiler makes no vectors
+            dw[c] += up[c] * ((row[c] - middle) * slope)                # (4)
+        for c in range(row.size):
+            db[c] += up[c]
+
+
+@jit.loop(jit.SUMS, part="own")
+def _means(up, row, w, middle, slope):
+    """-> the means of g and of g * n in (3)."""
+    of_g = of_gn = ZERO
+    for c in range(row.size):
+        g = up[c] * w[c]
+        of_g += g
+        of_gn += g * ((row[c] - middle) * slope)
+    return of_g / F(row.size), of_gn / F(row.size)

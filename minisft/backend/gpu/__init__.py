@@ -1,0 +1,1 @@
+"""Speed on a GPU: the launcher of the CUDA kernels, and their emulator."""

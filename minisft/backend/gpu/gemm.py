@@ -1,0 +1,42 @@
+"""Matrix products of 16-bit factors on a card: cuBLAS's gemmEx, sums and results in float32."""
+
+import numpy as np
+
+from minisft.backend import array
+
+
+def gemm_ex(a, b, out=None):
+    """a (N,C), b (C,M), CuPy's, both bfloat16 (uint16) or both float16 -> (N,M) float32.
+
+    `out` (N,M), contiguous: where it goes. cuBLAS stores matrices by columns: y^T = b^T a^T is what
+    it makes.
+    """
+    cupy = array.cupy
+    (n, k), m = a.shape, b.shape[1]
+    y = cupy.empty((n, m), dtype=np.float32) if out is None else out
+    if not (n and k and m):
+        y[...] = 0
+        return y
+    cublas, runtime = cupy.cuda.cublas, cupy.cuda.runtime
+    kind = runtime.CUDA_R_16BF if a.dtype == np.uint16 else runtime.CUDA_R_16F
+    (a, turned_a, rows_a), (b, turned_b, rows_b) = _by_columns(a), _by_columns(b)
+    turns = [cublas.CUBLAS_OP_T if turned else cublas.CUBLAS_OP_N
+             for turned in (turned_b, turned_a)]
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    cublas.gemmEx(cupy.cuda.get_cublas_handle(), *turns, m, n, k, one.ctypes.data,
+                  b.data.ptr, kind, rows_b, a.data.ptr, kind, rows_a, zero.ctypes.data,
+                  y.data.ptr, runtime.CUDA_R_32F, m, cublas.CUBLAS_COMPUTE_32F,
+                  cublas.CUBLAS_GEMM_DEFAULT)
+    return y
+
+
+def _by_columns(a):
+    """-> the matrix, copied if neither its rows nor its columns are contiguous; whether read by
+    columns it must be turned to be its own transpose; how far apart the contiguous stretches lie.
+    """
+    item = a.itemsize
+    if a.strides[1] == item and a.strides[0] >= a.shape[1] * item:
+        return a, False, a.strides[0] // item
+    if a.strides[0] == item and a.strides[1] >= a.shape[0] * item:
+        return a, True, a.strides[1] // item
+    return array.cupy.array(a, order="C"), False, a.shape[1]

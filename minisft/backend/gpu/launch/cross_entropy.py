@@ -1,0 +1,37 @@
+"""Launches kernels/cross_entropy.cu; the calls of minisft/ops/cross_entropy.py, in float32."""
+
+import numpy as np
+
+from minisft.backend.array import array_module
+from minisft.backend.gpu.cuda import launch
+
+IGNORE = -100
+MOST_THREADS = 256
+
+
+def forward(z, labels, weights=None, smoothing=0.0, ignore=IGNORE):
+    """z (N,K), labels (N,), weights (K,) or None -> (loss, denominator), cache."""
+    xp = array_module(z)
+    z = xp.ascontiguousarray(z)
+    labels = xp.ascontiguousarray(labels.astype(np.int32))
+    if weights is not None:
+        weights = xp.ascontiguousarray(xp.asarray(weights, dtype=z.dtype))
+    losses, masses, totals, maxima, sums = (xp.empty(len(z), dtype=z.dtype) for _ in range(5))
+    out = xp.empty(2, dtype=z.dtype)
+    launch("cross_entropy", "cross_entropy_forward", (len(z),), (_threads(z.shape[1]),), z, labels,
+           weights, losses, masses, totals, maxima, sums, z.shape[1], smoothing, ignore)
+    launch("cross_entropy", "cross_entropy_sum", (1,), (MOST_THREADS,), losses, masses, out, len(z))
+    return (out[0], out[1]), (z, labels, weights, totals, maxima, sums, smoothing, ignore)
+
+
+def backward(dloss, cache, out=None):
+    """dloss () -> dz (N,K); `out` may be z itself, which nobody must need any more."""
+    z, labels, weights, totals, maxima, sums, smoothing, ignore = cache
+    dz = array_module(z).empty_like(z) if out is None else out
+    launch("cross_entropy", "cross_entropy_backward", (len(z),), (_threads(z.shape[1]),), z, dz,
+           labels, weights, totals, maxima, sums, z.shape[1], float(dloss), smoothing, ignore)
+    return dz
+
+
+def _threads(classes):
+    return min(MOST_THREADS, 32 * -(-classes // 32))

@@ -1,0 +1,21 @@
+"""Launches kernels/embedding.cu, the backward of minisft/ops/embedding.py, in float32."""
+
+import numpy as np
+
+from minisft.backend.array import array_module
+from minisft.backend.gpu.cuda import launch
+
+THREADS = 128     # channels of a block
+
+
+def backward(dy, cache, out=None):
+    """dy (N,C) -> dw (V,C); with `out` (V,C), dw is added to it."""
+    ids, shape = cache
+    xp = array_module(dy)
+    dy, dw = xp.ascontiguousarray(dy), xp.zeros(shape, dtype=dy.dtype) if out is None else out
+    ids = xp.asarray(ids)
+    order = xp.argsort(ids, kind="stable")     # equal ids side by side, in the tokens' order
+    n, width = dy.shape
+    launch("embedding", "embedding_backward", (n, -(-width // THREADS)), (THREADS,), dy,
+           ids[order].astype(np.int32), order.astype(np.int32), dw, n, width)
+    return dw

@@ -1,0 +1,51 @@
+"""Launches kernels/gelu.cu; the calls of minisft/ops/gelu.py, in float32, and a bias if wanted."""
+
+from minisft.backend.array import array_module
+from minisft.backend.gpu.cuda import launch
+
+FORMS = {"tanh": 0, "erf": 1}
+THREADS, ROWS = 128, 8     # columns and rows of a block
+BACKWARD_ROWS = 32         # more, where each block leaves a part of the bias's gradient
+
+
+def forward(x, form="tanh", bias=None):
+    """x (...,C), bias (C,) or None -> y (...,C), cache: GELU of x + bias."""
+    xp = array_module(x)
+    x = xp.ascontiguousarray(x)
+    y = xp.empty_like(x)
+    n, width = _shape(x)
+    rows = _rows(n, ROWS)
+    launch("gelu", "gelu_forward", _grid(n, width, rows), (THREADS,), x, bias, y, n, width, rows,
+           FORMS[form])
+    return y, (x, bias, form)
+
+
+def backward(dy, cache):
+    """dy (...,C) -> dx (...,C); with a bias dx, db (C,)."""
+    x, bias, form = cache
+    xp = array_module(dy)
+    dy = xp.ascontiguousarray(dy)
+    dx = xp.empty_like(dy)
+    n, width = _shape(dy)
+    rows = _rows(n, ROWS if bias is None else BACKWARD_ROWS)
+    grid = _grid(n, width, rows)
+    parts = None if bias is None else xp.empty((grid[1], width), dtype=dy.dtype)
+    launch("gelu", "gelu_backward", grid, (THREADS,), dy, x, bias, dx, parts, n, width, rows,
+           FORMS[form])
+    if bias is None:
+        return dx
+    db = xp.empty_like(bias)
+    launch("gelu", "gelu_backward_sum", grid[:1], (THREADS,), parts, db, width, len(parts))
+    return dx, db
+
+
+def _shape(x):
+    return x.size // max(x.shape[-1], 1), x.shape[-1]
+
+
+def _rows(n, rows):
+    return max(rows, -(-n // 65535))     # a grid is at most 65535 blocks high
+
+
+def _grid(n, width, rows):
+    return -(-width // THREADS), -(-n // rows)

@@ -1,0 +1,41 @@
+"""Launches kernels/layer_norm.cu; the same calls as minisft/ops/layer_norm.py, in float32."""
+
+from minisft.backend.array import array_module
+from minisft.backend.gpu.cuda import launch
+
+BLOCKS = 512     # of the backward: each leaves a part of dw and db
+MOST_THREADS = 256
+WIDEST = 64 * MOST_THREADS     # a thread keeps its channels in registers
+
+
+def forward(x, w, b, eps=1e-5):
+    """x (N,C), w (C,), b (C,) -> y (N,C), cache."""
+    xp = array_module(x)
+    x = xp.ascontiguousarray(x)
+    y = xp.empty_like(x)
+    mean, rstd = (xp.empty((len(x), 1), dtype=x.dtype) for _ in range(2))
+    sizes = _sizes(x.shape[-1])
+    launch("layer_norm", "layer_norm_forward", (len(x),), (sizes["THREADS"],), x, w, b, y, mean,
+           rstd, eps, **sizes)
+    return y, (x, w, mean, rstd)
+
+
+def backward(dy, cache):
+    """dy (N,C) -> dx (N,C), dw (C,), db (C,)."""
+    x, w, mean, rstd = cache
+    xp = array_module(dy)
+    dy = xp.ascontiguousarray(dy)
+    (n, width), sizes = dy.shape, _sizes(dy.shape[-1])
+    rows = max(4, -(-n // BLOCKS))
+    parts = xp.empty((-(-n // rows), 2, width), dtype=dy.dtype)
+    dx, dw_db = xp.empty_like(dy), xp.empty((2, width), dtype=dy.dtype)
+    launch("layer_norm", "layer_norm_backward", (len(parts),), (sizes["THREADS"],), dy, x, w, mean,
+           rstd, dx, parts, n, rows, **sizes)
+    launch("layer_norm", "layer_norm_backward_sum", (-(-2 * width // sizes["THREADS"]),),
+           (sizes["THREADS"],), parts, dw_db, len(parts), **sizes)
+    return dx, dw_db[0], dw_db[1]
+
+
+def _sizes(width):
+    """-> what the kernel is compiled for: whole warps, some four channels a thread."""
+    return {"WIDTH": width, "THREADS": min(MOST_THREADS, 32 * -(-width // 128))}

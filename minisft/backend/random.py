@@ -1,0 +1,201 @@
+"""Random numbers that belong to the thing they are for: Philox4x32-10.
+
+A counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"):
+four words of output are a fixed function of four words of counter and two of key. The key says
+which dropout (seed; layer, site), the counter says which number of it (optimizer step, the text's
+own number in the data set, position in the text, channel). Nothing depends on where a token lies
+in the packed batch, so company, order and accumulation leave every mask as it is.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import numpy as np
+
+from minisft.backend.array import array_module
+from minisft.backend.cpu import row_blocks
+
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+WEYL = 0x9E3779B9, 0xBB67AE85
+WORD = 0xFFFFFFFF
+ROUNDS = 10
+
+# The sites of one layer that draw dropout masks; the number goes into the key.
+EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT, POOLED = range(5)
+# Who draws an order, initial values, a next token or a changed text stands in the place of a layer.
+SHUFFLE, INITIAL, SAMPLE, AUGMENT = 0xFFFF, 0xFFFE, 0xFFFD, 0xFFFC
+
+
+def philox(counter, key, xp=np):
+    """counter: four uint32 arrays of one shape, key: two ints -> four uint32 arrays of that shape.
+
+    Salmon et al. 2011, section 3.3 and figure 2; ten rounds.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = int(key[0]) & WORD, int(key[1]) & WORD
+    m0, m1 = (xp.uint64(m) for m in MULTIPLIERS)
+    half = xp.uint64(32)
+    for _ in range(ROUNDS):
+        product0 = c0.astype(xp.uint64) * m0
+        product1 = c2.astype(xp.uint64) * m1
+        high0, low0 = (product0 >> half).astype(xp.uint32), product0.astype(xp.uint32)
+        high1, low1 = (product1 >> half).astype(xp.uint32), product1.astype(xp.uint32)
+        c0, c1, c2, c3 = high1 ^ c1 ^ xp.uint32(k0), low1, high0 ^ c3 ^ xp.uint32(k1), low0
+        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
+    return c0, c1, c2, c3
+
+
+def draw_words(step, example_ids, positions, heads, first, shape, key, xp=np):
+    """The parts of a counter, a key of two ints -> words (*shape,4) uint32.
+
+    `shape` is that of the counters: step, example_ids, positions, and heads + first + 0, 1, 2, ...
+    along its last axis, all of which broadcast to it.
+    """
+    last = heads + first + xp.arange(shape[-1])
+    counter = [xp.broadcast_to(xp.asarray(c).astype(xp.uint32), shape)
+               for c in (step, example_ids, positions, last)]
+    words = xp.empty((*shape, 4), dtype=xp.uint32)
+
+    def draw(part):
+        drawn = philox([c[part] for c in counter], key, xp)
+        for i, word in enumerate(drawn):
+            words[part][..., i] = word
+
+    if xp is np:     # the products have 64 bits
+        row_blocks.each(draw, row_blocks.blocks(shape[0], 8 * math.prod(shape[1:])))
+    else:
+        draw(slice(None))
+    return words
+
+
+@dataclass(frozen=True)
+class Stream:
+    """All random numbers of one optimizer step; a site of it makes the words of one mask."""
+
+    seed: int
+    step: int
+    draw: Callable = field(default=draw_words, repr=False, compare=False)
+
+    def tokens(self, layer, site, example_ids, positions, width):
+        """texts (N,), positions (N,) -> words (N,width) uint32, one for each token and channel."""
+        return self._words(layer, site, example_ids[:, None], positions[:, None], 0, width)
+
+    def scores(self, layer, text, positions, n_head, n_keys, first=0):
+        """query positions (Tq,) of one text -> words (H,Tq,Tk) uint32, one for each score.
+
+        Of several texts (G,1,1,1) at the same positions: (G,H,Tq,Tk).
+        With `first`, a multiple of four: of the keys from there to n_keys only.
+        """
+        xp = array_module(positions)
+        heads = xp.arange(n_head)[:, None, None] << 20
+        return self._words(layer, SCORES, text, positions[None, :, None], heads,
+                           n_keys - first, first)
+
+    def _words(self, layer, site, example_ids, positions, heads, width, first=0):
+        # Counter (step, text, position, head << 20 | last // 4); word last % 4 of the output.
+        if first % 4:
+            raise ValueError(f"the first of some words is {first}, expected a multiple of 4")
+        xp = array_module(positions)
+        shape = xp.broadcast_shapes(xp.shape(example_ids), positions.shape, xp.shape(heads),
+                                    ((width + 3) // 4,))
+        words = self.draw(self.step, example_ids, positions, heads, first // 4, shape,
+                          (self.seed, layer << 16 | site), xp)
+        return words.reshape(*shape[:-1], -1)[..., :width]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The words of every token and channel of a packed batch, made when they are asked for.
+
+    A kernel makes the same words itself, from the numbers that are kept here.
+    """
+
+    stream: Stream
+    layer: int
+    site: int
+    example_ids: np.ndarray
+    positions: np.ndarray
+
+    def __call__(self, width):
+        """number of channels -> words (N,width) uint32."""
+        return self.stream.tokens(self.layer, self.site, self.example_ids, self.positions, width)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The words of every score of a packed batch, made for one sequence when they are asked for.
+
+    A kernel makes the same words itself, from the numbers that are kept here.
+    """
+
+    stream: Stream
+    layer: int
+    example_ids: np.ndarray
+    cu_seqlens: np.ndarray     # of the queries
+    n_head: int
+    xp: ModuleType = np     # of the words
+    positions: np.ndarray | None = None     # of the queries; None: the last of each text's keys
+
+    def __call__(self, b, n_keys, block=None, queries=slice(None)):
+        """sequence, its number of keys -> words (H,Tq,Tk) uint32; or of a slice of keys, which
+        starts at a multiple of four, and a slice of queries."""
+        start, stop = self.cu_seqlens[b], self.cu_seqlens[b + 1]
+        positions = (self.xp.arange(n_keys - (stop - start), n_keys) if self.positions is None else
+                     self.positions[start:stop])
+        first, last = (0, n_keys) if block is None else (block.start, block.stop)
+        return self.stream.scores(self.layer, self.example_ids[b], positions[queries], self.n_head,
+                                  last, first)
+
+    def of_groups(self):
+        """-> the words of the same scores for groups of whole sequences."""
+        return GroupScores(self.stream, self.layer, self.example_ids, self.n_head)
+
+
+@dataclass(frozen=True)
+class GroupScores:
+    """The words of every score of some texts from their first token on, made when asked for.
+
+    A compiled loop makes the same words itself, from the numbers that are kept here.
+    """
+
+    stream: Stream
+    layer: int
+    example_ids: np.ndarray
+    n_head: int
+
+    def __call__(self, indices, length):
+        """sequences (G), the longest length -> words (G,H,length,length) uint32."""
+        return self.stream.scores(self.layer, self.example_ids[indices, None, None, None],
+                                  np.arange(length), self.n_head, length)
+
+
+def permutation(n, seed, epoch):
+    """-> an order of n things (n,) int64 that only the seed and the epoch decide."""
+    index = np.arange(n, dtype=np.uint32)
+    fixed = np.full(n, epoch, dtype=np.uint32)
+    zero = np.zeros(n, dtype=np.uint32)
+    high, low, _, _ = philox((fixed, zero, zero, index), (seed, SHUFFLE << 16))
+    return np.argsort(high.astype(np.uint64) << np.uint64(32) | low, kind="stable")
+
+
+def normal(shape, seed, number):
+    """-> standard normal values float64 of that shape: the initial values of parameter `number`.
+
+    Box and Muller 1958, from two uniform numbers of 32 bits each.
+    """
+    size = int(np.prod(shape))
+    pairs = np.empty(((size + 1) // 2, 2))
+
+    def draw(part):
+        index = np.arange(part.start, part.stop, dtype=np.uint32)
+        fixed = np.full(len(index), number, dtype=np.uint32)
+        zero = np.zeros(len(index), dtype=np.uint32)
+        first, second, _, _ = philox((fixed, zero, zero, index), (seed, INITIAL << 16))
+        radius = np.sqrt(-2 * np.log((first + 0.5) / 2.0**32))
+        angle = 2 * np.pi * (second + 0.5) / 2.0**32
+        pairs[part, 0], pairs[part, 1] = radius * np.cos(angle), radius * np.sin(angle)
+
+    row_blocks.each(draw, row_blocks.blocks(len(pairs), 8))
+    return pairs.ravel()[:size].reshape(shape)

@@ -1,0 +1,41 @@
+"""A data set of token ids with labels: what the training loop and the evaluation read."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from minisft.data.augment import Augmentation
+from minisft.data.batch import pack
+
+
+@dataclass(frozen=True)
+class TokenizedDataset:
+    """Token ids of each text, and its label: a class, or the next token of each token.
+
+    `types` are those of each token where some sequences hold two texts, else None.
+    """
+
+    ids: list
+    labels: list
+    types: list | None = None
+    features: Any = None     # training.frozen_features.Features, once they are computed
+    augmentation: Augmentation | None = None     # what training does to the texts in each step
+
+    def __len__(self):
+        return len(self.ids)
+
+    @property
+    def lengths(self):
+        """-> tokens of each text (M,)."""
+        return np.array([len(ids) for ids in self.ids])
+
+    def batch(self, indices, stream=None):
+        """indices of the texts (B,) -> Batch; with a random.Stream, in training, augmented."""
+        ids = [self.ids[n] for n in indices]
+        types = None if self.types is None else [self.types[n] for n in indices]
+        if stream is not None and self.augmentation is not None:
+            ids, types = self.augmentation.apply_all(ids, types, stream, indices)
+        batch = pack(ids, [self.labels[n] for n in indices], indices, types)
+        return batch if self.features is None else replace(
+            batch, hidden=self.features.of(indices))

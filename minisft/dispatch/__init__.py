@@ -1,0 +1,33 @@
+"""Operations as layers call them: which implementation runs is decided here and nowhere else.
+
+    from minisft.dispatch import layer_norm
+    y, cache = layer_norm.forward(x, w, b)          # the first implementation that applies
+    dx, dw, db = layer_norm.backward(dy, cache)     # by the implementation that made the cache
+
+`operations.py` lists the implementations of each operation, `selection.py` takes the first whose
+conditions hold, `shapes.py` checks the arguments before any of them runs. Calling an operation of
+`minisft/ops` runs its formula and nothing else.
+"""
+
+from minisft.dispatch.matmul import BFLOAT16, FLOAT16, FORMATS, matmul, rounded, to_bfloat16
+from minisft.dispatch.operations import (
+    OPERATIONS,
+    adamw,
+    attention,
+    cross_entropy,
+    dropout,
+    embedding,
+    gelu,
+    gelu_adds_bias,
+    layer_norm,
+    linear,
+    softmax,
+    squared_norm,
+)
+from minisft.dispatch.random_words import dispatched
+from minisft.dispatch.selection import Site, only
+
+__all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "Site", "adamw", "attention",
+           "cross_entropy", "dispatched", "dropout", "embedding", "gelu", "gelu_adds_bias",
+           "layer_norm", "linear", "matmul", "only", "rounded", "softmax", "squared_norm",
+           "to_bfloat16"]

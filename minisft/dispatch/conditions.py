@@ -1,0 +1,116 @@
+"""When an implementation takes a call: each condition says why not, or "" where it does."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minisft.backend import random
+from minisft.dispatch.selection import Condition, Site
+
+NOT_FLOAT32 = "not all of its numbers are float32"
+
+
+def kernels(*versions: str) -> Condition:
+    """CUDA kernels of one of these versions run on float32 arrays, on a GPU or the emulator."""
+    def condition(site: Site, arguments: dict[str, Any]) -> str:
+        if site.kernels not in versions:
+            return ("its arrays are on the CPU, and no emulator is asked for, or kernels are off"
+                    if site.kernels == "off" else f"{site.kernels} kernels are asked for")
+        return "" if site.float32 else NOT_FLOAT32
+    return condition
+
+
+def no_kernels(site: Site, arguments: dict[str, Any]) -> str:
+    """Its arrays are on the CPU, and no emulator runs."""
+    return "" if site.kernels == "off" else "kernels run here"
+
+
+def compiled(site: Site, arguments: dict[str, Any]) -> str:
+    """Numba's loops run on float32 arrays of the CPU."""
+    if not site.compiled:
+        return "Numba is not installed or switched off" if site.on_cpu else "the arrays are CuPy's"
+    return "" if site.float32 else NOT_FLOAT32
+
+
+def on_cpu(site: Site, arguments: dict[str, Any]) -> str:
+    """Its arrays are NumPy's."""
+    return "" if site.on_cpu else "the arrays are CuPy's"
+
+
+def has_axis(name: str) -> Condition:
+    """The array has at least one axis."""
+    return lambda site, arguments: "" if arguments[name].ndim else f"{name} has no axis"
+
+
+def has_rows(name: str) -> Condition:
+    """The array has an axis and at least one number."""
+    return lambda site, arguments: "" if arguments[name].ndim and arguments[name].size else \
+        f"{name} is empty"
+
+
+def widest(name: str, most: int) -> Condition:
+    """Its last axis is at most so long."""
+    return lambda site, arguments: "" if arguments[name].shape[-1] <= most else \
+        f"{arguments[name].shape[-1]} channels, it takes at most {most}"
+
+
+def multiple(name: str, of: int) -> Condition:
+    """Its last axis is a multiple of this."""
+    return lambda site, arguments: "" if arguments[name].shape[-1] % of == 0 else \
+        f"{arguments[name].shape[-1]} channels, it takes multiples of {of}"
+
+
+def own_words(site: Site, arguments: dict[str, Any]) -> str:
+    """Dropout's words are Philox's, which the implementation can make itself."""
+    words = arguments.get("words")
+    return "" if isinstance(words, random.Tokens) and arguments["x"].ndim == 2 else \
+        "its random words are given, not made"
+
+
+def own_score_words(site: Site, arguments: dict[str, Any]) -> str:
+    """There is no dropout, or its words are Philox's for the last queries of each sequence."""
+    drop = arguments.get("drop")
+    return "" if drop is None or (isinstance(drop[1], random.Scores) and
+                                  drop[1].positions is None) else \
+        "its random words are not those of each sequence's last queries"
+
+
+def labels_are_classes(site: Site, arguments: dict[str, Any]) -> str:
+    """Each label that counts is a class: what NumPy makes of others is the formula's matter."""
+    z, labels = arguments["z"], arguments["labels"]
+    counted = labels[labels != arguments.get("ignore", -100)]
+    fine = isinstance(labels, np.ndarray) and (
+        not counted.size or 0 <= counted.min() <= counted.max() < z.shape[1])
+    return "" if fine else "a label is no class"
+
+
+def all_ask(site: Site, arguments: dict[str, Any]) -> str:
+    """Every token of the batch asks, and the keys are the batch's own."""
+    cu_seqlens = np.asarray(arguments["cu_seqlens"])
+    same = (len(arguments["q"]) == len(arguments["k"])
+            and np.array_equal(arguments["key_starts"], cu_seqlens[:-1])
+            and np.array_equal(arguments["key_lengths"], np.diff(cu_seqlens)))
+    return "" if same else "not every token asks, or keys come from a cache"
+
+
+def packed_keys(site: Site, arguments: dict[str, Any]) -> str:
+    """The keys are those of a packed batch, not of a cache."""
+    lengths = np.asarray(arguments["key_lengths"])
+    packed = lengths.sum() == len(arguments["k"]) and np.array_equal(
+        arguments["key_starts"], np.cumsum(lengths) - lengths)
+    return "" if packed else "its keys come from a cache"
+
+
+def longer_than(most: Callable[[], int]) -> Condition:
+    """A sequence has more queries than this."""
+    def condition(site: Site, arguments: dict[str, Any]) -> str:
+        longest = int(np.diff(arguments["cu_seqlens"]).max(initial=0))
+        return "" if longest > most() else f"no sequence has more than {most()} queries"
+    return condition
+
+
+def computes_in(dtype: Any, name: str) -> Condition:
+    """The model's matrix products are in this format."""
+    return lambda site, arguments: "" if arguments.get("compute_dtype") == dtype else \
+        f"the model does not compute in {name}"

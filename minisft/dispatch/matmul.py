@@ -1,0 +1,70 @@
+"""Matrix products of 16-bit factors, and the rounding to them.
+
+Factors are bfloat16 or float16, sums and results float32. On a card cuBLAS multiplies on tensor
+cores, through `gemmEx`, since `cupy.matmul` would round the result too and knows no bfloat16. NumPy
+has neither: there the factors are widened again. Products of two 16-bit numbers fit float32, so
+that is the same arithmetic but for the order of the sums.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from minisft.backend import bfloat16
+from minisft.backend.array import array_module
+from minisft.backend.gpu import gemm
+from minisft.backend.gpu.launch import bfloat16 as bfloat16_kernel
+from minisft.dispatch.conditions import kernels
+from minisft.dispatch.selection import FORMULA, Function, Implementation, Site
+
+BFLOAT16, FLOAT16 = np.dtype(np.uint16), np.dtype(np.float16)
+FORMATS = {"float32": None, "bfloat16": BFLOAT16, "float16": FLOAT16}
+
+
+def _in_16_bits(site: Site, arguments: dict[str, Any]) -> str:
+    return "" if arguments["a"].dtype in (BFLOAT16, FLOAT16) else "its factors do not have 16 bits"
+
+
+def _on_gpu(site: Site, arguments: dict[str, Any]) -> str:
+    return "" if array_module(arguments["a"]) is not np else "the arrays are NumPy's"
+
+
+def _product(a, b, out=None):
+    """a (N,C), b (C,M) -> (N,M); `out` (N,M), contiguous: where it goes."""
+    return array_module(a).matmul(a, b, out=out)
+
+
+def _widened_product(a, b, out=None):
+    return np.matmul(widened(a), widened(b), out=out)
+
+
+def widened(x):
+    """x (...) in 16 bits -> the same in float32."""
+    return bfloat16.from_bfloat16(x) if x.dtype == BFLOAT16 else x.astype(np.float32)
+
+
+def _to_bfloat16(x):
+    """x (...) float32 -> the nearest bfloat16 (...) uint16."""
+    return bfloat16.to_bfloat16(array_module(x).ascontiguousarray(x))
+
+
+matmul = Function("matmul", _product, [
+    Implementation("tensor cores", (_in_16_bits, _on_gpu), lambda: gemm.gemm_ex),
+    Implementation("widened", (_in_16_bits,), lambda: _widened_product),
+    Implementation(FORMULA, (), lambda: _product),
+])
+to_bfloat16 = Function("to_bfloat16", _to_bfloat16, [
+    Implementation("fused kernel", (kernels("fused", "naive"),),
+                   lambda: bfloat16_kernel.to_bfloat16),
+    Implementation(FORMULA, (), lambda: _to_bfloat16),
+])
+
+
+def rounded(x: Any, dtype: Any) -> Any:
+    """x (...) float32, the dtype of a factor -> x in that format; unchanged unless it has 16 bits.
+
+    What is too large for float16 becomes infinite.
+    """
+    if dtype == FLOAT16:
+        return x.astype(FLOAT16)
+    return to_bfloat16(x) if dtype == BFLOAT16 else x

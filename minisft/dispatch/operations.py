@@ -1,0 +1,154 @@
+"""Every operation with its implementations, in the order in which they are tried.
+
+    name              what runs
+    formula           minisft/ops, as it stands
+    row blocks        the same formula on blocks of rows, on all cores
+    groups            attention over texts of like length side by side
+    key blocks        attention of long texts, block by block of their keys
+    compiled          loops that Numba compiles, minisft/backend/cpu/compiled
+    naive kernel      the simple CUDA kernel of kernels/, where there are two
+    fused kernel      the fast one
+    tensor cores      a CUDA kernel for bfloat16, or cuBLAS on 16 bits
+
+To see what a call gets: `layer_norm.choose(x, w, b).name`, or `minisft why layer_norm`.
+"""
+
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from minisft import ops
+from minisft.backend.gpu import launch
+from minisft.dispatch import attention_groups, attention_key_blocks, mixed_precision, shapes
+from minisft.dispatch.conditions import (
+    all_ask,
+    compiled,
+    computes_in,
+    has_axis,
+    has_rows,
+    kernels,
+    labels_are_classes,
+    longer_than,
+    multiple,
+    no_kernels,
+    on_cpu,
+    own_score_words,
+    own_words,
+    packed_keys,
+    widest,
+)
+from minisft.dispatch.matmul import BFLOAT16, matmul, to_bfloat16
+from minisft.dispatch.row_blocks import RowBlocks
+from minisft.dispatch.selection import FORMULA, Function, Implementation, Operation, Site
+
+KERNELS = kernels("fused", "naive")     # of an operation with one kernel only
+
+
+def _loops(stem: str) -> Any:
+    """-> a module of compiled loops; imported when it is asked for, since it imports Numba."""
+    return import_module(f"minisft.backend.cpu.compiled.{stem}")
+
+
+def _in_16_bits(site: Site, arguments: dict[str, Any]) -> str:
+    return "" if arguments["w"].dtype in (np.uint16, np.float16) else "w does not have 16 bits"
+
+
+linear = Operation("linear", ops.linear.forward, [
+    Implementation("16 bits", (_in_16_bits,), lambda: mixed_precision),
+    Implementation(FORMULA, (), lambda: ops.linear),     # NumPy's or CuPy's BLAS
+], shapes.linear)
+
+_embedding_kernel = SimpleNamespace(forward=ops.embedding.forward,     # a look-up needs none
+                                    backward=launch.embedding.backward)
+embedding = Operation("embedding", ops.embedding.forward, [
+    Implementation("fused kernel", (KERNELS,), lambda: _embedding_kernel),
+    Implementation(FORMULA, (), lambda: ops.embedding),
+], shapes.embedding)
+
+_layer_norm_rows = RowBlocks(ops.layer_norm, forward=("x",), backward=("dy",),
+                             backward_sums=(1, 2))
+layer_norm = Operation("layer_norm", ops.layer_norm.forward, [
+    Implementation("fused kernel", (KERNELS, widest("x", launch.layer_norm.WIDEST)),
+                   lambda: launch.layer_norm),
+    Implementation("compiled", (compiled, has_rows("x")), lambda: _loops("layer_norm")),
+    Implementation("row blocks", (_layer_norm_rows.too_few,), lambda: _layer_norm_rows),
+    Implementation(FORMULA, (), lambda: ops.layer_norm),
+], shapes.layer_norm)
+
+_gelu_rows = RowBlocks(ops.gelu, forward=("x",), backward=("dy",))
+gelu = Operation("gelu", ops.gelu.forward, [
+    Implementation("fused kernel", (KERNELS, has_axis("x")), lambda: launch.gelu),
+    Implementation("compiled", (compiled,), lambda: _loops("gelu")),
+    Implementation("row blocks", (_gelu_rows.too_few,), lambda: _gelu_rows),
+    Implementation(FORMULA, (), lambda: ops.gelu),
+], shapes.gelu)
+
+
+def gelu_adds_bias(x: Any) -> bool:
+    """-> whether `gelu.forward(x, form, bias)` adds the bias and its backward returns dx, db."""
+    return gelu.choose(x).load() is launch.gelu
+
+
+softmax = Operation("softmax", ops.softmax.forward, [
+    Implementation("naive kernel", (kernels("naive"), has_axis("s")), lambda: launch.softmax_naive),
+    Implementation("fused kernel", (kernels("fused"), has_axis("s")), lambda: launch.softmax),
+    Implementation("compiled", (compiled, has_rows("s")), lambda: _loops("softmax")),
+    Implementation(FORMULA, (), lambda: ops.softmax),
+])
+
+dropout = Operation("dropout", ops.dropout.forward, [
+    Implementation("fused kernel", (KERNELS, own_words), lambda: launch.dropout),
+    Implementation("compiled", (compiled, own_words), lambda: _loops("dropout")),
+    Implementation(FORMULA, (), lambda: ops.dropout),
+], shapes.dropout)
+
+_cross_entropy_rows = RowBlocks(ops.cross_entropy, forward=("z", "labels"), backward=("out",),
+                                forward_sums=(0, 1))
+cross_entropy = Operation("cross_entropy", ops.cross_entropy.forward, [
+    Implementation("fused kernel", (KERNELS,), lambda: launch.cross_entropy),
+    Implementation("compiled", (compiled, has_rows("z"), labels_are_classes),
+                   lambda: _loops("cross_entropy")),
+    Implementation("row blocks", (_cross_entropy_rows.too_few,), lambda: _cross_entropy_rows),
+    Implementation(FORMULA, (), lambda: ops.cross_entropy),
+], shapes.cross_entropy)
+
+# What a formula that runs one sequence after the other takes for its softmax.
+_attention = SimpleNamespace(
+    forward=lambda *args, **options: ops.attention.forward(*args, **options, softmax=softmax),
+    backward=ops.attention.backward)
+attention = Operation("attention", ops.attention.forward, [
+    Implementation("tensor cores", (
+        kernels("fused"), computes_in(BFLOAT16, "bfloat16"), packed_keys, own_score_words,
+        multiple("q", 16), widest("q", launch.attention_bfloat16.WIDEST)),
+        lambda: launch.attention_bfloat16.Rounding),
+    Implementation("naive kernel", (kernels("naive"), own_score_words),
+                   lambda: launch.attention_naive),
+    Implementation("fused kernel", (
+        kernels("fused"), own_score_words, widest("q", launch.attention.WIDEST)),
+        lambda: launch.attention),
+    # the scores of long texts grow with the square of the length
+    Implementation("key blocks", (no_kernels, longer_than(lambda: attention_key_blocks.SHORT)),
+                   lambda: attention_key_blocks),
+    Implementation("compiled groups", (no_kernels, compiled, all_ask, own_score_words),
+                   lambda: attention_groups.Groups(_loops("attention_groups"))),
+    Implementation("groups", (no_kernels, on_cpu, all_ask, own_score_words),
+                   lambda: attention_groups.Groups()),
+    Implementation(FORMULA, (), lambda: _attention),
+], shapes.attention, options=("compute_dtype",))
+
+# Of the optimizer: None where training/optim.py's own formula runs, block by block.
+adamw = Function("adamw", launch.adamw.step, [
+    Implementation("fused kernel", (KERNELS,), lambda: launch.adamw.step),
+    Implementation("compiled", (compiled,), lambda: _loops("adamw").step),
+    Implementation(FORMULA, (), lambda: None),
+])
+squared_norm = Function("squared_norm", launch.adamw.squares, [
+    Implementation("fused kernel", (KERNELS,), lambda: launch.adamw.squares),
+    Implementation(FORMULA, (), lambda: None),
+])
+
+OPERATIONS = {operation.name: operation for operation in (
+    linear, embedding, layer_norm, gelu, softmax, dropout, cross_entropy, attention, matmul,
+    to_bfloat16, adamw, squared_norm)}

@@ -1,0 +1,95 @@
+"""The one check of shapes that every implementation of an operation relies on.
+
+NumPy's formulas spread a smaller array over a larger one, and compiled loops and kernels would read
+past its end: what does not fit is refused here, before any of them runs. Raises ValueError that
+names the operation, the argument, what was found and what was expected.
+"""
+
+from typing import Any
+
+import numpy as np
+
+
+def _expect(operation: str, name: str, found: tuple, expected: tuple) -> None:
+    if found != expected:
+        raise ValueError(f"{operation}: {name} has shape {found}, expected {expected}")
+
+
+def linear(x: Any, w: Any, b: Any = None) -> None:
+    """x (N,C), w (C,M), b (M,) or None."""
+    if x.ndim != 2 or w.ndim != 2:
+        raise ValueError(f"linear: x has shape {x.shape} and w {w.shape}, expected (N,C) and (C,M)")
+    _expect("linear", "w", w.shape, (x.shape[1], w.shape[1]))
+    if b is not None:
+        _expect("linear", "b", b.shape, (w.shape[1],))
+
+
+def layer_norm(x: Any, w: Any, b: Any, eps: float = 1e-5) -> None:
+    """x (N,C), w (C,), b (C,)."""
+    if x.ndim != 2:
+        raise ValueError(f"layer_norm: x has shape {x.shape}, expected (N,C)")
+    _expect("layer_norm", "w", w.shape, x.shape[1:])
+    _expect("layer_norm", "b", b.shape, x.shape[1:])
+
+
+def gelu(x: Any, form: str = "tanh", bias: Any = None) -> None:
+    """x (...,C), bias (C,) or None; form tanh or erf."""
+    if form not in ("tanh", "erf"):
+        raise ValueError(f"gelu: form is {form!r}, expected tanh or erf")
+    if bias is not None:
+        _expect("gelu", "bias", bias.shape, x.shape[-1:])
+
+
+def dropout(x: Any, words: Any, rate: float) -> None:
+    """x (...,C), words of the same shape or what makes them, rate in [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"dropout: rate is {rate}, expected a number in [0, 1)")
+    if not callable(words):
+        _expect("dropout", "words", words.shape, x.shape)
+    elif hasattr(words, "positions"):
+        _expect("dropout", "x", x.shape[:1], words.positions.shape)
+
+
+def embedding(ids: Any, w: Any) -> None:
+    """ids (N,), w (V,C)."""
+    if ids.ndim != 1 or w.ndim != 2:
+        raise ValueError(f"embedding: ids have shape {ids.shape} and w {w.shape}, expected (N,) "
+                         "and (V,C)")
+
+
+def cross_entropy(z: Any, labels: Any, weights: Any = None, smoothing: float = 0.0,
+                  ignore: int = 0) -> None:
+    """z (N,K), labels (N,), weights (K,) or None."""
+    if z.ndim != 2:
+        raise ValueError(f"cross_entropy: z has shape {z.shape}, expected (N,K)")
+    _expect("cross_entropy", "labels", labels.shape, z.shape[:1])
+    if weights is not None:
+        _expect("cross_entropy", "weights", weights.shape, z.shape[1:])
+
+
+def attention(q: Any, k: Any, v: Any, cu_seqlens: Any, key_starts: Any, key_lengths: Any,
+              causal: bool = True, drop: Any = None, compute_dtype: Any = None) -> None:
+    """q (Nq,H,D), k and v (Nk,H,D), cu_seqlens (B+1,), key_starts and key_lengths (B,)."""
+    if q.ndim != 3:
+        raise ValueError(f"attention: q has shape {q.shape}, expected (Nq,H,D)")
+    _expect("attention", "k", k.shape, (*k.shape[:1], *q.shape[1:]))
+    _expect("attention", "v", v.shape, k.shape)
+    n = len(cu_seqlens) - 1
+    _expect("attention", "key_starts", np.shape(key_starts), (n,))
+    _expect("attention", "key_lengths", np.shape(key_lengths), (n,))
+    queries, starts, lengths = np.diff(cu_seqlens), np.asarray(key_starts), np.asarray(key_lengths)
+    if n and (cu_seqlens[0] != 0 or cu_seqlens[-1] != len(q) or queries.min() < 0):
+        raise ValueError(f"attention: cu_seqlens go from {cu_seqlens[0]} to {cu_seqlens[-1]}, "
+                         f"expected 0 to {len(q)}, the number of queries, and never down")
+    if n and (starts.min() < 0 or lengths.min() < 0 or (starts + lengths).max() > len(k)):
+        raise ValueError(f"attention: the keys of a sequence reach to {(starts + lengths).max()}, "
+                         f"but there are {len(k)}")
+    for b in np.flatnonzero(queries > lengths)[:1] if causal else ():
+        raise ValueError(f"sequence {b}: {queries[b]} queries but {lengths[b]} keys under a causal "
+                         "mask")
+
+
+def adamw(values: Any, grads: Any, m: Any, v: Any) -> None:
+    """Four arrays (P,)."""
+    for name, a in (("grads", grads), ("m", m), ("v", v)):
+        _expect("adamw", name, a.shape, values.shape)

@@ -1,0 +1,172 @@
+"""How good the answers are, with the interval that the number of texts allows.
+
+Precision, recall and F1: van Rijsbergen, Information Retrieval (1979), ch. 7. Macro values are
+plain means over all K classes, weighted ones are weighted by support. 0/0 counts as 0, as in
+scikit-learn with `labels=range(K), zero_division=0`. All dicts hold plain Python numbers.
+"""
+
+import math
+
+import numpy as np
+
+
+def wilson(successes, n, z=1.959963984540054):
+    """successes of n -> (low, high), the score interval of Wilson 1927 (JASA 22, 209-212).
+
+    (1) (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = successes/n
+
+    z: 95 % two-sided.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"wilson: {successes} successes of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    half = z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    scale = 1 + z * z / n
+    # At both ends the formula is exact in theory and off by a rounding in floats.
+    low = 0.0 if successes == 0 else (centre - half) / scale
+    high = 1.0 if successes == n else (centre + half) / scale
+    return float(low), float(high)
+
+
+def mcnemar(labels, ours, theirs):
+    """labels, ours, theirs (M,) -> dict: on how many texts one alone is right, and p.
+
+    McNemar 1947 (Psychometrika 12, 153-157), exact: were both equally good, each of the n texts on
+    which one alone is right would be a fair coin, so with k the smaller count, two-sided,
+    (2) p = min(1, 2 * sum over i = 0..k of C(n, i) / 2^n)
+    """
+    labels, ours, theirs = (np.asarray(a) for a in (labels, ours, theirs))
+    if labels.ndim != 1 or not labels.shape == ours.shape == theirs.shape:
+        raise ValueError(f"mcnemar: labels {labels.shape}, ours {ours.shape}, "
+                         f"theirs {theirs.shape}")
+    a, b = ours == labels, theirs == labels
+    only_ours, only_theirs = int((a & ~b).sum()), int((b & ~a).sum())
+    n, k = only_ours + only_theirs, min(only_ours, only_theirs)
+    tail, term = 0, 1                              # whole numbers: no rounding however large n
+    for i in range(k + 1):
+        tail, term = tail + term, term * (n - i) // (i + 1)     # (2)
+    return {"only_ours": only_ours, "only_theirs": only_theirs, "p": min(1.0, 2 * tail / 2**n)}
+
+
+def t_critical(n, level=0.95):
+    """n degrees of freedom, level -> t with P(|T| <= t) = level.
+
+    Abramowitz and Stegun 1964, 26.7.3 and 26.7.4, inverted by halving the angle atan(t / sqrt(n)).
+    """
+    if n < 1 or not 0 < level < 1:
+        raise ValueError(f"student: {n} degrees of freedom, level {level}")
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, n) < level else (low, middle)
+    return math.sqrt(n) * math.tan((low + high) / 2)
+
+
+def _within(angle, n):
+    """P(|T| <= sqrt(n) * tan(angle)), n degrees of freedom."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    term, total = (cosine, 0.0) if n % 2 else (1.0, 0.0)
+    for i in range(2 + n % 2, n + 1, 2):
+        total, term = total + term, term * cosine * cosine * (i - 1) / i
+    return (angle + sine * total) * 2 / math.pi if n % 2 else sine * total
+
+
+def mean_interval(values):
+    """n values, one for each seed -> mean, sd (n - 1 below), 95% interval of the mean, n.
+
+    (3) mean -+ t * sd / sqrt(n), t of n - 1 degrees of freedom (Student 1908)
+
+    sd and interval are None where n is 1.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"spread: values {values.shape}, expected (n,)")
+    n, mean = len(values), float(values.mean())
+    if n == 1:
+        return {"mean": mean, "sd": None, "low": None, "high": None, "n": 1}
+    sd = float(values.std(ddof=1))
+    half = t_critical(n - 1) * sd / math.sqrt(n)                           # (3)
+    return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half, "n": n}
+
+
+def confusion(labels, predictions, n_labels):
+    """labels (M,), predictions (M,) -> counts (K,K): rows are the truth, columns the answers."""
+    labels = _class_numbers(labels, n_labels, "labels")
+    predictions = _class_numbers(predictions, n_labels, "predictions")
+    if labels.shape != predictions.shape:
+        raise ValueError(f"confusion: labels {labels.shape}, predictions {predictions.shape}")
+    cells = np.bincount(labels * n_labels + predictions, minlength=n_labels**2)
+    return cells.reshape(n_labels, n_labels)                        # (K,K)
+
+
+def classification(labels, log_probabilities, names):
+    """labels (M,), log_probabilities (M,K), names (K,) -> dict of every figure of a report."""
+    logp = np.asarray(log_probabilities, dtype=np.float64)
+    labels = _class_numbers(labels, len(names), "labels")
+    if len(labels) == 0:
+        raise ValueError("classification: no texts to score")
+    if logp.shape != (len(labels), len(names)):
+        raise ValueError(f"classification: log_probabilities {logp.shape}, "
+                         f"expected {(len(labels), len(names))}")
+    if not (logp.max() <= 1e-2 and np.allclose(np.exp(logp).sum(axis=1), 1, rtol=0, atol=1e-2)):
+        raise ValueError("classification: the rows of log_probabilities are no distributions "
+                         "(logits, probabilities or NaN given?)")
+
+    n = len(labels)
+    counts = confusion(labels, logp.argmax(axis=1), len(names))     # (K,K)
+    right = counts.diagonal()                                       # (K,)
+    support = counts.sum(axis=1)                                    # (K,)
+    precision = _ratio(right, counts.sum(axis=0))                   # (K,)
+    recall = _ratio(right, support)                                 # (K,)
+    f1 = _ratio(2 * right, support + counts.sum(axis=0))            # (K,)
+    low, high = wilson(int(right.sum()), n)
+    per_class = zip(names, precision, recall, f1, support, strict=True)
+    return {
+        "accuracy": float(right.sum() / n),
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "macro_precision": float(precision.mean()),
+        "macro_recall": float(recall.mean()),
+        "macro_f1": float(f1.mean()),
+        "weighted_f1": float(f1 @ support / n),
+        "loss": float(-logp[np.arange(n), labels].mean()),
+        "n": n,
+        "majority": float(support.max() / n),
+        "confusion": counts.tolist(),
+        "per_class": [
+            {"name": str(name), "precision": float(p), "recall": float(r), "f1": float(f),
+             "support": int(s)}
+            for name, p, r, f, s in per_class
+        ],
+    }
+
+
+def exact_match(truths, answers):
+    """M expected and M generated strings -> dict; white space at both ends does not count."""
+    if len(truths) != len(answers):
+        raise ValueError(f"exact_match: {len(truths)} truths, {len(answers)} answers")
+    if len(truths) == 0:
+        raise ValueError("exact_match: no texts to score")
+    n = len(truths)
+    pairs = zip(truths, answers, strict=True)
+    right = sum(truth.strip() == answer.strip() for truth, answer in pairs)
+    low, high = wilson(right, n)
+    return {"exact_match": right / n, "exact_match_low": low, "exact_match_high": high, "n": n}
+
+
+def _ratio(a, b):
+    """a (K,), b (K,) -> a / b (K,), with 0/0 = 0."""
+    return np.divide(a, b, out=np.zeros(len(a)), where=b > 0)
+
+
+def _class_numbers(values, n_labels, what):
+    """values (M,) -> the same as int64, checked to lie in 0..n_labels-1."""
+    values = np.asarray(values)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+        raise ValueError(f"{what}: {values.dtype} {values.shape}, expected integers (M,)")
+    if values.size and not (values.min() >= 0 and values.max() < n_labels):
+        raise ValueError(f"{what}: {values.min()}..{values.max()}, expected 0..{n_labels - 1}")
+    return values.astype(np.int64)

@@ -1,0 +1,1 @@
+"""Files and folders: checkpoints, model folders, run folders, the state of a training run."""

@@ -1,0 +1,194 @@
+"""A safetensors file in and out: checked when read, replaced whole when written.
+
+The file is eight bytes with the header's length, a JSON header (dtype, shape and place of each
+tensor, and text entries under `__metadata__`), then the tensors' bytes. The `safetensors` library
+checks the header; the bytes are read here, one tensor at a time, because the library has no
+bfloat16 for NumPy. Written here too: the library leaves the order of the metadata to chance, and
+the same model should give the same bytes.
+
+Files of ours carry a CRC-32 for each tensor (name, dtype, shape and bytes) and one for the other
+metadata, so a single flipped bit is found. A file of others has none, and none is asked for.
+"""
+
+import json
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from minisft.errors import UserError
+from minisft.io.files import replacing
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Other forms of a checkpoint. Unpickling the first runs whatever code the file asks for.
+REFUSED = "pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"
+CHECKSUMS = "minisft_crc32"
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
+          "I16": "<i2", "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
+          "BOOL": "|b1"}
+FLOATS = "F64", "F32", "F16", "BF16"
+_CODES = {np.dtype(d): code for code, d in DTYPES.items() if code != "BF16"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file, not yet read."""
+
+    path: Path
+    name: str
+    dtype: str               # a key of DTYPES, or one that we cannot read
+    shape: tuple
+    start: int               # its first byte in the file
+    checksum: int | None
+
+    def read(self):
+        """-> the array, bfloat16 as float32; raises UserError when its checksum differs."""
+        if self.dtype not in DTYPES:
+            raise UserError(f"{self.path}: {self.name} has dtype {self.dtype}, expected one of "
+                            f"{', '.join(DTYPES)}")
+        size = math.prod(self.shape)
+        raw = np.fromfile(self.path, DTYPES[self.dtype], size, offset=self.start)
+        if raw.size != size:
+            raise UserError(f"{self.path}: ends within {self.name}")
+        if self.checksum not in (None, _checksum(self.name, self.dtype, self.shape, raw)):
+            raise UserError(f"{self.path}: {self.name} is damaged, its checksum differs from "
+                            "the one saved with it")
+        if self.dtype == "BF16":      # the upper half of a float32
+            raw = (raw.astype("<u4") << 16).view("<f4")
+        return raw.reshape(self.shape)
+
+
+def contents(path):
+    """A safetensors file -> its tensors by name (Stored, unread), its metadata (dict of str).
+
+    Raises UserError when the file is absent, cut off or garbled.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="np"), open(path, "rb") as file:     # checks the header
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({_reason(path, error)})") from None
+    metadata = header.pop("__metadata__", None) or {}
+    checksums = _checksums(path, header, metadata)
+    tensors = {name: Stored(path, name, entry["dtype"], tuple(entry["shape"]),
+                            8 + length + entry["data_offsets"][0], checksums.get(name))
+               for name, entry in header.items()}
+    return tensors, metadata
+
+
+def folder_contents(folder):
+    """A checkpoint's folder -> its tensors (list of Stored), from one file or from shards."""
+    if (folder / WEIGHTS).is_file():
+        return list(contents(folder / WEIGHTS)[0].values())
+    if (folder / INDEX).is_file():
+        return _shards(folder)
+    for name in REFUSED:
+        if (folder / name).is_file():
+            why = "opening a pickle can run any code in it" if name.startswith("pytorch") else \
+                f"only {WEIGHTS} is"
+            raise UserError(f"{folder / name}: not read, since {why}; load the folder once in "
+                            f"transformers and call save_pretrained, which writes {WEIGHTS}")
+    raise UserError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}")
+
+
+def _shards(folder):
+    """-> the tensors that the index names (list of Stored), each where the index says."""
+    path = folder / INDEX
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(places.values()))
+        beside = [shard for shard in shards if shard == Path(shard).name and "\\" not in shard]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path}: expected a JSON object with a weight_map from each tensor to "
+                        "the file that holds it") from None
+    for shard in shards:
+        # An index from elsewhere must not make us open files outside its folder.
+        if shard not in beside:
+            raise UserError(f"{path}: names the file {shard!r}, expected one beside the index")
+        if not (folder / shard).is_file():
+            raise UserError(f"{path}: names {shard}, which is not there")
+    found = []
+    for shard in shards:
+        here = contents(folder / shard)[0]
+        named = {name for name, place in places.items() if place == shard}
+        if here.keys() != named:
+            name = min(here.keys() ^ named)
+            raise UserError(f"{folder / shard}: {name} is " + (
+                f"missing, {INDEX} says that it is here" if name in named else
+                f"here, but {INDEX} does not say so"))
+        found += here.values()
+    return found
+
+
+def write(path, arrays, metadata=None):
+    """Writes arrays by name and text entries as one safetensors file, with checksums.
+
+    Raises ValueError for a dtype that the format lacks, UserError when it cannot be written.
+    """
+    header, entries, ready, start = {}, dict(metadata or {}), [], 0
+    checksums = {"__metadata__": _text_checksum(entries)}
+    # Wide items first: every tensor then begins at a multiple of its item, as the library wants.
+    for name in sorted(arrays, key=lambda n: (-np.asarray(arrays[n]).itemsize, n)):
+        x = np.asarray(arrays[name], order="C")
+        x = x.astype(x.dtype.newbyteorder("<"), copy=False)
+        if x.dtype not in _CODES:
+            raise ValueError(f"{name} has dtype {x.dtype}, which a safetensors file cannot hold")
+        code = _CODES[x.dtype]
+        checksums[name] = _checksum(name, code, x.shape, x)
+        header[name] = {"dtype": code, "shape": list(x.shape),
+                        "data_offsets": [start, start + x.nbytes]}
+        ready.append(x)
+        start += x.nbytes
+    entries[CHECKSUMS] = json.dumps(checksums)
+    text = json.dumps({"__metadata__": entries} | header).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for x in ready:
+            file.write(x.data if x.size else b"")
+
+
+
+def _checksum(name, code, shape, x):
+    """-> CRC-32 of a tensor's name, dtype, shape and bytes."""
+    start = zlib.crc32(f"{name} {code} {list(shape)}".encode())
+    return zlib.crc32(x.reshape(-1).view(np.uint8), start)
+
+
+def _text_checksum(entries):
+    """-> CRC-32 of the text entries."""
+    return zlib.crc32(json.dumps(entries, sort_keys=True).encode())
+
+
+def _checksums(path, header, metadata):
+    """-> the checksum of each tensor, none for a file of others; the metadata's own is verified."""
+    if CHECKSUMS not in metadata:
+        return {}
+    others = {key: text for key, text in metadata.items() if key != CHECKSUMS}
+    try:
+        checksums = dict(json.loads(metadata[CHECKSUMS]))
+    except (ValueError, TypeError):
+        checksums = {}
+    if checksums.pop("__metadata__", None) != _text_checksum(others):
+        raise UserError(f"{path}: its header is damaged, the checksum of the metadata differs")
+    if checksums.keys() != header.keys():
+        name = min(checksums.keys() ^ header.keys())
+        raise UserError(f"{path}: its header is damaged, {name!r} stands in only one of the two "
+                        "lists, tensors and checksums")
+    return checksums
+
+
+def _reason(path, error):
+    """-> what is wrong with a file that is no safetensors file, in a few words."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(23) == b"version https://git-lfs":
+                return "a Git LFS pointer; fetch the file itself with `git lfs pull`"
+    return " ".join(str(error).split())

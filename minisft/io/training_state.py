@@ -1,0 +1,34 @@
+"""The state of a training run for an exact resume: arrays and a JSON record in one file.
+
+One file, so that a crash at any moment leaves the old state or the new one, never a mixture.
+"""
+
+import json
+from pathlib import Path
+
+from minisft.backend.array import to_cpu
+from minisft.errors import UserError
+from minisft.io import safetensors
+
+FILE = "state.safetensors"
+
+
+def save_state(folder, arrays, info):
+    """Arrays by name and a dict of JSON values -> `folder`/state.safetensors, replaced whole.
+
+    Raises UserError when it cannot be written.
+    """
+    arrays = {name: to_cpu(x) for name, x in arrays.items()}
+    safetensors.write(Path(folder) / FILE, arrays, {"info": json.dumps(info)})
+
+
+def load_state(folder):
+    """-> arrays by name, the dict; raises UserError when the file is absent or damaged."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        raise UserError(f"{path}: no training state here")
+    stored, metadata = safetensors.contents(path)
+    if safetensors.CHECKSUMS not in metadata or "info" not in metadata:
+        raise UserError(f"{path}: its header lacks the checksums or the record of the run, so "
+                        "minisft did not write it or it is damaged")
+    return {name: tensor.read() for name, tensor in stored.items()}, json.loads(metadata["info"])

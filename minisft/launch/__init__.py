@@ -1,1 +1,0 @@
-"""What stands between an operation and its kernel: sizes, blocks, buffers; one file a kernel."""

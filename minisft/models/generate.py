@@ -1,0 +1,131 @@
+"""Generation: one new token at a time for each sequence, against a cache of keys and values."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minisft.backend import random
+from minisft.backend.array import array_module, to_cpu
+from minisft.data.batch import Batch, pack
+from minisft.ops import softmax
+
+
+class KVCache:
+    """Keys and values of every block: a stretch of rows for each sequence, filled in place."""
+
+    def __init__(self, config, n_sequences, capacity, like):
+        """`like`: an array of the model, for its dtype and device."""
+        self.capacity = capacity
+        self.slots = np.arange(n_sequences)     # the stretch that each sequence of the batch has
+        shape = (n_sequences * capacity, config.n_head, config.n_embd // config.n_head)
+        xp = array_module(like)
+        self.blocks = [(xp.zeros(shape, like.dtype), xp.zeros(shape, like.dtype))
+                       for _ in range(config.n_layer)]
+
+    def __getitem__(self, i):
+        return _BlockCache(self, *self.blocks[i])
+
+
+@dataclass(frozen=True)
+class _BlockCache:
+    kv_cache: KVCache
+    keys: np.ndarray
+    values: np.ndarray
+
+    def extend(self, k, v, batch):
+        """k, v (N,H,D) of the new tokens -> all keys and values, starts (B,), lengths (B,)."""
+        starts = self.kv_cache.slots * self.kv_cache.capacity
+        rows = batch.asarray(np.repeat(starts, batch.lengths)) + batch.positions
+        self.keys[rows], self.values[rows] = k, v
+        return self.keys, self.values, starts, batch.reach
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the next token is chosen; temperature 0 takes the most probable one.
+
+    top_k keeps the k most probable tokens (0: all); top_p then keeps the fewest that reach that
+    probability together (Holtzman et al. 2020, eq. 2).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
+            raise ValueError(f"temperature {self.temperature}, top-k {self.top_k}, top-p "
+                             f"{self.top_p}: expected at least 0, at least 0, in (0, 1]")
+
+    def next_token(self, logits, example_ids, positions):
+        """logits (B,V), the texts' numbers (B,), positions of the new tokens (B,) -> ids (B,)."""
+        if self.temperature == 0:
+            return logits.argmax(axis=-1)
+        logits = logits.astype(np.float64)
+        with np.errstate(over="ignore"):     # close to 0 all but the greatest become -inf
+            logits = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
+        order = np.argsort(-logits, axis=-1, kind="stable")              # (B,V)
+        p, _ = softmax.forward(np.take_along_axis(logits, order, axis=-1))
+        if self.top_k:
+            p[:, self.top_k:] = 0
+        reached = np.cumsum(p, axis=-1) / p.sum(axis=-1, keepdims=True)
+        # A token is dropped when those before it reach top_p already; the first always stays.
+        p[:, 1:][reached[:, :-1] >= self.top_p] = 0
+        reached = np.cumsum(p, axis=-1)
+        # One uniform number for each token, keyed by its text and position: company changes none.
+        words = random.Stream(self.seed, 0).tokens(
+            random.SAMPLE, 0, example_ids, positions, 1)[:, 0]
+        target = (words + 0.5) / 2.0**32 * reached[:, -1]
+        chosen = (reached > target[:, None]).argmax(axis=-1)             # (B,)
+        return np.take_along_axis(order, chosen[:, None], axis=-1)[:, 0]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The new tokens, and why they end: "end" token, "length" asked for, or model "full"."""
+
+    ids: list
+    finish_reason: str
+
+
+def generate(model, prompts, max_new_tokens, sampler, end_token=None, progress=None):
+    """LanguageModel, B arrays of token ids -> B Generated.
+
+    `progress(n)` hears of n new tokens. Position embeddings are learned, so a sequence stops when
+    n_positions of its tokens have been read; one more may follow. Raises ValueError for an empty
+    prompt or one beyond n_positions.
+    """
+    room = model.trunk.config.n_positions
+    if max(len(p) for p in prompts) > room:
+        raise ValueError(f"a prompt of {max(len(p) for p in prompts)} tokens, but the model has "
+                         f"{room} positions")
+    capacity = min(room, max(len(p) for p in prompts) + max_new_tokens)
+    kv_cache = KVCache(model.trunk.config, len(prompts), capacity, model.store.values)
+    new = [[] for _ in prompts]
+    finish_reason = ["length"] * len(prompts)
+    batch = pack(prompts)
+    alive = np.arange(len(prompts))
+    for _ in range(max_new_tokens):
+        kv_cache.slots = alive
+        logits = to_cpu(model.forward(batch, last_only=True, kv_cache=kv_cache))
+        positions = batch.reach
+        ids = sampler.next_token(logits, alive, positions)
+        for slot, token, position in zip(alive, ids, positions, strict=True):
+            if token == end_token:
+                finish_reason[slot] = "end"
+                continue
+            new[slot].append(int(token))
+            if position >= room:
+                finish_reason[slot] = "full"
+        if progress is not None:
+            progress(len(alive))
+        going = np.array([finish_reason[slot] == "length" for slot in alive])
+        alive, ids, positions = alive[going], ids[going], positions[going]
+        if not len(alive):
+            break
+        batch = Batch(ids, positions, np.arange(len(alive) + 1), alive)
+    for slot, ids in enumerate(new):
+        if len(ids) == max_new_tokens and finish_reason[slot] == "full":
+            finish_reason[slot] = "length"
+    return [Generated(ids, why) for ids, why in zip(new, finish_reason, strict=True)]

@@ -1,0 +1,1 @@
+"""Parameters, layers and Transformer blocks."""

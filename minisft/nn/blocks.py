@@ -1,0 +1,179 @@
+"""Transformer blocks and what they are made of: self-attention and the MLP."""
+
+from math import sqrt
+
+import numpy as np
+
+from minisft.backend import random
+from minisft.backend.array import array_module
+from minisft.dispatch import attention, dispatched, gelu, gelu_adds_bias
+from minisft.nn.layers import INITIAL_SCALE, Dropout, Layer, LayerNorm, Linear
+
+
+class MultiHeadAttention(Layer):
+    """What the self-attentions of all models share: dropout's words, and which keys are asked.
+
+    A model's sets `n_head`, `rate` (of dropout) and `layer`.
+    """
+
+    def attend(self, q, k, v, batch, stream, causal, rows=None, keys=None):
+        """q (Nq,H,D), k and v (Nk,H,D) -> y (Nq,H,D); `attend_backward` finds what it needs.
+
+        rows: which tokens of the batch ask, one of each sequence; None for all. keys: starts and
+        lengths of the sequences' keys, where they are not the batch's own tokens.
+        """
+        cu_seqlens = batch.cu_seqlens if rows is None else np.arange(len(rows) + 1)
+        starts, lengths = (batch.cu_seqlens[:-1], batch.lengths) if keys is None else keys
+        drop = None
+        if stream is not None and self.rate:
+            # without a causal mask the rows need not be the last of their sequences
+            positions = None if causal or rows is None else batch.positions[rows]
+            drop = self.rate, random.Scores(
+                dispatched(stream), self.layer, batch.example_ids, cu_seqlens, self.n_head,
+                array_module(batch.ids), positions)
+        low = next(self._parts(Linear)).w.compute_value
+        y, self.attended = attention.forward(
+            q, k, v, cu_seqlens, starts, lengths, causal, drop,
+            compute_dtype=None if low is None else low.dtype)
+        return y
+
+    def attend_backward(self, dy):
+        """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D)."""
+        cache, self.attended = self.attended, None
+        return attention.backward(dy, cache)
+
+
+class SelfAttention(MultiHeadAttention):
+    """`c_attn` makes queries, keys and values at once (C,3C), `c_proj` mixes the heads (C,C)."""
+
+    def __init__(self, name, config, layer):
+        width = config.n_embd
+        self.c_attn = Linear(f"{name}.c_attn", width, 3 * width, layer)
+        self.c_proj = Linear(f"{name}.c_proj", width, width, layer,
+                             INITIAL_SCALE / sqrt(2 * config.n_layer))
+        self.n_head, self.rate, self.layer = config.n_head, config.attn_pdrop, layer
+
+    def forward(self, x, batch, stream=None, rows=None, kv_cache=None):
+        """x (N,C) -> y (N,C); with `rows` (B,), each sequence's last, y (B,C) of those rows only.
+
+        `past` (one block's of generate.Past) holds the keys and values of earlier tokens; those
+        of this batch are written into it.
+        """
+        width, heads = x.shape[-1], (self.n_head, x.shape[-1] // self.n_head)
+        keys = parts = None
+        if rows is None:
+            q, k, v = self.c_attn.forward(x).reshape(len(x), 3, *heads).swapaxes(0, 1)
+        else:
+            q, q_saved = self.c_attn.forward_columns(x[rows], slice(width))
+            kv, kv_saved = self.c_attn.forward_columns(x, slice(width, None))
+            q = q.reshape(-1, *heads)
+            k, v = kv.reshape(len(x), 2, *heads).swapaxes(0, 1)
+            parts = q_saved, kv_saved
+        if kv_cache is not None:
+            k, v, *keys = kv_cache.extend(k, v, batch)
+        y = self.attend(q, k, v, batch, stream, True, rows, keys)
+        self.save_for_backward(rows, parts, q.shape)
+        return self.c_proj.forward(y.reshape(len(y), -1))
+
+    def backward(self, dy):
+        """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
+        rows, parts, shape = self.pop_saved()
+        dy = self.c_proj.backward(dy)
+        xp, width = array_module(dy), dy.shape[-1]
+        dq, dk, dv = self.attend_backward(dy.reshape(shape))
+        if rows is None:
+            return self.c_attn.backward(xp.stack([dq, dk, dv], axis=1).reshape(len(dq), -1))
+        q_saved, kv_saved = parts
+        dkv = xp.stack([dk, dv], axis=1).reshape(len(dk), -1)
+        dx = self.c_attn.backward_columns(dkv, kv_saved, slice(width, None))
+        dx[rows] += self.c_attn.backward_columns(dq.reshape(len(dq), -1), q_saved, slice(width))
+        return dx
+
+
+class MLP(Layer):
+    """Two linear maps with GELU between them; the inner width is n_inner."""
+
+    def __init__(self, name, config, layer):
+        inner = config.n_inner or 4 * config.n_embd
+        self.c_fc = Linear(f"{name}.c_fc", config.n_embd, inner, layer)
+        self.c_proj = Linear(f"{name}.c_proj", inner, config.n_embd, layer,
+                             INITIAL_SCALE / sqrt(2 * config.n_layer))
+        self.form = config.gelu_form
+
+    def forward(self, x):
+        """x (N,C) -> y (N,C)."""
+        fused = gelu_adds_bias(x)     # then its backward makes the bias's gradient
+        z, to_z = self.c_fc.forward_columns(x, slice(None), bias=not fused)
+        h, cache = gelu.forward(z, self.form, **({"bias": self.c_fc.b.value} if fused else {}))
+        self.save_for_backward(cache, to_z, fused)
+        return self.c_proj.forward(h)
+
+    def backward(self, dy):
+        """dy (N,C) -> dx (N,C)."""
+        cache, to_z, fused = self.pop_saved()
+        dz = gelu.backward(self.c_proj.backward(dy), cache)
+        if fused:
+            dz, db = dz
+            self.c_fc.b.add_grad(db)
+        return self.c_fc.backward_columns(dz, to_z, slice(None), bias=not fused)
+
+
+class TransformerBlock(Layer):
+    """What all blocks share: with `recompute`, x alone is kept and the block runs again before its
+    backward. A block says how it runs in `run` and `run_backward`."""
+
+    gradient_checkpointing = False
+
+    def forward(self, x, batch, stream=None, rows=None, kv_cache=None):
+        """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
+        y = self.run(x, batch, stream, rows, kv_cache)
+        if self.gradient_checkpointing:
+            self.clear_cache()
+            self.save_for_backward(x, batch, stream, rows)
+        return y
+
+    def backward(self, dy):
+        """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
+        if self.gradient_checkpointing:
+            self.run(*self.pop_saved())     # dropout draws the same masks again
+        return self.run_backward(dy)
+
+
+class Block(TransformerBlock):
+    """A pre-norm Transformer block (Radford et al. 2019, section 2.3); drop: dropout or nothing.
+
+        (1) u = x + drop_1(attn(ln_1(x)))
+        (2) y = u + drop_2(mlp(ln_2(u)))
+        (3) du = dy + ln_2'(mlp'(drop_2'(dy)))      f'(dy): the backward of f
+        (4) dx = du + ln_1'(attn'(drop_1'(du)))
+    """
+
+    def __init__(self, name, config, layer):
+        eps = config.layer_norm_epsilon
+        self.ln_1 = LayerNorm(f"{name}.ln_1", config.n_embd, layer, eps)
+        self.attn = SelfAttention(f"{name}.attn", config, layer)
+        self.drop_1 = Dropout(config.resid_pdrop, layer, random.ATTENTION_OUT)
+        self.ln_2 = LayerNorm(f"{name}.ln_2", config.n_embd, layer, eps)
+        self.mlp = MLP(f"{name}.mlp", config, layer)
+        self.drop_2 = Dropout(config.resid_pdrop, layer, random.MLP_OUT)
+
+    def run(self, x, batch, stream, rows, kv_cache=None):
+        """As `forward`."""
+        example_ids, positions = batch.token_example_ids, batch.positions
+        a = self.attn.forward(self.ln_1.forward(x), batch, stream, rows, kv_cache)
+        self.save_for_backward(rows)
+        if rows is not None:
+            x, example_ids, positions = x[rows], example_ids[rows], positions[rows]
+        x = x + self.drop_1.forward(a, stream, example_ids, positions)                      # (1)
+        m = self.mlp.forward(self.ln_2.forward(x))
+        return x + self.drop_2.forward(m, stream, example_ids, positions)                   # (2)
+
+    def run_backward(self, dy):
+        """As `backward`."""
+        (rows,) = self.pop_saved()
+        dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))         # (3)
+        da = self.ln_1.backward(self.attn.backward(self.drop_1.backward(dy)))
+        if rows is None:
+            return dy + da                                                                # (4)
+        da[rows] += dy
+        return da

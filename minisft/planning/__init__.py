@@ -1,0 +1,1 @@
+"""What memory and how many operations a training step takes, said beforehand."""

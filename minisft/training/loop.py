@@ -1,0 +1,287 @@
+"""The training loop: steps over packed batches, validation after each epoch, exact resume."""
+
+import math
+import time
+import zlib
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from minisft.backend import random
+from minisft.backend.array import to_cpu
+from minisft.backend.cpu import allocator
+from minisft.data.batch import token_budget_batches
+from minisft.errors import UserError
+from minisft.io import run_folder
+from minisft.io import training_state as states
+from minisft.io.files import read_json
+from minisft.training import optim
+from minisft.training.averaging import Mean
+from minisft.training.loss_scale import LossScale
+
+STATE = "training_state"
+
+
+@dataclass
+class State:
+    """Where a run stands: all that `resume` needs beside the settings and the data."""
+
+    epoch: int = 0
+    index: int = 0      # steps done of this epoch
+    step: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    steps: list = field(default_factory=list)       # a dict for each step
+    epochs: list = field(default_factory=list)      # a dict for each epoch
+    best: dict | None = None                        # the epoch that counts so far
+    best_values: np.ndarray | None = None
+    mean: Mean | None = None                        # of the values, with settings.average
+    scale: LossScale | None = None                  # of float16 alone
+
+    INFO = ("epoch", "index", "step", "seconds", "tokens", "steps", "epochs", "best")
+
+    def to_save(self, model, optimizer):
+        """-> arrays by name, and the rest as plain numbers."""
+        arrays, t = optimizer.state()
+        arrays = {f"optimizer.{name}": a for name, a in arrays.items()}
+        arrays["values"] = model.store.values
+        if self.best_values is not None:
+            arrays["best_values"] = self.best_values
+        if self.mean is not None:
+            arrays["mean"] = self.mean.values
+        return arrays, {name: getattr(self, name) for name in self.INFO} | {
+            "optimizer_t": t, "frozen": _frozen_checksum(model),
+            "averaged": None if self.mean is None else self.mean.count,
+            "scale": None if self.scale is None else asdict(self.scale)}
+
+    def restore(self, model, optimizer, arrays, info):
+        """The other way round, from what `to_save` gave; raises UserError for another model."""
+        if arrays["values"].shape != model.store.values.shape:
+            raise UserError(f"the saved state has {arrays['values'].size} values, "
+                            f"the model {model.store.values.size}")
+        if info.get("frozen", _frozen_checksum(model)) != _frozen_checksum(model):
+            raise UserError("the layers that are not trained have changed since the run began, "
+                            "expected the same model")
+        for name in self.INFO:
+            setattr(self, name, info[name])
+        self.best_values = arrays.get("best_values")
+        self.mean = None if info.get("averaged") is None else Mean(
+            model.store.xp.asarray(arrays["mean"]), info["averaged"])
+        self.scale = None if info.get("scale") is None else LossScale(**info["scale"])
+        model.store.values[...] = model.store.xp.asarray(arrays["values"])
+        optimizer.restore({name.removeprefix("optimizer."): a for name, a in arrays.items()
+                           if name.startswith("optimizer.")}, info["optimizer_t"])
+        model.store.refresh()
+
+    def log_entries(self):
+        """-> steps and epochs in the order in which they were logged."""
+        return [entry for n in range(1, self.epoch + 2)
+                for entries in (self.steps, self.epochs) for entry in entries
+                if entry["epoch"] == n]
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM came; the state has been saved."""
+
+
+def make_optimizer(model, settings):
+    """-> the optimizer that the settings name, over the model's trained parameters."""
+    options = ({"momentum": settings.momentum} if settings.optimizer == "sgd" else
+               {"betas": (0.9, settings.beta2)})
+    return optim.OPTIMIZERS[settings.optimizer](
+        model.store, weight_decay=settings.weight_decay,
+        rates=optim.layer_wise_lr_factors(model.store, settings.layer_decay), **options)
+
+
+def begin(folder, resume, config, model, say):
+    """Makes a new run's folder with its config.json; an interrupted run has both."""
+    if not resume:
+        run_folder.start(folder, config | {"parameters": model.store.size, **run_folder.machine()})
+    elif found := run_folder.changes(read_json(folder / "config.json")):
+        say(f"note: not what the run began with: {'; '.join(found)}; it goes on, without the "
+            "certainty of the same bits")
+
+
+def load_or_init_state(folder, resume, model, optimizer, say):
+    """-> State, from what an interrupted run kept in the folder, or that of the beginning."""
+    progress = State()
+    if (folder / STATE).exists():
+        progress.restore(model, optimizer, *states.load_state(folder / STATE))
+        say(f"resuming after step {progress.step}")
+    elif resume:
+        say("the run was interrupted before its first save: starting anew")
+    return progress
+
+
+def fit_in(folder, model, sequences, settings, validate, progress, optimizer, **options):
+    """`fit`, with the log and the state in the run's folder; -> history of steps and epochs."""
+    log = run_folder.MetricsLog(folder, progress.log_entries())
+    try:
+        fit(model, sequences, settings, validate, progress, optimizer, log=log,
+            save=lambda: states.save_state(folder / STATE, *progress.to_save(model, optimizer)),
+            **options)
+    finally:
+        log.close()
+    return {"steps": progress.steps, "epochs": progress.epochs}
+
+
+def plan_batches(sequences, settings):
+    """-> for each epoch its batches, each a list of text numbers."""
+    lengths = sequences.lengths
+    return [token_budget_batches(lengths, random.permutation(len(lengths), settings.seed, epoch),
+                      settings.batch_tokens) for epoch in range(settings.epochs)]
+
+
+@np.errstate(over="ignore", invalid="ignore")     # a run that diverges is told in one line
+def train_step(model, sequences, indices, optimizer, lr, settings, stream, loss_options,
+               scale=None):
+    """One optimizer step on these texts, in pieces of at most micro_tokens tokens.
+
+    -> mean loss and gradient norm before clipping. The pieces' sums are divided once, by the
+    whole denominator: the step equals that of one large batch. `scale` (scaling.LossScale)
+    multiplies the loss; the norm is None where its gradients overflow and the step is left out.
+    """
+    factor = 1.0 if scale is None else scale.value
+    model.store.zero_grad()
+    total = denominator = 0.0
+    lengths = sequences.lengths
+    for piece in token_budget_batches(lengths, indices, settings.micro_tokens):
+        loss, counted, _ = model.loss(sequences.batch(piece, stream), stream, **loss_options)
+        model.loss_backward(factor)
+        total, denominator = total + float(loss), denominator + float(counted)
+    denominator *= factor
+    mean, norm = total * factor / denominator, optim.gradient_norm(model.store) / denominator
+    if scale is not None and math.isfinite(mean) and \
+            not _update_scale(scale, norm, optimizer.t + 1):
+        return mean, None
+    if not (math.isfinite(mean) and math.isfinite(norm)):
+        raise UserError(f"step {optimizer.t + 1}: the loss is {mean:.4g} and the gradient's norm "
+                        f"{norm:.4g}; a smaller --lr (now {lr:.2g}) may help, with --overwrite or "
+                        "another --out")
+    optimizer.step(lr, optim.clip_scale(norm, settings.max_grad_norm) / denominator)
+    return mean, norm
+
+
+def fit(model, sequences, settings, validate, state, optimizer, save=None, log=None,
+        loss_options=None, plan=None):
+    """Trains in place; ends with the values of the epoch that validation found best, or, with
+    settings.select "last", with those of the last. Where settings.average has begun, these are the
+    mean of the values (averaging.py).
+
+    validate(model) -> dict with "score" (higher is better) and what else to report, or None for
+    no validation: then the last epoch counts. save() keeps the state, after each epoch and at an
+    interruption; log(dict) hears of each step and epoch. `plan` (default: plan_batches) gives the
+    batches between two validations, which need not be an epoch. Raises Interrupted.
+    """
+    epochs = plan or plan_batches(sequences, settings)
+    total = sum(len(batches) for batches in epochs)
+    warmup = int(settings.warmup_ratio * total)
+    lengths = sequences.lengths
+    if settings.precision == "float16" and state.scale is None:
+        state.scale = LossScale()
+    with allocator.reused(), run_folder.interruptions() as interrupted, tqdm(
+            total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
+            disable=settings.quiet or None) as bar:     # none where stderr is a file
+        while state.epoch < len(epochs) and not _patience_is_over(state, settings):
+            for indices in epochs[state.epoch][state.index:]:
+                started = time.perf_counter()
+                lr = settings.lr * optim.schedule(settings.schedule, state.step, total, warmup)
+                stream = random.Stream(settings.seed, state.step)
+                loss, norm = train_step(model, sequences, indices, optimizer, lr, settings,
+                                        stream, loss_options or {}, state.scale)
+                state.step += 1
+                state.index += 1
+                if state.step > (1 - settings.average) * total:
+                    _average(model, state)
+                seconds, tokens = time.perf_counter() - started, int(lengths[indices].sum())
+                state.seconds += seconds
+                state.tokens += tokens
+                state.steps.append({"step": state.step, "epoch": state.epoch + 1, "loss": loss,
+                                    "lr": lr, "grad_norm": norm, "tokens": tokens,
+                                    "tokens_per_second": tokens / seconds}
+                                   | _scale_of(state))
+                _tell(log, state.steps[-1])
+                bar.set_postfix_str(f"loss {_recent_loss(state):.3f}, "
+                                    f"{state.tokens / state.seconds:.0f} tokens/s")
+                bar.update()
+                if interrupted:
+                    _tell_saved(save)
+            _finish_epoch(model, settings, validate, state, log)
+            if save is not None:
+                save()
+            if interrupted:
+                raise Interrupted
+    if state.best_values is not None:
+        model.store.values[...] = model.store.xp.asarray(state.best_values)
+        model.store.refresh()
+    elif state.mean is not None:
+        state.mean.copy_to(model)
+    return state
+
+
+def _average(model, state):
+    if state.mean is None:
+        state.mean = Mean(model.store.values)
+    else:
+        state.mean.add(model.store.values)
+
+
+def _finish_epoch(model, settings, validate, state, log):
+    losses = [s["loss"] for s in state.steps if s["epoch"] == state.epoch + 1]
+    report = {"epoch": state.epoch + 1, "step": state.step,
+              "train_loss": sum(losses) / len(losses)}
+    if validate is not None:
+        with nullcontext() if state.mean is None else state.mean.within(model):
+            report |= validate(model)
+            if state.mean is not None:
+                report["averaged"] = state.mean.count
+            if state.best is None or settings.select == "last" or \
+                    report["score"] > state.best["score"]:
+                state.best, state.best_values = report, model.store.values.copy()
+        if not settings.quiet:
+            tqdm.write(f"{settings.STRETCH} {report['epoch']}: " + ", ".join(
+                f"{key.replace('_', ' ')} {value:.4f}" for key, value in report.items()
+                if isinstance(value, float) and key != "score"))
+    state.epochs.append(report)
+    state.epoch, state.index = state.epoch + 1, 0
+    _tell(log, report)     # last: whatever it raises, the state is that of an epoch that ended
+
+
+def _update_scale(scale, norm, step):
+    try:
+        return scale.update(math.isfinite(norm))
+    except OverflowError as error:
+        raise UserError(f"step {step}: {error}; expected --precision bfloat16 or a smaller "
+                        "--lr") from None
+
+
+def _scale_of(state):
+    return {} if state.scale is None else {"loss_scale": state.scale.value}
+
+
+def _frozen_checksum(model):
+    # a state keeps what is trained; the rest must be what it was, or the run goes on with another
+    return zlib.crc32(to_cpu(model.store.frozen_values))
+
+
+def _patience_is_over(state, settings):
+    return bool(settings.early_stopping and state.best
+                and state.epoch - state.best["epoch"] >= settings.early_stopping)
+
+
+def _recent_loss(state, n=20):
+    recent = [s["loss"] for s in state.steps[-n:]]
+    return sum(recent) / len(recent)
+
+
+def _tell(log, entry):
+    if log is not None:
+        log(entry)
+
+
+def _tell_saved(save):
+    if save is not None:
+        save()
+    raise Interrupted

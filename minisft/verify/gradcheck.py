@@ -1,0 +1,156 @@
+"""Gradient checks: a backward written by hand against central finite differences, in float64.
+
+    from minisft.verify.gradcheck import check
+    check(my_op.forward, my_op.backward, x, w, b)
+
+draws a random upstream gradient R and compares every element of every gradient.
+
+    (1) f = sum(R * y)
+    (2) df/dx ~ (f(x + h) - f(x - h)) / 2h
+    (3) error = max|by hand - (2)| / max(max|(2)|, G / 1000),   G: largest (2) of all arrays
+
+A plain `.sum()` as objective would hide mistakes: the rows of a softmax sum to one, so it would
+find the gradient zero right.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minisft.backend.array import to_cpu
+
+STEP = 1e-5           # in float64 the error h^2 of the formula and the noise 1e-16 / h meet here
+ALONG = 1e-6          # a direction moves every element at once, so h^2 meets a steeper curve
+LIMIT = 1e-6          # one operation or layer
+MODEL_LIMIT = 1e-5    # a whole model
+
+
+class GradientError(AssertionError):
+    """A backward disagrees with finite differences; the message says where and by how much."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The worst element of one gradient: index None means a random direction, not an element."""
+
+    name: str
+    error: float
+    index: tuple | None
+    by_hand: float
+    numeric: float
+
+    def __str__(self):
+        where = "along a random direction" if self.index is None else f"at {list(self.index)}"
+        return (f"gradient of {self.name} {where}: by hand {self.by_hand:.9g}, "
+                f"finite differences {self.numeric:.9g}, error {self.error:.1e}")
+
+
+def check(forward, backward, *inputs, names=None, limit=LIMIT, seed=0, operation=None):
+    """forward(*inputs) -> (y, cache), backward(dy, cache) -> gradients of the float64 inputs.
+
+    Returns a Row for each float64 input, in order; raises GradientError when one is beyond `limit`
+    and ValueError for float32 inputs or a gradient missing. Other inputs (ids, options) are held.
+    """
+    rng = np.random.default_rng(seed)
+    for i, x in enumerate(inputs):
+        if isinstance(x, np.ndarray) and x.dtype in (np.float32, np.float16):
+            raise ValueError(f"input {i} is {x.dtype}: gradients are checked in float64")
+    live = [i for i, x in enumerate(inputs) if isinstance(x, np.ndarray) and x.dtype == np.float64]
+    names = names or [f"input {i}" for i in live]
+    held = [x.copy() if i in live else x for i, x in enumerate(inputs)]
+    y, cache = forward(*held)
+    dy = rng.standard_normal(np.shape(y))
+    gradients = backward(dy, cache)
+    if not isinstance(gradients, tuple):
+        gradients = (gradients,)
+    if len(gradients) != len(live) or len(names) != len(live):
+        raise ValueError(f"{len(live)} float64 inputs, {len(gradients)} gradients, "
+                         f"{len(names)} names")
+    rows = compare(lambda: float((dy * forward(*held)[0]).sum()),                     # (1)
+                   {n: held[i] for n, i in zip(names, live, strict=True)},
+                   dict(zip(names, gradients, strict=True)))
+    require(rows, limit, operation)
+    return rows
+
+
+def compare(objective, values, gradients):
+    """objective() -> float of the arrays in `values` (dict); gradients (dict) -> a Row for each.
+
+    Changes every element in turn and puts it back.
+    """
+    _require_shapes(values, gradients)
+    numeric = {name: np.zeros(x.shape) for name, x in values.items()}
+    for name, x in values.items():
+        for index in np.ndindex(x.shape):
+            kept = x[index]
+            x[index] = kept + STEP
+            above = objective()
+            x[index] = kept - STEP
+            numeric[name][index] = (above - objective()) / (2 * STEP)                 # (2)
+            x[index] = kept
+    scales = _scales(numeric)
+    return [_worst(name, np.asarray(to_cpu(gradients[name])), numeric[name], scales[name])
+            for name in values]
+
+
+def compare_directions(objective, values, gradients, seed=0, progress=iter):
+    """The same along one random direction d for each array: two objectives an array.
+
+    For a real checkpoint, where every element would take years. The elements of d are standard
+    normal, so d . g is about |g| however many of them are zero (the rows of a table that no token
+    used), and the error is relative to |g|.
+    """
+    _require_shapes(values, gradients)
+    rng = np.random.default_rng(seed)
+    norms = {name: float(np.linalg.norm(g)) for name, g in gradients.items()}
+    floor = 1e-3 * max(norms.values(), default=0)
+    rows = []
+    for name in progress(list(values)):
+        x, kept = values[name], values[name].copy()
+        direction = rng.standard_normal(x.shape)
+        x[...] = kept + ALONG * direction
+        above = objective()
+        x[...] = kept - ALONG * direction
+        numeric = (above - objective()) / (2 * ALONG)
+        x[...] = kept
+        by_hand = float(np.vdot(gradients[name], direction))
+        scale = max(norms[name], abs(numeric), floor) or 1.0
+        rows.append(Row(name, abs(by_hand - numeric) / scale, None, by_hand, numeric))
+    return rows
+
+
+def worst_of(rows):
+    """-> the row with the largest error; one that is no number counts as the largest."""
+    return max(rows, key=lambda row: row.error if np.isfinite(row.error) else np.inf)
+
+
+def require(rows, limit, operation=None):
+    """Raises GradientError, naming the worst of the rows, when it is beyond the limit."""
+    worst = worst_of(rows)
+    if not worst.error <= limit:
+        raise GradientError(f"{operation + ': ' if operation else ''}{worst} > {limit:.0e}")
+
+
+def _scales(numeric):
+    """Norm of the project: max(max|reference|, 1e-3 * G), G the largest of the whole check, so
+    that an array that is zero in theory is not noise divided by noise."""
+    largest = {name: np.abs(g).max(initial=0) for name, g in numeric.items()}
+    floor = 1e-3 * max(largest.values(), default=0)
+    return {name: max(m, floor) or 1.0 for name, m in largest.items()}
+
+
+def _require_shapes(values, gradients):
+    for name, x in values.items():
+        if gradients[name].shape != x.shape:
+            raise GradientError(f"gradient of {name} has shape {gradients[name].shape}, "
+                                f"the array {x.shape}")
+
+
+def _worst(name, by_hand, numeric, scale):
+    if not numeric.size:
+        return Row(name, 0.0, (), 0.0, 0.0)
+    difference = np.abs(by_hand - numeric)
+    difference[~np.isfinite(difference)] = np.inf
+    index = np.unravel_index(difference.argmax(), difference.shape)
+    return Row(name, float(difference[index] / scale), tuple(int(i) for i in index),  # (3)
+               float(by_hand[index]), float(numeric[index]))

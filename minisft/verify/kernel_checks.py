@@ -1,0 +1,272 @@
+"""The catalogue of kernel checks: each CUDA kernel, forward and backward, against its formula.
+
+    from minisft.verify.kernel_checks import KERNEL_CHECKS
+    rows = KERNEL_CHECKS["softmax"].rows(size=77)
+
+A kernel works in float32, so its error is measured against the formula in float64, and may be at
+most twice the error of the same formula in float32, plus 1e-6 (bfloat16: plus 2e-2, of inputs that
+were rounded before). Without a GPU the emulator runs it.
+`minisft check` runs them with MINISFT_CUDA=emulate, and where there is a GPU.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from minisft.backend import bfloat16
+from minisft.backend.array import to_cpu
+from minisft.backend.gpu.launch import adamw as adamw_launch
+from minisft.backend.gpu.launch import attention as attention_launch
+from minisft.backend.gpu.launch import attention_bfloat16 as attention_bfloat16_launch
+from minisft.backend.gpu.launch import attention_naive as attention_naive_launch
+from minisft.backend.gpu.launch import bfloat16 as bfloat16_launch
+from minisft.backend.gpu.launch import cross_entropy as cross_entropy_launch
+from minisft.backend.gpu.launch import dropout as dropout_launch
+from minisft.backend.gpu.launch import embedding as embedding_launch
+from minisft.backend.gpu.launch import gelu as gelu_launch
+from minisft.backend.gpu.launch import layer_norm as layer_norm_launch
+from minisft.backend.gpu.launch import softmax as softmax_launch
+from minisft.backend.gpu.launch import softmax_naive as softmax_naive_launch
+from minisft.backend.random import Scores, Stream, Tokens
+from minisft.dispatch import only
+from minisft.nn.parameters import Parameter, Parameters
+from minisft.ops import attention, cross_entropy, dropout, embedding, gelu, layer_norm, softmax
+from minisft.training.optim import AdamW
+
+NOISE, NOISE_OF_BFLOAT16 = 1e-6, 2e-2
+SIZE = 33
+STREAM = Stream(seed=5, step=3)
+RATE = 0.3
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """The error of one array that a kernel makes, and what it may be."""
+
+    name: str
+    error: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class KernelCheck:
+    """run(size, put) -> {array: (the kernel's, the formula's in float32, and in float64)}."""
+
+    name: str
+    run: Callable
+    noise: float = NOISE
+
+    def rows(self, size=SIZE, put=np.asarray):
+        """-> a KernelRow for each array; `put` brings an input to where the kernel runs."""
+        found = {name: [np.asarray(to_cpu(a), dtype=np.float64) for a in three]
+                 for name, three in self.run(size, put).items()}
+        largest = max((np.abs(exact).max(initial=0) for name, (_, _, exact) in found.items()
+                       if name.startswith("d")), default=0)
+        return [KernelRow(name, _error(ours, exact, largest),
+                          2 * _error(plain, exact, largest) + self.noise)
+                for name, (ours, plain, exact) in found.items()]
+
+
+def _error(found, exact, largest):
+    """Relative to the array, or to `largest` of all gradients where it is zero in theory."""
+    if found.shape != exact.shape:
+        return np.inf
+    size = max(np.abs(exact).max(initial=0), 1e-3 * largest) if exact.any() else largest
+    error = np.abs(found - exact).max(initial=0) / max(size, 1e-30)
+    return float(error) if error == error else np.inf
+
+
+def compare(names, put, kernel, formula, arrays, dy):
+    """-> {name: (the kernel's, the formula's in float32, and in float64)} of y and the gradients.
+
+    kernel and formula: (forward(*arrays), backward(dy, cache)); arrays, dy in float32."""
+    def run(forward, backward, convert):
+        y, cache = forward(*map(convert, arrays))
+        gradients = backward(convert(dy), cache)
+        if not isinstance(gradients, tuple):
+            gradients = (gradients,)
+        return y, *gradients
+
+    def wide(a):
+        return a.astype(np.float64) if a.dtype == np.float32 else a
+
+    plain, exact = (run(*formula, convert) for convert in (np.asarray, wide))
+    ours = run(*kernel, put)
+    return dict(zip(names, zip(ours, plain, exact, strict=True), strict=True))
+
+
+def normal(*shapes, seed=1):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
+
+
+def of_softmax(launcher, size, put):
+    s, dp = normal((7, size), (7, size))
+    s *= 4
+    s[2, 1:] = -np.inf     # a masked row but for one score
+    s[3, :-1] = -np.inf
+    s[4] = 1000
+    return compare(("p", "ds"), put, (launcher.forward, launcher.backward),
+                    (softmax.forward, softmax.backward), [s], dp)
+
+
+def of_layer_norm(launcher, times, size, put):
+    """`times` as many channels as rows; more than 128 take more than one warp."""
+    width = times * size
+    x, w, b, dy = normal((size, width), (width,), (width,), (size, width))
+    return compare(("y", "dx", "dw", "db"), put,
+                    (launcher.forward, launcher.backward),
+                    (layer_norm.forward, layer_norm.backward), [3 + x, 1 + w, b], dy)
+
+
+def of_gelu(launcher, form, size, put):
+    x, dy = normal((2 * size, size), (2 * size, size))
+    return compare(("y", "dx"), put, (partial(launcher.forward, form=form), launcher.backward),
+                    (partial(gelu.forward, form=form), gelu.backward), [3 * x], dy)
+
+
+def _gelu_of_sum(form, size, put):
+    x, b, dy = normal((2 * size, size), (size,), (2 * size, size))
+
+    def backward(dy, cache):
+        dx = gelu.backward(dy, cache)
+        return dx, dx.sum(axis=0)
+
+    return compare(("y", "dx", "db"), put, (lambda x, b: gelu_launch.forward(x, form, b),
+                                             gelu_launch.backward),
+                    (lambda x, b: gelu.forward(x + b, form), backward), [x, b], dy)
+
+
+def of_cross_entropy(launcher, options, size, put):
+    z, weights = normal((size, size), (size,))
+    labels = np.random.default_rng(2).integers(0, size, size)
+    smoothing = 0.2 if options else 0.0
+    weights = np.abs(weights) if options else None
+    if options:
+        labels[::3] = cross_entropy.IGNORE
+        weights[-1] = 0
+
+    def forward_of(module, z):
+        of_class = None if weights is None else (
+            put(weights) if module is launcher else weights)
+        of_text = put(labels) if module is launcher else labels
+        (loss, denominator), cache = module.forward(z, of_text, of_class, smoothing)
+        return loss, (denominator, cache)
+
+    def backward_of(module, dloss, cache):
+        denominator, cache = cache
+        return module.backward(0.7, cache), denominator
+
+    kernel, formula = ((partial(forward_of, module), partial(backward_of, module))
+                       for module in (launcher, cross_entropy))
+    return compare(("loss", "dz", "mass"), put, kernel, formula, [4 * z], np.float32(0.7))
+
+
+def _embedding(size, put):
+    (dy,) = normal((size, size))
+    ids = np.random.default_rng(2).integers(0, 5, size) ** 2
+    shape = (20, size)
+    ours = embedding_launch.backward(put(dy), (put(ids), shape))
+    plain, exact = (embedding.backward(dy.astype(kind), (ids, shape))
+                    for kind in (np.float32, np.float64))
+    return {"dw": (ours, plain, exact)}
+
+
+def of_dropout(launcher, size, put):
+    x, dy = normal((size, size), (size, size))
+    words = Tokens(STREAM, 2, 1, np.arange(size) // 7 + 2**31, np.arange(size) % 7)
+    return compare(("y", "dx"), put,
+                    (lambda x: launcher.forward(x, words, RATE), launcher.backward),
+                    (lambda x: dropout.forward(x, words, RATE), dropout.backward), [x], dy)
+
+
+def _attention(launcher, width, causal, few, drop, size, put):
+    """few: of the queries only the last of each sequence, or two."""
+    heads, keys = 2, [1, size // 2 + 1, size]
+    queries = [min(2, n) for n in keys] if few else keys
+    cu_seqlens, starts = np.cumsum([0, *queries]), np.cumsum([0, *keys])[:-1]
+    q, k, v, dy = map(_rounded, normal(*[(sum(n), heads, width)
+                                          for n in (queries, keys, keys, queries)]))
+    words = Scores(STREAM, 2, np.array([7, 2**31, 9]), cu_seqlens, heads)
+    rest = cu_seqlens, starts, np.array(keys), causal, (RATE, words) if drop else None
+    return compare(("y", "dq", "dk", "dv"), put,
+                    (lambda *qkv: launcher.forward(*qkv, *rest), launcher.backward),
+                    (lambda *qkv: attention.forward(*qkv, *rest), attention.backward),
+                    [2 * q, k, v], dy)
+
+
+def _rounded(a):
+    return bfloat16.from_bfloat16(bfloat16.to_bfloat16(a))
+
+
+def _bfloat16(size, put):
+    (x,) = normal((3, size, size))
+    x[0, 0, 0] = np.nan
+    x.view(np.uint32)[1] |= 0x8000     # ties and nearly ties
+    ours, plain = bfloat16_launch.to_bfloat16(put(x)), bfloat16.to_bfloat16(x)
+    return {"y": (ours, plain, plain)}
+
+
+def of_adamw(step, size, put):
+    """Three steps, the gradients clipped, against minisft/training/optim.py.
+
+    step(values, grads, m, v, t, lr, decay, scale, limit) changes values, m and v.
+    """
+    n, lr, limit = size * size, 0.01, 0.5
+    values, *grads = normal((n,), (n,), (n,), (n,))
+
+    def formula(dtype):
+        store = Parameters([Parameter("w", (n,), 0, decays=True)], dtype)
+        optimizer = AdamW(store, weight_decay=0.1)
+        store.values[...] = values
+        for g in grads:
+            store.grads[...] = g
+            norm = np.sqrt(np.square(store.grads, dtype=dtype).sum()) * 2
+            optimizer.step(lr, 2 * min(1, limit / float(norm)))
+        return store.values, optimizer.m, optimizer.v
+
+    ours = [put(a.copy()) for a in (values, 0 * values, 0 * values)]
+    for t, g in enumerate(map(put, grads), start=1):
+        step(ours[0], g, *ours[1:], t, lr, 0.1, 2.0, limit)
+    with only("formula"):
+        plain, exact = formula(np.float32), formula(np.float64)
+    return dict(zip(("values", "m", "v"), zip(ours, plain, exact, strict=True), strict=True))
+
+
+def _clipped_step(values, grads, m, v, t, lr, decay, scale, limit):
+    adamw_launch.step(values, grads, m, v, t, lr, decay, scale=scale,
+                      squares=adamw_launch.squares(grads), limit=limit)
+
+
+def _attention_checks(launcher, name, widths, noise=NOISE):
+    for number, width in enumerate(widths):
+        drop, few = number % 2 == 1, number % 3 == 2
+        what = f"{name}, {width} channels{', dropout' * drop}{', few queries' * few}"
+        for causal in (True, False):
+            yield KernelCheck(f"attention ({what}, {'causal' if causal else 'all keys'})",
+                              partial(_attention, launcher, width, causal, few, drop), noise)
+
+
+KERNEL_CHECKS = {check.name: check for check in [
+    KernelCheck("softmax (naive)", partial(of_softmax, softmax_naive_launch)),
+    KernelCheck("softmax (fused)", partial(of_softmax, softmax_launch)),
+    KernelCheck("layer_norm", partial(of_layer_norm, layer_norm_launch, 1)),
+    KernelCheck("layer_norm (wide)", partial(of_layer_norm, layer_norm_launch, 7)),
+    KernelCheck("gelu (tanh)", partial(of_gelu, gelu_launch, "tanh")),
+    KernelCheck("gelu (erf)", partial(of_gelu, gelu_launch, "erf")),
+    KernelCheck("gelu (tanh, with its bias)", partial(_gelu_of_sum, "tanh")),
+    KernelCheck("gelu (erf, with its bias)", partial(_gelu_of_sum, "erf")),
+    KernelCheck("cross_entropy", partial(of_cross_entropy, cross_entropy_launch, False)),
+    KernelCheck("cross_entropy (all options)",
+                partial(of_cross_entropy, cross_entropy_launch, True)),
+    KernelCheck("embedding", _embedding),
+    KernelCheck("dropout", partial(of_dropout, dropout_launch)),
+    KernelCheck("adamw", partial(of_adamw, _clipped_step)),
+    KernelCheck("bfloat16", _bfloat16),
+    *_attention_checks(attention_naive_launch, "naive", (16, 33, 64)),
+    *_attention_checks(attention_launch, "fused", (16, 64, 32, 80, 128)),
+    *_attention_checks(attention_bfloat16_launch.Rounding, "bfloat16", (16, 64, 128),
+                       NOISE_OF_BFLOAT16),
+]}

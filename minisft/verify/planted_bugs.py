@@ -1,0 +1,216 @@
+"""Mistakes on purpose: broken variants of a backward, which a gradient check must find.
+
+`minisft check --break NAME` shows each; the tests demand that each is found.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+
+from minisft.models import bert
+from minisft.models.heads import LanguageModel
+from minisft.nn.blocks import Block
+from minisft.ops import attention, cross_entropy, softmax
+from minisft.verify.gradcheck import check
+
+
+def softmax_rowsum(dp, cache):
+    (p,) = cache
+    return p * dp
+
+
+def softmax_zeros(dp, cache):
+    return np.zeros_like(dp)
+
+
+def layer_norm_term(dy, cache):
+    x, w, mean, rstd = cache
+    n, g = (x - mean) * rstd, dy * w
+    return rstd * (g - g.mean(axis=-1, keepdims=True)), (dy * n).sum(axis=0), dy.sum(axis=0)
+
+
+def linear_transposed(dy, cache, bias=True):
+    x, w = cache
+    return dy @ w.T, dy.T @ x, dy.sum(axis=0)
+
+
+def embedding_repeats(dy, cache, out=None):
+    ids, shape = cache
+    dw = np.zeros(shape) if out is None else out
+    dw[ids] = dy
+    return dw
+
+
+def gelu_chain(dy, cache):
+    x, t, _ = cache
+    return dy * ((1 + t) / 2 + x / 2 * (1 - t * t))
+
+
+def dropout_mask(dy, cache):
+    return dy
+
+
+def cross_entropy_onehot(dloss, cache):
+    z, m, e, _, counted, on_label, weights, smoothing = cache
+    spread = 0 if weights is None else smoothing * weights.mean()
+    return dloss * np.exp(z - m) / e * (on_label + counted * spread)[:, None]
+
+
+def cross_entropy_ignored(dloss, cache):
+    z, m, e, y, counted, *rest = cache
+    return cross_entropy.backward(dloss, (z, m, e, y, np.ones_like(counted), *rest))
+
+
+def attention_scale(dy, cache):
+    dq, dk, dv = attention.backward(dy, cache)
+    d = cache[0].shape[-1]
+    return dq * sqrt(d), dk * sqrt(d), dv
+
+
+def attention_mask(dy, cache):
+    *inputs, causal, kept = cache
+    _, (*_, unmasked) = attention.forward(*inputs, causal=False)
+    return attention.backward(dy, (*inputs, causal, unmasked))
+
+
+def attention_rowsum(dy, cache):
+    return _attention(dy, cache, lambda p, m, dp: p * dp)
+
+
+def attention_dropout(dy, cache):
+    return _attention(dy, cache,
+                      lambda p, m, dp: p * (dp - (dp * p * m).sum(axis=-1, keepdims=True)))
+
+
+def _attention(dy, cache, equation_6):
+    """The backward of ops/attention.py with another equation (6): p, m, dp (H,Tq,Tk) -> ds."""
+    q, k, v, cu_seqlens, key_starts, key_lengths, _, kept = cache
+    dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    for b, (p, m) in enumerate(kept):
+        queries = slice(cu_seqlens[b], cu_seqlens[b + 1])
+        keys = slice(key_starts[b], key_starts[b] + key_lengths[b])
+        m = 1 if m is None else m
+        dp = np.einsum("ihd,jhd->hij", dy[queries], v[keys]) * m                   # (5)
+        ds = equation_6(p, m, dp) / sqrt(q.shape[-1])
+        dv[keys] = np.einsum("hij,ihd->jhd", p * m, dy[queries])                   # (4)
+        dq[queries] = np.einsum("hij,jhd->ihd", ds, k[keys])                       # (7)
+        dk[keys] = np.einsum("hij,ihd->jhd", ds, q[queries])
+    return dq, dk, dv
+
+
+class BlockResidual(Block):
+    def backward(self, dy):
+        (rows,) = self.pop_saved()
+        dy = self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))
+        return self.ln_1.backward(self.attn.backward(self.drop_1.backward(dy)))
+
+
+class TiedMatrix(LanguageModel):
+    def backward(self, dlogits):
+        (_, wte), _, _ = self.pop_saved()
+        return self.trunk.backward(dlogits @ wte.T)
+
+
+class PostNormResidual(bert.Block):
+    def backward(self, dy):
+        (rows,) = self.pop_saved()
+        dx = self.norm_2.backward(dy)
+        dx = dy + self.norm_1.backward(dx + self.mlp.backward(self.drop_2.backward(dx)))
+        da = self.attention.backward(self.drop_1.backward(dx))
+        return dx + da
+
+
+class BertKeys(bert.SelfAttention):
+    def backward(self, dy):
+        self.pop_saved()
+        dy = self.dense.backward(dy).reshape(len(dy), self.n_head, -1)
+        dq, dk, dv = (d.reshape(len(d), -1) for d in self.attend_backward(dy))
+        return self.query.backward(dq) + self.value.backward(dv)
+
+
+class TokenTypes(bert.Embeddings):
+    def backward(self, dy):
+        dx = self.norm.backward(self.drop.backward(dy))
+        self.position.backward(dx)
+        self.word.backward(dx)
+        return dx
+
+
+class PoolerTanh(bert.Pooler):
+    def backward(self, dy):
+        (y,) = self.pop_saved()
+        return self.dense.backward(dy * (1 - y))
+
+
+class MeanOfBatch(bert.MeanPooler):
+    def backward(self, dy):
+        (lengths,) = self.pop_saved()
+        return np.repeat(dy / lengths.mean(), lengths, axis=0)
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A broken variant of the part of one check, and what is wrong with it."""
+
+    check: str
+    broken: Callable
+    wrong: str
+
+
+PLANTED = {
+    "softmax-rowsum": Mistake("softmax", softmax_rowsum,
+        "(4) without its sum: ds = p * dp. Each probability also falls when another rises."),
+    "softmax-zeros": Mistake("softmax", softmax_zeros,
+        "(4) replaced by ds = 0, which a check with sum(y) as its objective lets pass."),
+    "layer_norm-term": Mistake("layer_norm", layer_norm_term,
+        "(3) without its third term n * mean(g * n): rstd taken for a constant."),
+    "linear-transposed": Mistake("linear", linear_transposed,
+        "(3) transposed: dw = dy^T @ x. Of the right shape where w is square."),
+    "embedding-repeats": Mistake("embedding", embedding_repeats,
+        "(2) assigned, not summed: dw[ids] = dy keeps the last token of each id."),
+    "gelu-chain": Mistake("gelu (tanh)", gelu_chain,
+        "(3) without the factor du/dx: the chain rule stops at tanh(u)."),
+    "dropout-mask": Mistake("dropout", dropout_mask,
+        "(3) without m: dx = dy also where x was dropped."),
+    "cross_entropy-onehot": Mistake("cross_entropy", cross_entropy_onehot,
+        "(4) without - t[k]: the label never enters the gradient."),
+    "cross_entropy-ignored": Mistake("cross_entropy (all options)", cross_entropy_ignored,
+        "(4) without the factor sum_j t[j]: an ignored row, whose t is 0, gets softmax(z)."),
+    "attention-scale": Mistake("attention (causal)", attention_scale,
+        "(7) without 1 / sqrt(D) in dQ and dK: the scale of (1) forgotten on the way back."),
+    "attention-rowsum": Mistake("attention (causal)", attention_rowsum,
+        "(6) without rowsum(dP * P): dS = P * dP."),
+    "attention-mask": Mistake("attention (causal)", attention_mask,
+        "P of (4) and (6) computed again, without the causal mask of (1)."),
+    "attention-dropout": Mistake("attention (causal, dropout)", attention_dropout,
+        "(6) with P * M in its rowsum: the mask counts twice, dP has it from (5) already."),
+    "block-residual": Mistake("layer: Block (dropout)", BlockResidual,
+        "y = x + f(x) gone back as dx = f'(x) dy: the gradient of the residual x is missing."),
+    "tied-matrix": Mistake("GPT-2 language model (tied)", TiedMatrix,
+        "wte gets its gradient from the embedding only: as the output matrix it has another."),
+    "bert-residual": Mistake("BERT layer: Block (dropout)", PostNormResidual,
+        "y = LayerNorm(x + f(x)) gone back as if the residual passed the norm by, as in GPT-2."),
+    "bert-keys": Mistake("BERT layer: SelfAttention (dropout)", BertKeys,
+        "x is asked as query, key and value: the gradient by way of the keys is missing."),
+    "bert-types": Mistake("BERT layer: Embeddings (dropout)", TokenTypes,
+        "the table of token types gets no gradient: it is one of three summed tables."),
+    "bert-pooler": Mistake("BERT layer: Pooler", PoolerTanh,
+        "tanh gone back as 1 - y in the place of 1 - y^2."),
+    "bert-mean": Mistake("BERT layer: MeanPooler", MeanOfBatch,
+        "each token divided by the mean length of the batch, not by its own text's."),
+}
+
+
+def sum_hides():
+    """-> the worst Row of a softmax whose backward returns zeros, with sum(y) as the objective."""
+    def forward(s):
+        p, cache = softmax.forward(s)
+        return p.sum(), cache
+
+    def backward(dsum, cache):
+        return softmax_zeros(np.full(cache[0].shape, dsum), cache)
+
+    s = np.random.default_rng(1).standard_normal((4, 5))
+    return check(forward, backward, s, names=["s"], limit=np.inf)[0]

@@ -1,0 +1,225 @@
+"""The training loop: accumulation, order, choice of the epoch, exact resume, frozen layers."""
+
+import dataclasses
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from minisft.backend.random import Stream
+from minisft.data.dataset import TokenizedDataset
+from minisft.errors import UserError
+from minisft.io import training_state as states
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import Classifier, LanguageModel
+from minisft.ops.cross_entropy import IGNORE
+from minisft.training import loop
+from minisft.training.config import Settings
+from minisft.training.loop import Interrupted, State, fit, make_optimizer
+
+CONFIG = GPT2Config(vocab_size=23, n_positions=12, n_embd=8, n_layer=2, n_head=2,
+                    embd_pdrop=0.2, attn_pdrop=0.2, resid_pdrop=0.2)
+SETTINGS = Settings(epochs=4, batch_tokens=40, micro_tokens=1000, lr=0.02, dropout=0.2, quiet=True,
+                    seed=5)
+WEIGHTS = np.array([0.5, 1.0, 2.0])
+
+
+@pytest.fixture
+def sequences(rng):
+    """30 texts of three classes; the class is the token at the end."""
+    labels = [int(n) for n in rng.integers(0, 3, 30)]
+    return TokenizedDataset(
+        [np.append(rng.integers(3, 23, rng.integers(0, 11)), k) for k in labels], labels)
+
+
+def classifier(dtype=np.float32):
+    return Classifier(CONFIG, "abc", dtype=dtype, seed=1)
+
+
+def validation(sequences):
+    def validate(model):
+        loss, n, logits = model.loss(sequences.batch(range(len(sequences))))
+        model.loss_cache = None
+        right = float((logits.argmax(axis=1) == sequences.labels).mean())
+        return {"score": [right, -float(loss / n)], "valid_loss": float(loss / n),
+                "valid_accuracy": right}
+    return validate
+
+
+def run(sequences, settings=SETTINGS, state=None, model=None, **options):
+    model = model or classifier()
+    state, optimizer = state or State(), make_optimizer(model, settings)
+    fit(model, sequences, settings, validation(sequences), state, optimizer, **options)
+    return model, state
+
+
+def without_times(entries):
+    return [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in entries]
+
+
+@pytest.mark.parametrize("kind", ["classifier", "language model"])
+def test_accumulation_equals_the_large_step(sequences, kind):
+    values, losses = [], []
+    for micro_tokens in (1, 13, 1000):
+        settings = dataclasses.replace(SETTINGS, micro_tokens=micro_tokens)
+        if kind == "classifier":
+            model, data = classifier(np.float64), sequences
+            options = {"weights": WEIGHTS, "smoothing": 0.1}
+        else:
+            model, options = LanguageModel(CONFIG, dtype=np.float64), {}
+            # the first labels do not count, as a prompt's
+            data = TokenizedDataset(sequences.ids, [
+                np.append(np.where(np.arange(1, len(x)) < 3, IGNORE, x[1:]), IGNORE)
+                for x in sequences.ids])
+        numbers = [n for n in range(30) if len(data.ids[n]) > 3]
+        loss, _ = loop.train_step(model, data, numbers, make_optimizer(model, settings), 0.1,
+                                   settings, Stream(5, 3), options)
+        values.append(model.store.values.copy())
+        losses.append(loss)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-12)
+    for found in values[:2]:
+        np.testing.assert_allclose(found, values[2], atol=1e-9)
+
+
+def test_each_epoch_reads_every_text_once(sequences):
+    first = loop.plan_batches(sequences, SETTINGS)
+    assert first == loop.plan_batches(sequences, SETTINGS)
+    assert first != loop.plan_batches(sequences, dataclasses.replace(SETTINGS, seed=6))
+    assert first[0] != first[1]
+    for batches in first:
+        assert sorted(n for batch in batches for n in batch) == list(range(30))
+        assert max(sequences.lengths[batch].sum() for batch in batches) <= 40
+
+
+def test_learns_and_keeps_the_best_epoch(sequences):
+    told = []
+    model, state = run(sequences, log=told.append)
+    losses = [e["train_loss"] for e in state.epochs]
+    assert losses[-1] < 0.7 * losses[0]
+    best = max(state.epochs, key=lambda e: e["score"])
+    assert state.best == best
+    assert validation(sequences)(model)["valid_loss"] == best["valid_loss"]
+    assert [e for e in told if "loss" in e] == state.steps
+    assert [e for e in told if "train_loss" in e] == state.epochs
+
+
+def test_bits_depend_on_the_seed_alone(sequences):
+    first, again = run(sequences)[0], run(sequences)[0]
+    np.testing.assert_array_equal(first.store.values, again.store.values)
+    other = run(sequences, dataclasses.replace(SETTINGS, seed=6))[0]
+    assert (first.store.values != other.store.values).any()
+
+
+def fitted(sequences, settings, scores):
+    """-> state, the model's values, and those that each validation saw, whose scores are given."""
+    state, model, kept, scores = State(), classifier(), [], iter(scores)
+
+    def validate(model):
+        kept.append(model.store.values.copy())
+        return {"score": [next(scores)]}
+
+    fit(model, sequences, settings, validate, state, make_optimizer(model, settings))
+    return state, model.store.values, kept
+
+
+def test_early_stopping(sequences):
+    settings = dataclasses.replace(SETTINGS, epochs=9, early_stopping=2)
+    state, values, kept = fitted(sequences, settings, [1, 3, 2, 2, 5])
+    assert state.epoch == 4 and state.best["epoch"] == 2
+    np.testing.assert_array_equal(values, kept[1])
+
+
+def test_the_last_epoch_counts_where_it_is_asked_for(sequences):
+    settings = dataclasses.replace(SETTINGS, epochs=3, select="last")
+    state, values, kept = fitted(sequences, settings, [3, 2, 1])
+    assert state.best["epoch"] == 3
+    np.testing.assert_array_equal(values, kept[2])
+    assert (kept[2] != kept[0]).any()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after", [1, 4, "last of epoch", "last of all"])
+def test_resume_is_exact(sequences, tmp_path, after, number):
+    settings = dataclasses.replace(SETTINGS, early_stopping=3, average=0.6)
+    whole, state = run(sequences, settings)
+    plan = loop.plan_batches(sequences, settings)
+    after = {"last of epoch": len(plan[0]), "last of all": sum(map(len, plan))}.get(after, after)
+
+    model, stopped = classifier(), State()
+    optimizer = make_optimizer(model, settings)
+
+    def interrupt(entry):
+        if entry.get("step") == after and "loss" in entry:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted):
+        fit(model, sequences, settings, validation(sequences), stopped, optimizer, log=interrupt,
+            save=lambda: states.save_state(tmp_path, *stopped.to_save(model, optimizer)))
+    assert stopped.step == after
+
+    resumed, second = classifier(), State()
+    optimizer = make_optimizer(resumed, settings)
+    second.restore(resumed, optimizer, *states.load_state(tmp_path))
+    fit(resumed, sequences, settings, validation(sequences), second, optimizer)
+    np.testing.assert_array_equal(resumed.store.values, whole.store.values)
+    assert without_times(second.steps) == without_times(state.steps)
+    assert second.epochs == state.epochs and second.best == state.best
+
+
+def test_state_of_another_model_is_refused(tmp_path):
+    model, state = classifier(), State()
+    states.save_state(tmp_path, *state.to_save(model, make_optimizer(model, SETTINGS)))
+    other = Classifier(CONFIG, "abcd")
+    with pytest.raises(UserError, match="values, the model"):
+        State().restore(other, make_optimizer(other, SETTINGS), *states.load_state(tmp_path))
+
+
+def test_a_state_goes_on_only_over_the_same_frozen_layers(tmp_path):
+    model, state = classifier(), State()
+    model.train_layers("last:1")
+    states.save_state(tmp_path, *state.to_save(model, make_optimizer(model, SETTINGS)))
+    again = classifier()
+    again.train_layers("last:1")
+    State().restore(again, make_optimizer(again, SETTINGS), *states.load_state(tmp_path))
+    again.store["wte.weight"].value[3, 1] += 1e-3
+    with pytest.raises(UserError, match="not trained have changed"):
+        State().restore(again, make_optimizer(again, SETTINGS), *states.load_state(tmp_path))
+
+
+@pytest.mark.parametrize("which, lowest", [("head", 4), ("last:1", 2), ("last:2", 1)])
+def test_frozen_layers_stay(sequences, monkeypatch, which, lowest):
+    full = classifier(np.float64)
+    batch = sequences.batch(range(30))
+    full.trunk.drop.rate = 0.0     # frozen layers have no dropout
+    for block in full.trunk.h[:lowest - 1]:
+        block.attn.rate = block.drop_1.rate = block.drop_2.rate = 0.0
+    full.loss(batch, Stream(0, 0))
+    full.loss_backward()
+
+    part = classifier(np.float64)
+    part.train_layers(which)
+    monkeypatch.setattr(part.trunk.wte, "backward", None)     # would be an error if called
+    before = {p.name: p.value.copy() for p in part.store}
+    part.loss(batch, Stream(0, 0))
+    part.loss_backward()
+    assert {p.name for p in part.store.trainable} == \
+        {p.name for p in part.store if p.layer >= lowest}
+    for p in part.store.trainable:
+        np.testing.assert_allclose(p.grad, full.store[p.name].grad, rtol=1e-12, atol=1e-15)
+    make_optimizer(part, SETTINGS).step(0.1)
+    for p in part.store:
+        assert (p.value == before[p.name]).all() == (p.layer < lowest)
+
+
+@pytest.mark.parametrize("which", ["last:0", "last:3", "last:", "some", "last:-1"])
+def test_unknown_layers_are_refused(which):
+    with pytest.raises(ValueError, match="all, head or last:K with K from 1 to 2"):
+        classifier().train_layers(which)
+
+
+def test_a_loss_that_is_no_number_names_the_step(sequences):
+    model = classifier()
+    model.store["wte.weight"].value[...] = np.nan
+    with pytest.raises(UserError, match="step 1: the loss is nan.*--lr"):
+        run(sequences, model=model)
