@@ -12,6 +12,7 @@ import sys
 import numpy as np
 
 from benchmarks import harness, sides, texts
+from minisft.backend.constants import ceil_div
 from minisft.training.frozen_features import with_features
 
 AS_USED, CACHED = "torch as used", "torch with features"
@@ -132,7 +133,7 @@ def run(options):
     """Writes the table: total seconds of all epochs, for each repeat."""
     sequences, names, said = texts.read(options, "SMS Spam", options.most)
     folder = sides.weights(options, "classify", names)
-    a_pass = -(-len(sequences) // options.batch[0])
+    a_pass = ceil_div(len(sequences), options.batch[0])
     numbers = texts.batches(len(sequences), options.batch[0], a_pass * options.epochs,
                             options.seed)
     batches = [numbers[i * a_pass:(i + 1) * a_pass] for i in range(options.epochs)]

@@ -15,12 +15,8 @@ from types import ModuleType
 import numpy as np
 
 from minisft.backend.array import array_module
+from minisft.backend.constants import PHILOX_MULTIPLIERS, PHILOX_ROUNDS, PHILOX_WEYL, WORD, ceil_div
 from minisft.backend.cpu import row_blocks
-
-MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
-WEYL = 0x9E3779B9, 0xBB67AE85
-WORD = 0xFFFFFFFF
-ROUNDS = 10
 
 # The sites of one layer that draw dropout masks; the number goes into the key.
 EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT, POOLED = range(5)
@@ -35,15 +31,15 @@ def philox(counter, key, xp=np):
     """
     c0, c1, c2, c3 = counter
     k0, k1 = int(key[0]) & WORD, int(key[1]) & WORD
-    m0, m1 = (xp.uint64(m) for m in MULTIPLIERS)
+    m0, m1 = (xp.uint64(m) for m in PHILOX_MULTIPLIERS)
     half = xp.uint64(32)
-    for _ in range(ROUNDS):
+    for _ in range(PHILOX_ROUNDS):
         product0 = c0.astype(xp.uint64) * m0
         product1 = c2.astype(xp.uint64) * m1
         high0, low0 = (product0 >> half).astype(xp.uint32), product0.astype(xp.uint32)
         high1, low1 = (product1 >> half).astype(xp.uint32), product1.astype(xp.uint32)
         c0, c1, c2, c3 = high1 ^ c1 ^ xp.uint32(k0), low1, high0 ^ c3 ^ xp.uint32(k1), low0
-        k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
+        k0, k1 = (k0 + PHILOX_WEYL[0]) & WORD, (k1 + PHILOX_WEYL[1]) & WORD
     return c0, c1, c2, c3
 
 
@@ -99,7 +95,7 @@ class Stream:
             raise ValueError(f"the first of some words is {first}, expected a multiple of 4")
         xp = array_module(positions)
         shape = xp.broadcast_shapes(xp.shape(example_ids), positions.shape, xp.shape(heads),
-                                    ((width + 3) // 4,))
+                                    (ceil_div(width, 4),))
         words = self.draw(self.step, example_ids, positions, heads, first // 4, shape,
                           (self.seed, layer << 16 | site), xp)
         return words.reshape(*shape[:-1], -1)[..., :width]

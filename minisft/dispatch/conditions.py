@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from minisft.backend import random
+from minisft.backend.constants import IGNORE
 from minisft.dispatch.selection import Condition, Site
 
 NOT_FLOAT32 = "not all of its numbers are float32"
@@ -79,7 +80,7 @@ def own_score_words(site: Site, arguments: dict[str, Any]) -> str:
 def labels_are_classes(site: Site, arguments: dict[str, Any]) -> str:
     """Each label that counts is a class: what NumPy makes of others is the formula's matter."""
     z, labels = arguments["z"], arguments["labels"]
-    counted = labels[labels != arguments.get("ignore", -100)]
+    counted = labels[labels != arguments.get("ignore", IGNORE)]
     fine = isinstance(labels, np.ndarray) and (
         not counted.size or 0 <= counted.min() <= counted.max() < z.shape[1])
     return "" if fine else "a label is no class"

@@ -12,8 +12,7 @@ accumulation equal to the large batch. Smoothing: Szegedy et al. 2016, section 7
 """
 
 from minisft.backend.array import array_module
-
-IGNORE = -100
+from minisft.backend.constants import IGNORE
 
 
 def forward(z, labels, weights=None, smoothing=0.0, ignore=IGNORE):

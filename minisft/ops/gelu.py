@@ -13,10 +13,8 @@ erf form, BERT's `gelu` (their eq. 1; Phi and phi are the normal distribution an
 from math import pi, sqrt
 
 from minisft.backend.array import array_module
+from minisft.backend.constants import CUBIC, SLOPE
 from minisft.backend.erf import erf
-
-CUBIC = 0.044715
-SLOPE = sqrt(2 / pi)
 
 
 def forward(x, form="tanh"):

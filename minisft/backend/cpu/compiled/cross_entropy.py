@@ -2,10 +2,9 @@
 
 import numpy as np
 
+from minisft.backend.constants import IGNORE
 from minisft.backend.cpu import jit
 from minisft.backend.cpu.compiled.exp import ZERO, F, exp, largest
-
-IGNORE = -100
 
 
 def forward(z, labels, weights=None, smoothing=0.0, ignore=IGNORE):

@@ -7,12 +7,11 @@ from math import pi, sqrt
 
 import numpy as np
 
+from minisft.backend.constants import CUBIC, SLOPE
 from minisft.backend.cpu import jit
 from minisft.backend.cpu.compiled.exp import HIGHEST, ONE, ZERO, F, exp
 from minisft.backend.erf import LARGE_P, LARGE_Q, SMALL_P, SMALL_Q
 
-CUBIC = 0.044715
-SLOPE = sqrt(2 / pi)
 A, A3, B, B3 = F(-2 * SLOPE), F(-2 * SLOPE * CUBIC), F(2 * SLOPE), F(6 * SLOPE * CUBIC)
 HALF, ROOT, DENSITY = F(0.5), F(sqrt(0.5)), F(1 / sqrt(2 * pi))
 SMALL, LARGE = F(0.46875), F(6)     # where Cody's second formula begins, and where erf is 1

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minisft.backend.constants import ceil_div
 from minisft.backend.cpu import jit
 from minisft.backend.cpu.compiled.exp import ONE, ZERO, F
 
@@ -24,7 +25,7 @@ def backward(dy, cache):
     dx = np.empty_like(dy)
 
     def work(start, stop):
-        parts = np.zeros((-(-(stop - start) // ROWS), 2, len(w)), dtype=dy.dtype)
+        parts = np.zeros((ceil_div(stop - start, ROWS), 2, len(w)), dtype=dy.dtype)
         _backward(dy, x, w, mean, rstd, dx, parts, start, stop)
         return parts.sum(axis=0)
 

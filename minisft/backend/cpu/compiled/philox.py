@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from minisft.backend import constants
+from minisft.backend.constants import PHILOX_MULTIPLIERS, PHILOX_ROUNDS, PHILOX_WEYL
 from minisft.backend.cpu import jit
 
-U, W = np.uint32, np.uint64
-M0, M1, HALF, WORD = W(0xD2511F53), W(0xCD9E8D57), W(32), W(0xFFFFFFFF)
-WEYL_0, WEYL_1 = W(0x9E3779B9), W(0xBB67AE85)
-ROUNDS = 10
+U, W = np.uint32, np.uint64     # in loops every constant must have its type
+(M0, M1), (WEYL_0, WEYL_1) = map(W, PHILOX_MULTIPLIERS), map(W, PHILOX_WEYL)
+HALF, WORD = W(32), W(constants.WORD)
 
 
 @jit.loop(part="pasted")
@@ -15,7 +16,7 @@ def philox(c0, c1, c2, c3, k0, k1):
     """Four words of counter, two of key, all uint32 -> four words."""
     # each word in 64 bits throughout: between products nothing has to move within a vector
     c0, c1, c2, c3, k0, k1 = W(c0), W(c1), W(c2), W(c3), W(k0), W(k1)
-    for _ in range(ROUNDS):
+    for _ in range(PHILOX_ROUNDS):
         product0, product1 = c0 * M0, c2 * M1
         c0, c1, c2, c3 = ((product1 >> HALF) ^ c1 ^ k0, product1 & WORD,
                           (product0 >> HALF) ^ c3 ^ k1, product0 & WORD)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from minisft.backend.array import array_module
+from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 
 THREADS = 256
@@ -13,5 +14,5 @@ def to_bfloat16(x):
     xp = array_module(x)
     x = xp.ascontiguousarray(x)
     y = xp.empty(x.shape, dtype=np.uint16)
-    launch("bfloat16", "bfloat16_round", (-(-x.size // THREADS),), (THREADS,), x, y, x.size)
+    launch("bfloat16", "bfloat16_round", (ceil_div(x.size, THREADS),), (THREADS,), x, y, x.size)
     return y

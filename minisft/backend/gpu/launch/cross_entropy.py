@@ -3,9 +3,9 @@
 import numpy as np
 
 from minisft.backend.array import array_module
+from minisft.backend.constants import IGNORE, ceil_div
 from minisft.backend.gpu.cuda import launch
 
-IGNORE = -100
 MOST_THREADS = 256
 
 
@@ -34,4 +34,4 @@ def backward(dloss, cache, out=None):
 
 
 def _threads(classes):
-    return min(MOST_THREADS, 32 * -(-classes // 32))
+    return min(MOST_THREADS, 32 * ceil_div(classes, 32))

@@ -4,6 +4,7 @@ import numpy as np
 
 from minisft.backend import random
 from minisft.backend.array import array_module
+from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 
 THREADS = 256
@@ -28,6 +29,6 @@ def _apply(x, of_each, made):
     xp = array_module(x)
     x = xp.ascontiguousarray(x)
     y, (n, width) = xp.empty_like(x), x.shape
-    launch("dropout", "dropout_apply", (-(-n * -(-width // 4) // THREADS),), (THREADS,), x, y,
-           *of_each, n, width, *made)
+    launch("dropout", "dropout_apply", (ceil_div(n * ceil_div(width, 4), THREADS),), (THREADS,), x,
+           y, *of_each, n, width, *made)
     return y

@@ -3,6 +3,7 @@
 import numpy as np
 
 from minisft.backend.array import array_module
+from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 
 THREADS = 128     # channels of a block
@@ -16,6 +17,6 @@ def backward(dy, cache, out=None):
     ids = xp.asarray(ids)
     order = xp.argsort(ids, kind="stable")     # equal ids side by side, in the tokens' order
     n, width = dy.shape
-    launch("embedding", "embedding_backward", (n, -(-width // THREADS)), (THREADS,), dy,
+    launch("embedding", "embedding_backward", (n, ceil_div(width, THREADS)), (THREADS,), dy,
            ids[order].astype(np.int32), order.astype(np.int32), dw, n, width)
     return dw

@@ -1,6 +1,7 @@
 """Launches kernels/gelu.cu; the calls of minisft/ops/gelu.py, in float32, and a bias if wanted."""
 
 from minisft.backend.array import array_module
+from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 
 FORMS = {"tanh": 0, "erf": 1}
@@ -44,8 +45,8 @@ def _shape(x):
 
 
 def _rows(n, rows):
-    return max(rows, -(-n // 65535))     # a grid is at most 65535 blocks high
+    return max(rows, ceil_div(n, 65535))     # a grid is at most 65535 blocks high
 
 
 def _grid(n, width, rows):
-    return -(-width // THREADS), -(-n // rows)
+    return ceil_div(width, THREADS), ceil_div(n, rows)

@@ -1,6 +1,7 @@
 """Launches kernels/layer_norm.cu; the same calls as minisft/ops/layer_norm.py, in float32."""
 
 from minisft.backend.array import array_module
+from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 
 BLOCKS = 512     # of the backward: each leaves a part of dw and db
@@ -26,16 +27,16 @@ def backward(dy, cache):
     xp = array_module(dy)
     dy = xp.ascontiguousarray(dy)
     (n, width), sizes = dy.shape, _sizes(dy.shape[-1])
-    rows = max(4, -(-n // BLOCKS))
-    parts = xp.empty((-(-n // rows), 2, width), dtype=dy.dtype)
+    rows = max(4, ceil_div(n, BLOCKS))
+    parts = xp.empty((ceil_div(n, rows), 2, width), dtype=dy.dtype)
     dx, dw_db = xp.empty_like(dy), xp.empty((2, width), dtype=dy.dtype)
     launch("layer_norm", "layer_norm_backward", (len(parts),), (sizes["THREADS"],), dy, x, w, mean,
            rstd, dx, parts, n, rows, **sizes)
-    launch("layer_norm", "layer_norm_backward_sum", (-(-2 * width // sizes["THREADS"]),),
+    launch("layer_norm", "layer_norm_backward_sum", (ceil_div(2 * width, sizes["THREADS"]),),
            (sizes["THREADS"],), parts, dw_db, len(parts), **sizes)
     return dx, dw_db[0], dw_db[1]
 
 
 def _sizes(width):
     """-> what the kernel is compiled for: whole warps, some four channels a thread."""
-    return {"WIDTH": width, "THREADS": min(MOST_THREADS, 32 * -(-width // 128))}
+    return {"WIDTH": width, "THREADS": min(MOST_THREADS, 32 * ceil_div(width, 128))}

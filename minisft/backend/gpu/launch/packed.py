@@ -7,6 +7,7 @@ import numpy as np
 
 from minisft.backend import random
 from minisft.backend.array import array_module, to_cpu
+from minisft.backend.constants import ceil_div
 
 
 class Packed:
@@ -45,7 +46,7 @@ class Packed:
 
     def grid(self, lengths, numbers_a_block):
         """-> (pieces of the longest, heads, sequences)."""
-        return -(-int(lengths.max(initial=0)) // numbers_a_block), self.heads, len(lengths)
+        return ceil_div(int(lengths.max(initial=0)), numbers_a_block), self.heads, len(lengths)
 
     def rounds(self):
         """-> (first sequence, how many) of each launch that adds to the keys' gradients.

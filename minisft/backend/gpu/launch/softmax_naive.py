@@ -1,6 +1,7 @@
 """Launches kernels/softmax_naive.cu; the same calls as minisft/ops/softmax.py, in float32."""
 
 from minisft.backend.array import array_module
+from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 
 THREADS = 128     # rows of a block
@@ -12,7 +13,8 @@ def forward(s):
     s = xp.ascontiguousarray(s)
     p = xp.empty_like(s)
     n, m = s.size // s.shape[-1], s.shape[-1]
-    launch("softmax_naive", "softmax_naive_forward", (-(-n // THREADS),), (THREADS,), s, p, n, m)
+    launch("softmax_naive", "softmax_naive_forward", (ceil_div(n, THREADS),), (THREADS,), s, p, n,
+           m)
     return p, (p,)
 
 
@@ -23,6 +25,6 @@ def backward(dp, cache):
     dp = xp.ascontiguousarray(dp)
     ds = xp.empty_like(dp)
     n, m = dp.size // dp.shape[-1], dp.shape[-1]
-    launch("softmax_naive", "softmax_naive_backward", (-(-n // THREADS),), (THREADS,), dp, p, ds,
-           n, m)
+    launch("softmax_naive", "softmax_naive_backward", (ceil_div(n, THREADS),), (THREADS,), dp, p,
+           ds, n, m)
     return ds
