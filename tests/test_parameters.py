@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -176,3 +179,31 @@ def test_a_frozen_parameter_has_no_first_gradient():
     store.train(lambda p: False)
     assert not a.trainable and a.first_grad() is None and a.grad is None
     a.add_grad(np.ones(2))
+
+
+def test_repr_says_what_it_is():
+    model = tiny(Classifier)
+    assert repr(model) == "Classifier(GPT-2, 2 blocks, width 4, 3 classes, " \
+        f"{model.store.size:,} parameters)"
+    assert repr(tiny(LanguageModel)).startswith("LanguageModel(GPT-2, 2 blocks, width 4, 7 tokens")
+    model.train_layers("head")
+    assert repr(model.store["wte.weight"]) == "Parameter(wte.weight, (7, 4), float32, frozen)"
+    assert repr(model.store["score.weight"]) == "Parameter(score.weight, (4, 3), float32, " \
+        "trainable)"
+    assert "no values yet" in repr(Parameter("w", (2,), 0, decays=True))
+
+
+@pytest.mark.parametrize("kind, options", [(Classifier, {}), (LanguageModel, {}),
+                                           (LanguageModel, {"tied": False})])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_is_whole_and_independent(kind, options, duplicate):
+    model = tiny(kind, **options)
+    model.train_layers("last:1")
+    again = duplicate(model)
+    assert repr(again) == repr(model)
+    for p in model.store:
+        other = again.store[p.name]
+        np.testing.assert_array_equal(other.value, p.value)
+        assert other.trainable == p.trainable and not np.shares_memory(other.value, p.value)
+    again.store.values += 1     # the buffer and its views are one
+    assert again.store["ln_f.bias"].value[0] == model.store["ln_f.bias"].value[0] + 1

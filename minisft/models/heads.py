@@ -3,7 +3,7 @@
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.array import array_module
+from minisft.backend.array import array_module, to_cpu
 from minisft.dispatch import FORMATS, cross_entropy, linear, matmul, rounded
 from minisft.models.bert import Bert, MeanPooler, Pooler
 from minisft.models.gpt2 import GPT2, initialise
@@ -20,6 +20,27 @@ class Model(Layer):
     loss_cache = None
     overwrites_logits = False
     pruned = False        # whether it reads one token of each text alone
+
+    def __repr__(self):
+        config = self.trunk.config
+        return (f"{type(self).__name__}({config.TITLE}, {config.n_layer} "
+                f"block{'s' * (config.n_layer != 1)}, width {config.n_embd}, {self.output}, "
+                f"{sum(p.size for p in self.parameters()):,} parameters)")
+
+    def __getstate__(self):
+        """Pickling and copying keep the shape and the values, on the CPU; no gradients, no caches.
+        """
+        return {"options": self.options(), "dtype": self.store.dtype,
+                "values": {p.name: to_cpu(p.value) for p in self.store},
+                "trainable": {p.name for p in self.store.trainable},
+                "newly_initialized": self.newly_initialized}
+
+    def __setstate__(self, state):
+        self.__init__(**state["options"], dtype=state["dtype"], seed=None)
+        for p in self.store:
+            p.value[...] = state["values"][p.name]
+        self.store.train(lambda p: p.name in state["trainable"])
+        self.newly_initialized = state["newly_initialized"]
 
     def build(self, dtype, seed=None):
         """Lays all parameters into one store, zeros or, with a seed, initial values.
@@ -88,6 +109,15 @@ class Classifier(Model):
             self.build(dtype, seed)
 
     @property
+    def output(self):
+        """-> what it gives for a text, as `repr` says it."""
+        return f"{len(self.label_names)} classes"
+
+    def options(self):
+        """-> the arguments that make a model of this shape."""
+        return {"config": self.trunk.config, "label_names": self.label_names}
+
+    @property
     def head_layer(self):
         return self.trunk.config.n_layer + 2
 
@@ -144,6 +174,9 @@ class BertClassifier(Classifier):
         if dtype is not None:
             self.build(dtype, seed)
 
+    def options(self):
+        return super().options() | {"pooling": self.pooling}
+
     def from_random_weights(self, dropout, seed):
         return type(self)(self.trunk.config.with_dropout(dropout), self.label_names, seed=seed,
                           pooling=self.pooling)
@@ -183,6 +216,15 @@ class LanguageModel(Model):
                                                 config.n_layer + 2, bias=False)
         if dtype is not None:
             self.build(dtype, seed)
+
+    @property
+    def output(self):
+        """-> what it gives for a token, as `repr` says it."""
+        return f"{self.trunk.config.vocab_size:,} tokens of vocabulary"
+
+    def options(self):
+        """-> the arguments that make a model of this shape."""
+        return {"config": self.trunk.config, "tied": self.lm_head is None}
 
     def forward(self, batch, stream=None, rows=None, last_only=False, kv_cache=None):
         """Batch -> logits (N,V), or of some distinct rows, or (B,V) of each sequence's last."""

@@ -27,6 +27,11 @@ class Parameter:
         self.zeroed = False     # to be read as zeros, whatever the memory holds
         self.compute_value = None     # the value in 16 bits, where the model computes in them
 
+    def __repr__(self):
+        dtype = "no values yet" if self.value is None else self.value.dtype
+        return (f"Parameter({self.name}, {self.shape}, {dtype}, "
+                f"{'trainable' if self.trainable else 'frozen'})")
+
     @property
     def size(self):
         """-> number of values."""
