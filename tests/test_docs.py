@@ -56,7 +56,7 @@ def broken(path):
             lines = file.read_text(encoding="utf-8").count("\n")
             if re.fullmatch(r"L\d+", fragment):
                 found += [f"{target}#{fragment}"] * (int(fragment[1:]) > lines)
-            elif fragment not in {place.name for place in catalogue.functions(file)}:
+            elif fragment not in {place.name for place in catalogue.names(file)}:
                 found.append(f"{target}#{fragment}")
         elif fragment and file.suffix == ".md" and fragment not in slugs(file):
             found.append(f"{target}#{fragment}")
@@ -90,6 +90,15 @@ def test_every_operation_is_on_the_index():
     assert OPERATIONS.keys() == SECTIONS.keys() == stems | {"optim"}
     for stem, section in SECTIONS.items():
         assert f"```{{operation}} {stem}\n```" in section
+
+
+@pytest.mark.parametrize("stem", sorted(OPERATIONS))
+def test_the_table_leads_to_everything_of_an_operation(stem):
+    o = OPERATIONS[stem]
+    (row,) = re.findall(rf"^\| \[{stem}\].*$", INDEX, re.M)
+    for path in (o.path, o.notebook, o.check.path, *o.kernels, *o.compiled):
+        assert f"(../{path}" in row, path
+    assert f"(../{o.dispatch.path}#{o.dispatch.name})" in row
 
 
 @pytest.mark.parametrize("stem", sorted(OPERATIONS))
@@ -163,7 +172,8 @@ def test_commands_and_their_options_exist(name, capsys):
             assert option in known, f"minisft {command} has no {option}"
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if "article" in n or "gpu" in n])
+@pytest.mark.parametrize("name", [name for name in NAMES if any(
+    word in name for word in ("article", "gpu", "architecture"))])
 def test_python_of_a_page_runs(name, capsys):
     text = (ROOT / name).read_text(encoding="utf-8")
     for code, shown in re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", text, re.S):
@@ -173,12 +183,11 @@ def test_python_of_a_page_runs(name, capsys):
 
 
 def test_every_module_is_in_the_library():
-    shown = {name for path in (DOCS / "library").glob("*.md") for name in
-             re.findall(r"automodule:: minisft\.(\S+)", path.read_text(encoding="utf-8"))}
-    modules = {".".join(path.relative_to(ROOT / "minisft").with_suffix("").parts)
-               .removesuffix(".__init__") for path in (ROOT / "minisft").rglob("*.py")
-               if ast.parse(path.read_text("utf-8")).body[1:]}
-    assert shown == modules - {"__main__", "__init__"}
+    shown = [module for path in (DOCS / "library").glob("*.md")
+             for name in re.findall(r"^```\{modules\} (\w+)\n```$", path.read_text("utf-8"), re.M)
+             for module in catalogue.modules(name)]
+    every = {name for name in catalogue.modules("") if name not in ("minisft", "minisft.__main__")}
+    assert sorted(shown) == sorted(every)
 
 
 def test_the_drawing_names_what_is_there():

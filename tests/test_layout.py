@@ -18,7 +18,7 @@ MOST_ENTRIES = 20     # of the package's own folder: more cannot be overlooked
 # is an exemption, with its reason.
 KINDS = {
     "test": lambda stem: ROOT / "tests" / f"test_{stem}.py",
-    "page": lambda stem: ROOT / "README.md",
+    "page": lambda stem: ROOT / "docs" / "operations.md",
     "kernel": lambda stem: ROOT / "kernels" / f"{stem}.cu",
     "launcher": lambda stem: PACKAGE / "backend" / "gpu" / "launch" / f"{stem}.py",
 }
@@ -117,7 +117,7 @@ def test_operation_is_documented_and_tested_by_the_form(stem):
     tests = (ROOT / "tests" / f"test_{stem}.py").read_text(encoding="utf-8")
     for name in TESTS_OF_AN_OPERATION:
         assert f"def {name}(" in tests, f"no {name}"
-    assert f"minisft/ops/{stem}.py" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"minisft/ops/{stem}.py" in KINDS["page"](stem).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

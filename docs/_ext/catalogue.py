@@ -14,7 +14,7 @@ COMMENTS = {".py": "#", ".cu": "//"}
 # The test that proves the numbered equations; optim has no gradient.
 CHECKS = {"optim": "test_each_value_follows_the_equations"}
 NOTEBOOKS = {"optim": "adam"}     # where it is not the operation's stem
-KERNELS = {"optim": "adamw"}
+KERNELS = {"optim": "adamw"}      # and of its compiled loop and in dispatch
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Operation:
     notebook: str | None
     check: Place
     kernels: list
+    compiled: list       # of its loops for Numba
+    dispatch: Place      # where its implementations are listed
 
 
 def operations():
@@ -53,11 +55,15 @@ def operation(stem, path):
     """-> the Operation of one file."""
     source = path.read_text(encoding="utf-8")
     doc = ast.get_docstring(ast.parse(source), clean=False)     # cleaning would lose the indents
-    kernels = sorted((ROOT / "kernels").glob(f"{KERNELS.get(stem, stem)}*.cu"))
+    other = KERNELS.get(stem, stem)
+    kernels = sorted((ROOT / "kernels").glob(f"{other}*.cu"))
+    compiled = sorted((ROOT / "minisft/backend/cpu/compiled").glob(f"{other}*.py"))
+    lists = "minisft/dispatch/operations.py"
     return Operation(
         stem, below_root(path), doc.splitlines()[0].rstrip(".:"), equations(doc),
         gather(path, *kernels), functions(path), notebook(stem),
-        check(stem), [below_root(kernel) for kernel in kernels])
+        check(stem), [below_root(kernel) for kernel in kernels],
+        [below_root(loop) for loop in compiled], Place(other, lists, line_of(lists, other)))
 
 
 def equations(doc):
@@ -111,9 +117,21 @@ def functions(path):
     return found
 
 
+def assignments(path):
+    """-> the Places of the names that a Python file assigns at its top level."""
+    return [Place(node.targets[0].id, below_root(path), node.lineno)
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+
+
+def names(path):
+    """-> the Places that a link may name in a Python file."""
+    return functions(path) + assignments(path)
+
+
 def line_of(path, name):
-    """-> the line on which a function or class of a Python file begins; raises KeyError."""
-    return {place.name: place.line for place in functions(ROOT / path)}[name]
+    """-> the line on which a name of a Python file begins; raises KeyError."""
+    return {place.name: place.line for place in names(ROOT / path)}[name]
 
 
 def notebook(stem):
@@ -127,6 +145,16 @@ def check(stem):
     name, path = CHECKS.get(stem, "test_backward_matches_finite_differences"), \
         f"tests/test_{stem}.py"
     return Place(name, path, line_of(path, name))
+
+
+def modules(name):
+    """A package or module of minisft -> the dotted names below it that have any code, sorted."""
+    place = ROOT / "minisft" / name
+    files = place.rglob("*.py") if place.is_dir() else [place.with_suffix(".py")]
+    dotted = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+              for file in files}
+    return sorted(module for module, file in dotted.items()
+                  if ast.parse(file.read_text(encoding="utf-8")).body[1:])     # [0]: the docstring
 
 
 def below_root(path):

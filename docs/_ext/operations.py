@@ -1,30 +1,9 @@
-"""The index of operations: a table of links, and for each operation the lines of each equation."""
+"""For each operation, the lines that compute each of its equations."""
 
 from catalogue import operations
 from docutils import nodes
 from repository import site_link, source_link
 from sphinx.util.docutils import SphinxDirective
-
-HEAD = ("operation", "formulas", "forward and backward", "derivation", "gradient check", "kernel")
-
-
-class Index(SphinxDirective):
-    """`operations`: a row of links for each."""
-
-    def run(self):
-        self.env.note_dependency(__file__)
-        page, rows = self.env.docname, []
-        for o in operations():
-            public = [f for f in o.functions if f.name in ("forward", "backward")] or \
-                [f for f in o.functions if "." not in f.name and f.name[0].isupper()][1:]
-            rows.append([
-                [nodes.literal(o.stem, o.stem)],
-                [link(f"(1) to ({len(o.equations)})", f"#{o.stem.replace('_', '-')}")],
-                comma([at(page, f) for f in public]),
-                [derivation(page, o)],
-                [link("test", source_link(page, o.check.path, o.check.line))],
-                comma([link(variant(k), source_link(page, k)) for k in o.kernels])])
-        return [table(HEAD, rows, "operations")]
 
 
 class Lines(SphinxDirective):
@@ -50,7 +29,8 @@ class Lines(SphinxDirective):
         line = nodes.paragraph("", "", classes=["operation-links"])
         parts = [link(o.path, source_link(page, o.path)), derivation(page, o),
                  link(o.check.name, source_link(page, o.check.path, o.check.line))]
-        parts += [link(k, source_link(page, k)) for k in o.kernels]
+        parts += [link(path, source_link(page, path)) for path in o.kernels + o.compiled]
+        parts.append(link("dispatch", source_link(page, o.dispatch.path, o.dispatch.line)))
         for part in parts:
             if isinstance(part, nodes.reference):
                 line += [nodes.Text(" · ")] * bool(line.children) + [part]
@@ -61,11 +41,6 @@ def at(page, place, line=None):
     """-> a link to a line, called as the function that it is in."""
     shown = f"{place.name}:{line}" if line else place.name
     return link(shown, source_link(page, place.path, place.line), literal=True)
-
-
-def variant(kernel):
-    """kernels/softmax_naive.cu -> naive; the one with the operation's own name -> fused."""
-    return "naive" if kernel.endswith("_naive.cu") else "fused"
 
 
 def derivation(page, o):
@@ -104,6 +79,5 @@ def row(cells):
 
 
 def setup(app):
-    app.add_directive("operations", Index)
     app.add_directive("operation", Lines)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

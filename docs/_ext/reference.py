@@ -6,7 +6,7 @@ import inspect
 import re
 from functools import partial
 
-from catalogue import ROOT
+from catalogue import ROOT, modules
 from docutils import nodes
 from repository import source_link
 from sphinx.util.docutils import SphinxDirective
@@ -49,6 +49,19 @@ def options(parser, actions):
             "", nodes.term("", "", nodes.literal(shown, shown)),
             nodes.definition("", nodes.paragraph("", help)))
     return made
+
+
+def expand_modules(app, page, source):
+    """Event source-read: ```{modules} NAME``` becomes a section for each module of that package."""
+    source[0] = re.sub(r"^```\{modules\} (\w+)\n```$",
+                       lambda match: "\n".join(map(section_of, modules(match[1]))),
+                       source[0], flags=re.M)
+
+
+def section_of(module):
+    """minisft.ops.softmax -> its section of a page, in Markdown."""
+    title = module.removeprefix("minisft.")
+    return f"## {title}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
 
 
 def as_rst(app, what, name, thing, options, lines):
@@ -98,5 +111,6 @@ def linkcode_resolve(domain, info):
 
 def setup(app):
     app.add_directive("command-line", CommandLine)
+    app.connect("source-read", expand_modules)
     app.connect("autodoc-process-docstring", as_rst)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
