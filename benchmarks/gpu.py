@@ -36,7 +36,6 @@ from minisft.backend.gpu.launch import (
     gelu,
     layer_norm,
     softmax,
-    softmax_naive,
 )
 from minisft.backend.random import Stream, Tokens
 from minisft.models.gpt2 import GPT2Config
@@ -126,7 +125,7 @@ def memory_bound(bench, n):
     """n tokens of GPT-2's width."""
     x, dy = bench.normal(n, 768), bench.normal(n, 768)
     bench.record("copy", x.copy, 8 * x.size, "GB/s")
-    for module, name in ((softmax_naive, "softmax_naive"), (softmax, "softmax")):
+    for module, name in ((softmax.naive, "softmax_naive"), (softmax.fused, "softmax")):
         p, cache = module.forward(x)
         bench.record(f"{name} forward", lambda m=module: m.forward(x), 8 * x.size, "GB/s",
                      torch and _forward(bench, torch.softmax, x, -1))

@@ -90,12 +90,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
         const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
         float* __restrict__ y, float* __restrict__ lse, const int* __restrict__ cu_seqlens,
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
-        int k_stride, int v_stride, int causal, float scale, const uint32_t* __restrict__ texts,
-        uint32_t threshold, float keep, uint32_t seed, uint32_t step, uint32_t site) {
+        int k_stride, int v_stride, int causal, float scale,
+        const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
+        uint32_t step, uint32_t site) {
     constexpr int ROWS = FORWARD_ROWS, QUERIES = WARPS * ROWS;
     __shared__ float q_tile[QUERIES][PITCH], k_tile[KEYS][PITCH], v_tile[KEYS][PITCH];
     __shared__ float p_tile[QUERIES][KEYS];
-    const ScoreDropout drop = {texts, threshold, keep, seed, step, site};
+    const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     // under a causal mask the last tiles have most to do: they begin first
@@ -152,12 +153,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
         const float* __restrict__ v, const float* __restrict__ y, const float* __restrict__ lse,
         float* __restrict__ delta, float* __restrict__ dq, const int* __restrict__ cu_seqlens,
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
-        int k_stride, int v_stride, int causal, float scale, const uint32_t* __restrict__ texts,
-        uint32_t threshold, float keep, uint32_t seed, uint32_t step, uint32_t site) {
+        int k_stride, int v_stride, int causal, float scale,
+        const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
+        uint32_t step, uint32_t site) {
     constexpr int ROWS = BACKWARD_ROWS, QUERIES = WARPS * ROWS;
     __shared__ float q_tile[QUERIES][PITCH], dy_tile[QUERIES][PITCH];
     __shared__ float k_tile[KEYS][PITCH], v_tile[KEYS][PITCH], ds_tile[QUERIES][KEYS];
-    const ScoreDropout drop = {texts, threshold, keep, seed, step, site};
+    const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES, mine = first + warp * ROWS;
@@ -220,13 +222,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
         const float* __restrict__ delta, float* __restrict__ dk, float* __restrict__ dv,
         const int* __restrict__ cu_seqlens, const int* __restrict__ key_starts,
         const int* __restrict__ key_lengths, int q_stride, int k_stride, int v_stride, int causal,
-        float scale, const uint32_t* __restrict__ texts, uint32_t threshold, float keep,
+        float scale, const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep,
         uint32_t seed, uint32_t step, uint32_t site, int first_sequence) {
     constexpr int ROWS = BACKWARD_ROWS, QUERIES = WARPS * ROWS;
     __shared__ float q_tile[QUERIES][PITCH], dy_tile[QUERIES][PITCH];
     __shared__ float k_tile[KEYS][PITCH], v_tile[KEYS][PITCH];
     __shared__ float p_tile[QUERIES][KEYS], ds_tile[QUERIES][KEYS];
-    const ScoreDropout drop = {texts, threshold, keep, seed, step, site};
+    const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const Part at = part_of(first_sequence + blockIdx.z, cu_seqlens, key_starts, key_lengths);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int first = blockIdx.x * KEYS, key = first + lane;

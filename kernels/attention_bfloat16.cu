@@ -105,10 +105,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_bfloat16_forward
         const uint16_t* __restrict__ v, uint16_t* __restrict__ y, float* __restrict__ lse,
         const int* __restrict__ cu_seqlens, const int* __restrict__ key_starts,
         const int* __restrict__ key_lengths, int q_stride, int k_stride, int v_stride, int causal,
-        float scale, const uint32_t* __restrict__ texts, uint32_t threshold, float keep,
+        float scale, const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep,
         uint32_t seed, uint32_t step, uint32_t site) {
     __shared__ __align__(16) Tile k_tile, v_tile;
-    const ScoreDropout drop = {texts, threshold, keep, seed, step, site};
+    const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths);
     const int head = blockIdx.y, heads = gridDim.y, g = g_of_lane(), t = t_of_lane();
     const int first = (gridDim.x - 1 - blockIdx.x) * BLOCK_ROWS;
@@ -176,10 +176,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_bfloat16_backwar
         const uint16_t* __restrict__ y, const float* __restrict__ lse, float* __restrict__ delta,
         float* __restrict__ dq, const int* __restrict__ cu_seqlens,
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
-        int k_stride, int v_stride, int causal, float scale, const uint32_t* __restrict__ texts,
-        uint32_t threshold, float keep, uint32_t seed, uint32_t step, uint32_t site) {
+        int k_stride, int v_stride, int causal, float scale,
+        const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
+        uint32_t step, uint32_t site) {
     __shared__ __align__(16) Tile k_tile, v_tile;
-    const ScoreDropout drop = {texts, threshold, keep, seed, step, site};
+    const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths);
     const int head = blockIdx.y, heads = gridDim.y, g = g_of_lane(), t = t_of_lane();
     const int first = (gridDim.x - 1 - blockIdx.x) * BLOCK_ROWS;
@@ -244,11 +245,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_bfloat16_backwar
         const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dk,
         float* __restrict__ dv, const int* __restrict__ cu_seqlens,
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
-        int k_stride, int v_stride, int causal, float scale, const uint32_t* __restrict__ texts,
-        uint32_t threshold, float keep, uint32_t seed, uint32_t step, uint32_t site,
+        int k_stride, int v_stride, int causal, float scale,
+        const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
+        uint32_t step, uint32_t site,
         int first_sequence) {
     __shared__ __align__(16) Tile q_tile, dy_tile;
-    const ScoreDropout drop = {texts, threshold, keep, seed, step, site};
+    const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const Part at = part_of(first_sequence + blockIdx.z, cu_seqlens, key_starts, key_lengths);
     const int head = blockIdx.y, heads = gridDim.y, g = g_of_lane(), t = t_of_lane();
     const int first = blockIdx.x * BLOCK_ROWS, mine = first + threadIdx.x / WARP * ROWS;

@@ -61,10 +61,10 @@ extern "C" __global__ void attention_naive_output(
         const float* __restrict__ p, const float* __restrict__ v, float* __restrict__ y,
         const int* __restrict__ cu_seqlens, const int* __restrict__ key_starts,
         const int* __restrict__ key_lengths, const long long* __restrict__ offsets, int d,
-        int v_stride, const uint32_t* __restrict__ texts, uint32_t threshold, float keep,
+        int v_stride, const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep,
         uint32_t seed, uint32_t step, uint32_t site) {
     const Part at = part_of(cu_seqlens, key_starts, key_lengths, offsets);
-    const ScoreDropout drop = {texts, threshold, keep, seed, step, site};
+    const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const int i = (blockIdx.x * blockDim.x + threadIdx.x) / d;
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) % d;
     if (i >= at.n_queries) return;
@@ -82,10 +82,10 @@ extern "C" __global__ void attention_naive_score_gradients(
         float* __restrict__ ds, const int* __restrict__ cu_seqlens,
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths,
         const long long* __restrict__ offsets, int d, int v_stride,
-        const uint32_t* __restrict__ texts, uint32_t threshold, float keep, uint32_t seed,
+        const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
         uint32_t step, uint32_t site) {
     const Part at = part_of(cu_seqlens, key_starts, key_lengths, offsets);
-    const ScoreDropout drop = {texts, threshold, keep, seed, step, site};
+    const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= at.n_queries) return;
     dy += ((at.first_query + i) * gridDim.y + at.head) * d;
@@ -125,11 +125,11 @@ extern "C" __global__ void attention_naive_key_gradients(
         const float* __restrict__ dy, float* __restrict__ dk, float* __restrict__ dv,
         const int* __restrict__ cu_seqlens, const int* __restrict__ key_starts,
         const int* __restrict__ key_lengths, const long long* __restrict__ offsets, int d,
-        int q_stride, float scale, const uint32_t* __restrict__ texts, uint32_t threshold,
+        int q_stride, float scale, const uint32_t* __restrict__ example_ids, uint32_t threshold,
         float keep, uint32_t seed, uint32_t step, uint32_t site, int first_sequence) {
     const Part at = part_of(cu_seqlens + first_sequence, key_starts + first_sequence,
                             key_lengths + first_sequence, offsets + first_sequence);
-    const ScoreDropout drop = {texts, threshold, keep, seed, step, site};
+    const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const int j = (blockIdx.x * blockDim.x + threadIdx.x) / d;
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) % d;
     if (j >= at.n_keys) return;

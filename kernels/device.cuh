@@ -126,9 +126,9 @@ __device__ __forceinline__ Words philox(uint32_t c0, uint32_t c1, uint32_t c2, u
 
 // The random words of attention's dropout (minisft/backend/random.py, Stream.scores): `site` is the
 // layer and the place in it, `threshold` the least word that is kept, `keep` what a kept weight is
-// multiplied by. `text` is the number of the text; without dropout `texts` is null.
+// multiplied by; `example_ids` holds each sequence's id in the data set, null without dropout.
 struct ScoreDropout {
-    const uint32_t* texts;
+    const uint32_t* example_ids;
     uint32_t threshold;
     float keep;
     uint32_t seed, step, site;
@@ -137,8 +137,8 @@ struct ScoreDropout {
 // -> M of minisft/ops/attention.py for one score: 0, or `keep`
 __device__ __forceinline__ float score_mask(const ScoreDropout& drop, int sequence, int position,
                                             int head, int key) {
-    if (!drop.texts) return 1.0f;
-    const Words w = philox(drop.step, drop.texts[sequence], position,
+    if (!drop.example_ids) return 1.0f;
+    const Words w = philox(drop.step, drop.example_ids[sequence], position,
                            (uint32_t)head << 20 | (uint32_t)key / 4, drop.seed, drop.site);
     const uint32_t low = key & 1 ? w.word[1] : w.word[0], high = key & 1 ? w.word[3] : w.word[2];
     return (key & 2 ? high : low) >= drop.threshold ? drop.keep : 0.0f;

@@ -5,11 +5,11 @@
 // minisft/backend/random.py, Stream.tokens: counter (step, text, position, channel / 4), key
 // (seed, site).
 // A thread owns four channels of one token, which one call of Philox serves. Shared memory: none.
-// Demands: float32, contiguous x, y (n, width); texts and positions (n,).
+// Demands: float32, contiguous x, y (n, width); example_ids and positions (n,).
 // Memory traffic: 8 bytes a number; with a mask in memory it would be 12 and 12.
 
 extern "C" __global__ void dropout_apply(const float* __restrict__ x, float* __restrict__ y,
-                                         const uint32_t* __restrict__ texts,
+                                         const uint32_t* __restrict__ example_ids,
                                          const uint32_t* __restrict__ positions, int n, int width,
                                          uint32_t threshold, float keep, uint32_t seed,
                                          uint32_t step, uint32_t site) {
@@ -17,7 +17,7 @@ extern "C" __global__ void dropout_apply(const float* __restrict__ x, float* __r
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (long long)n * groups) return;
     const int token = i / groups, group = i % groups;
-    const Words words = philox(step, texts[token], positions[token], group, seed, site);
+    const Words words = philox(step, example_ids[token], positions[token], group, seed, site);
     for (int j = 0; j < 4; j++) {
         const int c = 4 * group + j;
         if (c >= width) continue;

@@ -19,7 +19,8 @@ SCALED = """extern "C" __global__ void scaled(const float* __restrict__ x, float
 
 
 def scale(x, y, stride=1, factor=2, count=3):
-    cuda.launch_source(SCALED, "scaled", (1,), (32,), x, y, stride, factor, COUNT=count)
+    cuda.launch_source(SCALED, "scaled", (1,), (32,), x=x, y=y, stride=stride,
+                       factor=factor, defines={"COUNT": count})
     return y
 
 
@@ -52,14 +53,15 @@ def test_numbers_are_cast(x):
 def test_rows_may_lie_apart(rng):
     wide = rng.standard_normal((4, 3, 2), dtype=np.float32)
     rows = cuda.Rows(wide[:, 1])
-    assert rows.stride == 6
+    assert rows.stride() == 6
     y = np.zeros(4, np.float32)
-    cuda.launch_source(SCALED, "scaled", (1,), (32,), rows, y, rows.stride, 1, COUNT=4)
+    cuda.launch_source(SCALED, "scaled", (1,), (32,), x=rows, y=y, stride=rows.stride(),
+                       factor=1, defines={"COUNT": 4})
     assert np.array_equal(y, wide[:, 1, 0])
-    assert cuda.Rows(wide[:1, 1]).stride == 2     # of one row nobody asks
+    assert cuda.Rows(wide[:1, 1]).stride() == 2     # a single row has no next one
     for apart in (wide.transpose(0, 2, 1), wide[::-1]):
         with pytest.raises(ValueError, match="each row must be contiguous"):
-            _ = cuda.Rows(apart).stride
+            cuda.Rows(apart).stride()
 
 
 @pytest.mark.parametrize("change, message", [
@@ -80,16 +82,19 @@ def test_a_launch_that_cannot_be_is_refused(x):
     y.flags.writeable = False
     with pytest.raises(ValueError, match="scaled: y is written to, but the array is read-only"):
         scale(x, y)
-    with pytest.raises(ValueError, match="scaled: 1 arguments, expected 4"):
-        cuda.launch_source(SCALED, "scaled", (1,), (32,), x)
+    with pytest.raises(ValueError, match="scaled: missing y, factor; unknown z; expected x, y, "
+                                         "stride, factor"):
+        cuda.launch_source(SCALED, "scaled", (1,), (32,), x=x, z=y, stride=1)
+    given = {"x": x, "y": np.zeros(3, np.float32), "stride": 1, "factor": 1}
     with pytest.raises(ValueError, match=r"blocks of \(32, 64, 1\) threads, expected 1 to 1024"):
-        cuda.launch_source(SCALED, "scaled", (1,), (32, 64), x, y, 1, 1)
+        cuda.launch_source(SCALED, "scaled", (1,), (32, 64), **given)
     with pytest.raises(ValueError, match=r"a grid of \(1, 65536, 1\) blocks"):
-        cuda.launch_source(SCALED, "scaled", (1, 65536), (32,), x, y, 1, 1)
+        cuda.launch_source(SCALED, "scaled", (1, 65536), (32,), **given)
 
 
 def test_an_empty_grid_is_no_launch(x):
-    cuda.launch_source(SCALED, "scaled", (0,), (32,), x, np.zeros(3, np.float32), 1, 1)
+    cuda.launch_source(SCALED, "scaled", (0,), (32,), x=x, y=np.zeros(3, np.float32), stride=1,
+                       factor=1)
 
 
 @needs_compiler
@@ -127,8 +132,8 @@ def test_a_fine_tune_chooses_its_kernels(monkeypatch, tmp_path):
     monkeypatch.setenv("MINISFT_CUDA", "emulate")
     used = set()
     launch = cuda.launch_source
-    monkeypatch.setattr(cuda, "launch_source", lambda text, kernel, *rest, **sizes: (
-        used.add(kernel), launch(text, kernel, *rest, **sizes))[1])
+    monkeypatch.setattr(cuda, "launch_source", lambda text, kernel, *sizes, **given: (
+        used.add(kernel), launch(text, kernel, *sizes, **given))[1])
     file = tmp_path / "few.jsonl"
     file.write_text("".join(f'{{"text": "day {i}", "label": "{"xy"[i % 2]}"}}\n' for i in range(8)))
     for version, attention in (("naive", "attention_naive_output"), ("fused", "attention_forward"),

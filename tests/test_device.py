@@ -181,8 +181,8 @@ def test_16_bits_on_the_card_are_those_of_the_emulator(card, texts, tmp_path, mo
                "--precision", precision]
     monkeypatch.setattr(MultiHeadAttention, "plain", False)
     used, whole = set(), cuda.launch_source
-    monkeypatch.setattr(cuda, "launch_source", lambda text, kernel, *rest, **sizes: (
-        used.add(kernel), whole(text, kernel, *rest, **sizes)))
+    monkeypatch.setattr(cuda, "launch_source", lambda text, kernel, *sizes, **given: (
+        used.add(kernel), whole(text, kernel, *sizes, **given)))
     assert finetune(texts, tmp_path / "gpu", "gpu", *options) == 0
     monkeypatch.setattr(array, "cupy", None)
     monkeypatch.setenv("MINISFT_CUDA", "emulate")

@@ -38,7 +38,8 @@ THREADS = 70     # two full warps and a part of one
 
 def run(text, kernel, x, threads=THREADS, n=None, **defines):
     y = np.full(threads, np.nan, dtype=np.float32)
-    cuda.launch_source(text, kernel, (1,), (threads,), x, y, len(x) if n is None else n, **defines)
+    cuda.launch_source(text, kernel, (1,), (threads,), x=x, y=y,
+                       n=len(x) if n is None else n, defines=defines)
     return y
 
 
@@ -146,7 +147,8 @@ from minisft.backend.gpu import cuda, emulator
 x = np.ones(70, dtype=np.float32)
 for order in emulator.ORDERS:
     with emulator.thread_order(order):
-        cuda.launch_source({text!r}, "reversed", (2,), (70 + 1,), x, np.empty_like(x), 70)
+        cuda.launch_source({text!r}, "reversed", (2,), (70 + 1,), x=x,
+                           y=np.empty_like(x), n=70)
 print("done")
 """
     done = sanitized(sanitizer, program)

@@ -53,7 +53,7 @@ def bfloat16(x):
 def error(rng, text):
     a, b = (rng.standard_normal(shape, dtype=np.float32) for shape in ((32, 48), (48, 8)))
     c = np.full((32, 8), np.nan, np.float32)
-    cuda.launch_source(device() + text, "product", (2,), (32,), a, b, c, 48)
+    cuda.launch_source(device() + text, "product", (2,), (32,), a=a, b=b, c=c, depth=48)
     return np.abs(c - bfloat16(a).astype(np.float64) @ bfloat16(b)).max()
 
 
@@ -82,11 +82,11 @@ def test_rounding_to_bfloat16(rng):
     x = rng.standard_normal(64, dtype=np.float32)
     x[:8] = [0, -0.0, np.inf, -np.inf, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-16, 3.4e38]
     y = np.zeros_like(x)
-    cuda.launch_source(device() + ROUNDED, "rounded", (1,), (64,), x, y, 64)
+    cuda.launch_source(device() + ROUNDED, "rounded", (1,), (64,), x=x, y=y, n=64)
     assert np.array_equal(y, bfloat16(x))
     assert y[4:8].tolist() == [1, 1 + 2**-6, 1 + 2**-7, np.inf]
     x[:] = np.nan
-    cuda.launch_source(device() + ROUNDED, "rounded", (1,), (64,), x, y, 64)
+    cuda.launch_source(device() + ROUNDED, "rounded", (1,), (64,), x=x, y=y, n=64)
     assert np.isnan(y).all()
 
 

@@ -1,5 +1,8 @@
 """NumPy or CuPy: which module an array belongs to. The only `import cupy` of the package."""
 
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 
 from minisft.errors import UserError
@@ -9,15 +12,17 @@ try:
 except ImportError:
     cupy = None
 
+Array = Any     # a numpy.ndarray or a cupy.ndarray; CuPy need not be installed
 
-def array_module(*arrays):
+
+def array_module(*arrays: Any) -> ModuleType:
     """arrays -> cupy when one of them lives on the GPU, else numpy."""
     if cupy is not None and any(isinstance(a, cupy.ndarray) for a in arrays):
         return cupy
     return np
 
 
-def gpu_available():
+def gpu_available() -> bool:
     """-> whether CuPy is installed and one element can really be allocated on a card."""
     if cupy is None or not cupy.cuda.is_available():
         return False
@@ -28,7 +33,7 @@ def gpu_available():
     return True
 
 
-def require_gpu():
+def require_gpu() -> None:
     """Raises UserError, saying what is missing, unless a GPU can be used."""
     if cupy is None:
         raise UserError("--device gpu: CuPy is not installed, expected the extra cuda13 or cuda12, "
@@ -41,11 +46,11 @@ def require_gpu():
                         "CUDA of the installed CuPy (the extras cuda12 and cuda13)")
 
 
-def to_gpu(x):
+def to_gpu(x: Array) -> Array:
     """array on either side -> the same array on the GPU."""
     return cupy.asarray(x)
 
 
-def to_cpu(x):
+def to_cpu(x: Array) -> np.ndarray:
     """array on either side -> the same array as numpy."""
     return x if cupy is None else cupy.asnumpy(x)

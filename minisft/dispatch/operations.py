@@ -92,8 +92,8 @@ def gelu_adds_bias(x: Any) -> bool:
 
 
 softmax = Operation("softmax", ops.softmax.forward, [
-    Implementation("naive kernel", (kernels("naive"), has_axis("s")), lambda: launch.softmax_naive),
-    Implementation("fused kernel", (kernels("fused"), has_axis("s")), lambda: launch.softmax),
+    Implementation("naive kernel", (kernels("naive"), has_axis("s")), lambda: launch.softmax.naive),
+    Implementation("fused kernel", (kernels("fused"), has_axis("s")), lambda: launch.softmax.fused),
     Implementation("compiled", (compiled, has_rows("s")), lambda: _loops("softmax")),
     Implementation(FORMULA, (), lambda: ops.softmax),
 ])

@@ -28,7 +28,6 @@ from minisft.backend.gpu.launch import embedding as embedding_launch
 from minisft.backend.gpu.launch import gelu as gelu_launch
 from minisft.backend.gpu.launch import layer_norm as layer_norm_launch
 from minisft.backend.gpu.launch import softmax as softmax_launch
-from minisft.backend.gpu.launch import softmax_naive as softmax_naive_launch
 from minisft.backend.random import Scores, Stream, Tokens
 from minisft.dispatch import only
 from minisft.nn.parameters import Parameter, Parameters
@@ -250,8 +249,8 @@ def _attention_checks(launcher, name, widths, noise=NOISE):
 
 
 KERNEL_CHECKS = {check.name: check for check in [
-    KernelCheck("softmax (naive)", partial(of_softmax, softmax_naive_launch)),
-    KernelCheck("softmax (fused)", partial(of_softmax, softmax_launch)),
+    KernelCheck("softmax (naive)", partial(of_softmax, softmax_launch.naive)),
+    KernelCheck("softmax (fused)", partial(of_softmax, softmax_launch.fused)),
     KernelCheck("layer_norm", partial(of_layer_norm, layer_norm_launch, 1)),
     KernelCheck("layer_norm (wide)", partial(of_layer_norm, layer_norm_launch, 7)),
     KernelCheck("gelu (tanh)", partial(of_gelu, gelu_launch, "tanh")),

@@ -1,11 +1,12 @@
 """The one loader and launcher of the kernels in `kernels/`: on a GPU through CuPy, else emulated.
 
-    cuda.launch("softmax", "softmax_forward", grid, block, s, p, n, m)
+    cuda.launch("softmax", "softmax_forward", grid, block, s=s, p=p, n=n, m=m)
 
-A launch reads the kernel's parameters from its source: arrays must have their type and lie
-contiguous in memory, numbers are cast. Sizes that a kernel must know when it is compiled are
-keywords and become -D options. Compiled on first use; `device.cuh` is pasted in front of the file,
-since CuPy's cache on disk would not notice an edit of an included one.
+Arguments go by the names of the kernel's parameters, which a launch reads from its source: arrays
+must have their type and lie contiguous in memory, numbers are cast. Sizes that a kernel must know
+when it is compiled are `defines` and become -D options. A kernel is compiled on first use.
+`device.cuh` is pasted in front of the file, since CuPy's disk cache would not notice an edit of an
+included file.
 
 `minisft/dispatch` asks here which version of a kernel may run (`with kernels("naive")`,
 MINISFT_CUDA=emulate).
@@ -19,6 +20,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,8 +81,7 @@ class Rows:
 
     array: np.ndarray
 
-    @property
-    def stride(self):
+    def stride(self) -> int:
         """-> distance of two rows in numbers; raises ValueError when a row is not contiguous."""
         a = self.array
         inner = int(np.prod(a.shape[1:])) * a.itemsize
@@ -130,39 +131,48 @@ def _parameter(declared):
                      bool(found[3]) and not found[1])
 
 
-def launch(file, kernel, grid, block, *arguments, **defines):
+def launch(file: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], /, *,
+           defines: dict[str, int] | None = None, **arguments: Any) -> None:
     """Runs a kernel of kernels/`file`.cu; arrays that it writes are changed.
 
-    None is a pointer to nothing. Raises ValueError for arguments that do not fit the kernel.
+    `arguments` go by the names of the kernel's parameters; None is a null pointer. Raises
+    ValueError for a missing or unknown name and for a value that does not fit its parameter.
     """
-    launch_source(source(file), kernel, grid, block, *arguments, **defines)
+    launch_source(source(file), kernel, grid, block, defines=defines, **arguments)
 
 
-def launch_source(text, kernel, grid, block, *arguments, **defines):
-    """The same of a source that is at hand."""
+def launch_source(text: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], /, *,
+                  defines: dict[str, int] | None = None, **arguments: Any) -> None:
+    """The same for the text of a CUDA source."""
     grid, block = (tuple(map(int, size)) + (1,) * (3 - len(size)) for size in (grid, block))
     parameters = signatures(text)[kernel]
-    if len(arguments) != len(parameters):
-        raise ValueError(f"{kernel}: {len(arguments)} arguments, expected {len(parameters)}")
+    names = [p.name for p in parameters]
+    if arguments.keys() != set(names):
+        missing = [name for name in names if name not in arguments]
+        unknown = [name for name in arguments if name not in names]
+        raise ValueError(f"{kernel}: " + "; ".join(
+            f"{what} {', '.join(wrong)}" for what, wrong in
+            (("missing", missing), ("unknown", unknown)) if wrong) +
+            f"; expected {', '.join(names)}")
     if not 1 <= np.prod(block) <= emulator.MOST_THREADS:
         raise ValueError(f"{kernel}: blocks of {block} threads, expected 1 to "
                          f"{emulator.MOST_THREADS} in all")
     if any(n > most for n, most in zip(grid, GRID_LIMIT, strict=True)):
         raise ValueError(f"{kernel}: a grid of {grid} blocks, expected at most {GRID_LIMIT}")
-    ready = [_fitted(kernel, p, a) for p, a in zip(parameters, arguments, strict=True)]
+    ready = [_fitted(kernel, p, arguments[p.name]) for p in parameters]
     if 0 in grid:
         return
     modules = {array.array_module(a) for p, a in zip(parameters, ready, strict=True)
                if p.pointer and a is not None}
     if len(modules) > 1:
         raise ValueError(f"{kernel}: some arrays on the GPU, some not, expected all on one side")
-    defines = tuple(sorted(defines.items()))
+    options = tuple(sorted((defines or {}).items()))
     if modules == {np}:
         values = [_c_value(p, a) for p, a in zip(parameters, ready, strict=True)]
-        emulator.run(_library(text, defines), kernel, grid, block, values)
+        emulator.run(_library(text, options), kernel, grid, block, values)
     else:
         pointers = tuple(np.uintp(0) if a is None else a for a in ready)
-        _module(text, defines).get_function(kernel)(grid, block, pointers)
+        _module(text, options).get_function(kernel)(grid, block, pointers)
 
 
 def _fitted(kernel, parameter, a):
@@ -176,7 +186,7 @@ def _fitted(kernel, parameter, a):
     if a is None:
         return None
     if isinstance(a, Rows):
-        a.stride     # noqa: B018  it raises where rows are not contiguous
+        a.stride()     # raises where rows are not contiguous
         a = a.array
     elif not a.flags.c_contiguous:
         raise ValueError(f"{what} has strides {a.strides} at shape {a.shape}, expected a "

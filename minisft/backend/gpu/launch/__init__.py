@@ -1,4 +1,4 @@
-"""What stands between an operation and its kernel: sizes, blocks, buffers; one file a kernel."""
+"""Launchers: the grid, block and buffers with which each operation calls its kernels."""
 
 from minisft.backend.gpu.launch import (
     adamw,
@@ -12,9 +12,7 @@ from minisft.backend.gpu.launch import (
     gelu,
     layer_norm,
     softmax,
-    softmax_naive,
 )
 
 __all__ = ["adamw", "attention", "attention_bfloat16", "attention_naive", "bfloat16",
-           "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "softmax",
-           "softmax_naive"]
+           "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "softmax"]

@@ -2,14 +2,15 @@
 
 import numpy as np
 
-from minisft.backend.array import array_module
+from minisft.backend.array import Array, array_module
 from minisft.backend.constants import IGNORE, ceil_div
 from minisft.backend.gpu.cuda import launch
 
 MOST_THREADS = 256
 
 
-def forward(z, labels, weights=None, smoothing=0.0, ignore=IGNORE):
+def forward(z: Array, labels: Array, weights: Array | None = None, smoothing: float = 0.0,
+            ignore: int = IGNORE) -> tuple[tuple[Array, Array], tuple]:
     """z (N,K), labels (N,), weights (K,) or None -> (loss, denominator), cache."""
     xp = array_module(z)
     z = xp.ascontiguousarray(z)
@@ -18,18 +19,21 @@ def forward(z, labels, weights=None, smoothing=0.0, ignore=IGNORE):
         weights = xp.ascontiguousarray(xp.asarray(weights, dtype=z.dtype))
     losses, masses, totals, maxima, sums = (xp.empty(len(z), dtype=z.dtype) for _ in range(5))
     out = xp.empty(2, dtype=z.dtype)
-    launch("cross_entropy", "cross_entropy_forward", (len(z),), (_threads(z.shape[1]),), z, labels,
-           weights, losses, masses, totals, maxima, sums, z.shape[1], smoothing, ignore)
-    launch("cross_entropy", "cross_entropy_sum", (1,), (MOST_THREADS,), losses, masses, out, len(z))
+    launch("cross_entropy", "cross_entropy_forward", (len(z),), (_threads(z.shape[1]),),
+           z=z, labels=labels, weights=weights, losses=losses, masses=masses, totals=totals,
+           maxima=maxima, sums=sums, k=z.shape[1], smoothing=smoothing, ignore=ignore)
+    launch("cross_entropy", "cross_entropy_sum", (1,), (MOST_THREADS,),
+           losses=losses, masses=masses, out=out, n=len(z))
     return (out[0], out[1]), (z, labels, weights, totals, maxima, sums, smoothing, ignore)
 
 
-def backward(dloss, cache, out=None):
-    """dloss () -> dz (N,K); `out` may be z itself, which nobody must need any more."""
+def backward(dloss: Array, cache: tuple, out: Array | None = None) -> Array:
+    """dloss () -> dz (N,K); `out` may be z itself if nothing reads z afterwards."""
     z, labels, weights, totals, maxima, sums, smoothing, ignore = cache
     dz = array_module(z).empty_like(z) if out is None else out
-    launch("cross_entropy", "cross_entropy_backward", (len(z),), (_threads(z.shape[1]),), z, dz,
-           labels, weights, totals, maxima, sums, z.shape[1], float(dloss), smoothing, ignore)
+    launch("cross_entropy", "cross_entropy_backward", (len(z),), (_threads(z.shape[1]),),
+           z=z, dz=dz, labels=labels, weights=weights, totals=totals, maxima=maxima, sums=sums,
+           k=z.shape[1], dloss=float(dloss), smoothing=smoothing, ignore=ignore)
     return dz
 
 

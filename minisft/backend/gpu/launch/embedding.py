@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from minisft.backend.array import array_module
+from minisft.backend.array import Array, array_module
 from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 
 THREADS = 128     # channels of a block
 
 
-def backward(dy, cache, out=None):
+def backward(dy: Array, cache: tuple, out: Array | None = None) -> Array:
     """dy (N,C) -> dw (V,C); with `out` (V,C), dw is added to it."""
     ids, shape = cache
     xp = array_module(dy)
@@ -17,6 +17,7 @@ def backward(dy, cache, out=None):
     ids = xp.asarray(ids)
     order = xp.argsort(ids, kind="stable")     # equal ids side by side, in the tokens' order
     n, width = dy.shape
-    launch("embedding", "embedding_backward", (n, ceil_div(width, THREADS)), (THREADS,), dy,
-           ids[order].astype(np.int32), order.astype(np.int32), dw, n, width)
+    launch("embedding", "embedding_backward", (n, ceil_div(width, THREADS)), (THREADS,),
+           dy=dy, ids=ids[order].astype(np.int32), order=order.astype(np.int32), dw=dw, n=n,
+           width=width)
     return dw

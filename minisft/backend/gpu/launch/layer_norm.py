@@ -1,27 +1,27 @@
 """Launches kernels/layer_norm.cu; the same calls as minisft/ops/layer_norm.py, in float32."""
 
-from minisft.backend.array import array_module
+from minisft.backend.array import Array, array_module
 from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 
-BLOCKS = 512     # of the backward: each leaves a part of dw and db
+BLOCKS = 512     # of the backward; each writes a part of dw and db
 MOST_THREADS = 256
 WIDEST = 64 * MOST_THREADS     # a thread keeps its channels in registers
 
 
-def forward(x, w, b, eps=1e-5):
+def forward(x: Array, w: Array, b: Array, eps: float = 1e-5) -> tuple[Array, tuple]:
     """x (N,C), w (C,), b (C,) -> y (N,C), cache."""
     xp = array_module(x)
     x = xp.ascontiguousarray(x)
     y = xp.empty_like(x)
     mean, rstd = (xp.empty((len(x), 1), dtype=x.dtype) for _ in range(2))
     sizes = _sizes(x.shape[-1])
-    launch("layer_norm", "layer_norm_forward", (len(x),), (sizes["THREADS"],), x, w, b, y, mean,
-           rstd, eps, **sizes)
+    launch("layer_norm", "layer_norm_forward", (len(x),), (sizes["THREADS"],),
+           x=x, w=w, b=b, y=y, mean=mean, rstd=rstd, eps=eps, defines=sizes)
     return y, (x, w, mean, rstd)
 
 
-def backward(dy, cache):
+def backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array]:
     """dy (N,C) -> dx (N,C), dw (C,), db (C,)."""
     x, w, mean, rstd = cache
     xp = array_module(dy)
@@ -30,13 +30,14 @@ def backward(dy, cache):
     rows = max(4, ceil_div(n, BLOCKS))
     parts = xp.empty((ceil_div(n, rows), 2, width), dtype=dy.dtype)
     dx, dw_db = xp.empty_like(dy), xp.empty((2, width), dtype=dy.dtype)
-    launch("layer_norm", "layer_norm_backward", (len(parts),), (sizes["THREADS"],), dy, x, w, mean,
-           rstd, dx, parts, n, rows, **sizes)
+    launch("layer_norm", "layer_norm_backward", (len(parts),), (sizes["THREADS"],),
+           dy=dy, x=x, w=w, mean=mean, rstd=rstd, dx=dx, parts=parts, n=n, rows=rows,
+           defines=sizes)
     launch("layer_norm", "layer_norm_backward_sum", (ceil_div(2 * width, sizes["THREADS"]),),
-           (sizes["THREADS"],), parts, dw_db, len(parts), **sizes)
+           (sizes["THREADS"],), parts=parts, dw_db=dw_db, pieces=len(parts), defines=sizes)
     return dx, dw_db[0], dw_db[1]
 
 
 def _sizes(width):
-    """-> what the kernel is compiled for: whole warps, some four channels a thread."""
+    """-> the kernel's -D options: whole warps, about four channels for each thread."""
     return {"WIDTH": width, "THREADS": min(MOST_THREADS, 32 * ceil_div(width, 128))}
