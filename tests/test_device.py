@@ -17,10 +17,10 @@ from minisft.backend.gpu import cuda, emulator
 from minisft.backend.random import Stream
 from minisft.cli import main
 from minisft.data.batch import pack
+from minisft.dispatch import only
 from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, LanguageModel
-from minisft.nn.blocks import MultiHeadAttention
 from minisft.training import loop
 from tests import standin_cupy
 
@@ -33,8 +33,10 @@ TINY = ["--layers", "2", "--width", "16", "--heads", "2", "--vocab-size", "257",
 def card(monkeypatch):
     """A card, as far as the package can tell; the CPU runs the formula of attention, too."""
     monkeypatch.setattr(array, "cupy", standin_cupy)
-    monkeypatch.setattr(MultiHeadAttention, "plain", True)
     monkeypatch.delenv("MINISFT_CUDA", raising=False)
+    monkeypatch.setenv("MINISFT_COMPILED", "off")     # compiled loops round differently
+    with only("tensor cores", "naive kernel", "fused kernel", operations=("attention",)):
+        yield
 
 
 @pytest.fixture
@@ -97,8 +99,7 @@ def test_bert_has_the_bits_of_the_cpu(card, rng, pooling):
         np.testing.assert_array_equal(ours, expected)
 
 
-def test_long_texts_attend_in_blocks(card, rng, monkeypatch):
-    monkeypatch.setattr(MultiHeadAttention, "plain", False)
+def test_long_texts_attend_in_blocks(card, rng):
     model = LanguageModel(GPT2Config(vocab_size=30, n_positions=400, n_embd=16, n_layer=1,
                                      n_head=2))
     ids = rng.integers(0, 30, 300)
@@ -107,7 +108,7 @@ def test_long_texts_attend_in_blocks(card, rng, monkeypatch):
     for to_gpu in (lambda: None, model.store.to_gpu):
         to_gpu()
         model.store.zero_grad()
-        with cuda.kernels("off"):
+        with cuda.kernels("off"), only("key blocks", operations=("attention",)):
             model.loss(batch, Stream(0, 1))
             model.loss_backward()
         found.append(array.to_cpu(model.store.grads).copy())
@@ -179,7 +180,6 @@ def test_16_bits_on_the_card_are_those_of_the_emulator(card, texts, tmp_path, mo
                                                        precision, version):
     options = ["--model", "scratch", *TINY, "--width", "32", "--epochs", "1", "--kernels", version,
                "--precision", precision]
-    monkeypatch.setattr(MultiHeadAttention, "plain", False)
     used, whole = set(), cuda.launch_source
     monkeypatch.setattr(cuda, "launch_source", lambda text, kernel, *sizes, **given: (
         used.add(kernel), whole(text, kernel, *sizes, **given)))
