@@ -17,7 +17,7 @@ def test_pack():
         assert a.dtype == np.int64
 
 
-def test_pack_takes_lists_and_keeps_the_texts_own_numbers():
+def test_pack_takes_lists_and_keeps_the_example_ids():
     batch = pack([[1, 2], [3]], labels=[4, 0], example_ids=[70, 12])
     assert batch.example_ids.tolist() == [70, 12]
     assert batch.token_example_ids.tolist() == [70, 70, 12]
@@ -61,6 +61,18 @@ def test_the_batch_is_a_copy(rng):
     ([[1], [2]], [0], "2 sequences but 1 labels"),
     ([[1, 2], [3]], [[0], [0, 1]], "differ in length"),
     ([[1, 2]], [[0, 1, 2]], "differ in length"),
+    ([[1, 2], [3, -4]], None, "ids of sequence 1: -4, expected 0 or more"),
+    ([[-1], [2]], None, "ids of sequence 0: -1"),
+    ([[1], [2.0]], None, "ids of sequence 1: float64"),
+    ([[1], [[2], [3]]], None, r"ids of sequence 1: int64 \(2, 1\), expected whole numbers"),
+    ([[1], 2], None, r"ids of sequence 1: int64 \(\), expected whole numbers"),
+    ([["a"]], None, "ids of sequence 0"),
+    ([[1], [2]], [0, 1.5], "label of sequence 1: 1.5, expected a whole number"),
+    ([[1], [2]], [0, None], "label of sequence 1: None"),
+    ([[1], [2]], ["a", "b"], "label of sequence 0: 'a'"),
+    ([[1], [2]], [0, [1]], r"label of sequence 1: \[1\]"),
+    ([[1], [2]], [[0], 1], "labels of sequence 1"),
+    ([[1, 2]], [[0, 1.5]], "labels of sequence 0: float64"),
 ])
 def test_errors(sequences, labels, message):
     with pytest.raises(ValueError, match=message):
@@ -88,6 +100,6 @@ def test_each_text_once_and_within_the_budget(rng, budget):
         assert lengths[batch].sum() + lengths[following[0]] > budget
 
 
-def test_numbers_of_texts_must_fit():
-    with pytest.raises(ValueError, match="2 sequences but 1 numbers"):
+def test_example_ids_must_fit():
+    with pytest.raises(ValueError, match="2 sequences but 1 example_ids"):
         pack([[1], [2]], example_ids=[1])

@@ -7,9 +7,10 @@ words:
 
 Special tokens stay where they are, no text loses all of its tokens, and nothing passes from one
 text of a pair into the other. The random words belong to seed, step, text and position (see
-`minisft/backend/random.py`), so what happens to a text does not depend on its company.
+`minisft/backend/random.py`), so the result does not depend on the other texts of the batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,25 +24,30 @@ class Augmentation:
 
     drop: float = 0.0
     swap: float = 0.0
-    special: tuple = ()
+    special: tuple[int, ...] = ()
 
-    def apply_all(self, ids, types, stream, texts):
-        """Lists of ids and of types or None, random.Stream, the texts' numbers -> the same."""
-        found = [self.apply(row, None if types is None else types[i], stream, text)
-                 for i, (row, text) in enumerate(zip(ids, texts, strict=True))]
-        ids, kinds = zip(*found, strict=True)
-        return list(ids), None if types is None else list(kinds)
+    def apply_all(self, ids: Sequence[np.ndarray], types: Sequence[np.ndarray] | None,
+                  stream: random.Stream, example_ids: Sequence[int],
+                  ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        """ids and types (or None) of B texts, their indices in the data set -> the same, augmented.
+        """
+        rows = [self.apply(row, None if types is None else types[i], stream, example_id)
+                for i, (row, example_id) in enumerate(zip(ids, example_ids, strict=True))]
+        return [row for row, _ in rows], None if types is None else [
+            kinds for _, kinds in rows if kinds is not None]
 
-    def apply(self, ids, types, stream, text):
-        """ids (T,), types (T,) or None, random.Stream, the text's number -> the same, changed."""
+    def apply(self, ids: np.ndarray, types: np.ndarray | None, stream: random.Stream,
+              example_id: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """ids (T,), types (T,) or None, the text's index in the data set -> the same, augmented."""
         free = ~np.isin(ids, self.special)
         if not free.any():
             return ids, types
-        words = stream.tokens(random.AUGMENT, 0, np.full(len(ids), text), np.arange(len(ids)), 2)
+        words = stream.tokens(random.AUGMENT, 0, np.full(len(ids), example_id),
+                              np.arange(len(ids)), 2)
         ids = self._swapped(ids, free, words[:, 1])
-        kept = ~free | (words[:, 0] >= _threshold(self.drop))                          # (2)
-        self._spare(kept, free, types, words[:, 0])
-        return ids[kept], None if types is None else types[kept]
+        keep = ~free | (words[:, 0] >= _threshold(self.drop))                          # (2)
+        self._keep_one(keep, free, types, words[:, 0])
+        return ids[keep], None if types is None else types[keep]
 
     def _swapped(self, ids, free, words):
         ids, last = ids.copy(), -1
@@ -53,13 +59,13 @@ class Augmentation:
         return ids
 
     @staticmethod
-    def _spare(kept, free, types, words):
-        """Gives each text that would lose all of its tokens the one with the largest word back."""
-        types = np.zeros(len(kept), dtype=np.int64) if types is None else types
+    def _keep_one(keep, free, types, words):
+        """A text that would lose all of its tokens keeps the one with the largest random word."""
+        types = np.zeros(len(keep), dtype=np.int64) if types is None else types
         for kind in np.unique(types[free]):
-            own = np.flatnonzero(free & (types == kind))
-            if not kept[own].any():
-                kept[own[words[own].argmax()]] = True
+            rows = np.flatnonzero(free & (types == kind))
+            if not keep[rows].any():
+                keep[rows[words[rows].argmax()]] = True
 
 
 def _threshold(rate):

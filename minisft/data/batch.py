@@ -1,7 +1,10 @@
-"""A packed batch: sequences laid end to end, no padding anywhere."""
+"""A packed batch: sequences laid end to end, without padding."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -10,104 +13,134 @@ from minisft.backend import array
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of N tokens in all; `texts` are the sequences' own numbers in the data set.
+    """B sequences of N tokens in all; `example_ids` are their indices in the data set.
 
-    Where sequences lie is asked on the CPU: `cu_seqlens`, `lengths` and `texts` stay there. All
-    else lies where the model does.
+    `cu_seqlens`, `lengths` and `example_ids` stay on the CPU, where they are read. All other arrays
+    lie on the model's device.
     """
 
     ids: np.ndarray           # (N,)
     positions: np.ndarray     # (N,) position of each token within its sequence
     cu_seqlens: np.ndarray    # (B+1,) where each sequence begins; the last entry is N
-    example_ids: np.ndarray         # (B,)
+    example_ids: np.ndarray   # (B,)
     labels: np.ndarray | None = None     # (B,) a class each, or (N,) the next token of each token
     types: np.ndarray | None = None      # (N,) 0, or 1 in the second of two texts; None: all 0
-    hidden: np.ndarray | None = None     # (N,C) what the frozen layers make of it, if it is kept
+    hidden: np.ndarray | None = None     # (N,C) output of the frozen layers, where it is kept
 
-    def to(self, xp):
-        """The module of a model's arrays -> the same batch where the model lies.
+    def to(self, xp: ModuleType) -> "Batch":
+        """NumPy or CuPy -> the same batch with its arrays there.
 
         The one place at which a batch goes to the GPU, each array once.
         """
         if array.array_module(self.ids) is xp:
             return self
-        return replace(self, **{name: None if (a := getattr(self, name)) is None else xp.asarray(a)
-                                for name in ("ids", "positions", "labels", "types", "hidden")})
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in
+                                  ("ids", "positions", "labels", "types", "hidden")}
+        moved: dict[str, Any] = {name: None if a is None else xp.asarray(a)
+                                 for name, a in arrays.items()}
+        return replace(self, **moved)
 
-    def asarray(self, a):
-        """An array on the CPU -> the same beside the ids."""
+    def asarray(self, a: np.ndarray) -> Any:
+        """An array on the CPU -> the same on the device of the ids."""
         return array.array_module(self.ids).asarray(a)
 
     @cached_property
-    def lengths(self):
+    def lengths(self) -> np.ndarray:
         """-> tokens of each sequence (B,)."""
         return np.diff(self.cu_seqlens)
 
     @cached_property
-    def first(self):
+    def first(self) -> np.ndarray:
         """-> the row of each sequence's first token (B,)."""
         return self.asarray(self.cu_seqlens[:-1])
 
     @cached_property
-    def last(self):
+    def last(self) -> np.ndarray:
         """-> the row of each sequence's last token (B,)."""
         return self.asarray(self.cu_seqlens[1:] - 1)
 
     @cached_property
-    def token_example_ids(self):
-        """-> the number of the text that each token belongs to (N,)."""
+    def token_example_ids(self) -> np.ndarray:
+        """-> the example id of each token's sequence (N,)."""
         return self.asarray(np.repeat(self.example_ids, self.lengths))
 
     @cached_property
-    def reach(self):
+    def reach(self) -> np.ndarray:
         """-> the position behind each sequence's last token (B,), on the CPU."""
         return array.to_cpu(self.positions)[self.cu_seqlens[1:] - 1] + 1
 
 
-def pack(sequences, labels=None, example_ids=None, types=None):
+def pack(sequences: Sequence[Any], labels: Sequence[Any] | np.ndarray | None = None,
+         example_ids: Sequence[int] | np.ndarray | None = None,
+         types: Sequence[Any] | None = None) -> Batch:
     """B arrays of token ids, B labels or B arrays of labels, B arrays of types -> Batch.
 
-    Raises ValueError for no sequences, an empty one, or labels, texts or types of another number.
+    Raises ValueError for no sequences or an empty one, for ids that are not whole numbers of 0 or
+    more in one dimension, for labels that are not whole numbers, and for labels, example_ids or
+    types that differ in number from the sequences.
     """
-    lengths = np.array([len(s) for s in sequences], dtype=np.int64)
+    arrays = [np.asarray(s) for s in sequences]
+    lengths = np.array([a.size for a in arrays], dtype=np.int64)
     if len(lengths) == 0 or lengths.min() == 0:
         raise ValueError(f"a batch needs sequences of one token or more, got lengths {lengths}")
+    ids = np.concatenate([_whole_numbers(a, "ids", i) for i, a in enumerate(arrays)])
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
+    if ids.min() < 0:
+        sequence = np.searchsorted(cu_seqlens, ids.argmin(), side="right") - 1
+        raise ValueError(f"ids of sequence {sequence}: {ids.min()}, expected 0 or more")
     if example_ids is not None and len(example_ids) != len(lengths):
-        raise ValueError(f"{len(lengths)} sequences but {len(example_ids)} numbers of example_ids")
+        raise ValueError(f"{len(lengths)} sequences but {len(example_ids)} example_ids")
     if types is not None:
         if [len(row) for row in types] != lengths.tolist():
             raise ValueError("types for each token differ in number from their sequences")
-        types = np.concatenate(types).astype(np.int64)
-    if labels is not None:
-        if len(labels) != len(lengths):
-            raise ValueError(f"{len(lengths)} sequences but {len(labels)} labels")
-        if np.ndim(labels[0]) == 1:
-            if [len(row) for row in labels] != lengths.tolist():
-                raise ValueError("labels for each token differ in length from their sequences")
-            labels = np.concatenate(labels)
-        labels = np.asarray(labels, dtype=np.int64)
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     return Batch(
-        ids=np.concatenate(sequences).astype(np.int64),
+        ids=ids,
         positions=np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths),
         cu_seqlens=cu_seqlens,
         example_ids=(np.arange(len(lengths)) if example_ids is None else
                      np.asarray(example_ids, dtype=np.int64)),
-        labels=labels,
-        types=types,
+        labels=None if labels is None else _pack_labels(labels, lengths),
+        types=None if types is None else np.concatenate(
+            [_whole_numbers(row, "types", i) for i, row in enumerate(types)]),
     )
 
 
-def token_budget_batches(lengths, order, batch_tokens):
-    """lengths of all texts (M,), an order -> lists of text numbers, each at most that many tokens.
+def _pack_labels(labels, lengths):
+    """B labels, or B arrays of one label a token -> (B,) or (N,) of int64; raises ValueError."""
+    if len(labels) != len(lengths):
+        raise ValueError(f"{len(lengths)} sequences but {len(labels)} labels")
+    if np.ndim(labels[0]) == 0:
+        for i, label in enumerate(labels):
+            if np.ndim(label) or np.asarray(label).dtype.kind not in "iu":
+                raise ValueError(f"label of sequence {i}: {label!r}, expected a whole number")
+        return np.asarray(labels, dtype=np.int64)
+    rows = [_whole_numbers(row, "labels", i) for i, row in enumerate(labels)]
+    if [len(row) for row in rows] != lengths.tolist():
+        raise ValueError("labels for each token differ in length from their sequences")
+    return np.concatenate(rows)
+
+
+def _whole_numbers(values, name, sequence):
+    """Values of one sequence -> the same as int64 (T,); raises ValueError."""
+    values = np.asarray(values)
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError(f"{name} of sequence {sequence}: {values.dtype} {values.shape}, expected "
+                         "whole numbers (T,)")
+    return values.astype(np.int64, copy=False)
+
+
+def token_budget_batches(lengths: Sequence[int] | np.ndarray, order: Iterable[int],
+                         batch_tokens: int) -> list[list[int]]:
+    """lengths of all texts (M,), an order -> lists of indices, at most that many tokens in each.
 
     A text longer than `batch_tokens` is a batch of its own.
     """
-    batches, filled = [], batch_tokens + 1
-    for number in order:
-        if filled + lengths[number] > batch_tokens:
+    batches: list[list[int]] = []
+    filled = batch_tokens + 1
+    for index in order:
+        if filled + lengths[index] > batch_tokens:
             batches.append([])
             filled = 0
-        batches[-1].append(int(number))
-        filled += lengths[number]
+        batches[-1].append(int(index))
+        filled += lengths[index]
     return batches

@@ -1,12 +1,14 @@
 """A data set of token ids with labels: what the training loop and the evaluation read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from minisft.backend import random
 from minisft.data.augment import Augmentation
-from minisft.data.batch import pack
+from minisft.data.batch import Batch, pack
 
 
 @dataclass(frozen=True)
@@ -16,21 +18,21 @@ class TokenizedDataset:
     `types` are those of each token where some sequences hold two texts, else None.
     """
 
-    ids: list
-    labels: list
-    types: list | None = None
+    ids: list[np.ndarray]
+    labels: Sequence[Any] | np.ndarray
+    types: list[np.ndarray] | None = None
     features: Any = None     # training.frozen_features.Features, once they are computed
     augmentation: Augmentation | None = None     # what training does to the texts in each step
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def lengths(self):
+    def lengths(self) -> np.ndarray:
         """-> tokens of each text (M,)."""
         return np.array([len(ids) for ids in self.ids])
 
-    def batch(self, indices, stream=None):
+    def batch(self, indices: Sequence[int], stream: random.Stream | None = None) -> Batch:
         """indices of the texts (B,) -> Batch; with a random.Stream, in training, augmented."""
         ids = [self.ids[n] for n in indices]
         types = None if self.types is None else [self.types[n] for n in indices]

@@ -1,8 +1,9 @@
-"""From a table to texts with labels, or prompts with completions; every fault names its line."""
+"""From a table to texts with labels, or prompts with completions; every error names its line."""
 
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,19 +17,19 @@ from minisft.errors import UserError
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts to classify: labels are indices into names, None where no label was asked for."""
+    """Texts to classify: labels are indices into label_names, None if no label was asked for."""
 
     path: Path
     texts: list[str]
     labels: list[int] | None
     label_names: tuple[str, ...] | None
-    lines: list[int]
-    cleaned: Counter                   # step -> number of texts it changed
+    lines: list[int]                   # the line in the file, from 1, where each row starts
+    cleaned: Counter[str]              # cleaning step -> how many texts it changed
     pairs: list[str] | None = None     # the second text of each, where there are two
 
     @property
-    def wholes(self):
-        """-> each text, and behind it its second one."""
+    def wholes(self) -> list[str]:
+        """-> each text, joined with its second text where there are two."""
         if self.pairs is None:
             return self.texts
         return [f"{text}\n{pair}" for text, pair in zip(self.texts, self.pairs, strict=True)]
@@ -41,20 +42,20 @@ class Prompts:
     path: Path
     prompts: list[str]
     completions: list[str] | None
-    lines: list[int]
-    cleaned: Counter                   # step -> number of prompts and completions it changed
+    lines: list[int]                   # the line in the file, from 1, where each row starts
+    cleaned: Counter[str]              # cleaning step -> how many texts it changed
 
 
 def _column(table, name, header):
     """Table, a column's name -> its values as str; UserError if it is absent or one is no text."""
     if name not in table.columns:
-        shown = ", ".join(show(column).strip("'\"") for column in table.columns[:20])
+        columns = ", ".join(show(column).strip("'\"") for column in table.columns[:20])
         hint = ""
         if not header:
             hint = "; --no-header numbers the columns from 1"
         elif table.path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
             hint = "; if that is no header, add --no-header and name the columns 1, 2, ..."
-        raise UserError(f"{table.path}: no column {show(name)}; the columns are: {shown}{hint}")
+        raise UserError(f"{table.path}: no column {show(name)}; the columns are: {columns}{hint}")
     return [_value(table, row, line, name)
             for row, line in zip(table.rows, table.lines, strict=True)]
 
@@ -68,23 +69,26 @@ def _value(table, row, line, name):
         return value
     if isinstance(value, bool | int | float):
         return json.dumps(value)       # true, 3, 0.5: as the file spells them
-    kind = {list: "a list", dict: "an object"}.get(type(value), "null")
+    type_name = {list: "a list", dict: "an object"}.get(type(value), "null")
     raise UserError(f"{table.path}, line {line}: column {show(name)} is "
-                    f"{kind if name in row else 'missing'}; expected a text")
+                    f"{type_name if name in row else 'missing'}; expected a text")
 
 
-def _filled(path, texts, lines, what):
+def _require_not_blank(path, texts, lines, name):
     for text, line in zip(texts, lines, strict=True):
         if not text.strip():
-            raise UserError(f"{path}, line {line}: the {what} is empty")
+            raise UserError(f"{path}, line {line}: the {name} is empty")
 
 
-def read_examples(path, text_columns, label_column, label_names=None, steps=CLEANING_STEPS,
-                  encoding="utf-8", header=True, pair_column=None):
-    """A file, its columns, perhaps the label names of the training -> Examples.
+def read_examples(path: str | Path, text_columns: Sequence[str], label_column: str | None,
+                  label_names: Iterable[str] | None = None, steps: Sequence[str] = CLEANING_STEPS,
+                  encoding: str = "utf-8", header: bool = True,
+                  pair_column: str | None = None) -> Examples:
+    """A file, its columns, perhaps the label names of the training data -> Examples.
 
-    Several text columns are joined by a space, then cleaned. Names found here are sorted, by number
-    if all are integers. UserError on a blank text or label, an unknown label, or fewer than two.
+    Several text columns are joined by a space, then cleaned. Without `label_names` they are those
+    of the file, sorted, by number if all are integers. UserError on a blank text or label, an
+    unknown label, or fewer than two label names in the file.
     """
     if label_column is not None and label_column in (*text_columns, pair_column):
         raise UserError(f"{path}: column {show(label_column)} cannot be both text and label")
@@ -93,19 +97,23 @@ def read_examples(path, text_columns, label_column, label_names=None, steps=CLEA
     cleaned += counts
     labels = None
     if label_column is not None:
-        found = [label.strip() for label in _column(table, label_column, header)]
-        _filled(path, found, table.lines, "label")
-        label_names = _label_names(path, found) if label_names is None else tuple(label_names)
-        numbers = {name: number for number, name in enumerate(label_names)}
-        for label, line in zip(found, table.lines, strict=True):
-            if label not in numbers:
-                raise UserError(f"{path}, line {line}: unknown label {show(label)}; known: "
+        values = [value.strip() for value in _column(table, label_column, header)]
+        _require_not_blank(path, values, table.lines, "label")
+        label_names = _label_names(path, values) if label_names is None else tuple(label_names)
+        label2id = {name: i for i, name in enumerate(label_names)}
+        for value, line in zip(values, table.lines, strict=True):
+            if value not in label2id:
+                raise UserError(f"{path}, line {line}: unknown label {show(value)}; known: "
                                 f"{', '.join(map(show, label_names))}")
-        labels = [numbers[label] for label in found]
-    return Examples(table.path, texts, labels, label_names, table.lines, cleaned, pairs)
+        labels = [label2id[value] for value in values]
+    return Examples(table.path, texts, labels,
+                    None if label_names is None else tuple(label_names), table.lines, cleaned,
+                    pairs)
 
 
-def read_texts(path, text_columns, steps=CLEANING_STEPS, encoding="utf-8", header=True):
+def read_texts(path: str | Path, text_columns: Sequence[str],
+               steps: Sequence[str] = CLEANING_STEPS, encoding: str = "utf-8",
+               header: bool = True) -> tuple[Table, list[str], Counter[str]]:
     """A file, its columns -> Table, the cleaned texts, Counter of how many each step changed.
 
     Several columns are joined by a space. UserError on a blank text.
@@ -113,11 +121,12 @@ def read_texts(path, text_columns, steps=CLEANING_STEPS, encoding="utf-8", heade
     table = read_table(path, encoding, header)
     joined = zip(*(_column(table, name, header) for name in text_columns), strict=True)
     texts, cleaned = clean_all(map(" ".join, joined), steps)
-    _filled(path, texts, table.lines, "text (after cleaning)")
+    _require_not_blank(path, texts, table.lines, "text (after cleaning)")
     return table, texts, cleaned
 
 
-def read_pairs(table, column, steps=CLEANING_STEPS, header=True):
+def read_pairs(table: Table, column: str | None, steps: Sequence[str] = CLEANING_STEPS,
+               header: bool = True) -> tuple[list[str] | None, Counter[str]]:
     """Table, the column of a second text or None -> the cleaned texts or None, Counter of steps.
 
     UserError on a blank text.
@@ -125,12 +134,13 @@ def read_pairs(table, column, steps=CLEANING_STEPS, header=True):
     if column is None:
         return None, Counter()
     pairs, cleaned = clean_all(_column(table, column, header), steps)
-    _filled(table.path, pairs, table.lines, f"text of column {show(column)} (after cleaning)")
+    _require_not_blank(table.path, pairs, table.lines,
+                       f"text of column {show(column)} (after cleaning)")
     return pairs, cleaned
 
 
-def _label_names(path, found):
-    label_names = sorted(set(found))
+def _label_names(path, labels):
+    label_names = sorted(set(labels))
     if len(label_names) < 2:
         raise UserError(f"{path}: every label is {show(label_names[0])}; a classifier needs two or "
                         "more")
@@ -139,8 +149,9 @@ def _label_names(path, found):
     return tuple(label_names)
 
 
-def read_prompts(path, prompt_columns, completion_column, steps=(), encoding="utf-8",
-                 header=True):
+def read_prompts(path: str | Path, prompt_columns: Sequence[str], completion_column: str | None,
+                 steps: Sequence[str] = (), encoding: str = "utf-8",
+                 header: bool = True) -> Prompts:
     """A file, its columns -> Prompts; UserError on an empty prompt or completion.
 
     Prompt columns that are blank in a row are left out there, the others joined by a line break.
@@ -150,7 +161,8 @@ def read_prompts(path, prompt_columns, completion_column, steps=(), encoding="ut
         raise UserError(f"{path}: column {show(completion_column)} cannot be both prompt "
                         "and completion")
     table = read_table(path, encoding, header)
-    columns, counts = [], Counter()
+    columns: list[list[str]] = []
+    counts: Counter[str] = Counter()
     for name in [*prompt_columns, *([completion_column] if completion_column is not None else [])]:
         values, changed = clean_all(_column(table, name, header), steps)
         columns.append(values)
@@ -158,10 +170,11 @@ def read_prompts(path, prompt_columns, completion_column, steps=(), encoding="ut
     completions = None
     if completion_column is not None:
         completions = columns.pop()
-        _filled(path, completions, table.lines, f"completion (column {show(completion_column)})")
+        _require_not_blank(path, completions, table.lines,
+                           f"completion (column {show(completion_column)})")
     prompts = ["\n".join(value for value in values if value.strip())
                for values in zip(*columns, strict=True)]
-    _filled(path, prompts, table.lines, "prompt")
+    _require_not_blank(path, prompts, table.lines, "prompt")
     return Prompts(table.path, prompts, completions, table.lines, counts)
 
 
@@ -170,56 +183,59 @@ def _key(text):
     return clean(text)[0].casefold()
 
 
-def split(labels, texts, fraction, seed):
-    """Labels (or None), texts, the part to hold out -> kept, held out: sorted indices (int64).
+def split(labels: Sequence[int] | None, texts: Sequence[str], fraction: float,
+          seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (or None), texts, fraction to hold out -> indices to train on, indices held out.
 
-    Equal texts (cleaned, without case) stay on one side. Each label, or None the whole, gives its
-    fraction of distinct texts, rounded, but one at least and never all if it has two or more; a
-    text found under several labels counts for its first. UserError if nothing can be held out.
+    Both sorted, int64. Each label (without labels: the whole) gives its fraction of distinct texts,
+    rounded, but at least one and never all if it has two or more. Equal texts (cleaned, without
+    case) stay on one side; a text with several labels counts for its first. UserError if nothing
+    can be held out.
     """
     if not 0 < fraction < 1:
         raise UserError("the part held out for validation must lie between 0 and 1, "
                         f"not {fraction}")
-    groups = {}
+    groups: dict[str, list[int]] = {}      # equal texts -> their indices
     for index, text in enumerate(texts):
         groups.setdefault(_key(text), []).append(index)
-    by_label = {}
-    for members in groups.values():
-        by_label.setdefault(0 if labels is None else labels[members[0]], []).append(members)
+    by_label: dict[int, list[list[int]]] = {}
+    for group in groups.values():
+        by_label.setdefault(0 if labels is None else labels[group[0]], []).append(group)
     generator = np.random.Generator(np.random.PCG64(seed))
-    held = []
+    valid: list[int] = []
     for label in sorted(by_label):
-        members = by_label[label]
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        for chosen in generator.permutation(len(members))[:count]:
-            held += members[chosen]
-    if not held:
+        label_groups = by_label[label]
+        count = min(max(round(fraction * len(label_groups)), 1), len(label_groups) - 1)
+        for i in generator.permutation(len(label_groups))[:count]:
+            valid += label_groups[i]
+    if not valid:
         raise UserError(f"cannot hold out for validation any of {len(texts)} texts: "
                         "no label has two distinct ones")
-    held = np.sort(np.array(held, dtype=np.int64))
-    return np.setdiff1d(np.arange(len(texts), dtype=np.int64), held), held
+    held_out = np.sort(np.array(valid, dtype=np.int64))
+    return np.setdiff1d(np.arange(len(texts), dtype=np.int64), held_out), held_out
 
 
-def draw(path, labels, n, count, seed):
-    """Labels of n texts (or None), how many -> the numbers of that many of them, sorted.
+def draw(path: str | Path, labels: Sequence[int] | None, n: int, count: int,
+         seed: int) -> np.ndarray:
+    """Labels of n texts (or None), how many to draw -> indices of that many of them, sorted.
 
-    Each label keeps its share, and what a smaller count gives is part of what a larger one gives.
-    UserError, with the path, if there are fewer.
+    Stratified: each label keeps its share. A smaller count gives a subset of what a larger one
+    gives. UserError, with the path, if there are fewer.
     """
     if count > n:
         raise UserError(f"{path}: holds {n:,} texts, but --train-texts {count:,} were asked for")
-    labels = np.zeros(n, dtype=np.int64) if labels is None else np.asarray(labels)
+    classes = np.zeros(n, dtype=np.int64) if labels is None else np.asarray(labels)
     shuffled = np.random.Generator(np.random.PCG64([seed, 1])).permutation(n)
     share = np.empty(n)
-    for label in np.unique(labels):
-        members = shuffled[labels[shuffled] == label]
+    for label in np.unique(classes):
+        members = shuffled[classes[shuffled] == label]
         share[members] = (np.arange(len(members)) + 0.5) / len(members)
-    # in whatever order the shares are equal, it is that of the shuffling
+    # where shares are equal, the order of the shuffling decides
     order = shuffled[np.argsort(share[shuffled], kind="stable")]
     return np.sort(order[:count])
 
 
-def shared_texts(a, b):
+def shared_texts(a: Iterable[str], b: Iterable[str]) -> int:
     """Two lists of texts -> how many of b also stand in a (cleaned, without case)."""
-    known = set(map(_key, a))
-    return sum(_key(text) in known for text in b)
+    keys = set(map(_key, a))
+    return sum(_key(text) in keys for text in b)

@@ -1,24 +1,29 @@
 """From texts to the sequences that a model reads: one text or two, between the special tokens.
 
-Which tokens stand where is the tokenizer's own matter: BERT's puts [CLS] before and [SEP] behind,
-GPT-2's nothing.
+The tokenizer says which special tokens stand where: BERT's puts [CLS] before a text and [SEP]
+behind it, GPT-2's puts none.
 """
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from minisft.data.text import encode_all
 from minisft.errors import UserError
 
 
-def encode_sequences(tokenizer, texts, max_length=None, truncate="head", pairs=None):
+def encode_sequences(tokenizer: Tokenizer, texts: Sequence[str], max_length: int | None = None,
+                     truncate: str = "head", pairs: Sequence[str] | None = None,
+                     ) -> tuple[list[np.ndarray], list[np.ndarray] | None, int]:
     """Texts, perhaps a second text for each -> ids and types of each sequence, how many were cut.
 
-    ids: arrays of int64 (T,); types: the same with the number of the text that a token belongs to,
-    or None where that is 0 everywhere. `max_length` counts the special tokens too; "head" keeps the
+    ids: arrays of int64 (T,); types: 0 for tokens of the first text and 1 for those of the second
+    (T,), or None where all are 0. `max_length` counts the special tokens too; "head" keeps the
     beginning of a text, "tail" its end, and of two texts the longer one is cut first. Raises
-    UserError for a length without room for a text, and for pairs that nothing would part.
+    UserError for a length without room for a text, and for a tokenizer that does not separate the
+    two texts of a pair.
     """
     template = _template(tokenizer, pairs is not None)
     special = sum(len(ids) for part, ids, _ in template if part is None)
@@ -31,25 +36,25 @@ def encode_sequences(tokenizer, texts, max_length=None, truncate="head", pairs=N
     sequences, types, cut = [], [], 0
     for parts in zip(*encoded, strict=True):
         if room is not None and sum(map(len, parts)) > room:
-            parts = [_cut(part, n, truncate) for part, n in zip(parts, _shares(
-                [len(part) for part in parts], room), strict=True)]
+            parts = tuple(_truncate(part, n, truncate) for part, n in zip(parts, _shares(
+                [len(part) for part in parts], room), strict=True))
             cut += 1
-        framed = [(ids if part is None else parts[part], kind) for part, ids, kind in template]
-        sequences.append(np.concatenate([ids for ids, _ in framed]))
-        types.append(np.repeat([kind for _, kind in framed], [len(ids) for ids, _ in framed]))
+        pieces = [(ids if part is None else parts[part], kind) for part, ids, kind in template]
+        sequences.append(np.concatenate([ids for ids, _ in pieces]))
+        types.append(np.repeat([kind for _, kind in pieces], [len(ids) for ids, _ in pieces]))
     return sequences, (types if any(kind for _, _, kind in template) else None), cut
 
 
-def special_ids(tokenizer):
-    """-> the ids of the tokens that it puts around a text, in order."""
+def special_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """-> the ids of the special tokens that it puts around a text, sorted."""
     return tuple(sorted({int(i) for part, ids, _ in _template(tokenizer, False) if part is None
                          for i in ids}))
 
 
 def _template(tokenizer, paired):
     """-> (part, ids, type) in order: part None for special tokens, 0 or 1 for the texts."""
-    found = tokenizer.encode(*["a"] * (1 + paired))
-    rows = zip(found.sequence_ids, found.ids, found.type_ids, strict=True)
+    encoding = tokenizer.encode(*["a"] * (1 + paired))
+    rows = zip(encoding.sequence_ids, encoding.ids, encoding.type_ids, strict=True)
     template = []
     for (part, kind), group in groupby(rows, key=lambda row: (row[0], row[2])):
         template.append((part, np.array([ids for _, ids, _ in group], dtype=np.int64), kind))
@@ -67,9 +72,9 @@ def _shares(lengths, room):
     if len(lengths) == 1:
         return [room]
     shorter = 0 if lengths[0] <= lengths[1] else 1
-    kept = min(lengths[shorter], room // 2)
-    return [kept, room - kept] if shorter == 0 else [room - kept, kept]
+    share = min(lengths[shorter], room // 2)
+    return [share, room - share] if shorter == 0 else [room - share, share]
 
 
-def _cut(ids, n, truncate):
+def _truncate(ids, n, truncate):
     return ids[:n] if truncate == "head" else ids[len(ids) - min(n, len(ids)):]

@@ -1,4 +1,4 @@
-"""A file of rows (CSV, TSV, JSON lines, a JSON list) -> Table; every fault names its line."""
+"""A file of rows (CSV, TSV, JSON lines, a JSON list) -> Table; every error names its line."""
 
 import csv
 import gzip
@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from minisft.errors import UserError
 
@@ -21,38 +22,38 @@ class Table:
 
     path: Path
     columns: tuple[str, ...]
-    rows: list[dict]
+    rows: list[dict[str, Any]]
     lines: list[int]                   # the line, from 1, where each row starts
 
 
-def read_table(path, encoding="utf-8", header=True):
+def read_table(path: str | Path, encoding: str = "utf-8", header: bool = True) -> Table:
     """A .csv, .tsv (no quoting), .jsonl or .json file, or one of them .gz -> Table.
 
     Without header the columns are "1", "2", ...; blank lines are no rows. UserError names the file
-    and the line of the first fault.
+    and the line of the first error.
     """
     path = Path(path)
     _require_file(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    kind = "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
-    if kind not in SUFFIXES:
+    suffix = "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+    if suffix not in SUFFIXES:
         raise UserError(f"{path}: cannot tell its format by its name; expected one that ends in "
                         f"{' '.join(SUFFIXES)}, alone or with .gz")
     text = read_text(path, encoding)
-    if kind in (".json", ".jsonl"):
+    if suffix in (".json", ".jsonl"):
         if not header:
             raise UserError(f"{path}: JSON names its columns; --no-header is for .csv and .tsv")
-        found = _json_lines(path, text) if kind == ".jsonl" else _json_list(path, text)
-        if not found:
+        objects = _json_lines(path, text) if suffix == ".jsonl" else _json_list(path, text)
+        if not objects:
             raise UserError(f"{path}: holds no rows")
-        columns = tuple(dict.fromkeys(name for _, row in found for name in row))
-        return Table(path, columns, [row for _, row in found], [line for line, _ in found])
-    records = _csv(path, text) if kind == ".csv" else _tsv(text)
+        columns = tuple(dict.fromkeys(name for _, row in objects for name in row))
+        return Table(path, columns, [row for _, row in objects], [line for line, _ in objects])
+    records = _csv(path, text) if suffix == ".csv" else _tsv(text)
     return _table(path, list(records), header)
 
 
-def read_text(path, encoding="utf-8"):
-    """A file, plain or .gz -> its text; UserError names the file and the line of the first fault.
+def read_text(path: str | Path, encoding: str = "utf-8") -> str:
+    """A file, plain or .gz -> its text; UserError names the file and the line of the first error.
     """
     path = Path(path)
     _require_file(path)
@@ -66,10 +67,10 @@ def _require_file(path):
         raise UserError(f"{path}: is a folder; expected a file")
 
 
-def _bytes(path, packed):
+def _bytes(path, compressed):
     try:
         data = path.read_bytes()
-        return gzip.decompress(data) if packed else data
+        return gzip.decompress(data) if compressed else data
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: damaged gzip file: {error}") from None
     except OSError as error:
@@ -128,8 +129,8 @@ def _table(path, records, header):
     """Lines and fields -> Table; UserError if a row differs in width or a column's name repeats."""
     first_line, first = records[0]
     columns = tuple(first) if header else tuple(str(n + 1) for n in range(len(first)))
-    if twice := [name for name, count in Counter(columns).items() if count > 1]:
-        raise UserError(f"{path}, line {first_line}: the column name {show(twice[0])} stands "
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+        raise UserError(f"{path}, line {first_line}: the column name {show(repeated[0])} stands "
                         "there twice; if this is no header, add --no-header")
     records = records[1:] if header else records
     if not records:
@@ -158,7 +159,7 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 
 
 def _object(path, text, start, line):
-    """Text, a place and its line -> the JSON object there, the place after it."""
+    """Text, a position and its line -> the JSON object there, the position after it."""
     try:
         value, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -172,42 +173,43 @@ def _object(path, text, start, line):
 
 
 def _json_lines(path, text):
-    found = []
+    """Text -> the line and the object of each row that is not blank."""
+    objects = []
     for line, row in enumerate(text.split("\n"), 1):
         if row := row.strip(" \t\r"):
             value, end = _object(path, row, 0, line)
             if end < len(row):
                 raise UserError(f"{path}, line {line}: more than one JSON value; found "
                                 f"{show(row[end:])} after the first")
-            found.append((line, value))
-    return found
+            objects.append((line, value))
+    return objects
 
 
 def _json_list(path, text):
     """Text -> the line and the object of each entry of a JSON list."""
-    found, line, counted = [], 1, 0
-    place = _BLANK.match(text).end()
-    if text[place] != "[":
-        raise UserError(f"{path}: starts with {show(text[place])}; expected a list of objects "
+    objects, line, counted_to = [], 1, 0
+    position = _BLANK.match(text).end()
+    if text[position] != "[":
+        raise UserError(f"{path}: starts with {show(text[position])}; expected a list of objects "
                         "[{...}, ...]")
-    while text[place:place + 1] != "]":
-        place = _BLANK.match(text, place + 1).end()
-        line += text.count("\n", counted, place)
-        counted = place
-        if not found and text[place:place + 1] == "]":
+    while text[position:position + 1] != "]":
+        position = _BLANK.match(text, position + 1).end()
+        line += text.count("\n", counted_to, position)
+        counted_to = position
+        if not objects and text[position:position + 1] == "]":
             break
-        value, end = _object(path, text, place, line)
-        found.append((line, value))
-        place = _BLANK.match(text, end).end()
-        if text[place:place + 1] not in (",", "]"):
-            line += text.count("\n", counted, place)
+        value, end = _object(path, text, position, line)
+        objects.append((line, value))
+        position = _BLANK.match(text, end).end()
+        if text[position:position + 1] not in (",", "]"):
+            line += text.count("\n", counted_to, position)
             raise UserError(f"{path}, line {line}: no valid JSON: expected , or ] after an object")
-    if text[place + 1:].strip():
+    if text[position + 1:].strip():
         raise UserError(f"{path}: no valid JSON: something follows the list's closing bracket")
-    return found
+    return objects
 
 
-def show(value):
+def show(value: Any) -> str:
     """Any value -> at most 60 characters of it on one line, for a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -4,6 +4,7 @@ import html
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from minisft.data.wordpiece import VOCABULARY, from_file, special_settings
+from minisft.data.wordpiece import TOKENIZER_CONFIG, VOCABULARY, from_file, special_settings
 from minisft.errors import UserError
 
 CLEANING_STEPS = ("entities", "tags", "backslashes", "control", "spaces")
@@ -100,11 +101,11 @@ def _tags(text):
 
 
 def _backslash(match):
-    found = match[0]
-    if found[0] != "\\":
-        return found         # a Windows path
-    escaped = found.lstrip("\\")
-    return escaped if escaped and len(found) == 2 else " " + escaped
+    text = match[0]
+    if text[0] != "\\":
+        return text          # a Windows path
+    escaped = text.lstrip("\\")
+    return escaped if escaped and len(text) == 2 else " " + escaped
 
 
 def _control(match):
@@ -125,7 +126,7 @@ _STEPS = {
 }
 
 
-def parse_steps(text):
+def parse_steps(text: str) -> tuple[str, ...]:
     """"all", "none" or names with commas between -> steps in their order; UserError if unknown."""
     names = [name.strip() for name in text.split(",")]
     if names in (["all"], ["none"]):
@@ -137,7 +138,7 @@ def parse_steps(text):
     return tuple(step for step in CLEANING_STEPS if step in names)
 
 
-def clean(text, steps=CLEANING_STEPS):
+def clean(text: str, steps: Iterable[str] = CLEANING_STEPS) -> tuple[str, tuple[str, ...]]:
     r"""A text, steps in the order to apply -> the cleaned text, the steps that changed something.
 
     entities     HTML entities that end in `;`, encoded up to four times over. Without ampersand, as
@@ -156,16 +157,18 @@ def clean(text, steps=CLEANING_STEPS):
     for step in steps:
         if step not in _STEPS:
             parse_steps(step)
-        after = _STEPS[step](text)
-        if after != text:
+        cleaned = _STEPS[step](text)
+        if cleaned != text:
             changed.append(step)
-            text = after
+            text = cleaned
     return text, tuple(changed)
 
 
-def clean_all(texts, steps=CLEANING_STEPS):
+def clean_all(texts: Iterable[str],
+              steps: Sequence[str] = CLEANING_STEPS) -> tuple[list[str], Counter[str]]:
     """Texts -> cleaned texts, Counter of how many texts each step changed."""
-    cleaned, counts = [], Counter()
+    cleaned = []
+    counts: Counter[str] = Counter()
     for text in texts:
         text, changed = clean(text, steps)
         cleaned.append(text)
@@ -177,7 +180,7 @@ _FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "v
           (VOCABULARY,))
 
 
-def load_tokenizer(path):
+def load_tokenizer(path: str | Path) -> Tokenizer:
     """A folder, or a tokenizer.json -> Tokenizer; UserError if there is none or it is damaged.
 
     A literal <|endoftext|> or [SEP] in a text is those characters, never the special token.
@@ -194,15 +197,16 @@ def load_tokenizer(path):
                         f"{', '.join(map('+'.join, _FILES))}")
     try:
         if len(files) == 1:
-            return _plain(from_file(files[0]))
-        return _plain(_byte_level(*BPE.read_file(*map(str, files))))
+            return _without_extras(from_file(files[0]))
+        return _without_extras(_byte_level(*BPE.read_file(*map(str, files))))
     except Exception as error:      # the library raises bare Exception
         reason = " ".join(str(error).split())
         raise UserError(f"{'+'.join(map(str, files))}: damaged tokenizer: {reason}") from None
 
 
-def _plain(tokenizer):
-    """Tokenizer -> the same, taking special tokens in a text as text, without cuts or pads."""
+def _without_extras(tokenizer):
+    """Tokenizer -> the same, reading special tokens in a text as text, no truncation, no padding.
+    """
     tokenizer.encode_special_tokens = True      # the library does not save this with the file
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -224,16 +228,16 @@ def _byte_level(vocab, merges):
     return tokenizer
 
 
-def train_tokenizer(texts, vocab_size):
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Texts, at most this many tokens (257 or more, else UserError) -> Tokenizer.
 
     Its last id is <|endoftext|>, as in GPT-2. The same texts give the same tokenizer; it is smaller
     than asked for when the texts hold no more pairs to merge.
     """
-    least = len(ByteLevel.alphabet()) + 1
-    if vocab_size < least:
+    minimum = len(ByteLevel.alphabet()) + 1
+    if vocab_size < minimum:
         raise UserError(f"a vocabulary of {vocab_size} is too small: 256 bytes and {END_OF_TEXT} "
-                        f"need {least}")
+                        f"need {minimum}")
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     trainer = BpeTrainer(vocab_size=vocab_size - 1, show_progress=False,
@@ -242,17 +246,18 @@ def train_tokenizer(texts, vocab_size):
     tokenizer.train_from_iterator(pieces, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     vocab = {**model["vocab"], END_OF_TEXT: len(model["vocab"])}
-    return _plain(_byte_level(vocab, [tuple(pair) for pair in model["merges"]]))
+    return _without_extras(_byte_level(vocab, [tuple(pair) for pair in model["merges"]]))
 
 
 def _trainable(text):
     """Text -> itself, or pieces of it: training takes quadratic time over one endless word."""
     if not _ENDLESS.search(text):
         return (text,)
-    return (text[first:first + 1000] for first in range(0, len(text), 1000))
+    return (text[start:start + 1000] for start in range(0, len(text), 1000))
 
 
-def encode_all(tokenizer, texts, max_length=None, truncate="head"):
+def encode_all(tokenizer: Tokenizer, texts: Sequence[str], max_length: int | None = None,
+               truncate: str = "head") -> tuple[list[np.ndarray], int]:
     """Texts -> arrays of int64 ids (T,), how many texts were longer than max_length and cut.
 
     "head" keeps the first max_length tokens, "tail" the last. No special token is added. Raises
@@ -267,8 +272,8 @@ def encode_all(tokenizer, texts, max_length=None, truncate="head"):
             raise UserError(f"text {number} holds half a character (a lone surrogate), which the "
                             "cleaning step `control` replaces")
     sequences, cut = [], 0
-    for first in range(0, len(texts), 256):      # one text's encoding is far larger than its ids
-        encodings = tokenizer.encode_batch_fast(texts[first:first + 256], add_special_tokens=False)
+    for start in range(0, len(texts), 256):      # one text's encoding is far larger than its ids
+        encodings = tokenizer.encode_batch_fast(texts[start:start + 256], add_special_tokens=False)
         for encoding in encodings:
             ids = encoding.ids
             if max_length is not None and len(ids) > max_length:
@@ -278,7 +283,8 @@ def encode_all(tokenizer, texts, max_length=None, truncate="head"):
     return sequences, cut
 
 
-def save_tokenizer(tokenizer, folder, model_max_length, pad_token):
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: int,
+                   pad_token: str | None) -> None:
     """Tokenizer -> the files `transformers` loads; UserError if the pad token is unknown."""
     if pad_token is not None and tokenizer.token_to_id(pad_token) is None:
         raise UserError(f"the pad token {pad_token!r} is not in the vocabulary")
@@ -295,4 +301,4 @@ def save_tokenizer(tokenizer, folder, model_max_length, pad_token):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")

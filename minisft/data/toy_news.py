@@ -156,12 +156,12 @@ def _text(rng, half, label):
             # In place of the last sentence where there are three, so that three stay the most.
             sentences = sentences[:2] + [noise]
         order = rng.permutation(len(sentences))
-        text = " ".join(sentences[number] for number in order)
+        text = " ".join(sentences[i] for i in order)
         if len(set(frames)) == len(frames) and 2 <= topics <= 4 and 12 <= len(text.split()) <= 35:
             return text
 
 
-def generate(part, seed=0):
+def generate(part: str, seed: int = 0) -> tuple[list[str], list[str]]:
     """"train", "test" or "transfer", a seed -> 400 texts and their class names, a hundred a class.
 
     No text stands twice in the three parts of a seed. Raises ValueError for another part.
@@ -169,16 +169,17 @@ def generate(part, seed=0):
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r}; known: {', '.join(PARTS)}")
     rng = np.random.Generator(np.random.PCG64(seed))
-    taken = set()
+    seen: set[str] = set()
     for name in PARTS[:PARTS.index(part) + 1]:      # earlier parts too, to keep off their texts
         half = UNSEEN if name == "transfer" else SEEN
-        texts, labels = [], []
+        texts: list[str] = []
+        labels: list[str] = []
         while len(texts) < TEXTS_PER_PART:
             label = CLASSES[len(texts) % len(CLASSES)]
             text = _text(rng, half, label)
-            if text not in taken:
-                taken.add(text)
+            if text not in seen:
+                seen.add(text)
                 texts.append(text)
                 labels.append(label)
         order = rng.permutation(len(texts))
-    return [texts[number] for number in order], [labels[number] for number in order]
+    return [texts[i] for i in order], [labels[i] for i in order]

@@ -1,4 +1,4 @@
-"""BERT's tokenizer from a folder without tokenizer.json: vocab.txt and what stands beside it.
+"""BERT's tokenizer from a folder without tokenizer.json: vocab.txt and tokenizer_config.json.
 
 WordPiece (Wu et al. 2016, section 4.1) as BERT uses it: clean characters, perhaps lower case and no
 accents, a space around each Chinese character, words and punctuation apart; then the longest
@@ -7,6 +7,7 @@ pieces first, `##` before those inside a word. [CLS] opens a sequence, [SEP] end
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import WordPiece as WordPieceDecoder
@@ -18,38 +19,38 @@ from tokenizers.processors import TemplateProcessing
 from minisft.errors import UserError
 
 VOCABULARY = "vocab.txt"
-SETTINGS = "tokenizer_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 # The names that `transformers` has for BERT's special tokens.
-SPECIAL = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]",
-           "cls_token": "[CLS]", "mask_token": "[MASK]"}
+SPECIAL_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]",
+                  "cls_token": "[CLS]", "mask_token": "[MASK]"}
 
 
-def from_file(path):
+def from_file(path: str | Path) -> Tokenizer:
     """A tokenizer.json or vocab.txt -> Tokenizer."""
     path = Path(path)
     return _from_vocabulary(path) if path.name == VOCABULARY else Tokenizer.from_file(str(path))
 
 
-def special_settings(tokenizer):
-    """-> what `transformers` must be told of a WordPiece tokenizer; nothing of another kind."""
+def special_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """-> what tokenizer_config.json needs for a WordPiece tokenizer; {} for another kind."""
     if not isinstance(tokenizer.model, WordPiece):
         return {}
-    known = {role: name for role, name in SPECIAL.items()
+    known = {role: name for role, name in SPECIAL_TOKENS.items()
              if tokenizer.token_to_id(name) is not None}
     return known | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
 
 
 def _from_vocabulary(path):
-    """A vocab.txt, a token a line -> Tokenizer; tokenizer_config.json beside it says how.
+    """A vocab.txt, a token a line -> Tokenizer, with the options of tokenizer_config.json.
 
     Raises UserError for a vocabulary without the special tokens, or with a token twice.
     """
     tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    vocab = {token.rstrip("\r"): number for number, token in enumerate(tokens)}
+    vocab = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
         raise UserError(f"{len(tokens)} lines but only {len(vocab)} different tokens")
-    settings = _settings(path.parent / SETTINGS)
-    names = {role: _content(settings.get(role, name)) for role, name in SPECIAL.items()}
+    settings = _read_config(path.parent / TOKENIZER_CONFIG)
+    names = {role: _content(settings.get(role, name)) for role, name in SPECIAL_TOKENS.items()}
     for role in ("unk_token", "sep_token", "cls_token"):
         if names[role] not in vocab:
             raise UserError(f"the vocabulary lacks the {role} {names[role]!r}")
@@ -69,13 +70,13 @@ def _from_vocabulary(path):
     return tokenizer
 
 
-def _settings(path):
+def _read_config(path):
     """-> tokenizer_config.json as a dict, empty where there is none."""
     if not path.is_file():
         return {}
     settings = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(settings, dict):
-        raise UserError(f"{SETTINGS} holds no JSON object")
+        raise UserError(f"{TOKENIZER_CONFIG} holds no JSON object")
     return settings
 
 
