@@ -116,7 +116,7 @@ def test_round_trip(tmp_path, model):
     loaded = load(tmp_path)
     assert type(loaded) is type(model) and loaded.newly_initialized == ()
     assert same(model, loaded) and loaded.trunk.config == model.trunk.config
-    assert getattr(loaded, "names", None) == getattr(model, "names", None)
+    assert getattr(loaded, "label_names", None) == getattr(model, "label_names", None)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     # transformers before version 5 opens no file that does not say so
     assert safetensors.contents(tmp_path / "model.safetensors")[1]["format"] == "pt"
@@ -309,7 +309,7 @@ def test_labels_of_a_config(tmp_path):
     refused(tmp_path, "1 label")
     change_tensors(tmp_path, {"score.weight": None})
     refused(tmp_path, "score.weight", "missing")
-    refused(tmp_path, "names: 1 label", names=["a"])
+    refused(tmp_path, "label_names: 1 label", label_names=["a"])
     assert load(tmp_path, label_names=["a", "b"]).newly_initialized == ("score.weight",)
 
 

@@ -150,7 +150,7 @@ def test_head_stays_for_the_same_labels_and_pooling(tmp_path):
     for pooling, other in ("first", "mean"), ("mean", "first"):
         folder = tmp_path / pooling
         save(classifier(pooling), folder)
-        for options in {}, {"pooling": pooling}, {"names": list(NAMES)}:
+        for options in {}, {"pooling": pooling}, {"label_names": list(NAMES)}:
             kept = load(folder, **options)
             assert kept.newly_initialized == () and kept.pooling == pooling
             assert same(kept, classifier(pooling))

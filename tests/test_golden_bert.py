@@ -37,6 +37,6 @@ def test_same_logits_loss_and_gradients(dtype, logit_limit, gradient_limit):
     assert len(gradients) == 13
     least = 1e-3 * max(np.abs(dw).max() for dw in gradients.values())
     for name, dw in gradients.items():
-        ours = BERT.turned(name, model.store[name].grad / denominator)
+        ours = BERT.convert_layout(name, model.store[name].grad / denominator)
         error = np.abs(ours - dw).max() / max(np.abs(dw).max(), least)
         assert error < gradient_limit, name

@@ -1,4 +1,4 @@
-"""The name tables: what GPT-2's and BERT's folders call each thing, in both directions.
+"""The architectures: GPT-2's and BERT's tensor names, shapes and config.json, in both directions.
 
 Names are the published ones, so a name in the code is a name in the file.
 
@@ -18,7 +18,7 @@ GPT-2:
     lm_head.weight                       lm_head.weight                         (V,C), ours (C,V)
 
 M is n_inner. `lm_head.weight` is absent where the output matrix is the token table. Old files
-also hold the causal mask of each block (`attn.bias`, `attn.masked_bias`); it is left out.
+also hold the causal mask of each block (`attn.bias`, `attn.masked_bias`); it is ignored.
 
 BERT:
 
@@ -38,19 +38,27 @@ BERT:
     classifier.weight, .bias                         (K,C), ours (C,K); (K,)
 
 M is intermediate_size. Files of a model with a head put `bert.` before all but the classifier. The
-heads that only pretraining needs (`cls.`) and `embeddings.position_ids` are left out.
+heads that only pretraining needs (`cls.`) and `embeddings.position_ids` are ignored.
+
+A further architecture is one more entry of FAMILIES.
 """
 
 import re
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from minisft.errors import UserError
 from minisft.models import bert, gpt2
-from minisft.models.heads import BertClassifier, Classifier
+from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.nn.layers import INITIAL_SCALE
+from minisft.nn.parameters import Parameter
 
-# Of a classifier on the mean of the tokens. `transformers` knows no such type and says so, where
-# under `bert` it would draw a pooler at random without a word.
+# The model_type of a classifier on the mean of the tokens. `transformers` does not know it and
+# says so; under `bert` it would draw a pooler at random without a warning.
 BERT_MEAN = "minisft_bert_mean"
 NOTE = ("a BERT whose classifier reads the mean of the tokens: transformers has no such class, "
         "minisft opens this folder")
@@ -58,105 +66,128 @@ NOTE = ("a BERT whose classifier reads the mean of the tokens: transformers has 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: its classes, and what its folders call things."""
+    """One architecture: its classes, what it can do, and the names in its folders."""
 
-    config: type
-    classifier: type
-    architectures: tuple      # of `transformers`: the classifier, and the language model if any
+    model_type: str           # in config.json
+    config: type[Any]
+    classifier: type[Classifier]
+    architectures: tuple[str, ...]    # of `transformers`: classifier, language model if any
+    can_generate: bool        # whether it is a language model that writes text
+    has_pooling: bool         # whether its classifier can read the first token or the mean of all
+    # whether a tensor named as the classifier's matrix shows that the folder holds a classifier of
+    # texts, whatever config.json says: in BERT's files a classifier of tokens has that name too
+    head_implies_classifier: bool
+    # (config, end token, pad token, whether a classifier) -> further keys of config.json
+    extra_settings: Callable[[Any, int | None, int | None, bool], dict[str, Any]]
     prefix: str               # of the trunk's names in files of a model with a head
-    head: tuple               # the classifier's own parameters, the matrix first
-    optional: tuple           # names of what a folder may hold although our model does not
-    unprefixed: tuple         # parameters whose name in the file has no prefix
-    transposed: re.Pattern    # (out,in) in the file, (in,out) here
-    left_out: re.Pattern      # tensors that nobody needs
-    old: tuple                # (pattern, what it is called now) of names in old files
-    depth: str                # the key of config.json with the number of blocks
-    unsupported: dict
+    head: tuple[str, ...]     # the classifier's own parameters, the matrix first
+    optional: tuple[str, ...]     # names of tensors that a folder may hold and our model lack
+    unprefixed: tuple[str, ...]   # parameters whose name in the file has no prefix
+    transposed: re.Pattern[str]   # (out,in) in the file, (in,out) here
+    ignored_tensors: re.Pattern[str]
+    legacy_names: tuple[tuple[str, str], ...]     # (pattern, today's name) of names in old files
+    n_layer_key: str          # the key of config.json with the number of blocks
+    unsupported: dict[str, Any]   # keys of config.json that may only have this value
 
-    def from_hf(self, name):
-        """A name in a file -> our name for it, None for what is left out."""
+    def from_hf(self, name: str) -> str | None:
+        """A name in a file -> our name for it, None for an ignored tensor."""
         name = name.removeprefix(self.prefix)
-        for pattern, now in self.old:
-            name = re.sub(pattern, now, name)
-        return None if self.left_out.fullmatch(name) else name
+        for pattern, current in self.legacy_names:
+            name = re.sub(pattern, current, name)
+        return None if self.ignored_tensors.fullmatch(name) else name
 
-    def to_hf(self, name):
+    def to_hf(self, name: str) -> str:
         """Our name -> the name in the files that we write."""
         return name if name in self.unprefixed else self.prefix + name
 
-    def turned(self, name, array):
-        """An array as we have it -> as the file has it, or the other way round."""
+    def convert_layout(self, name: str, array: np.ndarray) -> np.ndarray:
+        """An array as we have it -> as the file has it, or the reverse: transposed or unchanged."""
         return array.T if self.transposed.fullmatch(name) else array
 
-    def shape_in_file(self, parameter):
+    def shape_in_file(self, parameter: Parameter) -> tuple[int, ...]:
         """-> the shape of its tensor."""
-        turned = self.transposed.fullmatch(parameter.name)
-        return parameter.shape[::-1] if turned else parameter.shape
+        transposed = self.transposed.fullmatch(parameter.name)
+        return parameter.shape[::-1] if transposed else parameter.shape
 
-    def is_classifier(self, settings, table):
+    def is_classifier(self, settings: dict[str, Any], tensors: Container[str]) -> bool:
         """config.json, tensors by our names -> whether the folder holds a trained classifier."""
         architectures = settings.get("architectures")
-        named = isinstance(architectures, list) and (self.architectures[0] in architectures
-                                                     or BERT_MEAN in architectures)
-        if self is BERT and isinstance(architectures, list):
-            return named     # a classifier of tokens has a `classifier.weight` too
-        return named or self.head[0] in table
+        if not isinstance(architectures, list):
+            return self.head[0] in tensors
+        if self.architectures[0] in architectures or BERT_MEAN in architectures:
+            return True
+        return self.head_implies_classifier and self.head[0] in tensors
+
+
+def _gpt2_settings(config, end_token, pad_token, classifier):
+    """A classifier pads with <|endoftext|>: GPT-2 has no pad token."""
+    return {"n_ctx": config.n_positions, "bos_token_id": end_token, "eos_token_id": end_token,
+            "pad_token_id": end_token if classifier else None}
+
+
+def _bert_settings(config, end_token, pad_token, classifier):
+    return {"pad_token_id": pad_token}
 
 
 GPT2 = Family(
-    config=gpt2.GPT2Config, classifier=Classifier,
-    architectures=("GPT2ForSequenceClassification", "GPT2LMHeadModel"), prefix="transformer.",
+    model_type="gpt2", config=gpt2.GPT2Config, classifier=Classifier,
+    architectures=("GPT2ForSequenceClassification", "GPT2LMHeadModel"),
+    can_generate=True, has_pooling=False, head_implies_classifier=True,
+    extra_settings=_gpt2_settings, prefix="transformer.",
     head=("score.weight",), optional=("score.weight", "lm_head.weight"),
     unprefixed=("score.weight", "lm_head.weight"),
     transposed=re.compile(r"(score|lm_head)\.weight"),
-    left_out=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"), old=(), depth="n_layer",
-    unsupported=gpt2.UNSUPPORTED)
+    ignored_tensors=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"), legacy_names=(),
+    n_layer_key="n_layer", unsupported=gpt2.UNSUPPORTED)
 BERT = Family(
-    config=bert.BertConfig, classifier=BertClassifier,
-    architectures=("BertForSequenceClassification",), prefix="bert.",
+    model_type="bert", config=bert.BertConfig, classifier=BertClassifier,
+    architectures=("BertForSequenceClassification",),
+    can_generate=False, has_pooling=True, head_implies_classifier=False,
+    extra_settings=_bert_settings, prefix="bert.",
     head=("classifier.weight", "classifier.bias"),
     optional=("classifier.weight", "classifier.bias", "pooler.dense.weight", "pooler.dense.bias"),
     unprefixed=("classifier.weight", "classifier.bias"),
     transposed=re.compile(r"(.*\.)?(query|key|value|dense|classifier)\.weight"),
-    left_out=re.compile(r"embeddings\.position_ids|cls\..*"),
-    old=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
-    depth="num_hidden_layers", unsupported=bert.UNSUPPORTED)
-FAMILIES = {"gpt2": GPT2, "bert": BERT, BERT_MEAN: BERT}
+    ignored_tensors=re.compile(r"embeddings\.position_ids|cls\..*"),
+    legacy_names=((r"LayerNorm\.gamma$", "LayerNorm.weight"),
+                  (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    n_layer_key="num_hidden_layers", unsupported=bert.UNSUPPORTED)
+FAMILIES = {family.model_type: family for family in (GPT2, BERT)}
 
 
-def family_of(settings, source):
+def family_of(settings: dict[str, Any], source: str | Path) -> Family:
     """config.json as a dict, its path for messages -> Family; raises UserError for another."""
-    kind = settings.get("model_type", "gpt2")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(f"{source}: model_type is {kind!r}, expected 'gpt2' or 'bert'")
-    return FAMILIES[kind]
+    model_type = settings.get("model_type", "gpt2")
+    if model_type == BERT_MEAN:
+        return BERT
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(f"{source}: model_type is {model_type!r}, expected "
+                        f"{' or '.join(map(repr, FAMILIES))}")
+    return FAMILIES[model_type]
 
 
-def family_of_model(model):
+def family_of_model(model: Classifier | LanguageModel) -> Family:
     """A built model -> Family."""
     return next(f for f in FAMILIES.values() if isinstance(model.trunk.config, f.config))
 
 
-def pooling_of(settings):
+def pooling_of(settings: dict[str, Any]) -> str:
     """config.json of a BERT as a dict -> what its classifier reads, "first" or "mean"."""
     return "mean" if settings.get("model_type") == BERT_MEAN else "first"
 
 
-def settings_of(model, dtype, end_token, pad_token):
+def settings_of(model: Classifier | LanguageModel, dtype: str, end_token: int | None,
+                pad_token: int | None) -> dict[str, Any]:
     """A model, the name of its dtype, ids of special tokens -> config.json as a dict."""
     family, config = family_of_model(model), model.trunk.config
     settings = {**asdict(config), **family.unsupported, "initializer_range": INITIAL_SCALE,
-                "dtype": dtype, "torch_dtype": dtype}     # the second: transformers before 5
-    if family is GPT2:
-        settings |= {"model_type": "gpt2", "n_ctx": config.n_positions, "bos_token_id": end_token,
-                     "eos_token_id": end_token, "pad_token_id": None}
-    else:
-        settings |= {"model_type": "bert", "pad_token_id": pad_token}
+                "dtype": dtype, "torch_dtype": dtype,     # the second: transformers before 5
+                "model_type": family.model_type,
+                **family.extra_settings(config, end_token, pad_token,
+                                        isinstance(model, Classifier))}
     if not isinstance(model, Classifier):
         return settings | {"architectures": [family.architectures[1]],
                            "tie_word_embeddings": model.lm_head is None}
-    if family is GPT2:
-        settings |= {"pad_token_id": end_token}
     settings |= {
         "architectures": [family.architectures[0]], "tie_word_embeddings": True,
         "problem_type": "single_label_classification", "num_labels": len(model.label_names),

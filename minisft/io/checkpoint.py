@@ -1,31 +1,35 @@
 """Hugging Face folders in and out: config.json and model.safetensors, of GPT-2 and of BERT.
 
-`families.py` holds the table of the names.
+`architectures.py` holds the tables of the names.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from minisft.backend.array import to_cpu
 from minisft.errors import UserError
 from minisft.io import safetensors
-from minisft.io.architectures import GPT2, family_of, family_of_model, pooling_of, settings_of
-from minisft.io.files import read_json, write_json
+from minisft.io.architectures import family_of, family_of_model, pooling_of, settings_of
+from minisft.io.files import CONFIG, read_json, write_json
 from minisft.io.safetensors import WEIGHTS
 from minisft.models.gpt2 import initialise
 from minisft.models.heads import Classifier, LanguageModel
 
-CONFIG = "config.json"
 
+def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = None,
+         label_names: Iterable[str] | None = None, seed: int = 0, dropout: float | None = None,
+         pooling: str | None = None) -> Classifier | LanguageModel:
+    """A checkpoint folder -> Classifier or LanguageModel; its `newly_initialized` names the
+    parameters that the folder lacked.
 
-def load(folder, dtype=np.float32, task=None, label_names=None, seed=0, dropout=None, pooling=None):
-    """A checkpoint folder -> Classifier or LanguageModel, with `fresh`: what the folder lacked.
-
-    `task` is "classify", "complete", or None for what the folder holds. With `names`, the labels
-    to classify into, the head is kept if it has the same labels in the same order, and otherwise
-    drawn anew from `seed`: `fresh` then names its parameters, else it is (). `dropout` replaces
-    the rates of the config, `pooling` what BERT's classifier reads. Raises UserError.
+    `task` is "classify", "complete", or None for what the folder holds. With `label_names`, the
+    labels to classify into, the head is kept if it has the same labels in the same order, and
+    otherwise newly initialized from `seed`. `dropout` replaces the rates of the config, `pooling`
+    what BERT's classifier reads, "first" or "mean". Raises UserError.
     """
     folder = Path(folder)
     settings = read_json(folder / CONFIG)
@@ -34,25 +38,30 @@ def load(folder, dtype=np.float32, task=None, label_names=None, seed=0, dropout=
     if dropout is not None:
         config = config.with_dropout(dropout)
         config.require_sound("dropout")
-    table = _read_table(folder, family)
-    if config.n_layer > len(table):      # before anything as deep as the config says is built
-        raise UserError(f"{folder / CONFIG}: {family.depth} is {config.n_layer}, but there are "
-                        f"only {len(table)} tensors")
-    if _wants_classifier(folder, family, family.is_classifier(settings, table), task, label_names):
-        model = _classifier(folder, family, config, settings, table, label_names, pooling)
+    tensors = _stored_tensors(folder, family)
+    if config.n_layer > len(tensors):      # before anything as deep as the config says is built
+        raise UserError(f"{folder / CONFIG}: {family.n_layer_key} is {config.n_layer}, but there "
+                        f"are only {len(tensors)} tensors")
+    label_names = None if label_names is None else tuple(label_names)
+    has_labels = family.is_classifier(settings, tensors)
+    model: Classifier | LanguageModel
+    if _wants_classifier(folder, family, has_labels, task, label_names):
+        model = _classifier(folder, family, config, settings, tensors, label_names, pooling)
     else:
-        model = LanguageModel(config, _is_tied(settings, table), dtype=None)
-    wanted = {p.name: family.shape_in_file(p) for p in model.parameters()
-              if p.name not in model.newly_initialized}
-    _require_names_and_shapes(folder, family, table, wanted)
+        model = LanguageModel(config, _is_tied(settings, tensors), dtype=None)
+    expected_shapes = {p.name: family.shape_in_file(p) for p in model.parameters()
+                       if p.name not in model.newly_initialized}
+    _require_names_and_shapes(folder, family, tensors, expected_shapes)
     model.build(dtype)
-    for name in wanted:
-        _fill(model.store[name], table[name], family)
+    for name in expected_shapes:
+        _copy_tensor(model.store[name], tensors[name], family)
     initialise(model.parameters(), seed, model.newly_initialized)
     return model
 
 
-def save(model, folder, dtype=np.float32, end_token=None, extra_config=None, pad_token=None):
+def save(model: Classifier | LanguageModel, folder: str | Path, dtype: DTypeLike = np.float32,
+         end_token: int | None = None, extra_config: dict[str, Any] | None = None,
+         pad_token: int | None = None) -> None:
     """A model -> config.json and model.safetensors that `transformers` opens, same logits.
 
     `dtype` is float32 or float16. `end_token` is the id of the tokenizer's <|endoftext|>: where
@@ -65,114 +74,109 @@ def save(model, folder, dtype=np.float32, end_token=None, extra_config=None, pad
         raise ValueError(f"a checkpoint is float32 or float16, not {dtype}")
     family, extra = family_of_model(model), dict(extra_config or {})
     settings = settings_of(model, dtype.name, end_token, pad_token)
-    if clash := sorted(settings.keys() & extra.keys()):
-        raise ValueError(f"extra_config may not set {clash[0]}")
+    if reserved := sorted(settings.keys() & extra.keys()):
+        raise ValueError(f"extra_config may not set {reserved[0]}")
     if isinstance(model, Classifier):
         _require_labels(folder / CONFIG, model.label_names)
     arrays = {}
     for p in model.store:
         with np.errstate(over="ignore"):
-            value = family.turned(p.name, to_cpu(p.value)).astype(dtype, copy=False)
+            value = family.convert_layout(p.name, to_cpu(p.value)).astype(dtype, copy=False)
         if not np.isfinite(value).all():
             raise UserError(f"{folder / WEIGHTS}: not written, {p.name} holds values that are "
                             f"not finite as {dtype}")
         arrays[family.to_hf(p.name)] = value
     safetensors.write(folder / WEIGHTS, arrays, {"format": "pt"})
-    # Last, so that a new folder without it is seen to be unfinished.
+    # Last: a folder without it is an unfinished one.
     write_json(folder / CONFIG, settings | extra)
 
 
-def _read_table(folder, family):
+def _stored_tensors(folder, family):
     """-> every tensor of the folder (Stored, unread) by our name for it."""
-    table = {}
+    tensors = {}
     for tensor in safetensors.folder_contents(folder):
         name = family.from_hf(tensor.name)
-        if name in table:
-            raise UserError(f"{tensor.path}: {name} is there twice, as {table[name].name} and as "
+        if name in tensors:
+            raise UserError(f"{tensor.path}: {name} is there twice, as {tensors[name].name} and as "
                             f"{tensor.name}")
         if name is not None:
-            table[name] = tensor
-    return table
+            tensors[name] = tensor
+    return tensors
 
 
-def _classifier(folder, family, config, settings, table, label_names, pooling):
-    """-> a classifier without values; its `fresh` names what the folder cannot give."""
+def _classifier(folder, family, config, settings, tensors, label_names, pooling):
+    """-> a classifier without values; its `newly_initialized` names what the folder lacks."""
+    label_names, newly_initialized = _labels(folder, settings, tensors, label_names, family)
     options = {}
-    if family is GPT2 and pooling is not None:
-        raise UserError(f"{folder}: pooling {pooling} is for BERT, a GPT-2 classifies by the last "
-                        "token")
-    if family is not GPT2:
-        own = pooling_of(settings)
-        options = {"pooling": pooling or own}
-        trained = pooling in (None, own)
-    label_names, newly_initialized = _labels(folder, settings, table, label_names, family)
-    if options and not trained:     # a head that was trained on something else
-        newly_initialized = family.head
+    if family.has_pooling:
+        stored_pooling = pooling_of(settings)
+        options = {"pooling": pooling or stored_pooling}
+        if options["pooling"] != stored_pooling:     # the head was trained on something else
+            newly_initialized = family.head
+    elif pooling is not None:
+        raise UserError(f"{folder}: pooling {pooling} is for BERT, a {family.config.TITLE} "
+                        "classifies by the last token")
     model = family.classifier(config, label_names, dtype=None, **options)
     if newly_initialized:     # a bare trunk may also lack the pooler
         newly_initialized = tuple(
             p.name for p in model.parameters() if p.name in newly_initialized or (
-                p.name in family.optional and p.name not in table))
+                p.name in family.optional and p.name not in tensors))
     model.newly_initialized = newly_initialized
     return model
 
 
-def _wants_classifier(folder, family, labelled, task, label_names):
+def _wants_classifier(folder, family, has_labels, task, label_names):
     """-> whether to build a classifier; raises UserError where the folder cannot serve the task."""
     if task not in (None, "classify", "complete"):
         raise ValueError(f"task is {task!r}, expected classify or complete")
-    if family is not GPT2 and task == "complete":
+    if task == "complete" and not family.can_generate:
         raise UserError(f"{folder}: holds a {family.config.TITLE}, which writes no text, expected "
                         "a language model such as GPT-2")
     if task is None:
-        task = ("classify" if labelled or label_names is not None or family is not GPT2 else
-                "complete")
-    if task == "complete" and labelled:
+        classify = has_labels or label_names is not None or not family.can_generate
+        task = "classify" if classify else "complete"
+    if task == "complete" and has_labels:
         raise UserError(f"{folder}: holds a classifier, expected a language model")
-    if task == "classify" and label_names is None and not labelled:
-        raise UserError(f"{folder}: holds a {_what(family)} without labels, expected a classifier "
+    if task == "classify" and label_names is None and not has_labels:
+        title = "language model" if family.can_generate else family.config.TITLE
+        raise UserError(f"{folder}: holds a {title} without labels, expected a classifier "
                         "(or the names of the labels to train one)")
     return task == "classify"
 
 
-def _what(family):
-    return "language model" if family is GPT2 else family.config.TITLE
-
-
-def _is_tied(settings, table):
+def _is_tied(settings, tensors):
     """-> whether the output matrix is the token table.
 
     As transformers 5: two different matrices in the file stay two, whatever the config says.
     """
     if not settings.get("tie_word_embeddings", True):
         return False
-    head, wte = table.get("lm_head.weight"), table.get("wte.weight")
+    head, wte = tensors.get("lm_head.weight"), tensors.get("wte.weight")
     if head is None or wte is None:
         return True
     return head.shape == wte.shape and np.array_equal(head.read(), wte.read())
 
 
-def _labels(folder, settings, table, label_names, family):
-    """-> the names of the classes, and which parameters the folder cannot give."""
+def _labels(folder, settings, tensors, label_names, family):
+    """-> the names of the classes, and the parameters of the head if it must be initialized."""
     if label_names is not None:
-        label_names = tuple(label_names)
-        _require_labels("names", label_names)
-    if not family.is_classifier(settings, table):
+        _require_labels("label_names", label_names)
+    if not family.is_classifier(settings, tensors):
         return label_names, family.head
-    own = _own_labels(folder / CONFIG, settings, table.get(family.head[0]))
-    if label_names not in (None, own):
+    stored_names = _stored_labels(folder / CONFIG, settings, tensors.get(family.head[0]))
+    if label_names not in (None, stored_names):
         return label_names, family.head
     problem = settings.get("problem_type")
     if problem not in (None, "single_label_classification"):
         raise UserError(f"{folder / CONFIG}: problem_type is {problem!r}, expected "
                         "single_label_classification")
-    _require_labels(f"{folder / CONFIG}: id2label", own)
-    return own, ()
+    _require_labels(f"{folder / CONFIG}: id2label", stored_names)
+    return stored_names, ()
 
 
-def _own_labels(path, settings, score):
+def _stored_labels(path, settings, head):
     """-> the names in config.json, or LABEL_0, LABEL_1, ... as transformers has it without."""
-    rows = 2 if score is None else score.shape[0]
+    rows = 2 if head is None else head.shape[0]
     id2label = settings.get("id2label")
     if id2label is None:
         id2label = {str(i): f"LABEL_{i}" for i in range(rows)}
@@ -180,50 +184,50 @@ def _own_labels(path, settings, score):
             isinstance(name, str | int) for name in id2label.values()):
         raise UserError(f"{path}: id2label is {id2label!r}, expected a name for each number")
     for key, count in ("id2label", len(id2label)), ("num_labels", settings.get("num_labels")):
-        if score is not None and count not in (None, rows):
-            raise UserError(f"{path}: {key} gives {count} labels, but {score.name} in "
-                            f"{score.path.name} has {rows} rows")
+        if head is not None and count not in (None, rows):
+            raise UserError(f"{path}: {key} gives {count} labels, but {head.name} in "
+                            f"{head.path.name} has {rows} rows")
     try:
         return tuple(str(id2label[str(i)]) for i in range(len(id2label)))
     except KeyError as error:
         raise UserError(f"{path}: id2label lacks the number {error.args[0]}") from None
 
 
-def _require_labels(where, label_names):
+def _require_labels(source, label_names):
     """Raises UserError unless there are two labels or more, all different and none empty."""
     if len(label_names) < 2:
-        raise UserError(f"{where}: {len(label_names)} label, expected two or more")
+        raise UserError(f"{source}: {len(label_names)} label, expected two or more")
     for i, name in enumerate(label_names):
         if not isinstance(name, str) or not name:
-            raise UserError(f"{where}: label {i} is {name!r}, expected a name")
+            raise UserError(f"{source}: label {i} is {name!r}, expected a name")
         if name in label_names[:i]:
-            raise UserError(f"{where}: the label {name!r} is there twice")
+            raise UserError(f"{source}: the label {name!r} is there twice")
 
 
-def _require_names_and_shapes(folder, family, table, wanted):
+def _require_names_and_shapes(folder, family, tensors, expected_shapes):
     """Raises UserError naming the first tensor that is missing, unexpected or misshapen."""
-    for name, shape in wanted.items():
-        if name not in table:
+    for name, shape in expected_shapes.items():
+        if name not in tensors:
             raise UserError(f"{folder}: the tensor {name} is missing, {CONFIG} asks for it with "
                             f"shape {shape}")
-        tensor = table[name]
+        tensor = tensors[name]
         if tensor.shape != shape:
             raise UserError(f"{tensor.path}: {tensor.name} has shape {tensor.shape}, {CONFIG} "
                             f"asks for {shape}")
         if tensor.dtype not in safetensors.FLOATS:
             raise UserError(f"{tensor.path}: {tensor.name} has dtype {tensor.dtype}, expected "
                             f"one of {', '.join(safetensors.FLOATS)}")
-    for name, tensor in table.items():
-        if name not in wanted and name not in family.optional:
+    for name, tensor in tensors.items():
+        if name not in expected_shapes and name not in family.optional:
             raise UserError(f"{tensor.path}: {tensor.name} is unexpected, a {family.config.TITLE} "
                             f"as {CONFIG} describes has no such tensor")
 
 
-def _fill(parameter, tensor, family):
+def _copy_tensor(parameter, tensor, family):
     """Copies a tensor of the file into the parameter; raises UserError unless it is finite."""
     value = tensor.read()
     with np.errstate(over="ignore"):     # a float64 too large for us is reported below
-        parameter.value[...] = family.turned(parameter.name, value)
+        parameter.value[...] = family.convert_layout(parameter.name, value)
     if not np.isfinite(parameter.value).all():
         raise UserError(f"{tensor.path}: {tensor.name} holds values that are not finite as "
                         f"{parameter.value.dtype}")

@@ -2,15 +2,19 @@
 
 import json
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from minisft.errors import UserError
 
+CONFIG = "config.json"      # of a model folder and of a run folder
+
 
 @contextmanager
-def replacing(path):
-    """A binary file to write; it takes the place of `path` only once it is whole and on disk.
+def replacing(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write; it replaces `path` only once it is whole and on disk.
 
     Raises UserError when it cannot be written; `path` is then as it was.
     """
@@ -43,13 +47,13 @@ def _sync_folder(folder):
             os.close(handle)
 
 
-def write_json(path, value):
+def write_json(path: str | Path, value: Any) -> None:
     """A JSON value -> the file, replaced whole."""
     with replacing(path) as file:
         file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path):
+def read_json(path: str | Path) -> dict[str, Any]:
     """-> the JSON object in a file as a dict; raises UserError."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 """From a name to a model's folder: a path, the local Hugging Face cache, a bundled folder.
 
-The network is touched only when asked: a name that is not at hand is refused at once.
+The network is used only on request: a name that is not on this machine is refused at once.
 """
 
 import os
@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from minisft.errors import UserError
+from minisft.io.files import CONFIG
 
 ALIASES = {"gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium",
            "gpt2-large": "openai-community/gpt2-large", "gpt2-xl": "openai-community/gpt2-xl",
@@ -15,18 +16,18 @@ ALIASES = {"gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt
            "bert-base-uncased": "google-bert/bert-base-uncased",
            "bert-base-cased": "google-bert/bert-base-cased",
            "all-MiniLM-L6-v2": "sentence-transformers/all-MiniLM-L6-v2"}
-CONFIG = "config.json"
-WANTED = [CONFIG, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
-          "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-          "special_tokens_map.json", "vocab.txt"]
+DOWNLOAD_PATTERNS = [
+    CONFIG, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "special_tokens_map.json", "vocab.txt"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 
 
-def resolve(name, online=False):
+def resolve(name: str | Path, online: bool = False) -> Path:
     """A folder's path or a model's name -> the folder; `online` allows to download it.
 
-    Raises UserError saying where was looked and how to get it.
+    Raises UserError that says which places were searched and how to get the model.
     """
     try:
         path = Path(name).expanduser()
@@ -42,26 +43,26 @@ def resolve(name, online=False):
         raise UserError(f"{path}: is a file, expected a model's folder")
     if not NAME.fullmatch(str(name)):
         raise UserError(f"{path}: no such folder")
-    full = ALIASES.get(str(name), str(name))
-    for known in dict.fromkeys((full, str(name))):     # old caches have `gpt2` under that name
-        if folder := _cached(known):
+    repository = ALIASES.get(str(name), str(name))
+    for candidate in dict.fromkeys((repository, str(name))):     # old caches hold `gpt2` as such
+        if folder := _cached(candidate):
             return folder
     if (BUNDLED / name / CONFIG).is_file():
         return BUNDLED / name
     if online:
-        return _download(full)
+        return _download(repository)
     raise UserError(f"{name}: no such folder, and not whole in the Hugging Face cache at "
-                    f"{cache()}; give a folder's path, or allow the download of {full} with "
+                    f"{cache()}; give a folder's path, or allow the download of {repository} with "
                     "--download")
 
 
-def cache():
-    """-> the folder of the Hugging Face cache, found as their library finds it."""
+def cache() -> Path:
+    """-> the folder of the Hugging Face cache, by the rules of huggingface_hub."""
     environ = os.environ
-    if place := environ.get("HF_HUB_CACHE"):
-        return Path(place).expanduser()
-    if place := environ.get("HF_HOME"):
-        return Path(place).expanduser() / "hub"
+    if path := environ.get("HF_HUB_CACHE"):
+        return Path(path).expanduser()
+    if path := environ.get("HF_HOME"):
+        return Path(path).expanduser() / "hub"
     base = environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "huggingface" / "hub"
 
@@ -74,8 +75,8 @@ def _cached(name):
     except (OSError, ValueError):
         return None
     folder = home / "snapshots" / commit
-    whole = commit.isalnum() and (folder / CONFIG).is_file() and any(folder.glob("*model*.*"))
-    return folder if whole else None
+    complete = commit.isalnum() and (folder / CONFIG).is_file() and any(folder.glob("*model*.*"))
+    return folder if complete else None
 
 
 def _download(name):
@@ -83,7 +84,7 @@ def _download(name):
     try:
         # Imported here: it is slow to load and nobody else needs it.
         from huggingface_hub import snapshot_download
-        folder = Path(snapshot_download(name, allow_patterns=WANTED))
+        folder = Path(snapshot_download(name, allow_patterns=DOWNLOAD_PATTERNS))
     except Exception as error:     # the library and those below it raise a dozen kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name}: cannot be downloaded ({reason[:300]})") from None

@@ -1,50 +1,56 @@
-"""A model folder as a whole: weights, tokenizer, and how texts were treated before the model."""
+"""A model folder as a whole: weights, tokenizer, and the preprocessing of its texts."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
+from tokenizers import Tokenizer
 
 from minisft.backend.array import require_gpu
-from minisft.data.text import CLEANING_STEPS, load_tokenizer, save_tokenizer
+from minisft.data.text import CLEANING_STEPS, END_OF_TEXT, load_tokenizer, save_tokenizer
 from minisft.errors import UserError
 from minisft.io import checkpoint, hub
 from minisft.io.files import read_json, write_json
+from minisft.models.heads import Classifier, LanguageModel
 
-END = "<|endoftext|>"
-PAD = "[PAD]"                    # BERT's; our batches have no padding
-PREPROCESSING = "minisft.json"     # `transformers` passes it by
+END = END_OF_TEXT
+PAD = "[PAD]"                      # BERT's, for `transformers`; our batches have no padding
+PREPROCESSING = "minisft.json"     # `transformers` ignores it
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to a text on its way to the model, the same in training and afterwards."""
+    """What is done to a text before the model reads it, the same in training and afterwards."""
 
-    clean: tuple = CLEANING_STEPS
+    clean: tuple[str, ...] = CLEANING_STEPS
     max_length: int | None = None
     truncate: str = "head"
     separator: str | None = None     # between prompt and completion
 
 
-def end_token(tokenizer):
+def end_token(tokenizer: Tokenizer) -> int | None:
     """-> the id of <|endoftext|>, or None for a tokenizer without it."""
-    return tokenizer.token_to_id(END)
+    return tokenizer.token_to_id(END_OF_TEXT)
 
 
-def pad_token(tokenizer):
+def pad_token(tokenizer: Tokenizer) -> str | None:
     """-> the token that `transformers` pads with, or None: then it takes one text at a time."""
-    return next((name for name in (END, PAD) if tokenizer.token_to_id(name) is not None), None)
+    return next((name for name in (END_OF_TEXT, PAD) if tokenizer.token_to_id(name) is not None),
+                None)
 
 
-def require_fit(tokenizer, config, where):
+def require_fit(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:
     """Raises UserError when the tokenizer has ids beyond the model's table."""
     size = tokenizer.get_vocab_size()
     if size > config.vocab_size:
-        raise UserError(f"{where}: the tokenizer has {size} tokens, the model {config.vocab_size}")
+        raise UserError(f"{source}: the tokenizer has {size} tokens, the model {config.vocab_size}")
 
 
-def read_folder(name, online=False, device="cpu", **options):
-    """A path or a model's name -> model, tokenizer, Treatment; options as `checkpoint.load`.
+def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
+                **options: Any) -> tuple[Classifier | LanguageModel, Tokenizer, Preprocessing]:
+    """A path or a model's name -> model, tokenizer, Preprocessing; options as `checkpoint.load`.
 
     `device` is cpu or gpu. Raises UserError.
     """
@@ -58,8 +64,8 @@ def read_folder(name, online=False, device="cpu", **options):
     return model, tokenizer, read_preprocessing(folder)
 
 
-def read_preprocessing(folder):
-    """-> the folder's Treatment; a folder that we did not write has the default one."""
+def read_preprocessing(folder: str | Path) -> Preprocessing:
+    """-> the folder's Preprocessing, the default one for a folder that minisft did not write."""
     path = Path(folder) / PREPROCESSING
     if not path.exists():
         return Preprocessing()
@@ -83,8 +89,9 @@ def read_preprocessing(folder):
     return preprocessing
 
 
-def write_folder(folder, model, tokenizer, preprocessing, dtype=np.float32):
-    """Writes a folder that `transformers` opens with the same logits, tokenizer and names."""
+def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenizer: Tokenizer,
+                 preprocessing: Preprocessing, dtype: DTypeLike = np.float32) -> None:
+    """Writes a folder that `transformers` opens with the same logits, tokenizer and label names."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pad = pad_token(tokenizer)

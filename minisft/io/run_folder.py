@@ -1,4 +1,4 @@
-"""The folder that a run leaves behind, and the promise that nothing in it is lost unasked."""
+"""The folder of a run: what is written there, and that nothing in it is overwritten unasked."""
 
 import hashlib
 import json
@@ -6,50 +6,52 @@ import platform
 import re
 import shutil
 import signal
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from minisft.backend.cpu import jit, row_blocks
 from minisft.errors import UserError
-from minisft.io.files import read_json, write_json
+from minisft.io.files import CONFIG, read_json, write_json
 
 # What a run writes; `--overwrite` removes these and touches nothing else in the folder.
-CONTENTS = ("config.json", "metrics.jsonl", "model", "training_state", "curves.png",
+CONTENTS = (CONFIG, "metrics.jsonl", "model", "training_state", "curves.png",
             "confusion.png", "results.json", "report.md", "curve.json", "curve.png")
-# Several seeds or sizes leave a folder for each, with the run of it inside.
+# A run of several seeds or training sizes has a folder for each inside.
 INNER = re.compile(r"(seed|size)-\d+")
-# A run killed while it wrote a file leaves the part it had (files.replacing).
+# A run killed while it wrote a file leaves a partial one (files.replacing).
 PARTIAL = tuple(f".{name}.partial" for name in CONTENTS)
 
 
-def first_free(parent, name):
-    """-> the first of parent/name, parent/name-2, ... that is not there."""
+def first_free(parent: str | Path, name: str) -> Path:
+    """-> the first of parent/name, parent/name-2, ... that does not exist."""
     folder, number = Path(parent) / name, 2
     while folder.exists():
         folder, number = Path(parent) / f"{name}-{number}", number + 1
     return folder
 
 
-def require_free(folder, overwrite):
-    """Raises UserError when the folder holds something and may not be overwritten."""
+def require_free(folder: str | Path, overwrite: bool) -> None:
+    """Raises UserError when the folder is not empty and may not be overwritten."""
     folder = Path(folder)
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, expected a folder or nothing")
-    found = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    if found and not overwrite:
-        raise UserError(f"{folder} is not empty ({', '.join(found[:3])}, ...): choose another "
+    names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+    if names and not overwrite:
+        raise UserError(f"{folder} is not empty ({', '.join(names[:3])}, ...): choose another "
                         "--out, or --overwrite, or --resume it")
-    for name in found:
+    for name in names:
         if _inner(folder / name):
             require_free(folder / name, overwrite)
         elif name not in CONTENTS + PARTIAL:
             raise UserError(f"{folder} holds {name!r}, which no run made: choose another --out")
 
 
-def keep_figures(folder):
-    """Of a finished run only what was found stays: neither the model nor what resumes it."""
+def keep_figures(folder: str | Path) -> None:
+    """Removes the model and the training state of a finished run; its results and figures stay."""
     for name in ("model", "training_state"):
         path = Path(folder) / name
         if path.is_dir() and not path.is_symlink():
@@ -60,29 +62,29 @@ def _inner(path):
     return bool(INNER.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
 
 
-def unfinished(folder):
+def unfinished(folder: str | Path) -> dict[str, Any]:
     """-> config.json of an interrupted run; raises UserError for anything else."""
     folder = Path(folder)
-    if not (folder / "config.json").is_file() or (folder / "model.safetensors").exists():
-        raise UserError(f"{folder}: expected the folder of a run, with its config.json")
+    if not (folder / CONFIG).is_file() or (folder / "model.safetensors").exists():
+        raise UserError(f"{folder}: expected the folder of a run, with its {CONFIG}")
     if (folder / "results.json").exists():
         raise UserError(f"{folder}: is a finished run, there is nothing to resume")
-    return read_json(folder / "config.json")
+    return read_json(folder / CONFIG)
 
 
-def start(folder, config):
-    """Makes the folder, without what an earlier run left, and writes config.json."""
+def start(folder: str | Path, config: dict[str, Any]) -> None:
+    """Creates the folder, removes what an earlier run wrote there, and writes config.json."""
     folder = Path(folder)
     _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config)
+    write_json(folder / CONFIG, config)
 
 
 def _clear(folder):
-    """Removes what runs left, and of the folders of seeds and sizes those that are then empty."""
+    """Removes what runs wrote, and the folders of seeds and sizes that are then empty."""
     for name in CONTENTS + PARTIAL:
         path = folder / name
-        if path.is_dir() and not path.is_symlink():     # a link goes, what it leads to stays
+        if path.is_dir() and not path.is_symlink():     # of a link only the link is removed
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
@@ -94,22 +96,22 @@ def _clear(folder):
 
 
 class MetricsLog:
-    """metrics.jsonl, a line for each step and epoch; starts from what a resumed run has told."""
+    """metrics.jsonl, a line for each step and epoch; begins with the entries of a resumed run."""
 
-    def __init__(self, folder, entries=()):
+    def __init__(self, folder: str | Path, entries: Iterable[dict[str, Any]] = ()) -> None:
         self.file = open(Path(folder) / "metrics.jsonl", "w", encoding="utf-8")
         for entry in entries:
             self(entry)
 
-    def __call__(self, entry):
+    def __call__(self, entry: dict[str, Any]) -> None:
         self.file.write(json.dumps(entry) + "\n")
         self.file.flush()
 
-    def close(self):
+    def close(self) -> None:
         self.file.close()
 
 
-def fingerprint(path):
+def fingerprint(path: str | Path | None) -> str | None:
     """-> sha256 of a file, None for no file."""
     if path is None:
         return None
@@ -117,9 +119,9 @@ def fingerprint(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def machine():
-    """-> what a run's bits depend on beside its settings: versions, whether compiled twins ran,
-    processor, threads."""
+def machine() -> dict[str, Any]:
+    """-> what the bits of a run depend on besides its settings: versions, whether compiled loops
+    ran, processor, threads."""
     compiled = jit.chosen()
     return {
         "versions": {name: version(name) for name in (
@@ -132,17 +134,18 @@ def machine():
     }
 
 
-def changes(began):
-    """config.json of a run (dict) -> what of `machine` is not as it was when the run began."""
-    def flat(found):
-        versions = found.get("versions", {})     # numba: told by the compiled twins
+def changes(config: dict[str, Any]) -> list[str]:
+    """config.json of a run -> what of `machine` has changed since the run began, as phrases."""
+    def flat(environment):
+        versions = environment.get("versions", {})     # numba's shows in "compiled loops"
         return {name: n for name, n in versions.items() if name != "numba"} | {
-            "compiled twins": {True: "on", False: "off"}.get(found.get("compiled")),
-            **{name: found.get(name) for name in ("python", "platform", "processor", "threads")}}
+            "compiled loops": {True: "on", False: "off"}.get(environment.get("compiled")),
+            **{name: environment.get(name)
+               for name in ("python", "platform", "processor", "threads")}}
 
-    then, now = flat(began), flat(machine())
-    return [f"{name} {then.get(name)}, now {now.get(name)}" for name in then | now
-            if then.get(name) != now.get(name)]
+    before, now = flat(config), flat(machine())
+    return [f"{name} {before.get(name)}, now {now.get(name)}" for name in before | now
+            if before.get(name) != now.get(name)]
 
 
 def _processor():
@@ -156,26 +159,26 @@ def _processor():
 
 
 @contextmanager
-def interruptions():
-    """-> a list that is no longer empty once Ctrl-C or SIGTERM came; a second Ctrl-C acts at once.
+def interruptions() -> Iterator[list[int]]:
+    """-> a list that holds the signal once Ctrl-C or SIGTERM came; a second Ctrl-C acts at once.
 
     Signals can be caught in the main thread only; elsewhere the list stays empty.
     """
-    came = []
+    received: list[int] = []
 
-    def note(number, frame):
-        if came:
+    def record(number, frame):
+        if received:
             raise KeyboardInterrupt
-        came.append(number)
+        received.append(number)
 
-    kept = {}
+    previous_handlers = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            kept[number] = signal.signal(number, note)
+            previous_handlers[number] = signal.signal(number, record)
     except ValueError:
         pass
     try:
-        yield came
+        yield received
     finally:
-        for number, handler in kept.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

@@ -3,16 +3,17 @@
 The file is eight bytes with the header's length, a JSON header (dtype, shape and place of each
 tensor, and text entries under `__metadata__`), then the tensors' bytes. The `safetensors` library
 checks the header; the bytes are read here, one tensor at a time, because the library has no
-bfloat16 for NumPy. Written here too: the library leaves the order of the metadata to chance, and
-the same model should give the same bytes.
+bfloat16 for NumPy. Files are written here too: the library does not fix the order of the metadata,
+and the same model should give the same bytes.
 
-Files of ours carry a CRC-32 for each tensor (name, dtype, shape and bytes) and one for the other
-metadata, so a single flipped bit is found. A file of others has none, and none is asked for.
+Files that minisft writes carry a CRC-32 for each tensor (name, dtype, shape and bytes) and one for
+the other metadata, so a single flipped bit is detected. Files from elsewhere need none.
 """
 
 import json
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,28 +41,28 @@ class Stored:
     path: Path
     name: str
     dtype: str               # a key of DTYPES, or one that we cannot read
-    shape: tuple
+    shape: tuple[int, ...]
     start: int               # its first byte in the file
     checksum: int | None
 
-    def read(self):
+    def read(self) -> np.ndarray:
         """-> the array, bfloat16 as float32; raises UserError when its checksum differs."""
         if self.dtype not in DTYPES:
             raise UserError(f"{self.path}: {self.name} has dtype {self.dtype}, expected one of "
                             f"{', '.join(DTYPES)}")
         size = math.prod(self.shape)
-        raw = np.fromfile(self.path, DTYPES[self.dtype], size, offset=self.start)
-        if raw.size != size:
+        array: np.ndarray = np.fromfile(self.path, DTYPES[self.dtype], size, offset=self.start)
+        if array.size != size:
             raise UserError(f"{self.path}: ends within {self.name}")
-        if self.checksum not in (None, _checksum(self.name, self.dtype, self.shape, raw)):
+        if self.checksum not in (None, _checksum(self.name, self.dtype, self.shape, array)):
             raise UserError(f"{self.path}: {self.name} is damaged, its checksum differs from "
                             "the one saved with it")
         if self.dtype == "BF16":      # the upper half of a float32
-            raw = (raw.astype("<u4") << 16).view("<f4")
-        return raw.reshape(self.shape)
+            array = (array.astype("<u4") << 16).view("<f4")
+        return array.reshape(self.shape)
 
 
-def contents(path):
+def contents(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """A safetensors file -> its tensors by name (Stored, unread), its metadata (dict of str).
 
     Raises UserError when the file is absent, cut off or garbled.
@@ -83,51 +84,53 @@ def contents(path):
     return tensors, metadata
 
 
-def folder_contents(folder):
-    """A checkpoint's folder -> its tensors (list of Stored), from one file or from shards."""
+def folder_contents(folder: str | Path) -> list[Stored]:
+    """A checkpoint's folder -> its tensors, unread, from one file or from shards."""
+    folder = Path(folder)
     if (folder / WEIGHTS).is_file():
         return list(contents(folder / WEIGHTS)[0].values())
     if (folder / INDEX).is_file():
         return _shards(folder)
     for name in REFUSED:
         if (folder / name).is_file():
-            why = "opening a pickle can run any code in it" if name.startswith("pytorch") else \
+            reason = "opening a pickle can run any code in it" if name.startswith("pytorch") else \
                 f"only {WEIGHTS} is"
-            raise UserError(f"{folder / name}: not read, since {why}; load the folder once in "
+            raise UserError(f"{folder / name}: not read, since {reason}; load the folder once in "
                             f"transformers and call save_pretrained, which writes {WEIGHTS}")
     raise UserError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}")
 
 
 def _shards(folder):
-    """-> the tensors that the index names (list of Stored), each where the index says."""
+    """-> the tensors that the index names (list of Stored), each in the shard that it names."""
     path = folder / INDEX
     try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(places.values()))
-        beside = [shard for shard in shards if shard == Path(shard).name and "\\" not in shard]
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
+        inside = [shard for shard in shards if shard == Path(shard).name and "\\" not in shard]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: expected a JSON object with a weight_map from each tensor to "
                         "the file that holds it") from None
     for shard in shards:
         # An index from elsewhere must not make us open files outside its folder.
-        if shard not in beside:
+        if shard not in inside:
             raise UserError(f"{path}: names the file {shard!r}, expected one beside the index")
         if not (folder / shard).is_file():
             raise UserError(f"{path}: names {shard}, which is not there")
-    found = []
+    tensors = []
     for shard in shards:
-        here = contents(folder / shard)[0]
-        named = {name for name, place in places.items() if place == shard}
-        if here.keys() != named:
-            name = min(here.keys() ^ named)
+        in_shard = contents(folder / shard)[0]
+        in_index = {name for name, file in weight_map.items() if file == shard}
+        if in_shard.keys() != in_index:
+            name = min(in_shard.keys() ^ in_index)
             raise UserError(f"{folder / shard}: {name} is " + (
-                f"missing, {INDEX} says that it is here" if name in named else
+                f"missing, {INDEX} says that it is here" if name in in_index else
                 f"here, but {INDEX} does not say so"))
-        found += here.values()
-    return found
+        tensors += in_shard.values()
+    return tensors
 
 
-def write(path, arrays, metadata=None):
+def write(path: str | Path, arrays: Mapping[str, np.ndarray],
+          metadata: Mapping[str, str] | None = None) -> None:
     """Writes arrays by name and text entries as one safetensors file, with checksums.
 
     Raises ValueError for a dtype that the format lacks, UserError when it cannot be written.
@@ -155,7 +158,6 @@ def write(path, arrays, metadata=None):
             file.write(x.data if x.size else b"")
 
 
-
 def _checksum(name, code, shape, x):
     """-> CRC-32 of a tensor's name, dtype, shape and bytes."""
     start = zlib.crc32(f"{name} {code} {list(shape)}".encode())
@@ -168,15 +170,15 @@ def _text_checksum(entries):
 
 
 def _checksums(path, header, metadata):
-    """-> the checksum of each tensor, none for a file of others; the metadata's own is verified."""
+    """-> the checksum of each tensor, {} for a file without; that of the metadata is verified."""
     if CHECKSUMS not in metadata:
         return {}
-    others = {key: text for key, text in metadata.items() if key != CHECKSUMS}
+    entries = {key: text for key, text in metadata.items() if key != CHECKSUMS}
     try:
         checksums = dict(json.loads(metadata[CHECKSUMS]))
     except (ValueError, TypeError):
         checksums = {}
-    if checksums.pop("__metadata__", None) != _text_checksum(others):
+    if checksums.pop("__metadata__", None) != _text_checksum(entries):
         raise UserError(f"{path}: its header is damaged, the checksum of the metadata differs")
     if checksums.keys() != header.keys():
         name = min(checksums.keys() ^ header.keys())

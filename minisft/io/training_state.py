@@ -4,7 +4,11 @@ One file, so that a crash at any moment leaves the old state or the new one, nev
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from minisft.backend.array import to_cpu
 from minisft.errors import UserError
@@ -13,7 +17,7 @@ from minisft.io import safetensors
 FILE = "state.safetensors"
 
 
-def save_state(folder, arrays, info):
+def save_state(folder: str | Path, arrays: Mapping[str, Any], info: dict[str, Any]) -> None:
     """Arrays by name and a dict of JSON values -> `folder`/state.safetensors, replaced whole.
 
     Raises UserError when it cannot be written.
@@ -22,7 +26,7 @@ def save_state(folder, arrays, info):
     safetensors.write(Path(folder) / FILE, arrays, {"info": json.dumps(info)})
 
 
-def load_state(folder):
+def load_state(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """-> arrays by name, the dict; raises UserError when the file is absent or damaged."""
     path = Path(folder) / FILE
     if not path.is_file():
