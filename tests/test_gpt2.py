@@ -5,7 +5,8 @@ import pytest
 
 from minisft.data.batch import pack
 from minisft.errors import UserError
-from minisft.models.gpt2 import SIZES, GPT2Config, count
+from minisft.models.config import SIZES, GPT2Config
+from minisft.models.gpt2 import count
 from minisft.models.heads import Classifier, LanguageModel
 
 PUBLISHED = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080,

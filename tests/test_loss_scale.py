@@ -9,11 +9,11 @@ from minisft.backend.array import to_cpu
 from minisft.backend.random import Stream
 from minisft.cli import main
 from minisft.data.dataset import TokenizedDataset
+from minisft.dispatch import BFLOAT16, rounded
 from minisft.errors import UserError
 from minisft.io import training_state as states
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
-from minisft.nn import mixed_precision
 from minisft.training import loop, loss_scale, optim
 from minisft.training.config import Settings
 from minisft.training.loop import State, fit, make_optimizer
@@ -168,8 +168,7 @@ def test_frozen_layers_have_a_copy_too(sequences):
     model = classifier("bfloat16")
     model.train_layers("last:1")
     for p in model.store:
-        rounded = mixed_precision.rounded(p.value, mixed_precision.BFLOAT16)
-        assert np.array_equal(p.compute_value, rounded)
+        assert np.array_equal(p.compute_value, rounded(p.value, BFLOAT16))
     model.to("cpu")
     assert to_cpu(model.forward(sequences.batch([0]))).dtype == np.float32
 

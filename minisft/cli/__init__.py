@@ -12,7 +12,7 @@ from minisft.backend.gpu import cuda
 from minisft.errors import UserError
 
 COMMANDS = ("finetune", "curve", "evaluate", "predict", "generate", "pretrain",
-            "check", "plan")
+            "check", "plan", "why")
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -9,7 +9,7 @@ from minisft.errors import UserError
 from minisft.io.files import read_json
 from minisft.io.hub import CONFIG, resolve
 from minisft.io.model_folder import read_preprocessing
-from minisft.models.gpt2 import SIZES, GPT2Config
+from minisft.models.config import SIZES, GPT2Config
 from minisft.planning.memory import ITEM, Step, largest_of, plan
 
 HELP = "say what memory and how many operations a training step takes"

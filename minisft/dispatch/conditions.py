@@ -16,15 +16,15 @@ def kernels(*versions: str) -> Condition:
     """CUDA kernels of one of these versions run on float32 arrays, on a GPU or the emulator."""
     def condition(site: Site, arguments: dict[str, Any]) -> str:
         if site.kernels not in versions:
-            return ("its arrays are on the CPU, and no emulator is asked for, or kernels are off"
-                    if site.kernels == "off" else f"{site.kernels} kernels are asked for")
+            return ("CUDA kernels do not run here" if site.kernels == "off" else
+                    f"{site.kernels} kernels are asked for")
         return "" if site.float32 else NOT_FLOAT32
     return condition
 
 
 def no_kernels(site: Site, arguments: dict[str, Any]) -> str:
     """Its arrays are on the CPU, and no emulator runs."""
-    return "" if site.kernels == "off" else "kernels run here"
+    return "" if site.kernels == "off" else "CUDA kernels run here"
 
 
 def compiled(site: Site, arguments: dict[str, Any]) -> str:
@@ -32,6 +32,11 @@ def compiled(site: Site, arguments: dict[str, Any]) -> str:
     if not site.compiled:
         return "Numba is not installed or switched off" if site.on_cpu else "the arrays are CuPy's"
     return "" if site.float32 else NOT_FLOAT32
+
+
+def on_gpu(site: Site, arguments: dict[str, Any]) -> str:
+    """Its arrays are CuPy's."""
+    return "the arrays are NumPy's" if site.on_cpu else ""
 
 
 def on_cpu(site: Site, arguments: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from minisft.backend import bfloat16
 from minisft.backend.array import array_module
 from minisft.backend.gpu import gemm
 from minisft.backend.gpu.launch import bfloat16 as bfloat16_kernel
-from minisft.dispatch.conditions import kernels
+from minisft.dispatch.conditions import kernels, on_gpu
 from minisft.dispatch.selection import FORMULA, Function, Implementation, Site
 
 BFLOAT16, FLOAT16 = np.dtype(np.uint16), np.dtype(np.float16)
@@ -23,10 +23,6 @@ FORMATS = {"float32": None, "bfloat16": BFLOAT16, "float16": FLOAT16}
 
 def _in_16_bits(site: Site, arguments: dict[str, Any]) -> str:
     return "" if arguments["a"].dtype in (BFLOAT16, FLOAT16) else "its factors do not have 16 bits"
-
-
-def _on_gpu(site: Site, arguments: dict[str, Any]) -> str:
-    return "" if array_module(arguments["a"]) is not np else "the arrays are NumPy's"
 
 
 def _product(a, b, out=None):
@@ -49,7 +45,7 @@ def _to_bfloat16(x):
 
 
 matmul = Function("matmul", _product, [
-    Implementation("tensor cores", (_in_16_bits, _on_gpu), lambda: gemm.gemm_ex),
+    Implementation("tensor cores", (_in_16_bits, on_gpu), lambda: gemm.gemm_ex),
     Implementation("widened", (_in_16_bits,), lambda: _widened_product),
     Implementation(FORMULA, (), lambda: _product),
 ])

@@ -50,8 +50,10 @@ class Site:
 
 def site_of(arguments: dict[str, Any]) -> Site:
     """The arguments of a call by name -> Site."""
-    floats = [a for a in arguments.values() if _is_array(a) and a.dtype.kind == "f"]
-    on_cpu = all(isinstance(a, np.ndarray) for a in floats)
+    arrays = [a for a in arguments.values() if _is_array(a)]
+    floats = [a for a in arrays if a.dtype.kind == "f"]
+    # lengths and starts of sequences stay on the CPU, whatever asks for them
+    on_cpu = all(isinstance(a, np.ndarray) for a in floats or arrays)
     return Site(cuda.chosen(floats[0]) if floats and cuda.possible() else "off",
                 on_cpu and jit.chosen(),
                 bool(floats) and all(a.dtype == np.float32 for a in floats), on_cpu)

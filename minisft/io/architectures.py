@@ -52,7 +52,7 @@ from typing import Any
 import numpy as np
 
 from minisft.errors import UserError
-from minisft.models import bert, gpt2
+from minisft.models.config import BERT_UNSUPPORTED, GPT2_UNSUPPORTED, BertConfig, GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.nn.layers import INITIAL_SCALE
 from minisft.nn.parameters import Parameter
@@ -130,7 +130,7 @@ def _bert_settings(config, end_token, pad_token, classifier):
 
 
 GPT2 = Family(
-    model_type="gpt2", config=gpt2.GPT2Config, classifier=Classifier,
+    model_type="gpt2", config=GPT2Config, classifier=Classifier,
     architectures=("GPT2ForSequenceClassification", "GPT2LMHeadModel"),
     can_generate=True, has_pooling=False, head_implies_classifier=True,
     extra_settings=_gpt2_settings, prefix="transformer.",
@@ -138,9 +138,9 @@ GPT2 = Family(
     unprefixed=("score.weight", "lm_head.weight"),
     transposed=re.compile(r"(score|lm_head)\.weight"),
     ignored_tensors=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"), legacy_names=(),
-    n_layer_key="n_layer", unsupported=gpt2.UNSUPPORTED)
+    n_layer_key="n_layer", unsupported=GPT2_UNSUPPORTED)
 BERT = Family(
-    model_type="bert", config=bert.BertConfig, classifier=BertClassifier,
+    model_type="bert", config=BertConfig, classifier=BertClassifier,
     architectures=("BertForSequenceClassification",),
     can_generate=False, has_pooling=True, head_implies_classifier=False,
     extra_settings=_bert_settings, prefix="bert.",
@@ -151,7 +151,7 @@ BERT = Family(
     ignored_tensors=re.compile(r"embeddings\.position_ids|cls\..*"),
     legacy_names=((r"LayerNorm\.gamma$", "LayerNorm.weight"),
                   (r"LayerNorm\.beta$", "LayerNorm.bias")),
-    n_layer_key="num_hidden_layers", unsupported=bert.UNSUPPORTED)
+    n_layer_key="num_hidden_layers", unsupported=BERT_UNSUPPORTED)
 FAMILIES = {family.model_type: family for family in (GPT2, BERT)}
 
 

@@ -4,102 +4,29 @@ A block is post-norm (Vaswani et al. 2017, section 5.4): y = LayerNorm(x + f(x))
 token sees every other. Names are BERT's own, so a name in the code is a name in the file.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
-
 import numpy as np
 
 from minisft.backend import random
 from minisft.backend.array import array_module
-from minisft.errors import UserError
-from minisft.models.gpt2 import GELU_FORMS, read_config, require_values
+from minisft.models.config import BertConfig
 from minisft.models.trunk import Trunk
 from minisft.nn import blocks
 from minisft.nn.blocks import MultiHeadAttention, TransformerBlock
 from minisft.nn.layers import Dropout, Embedding, Layer, LayerNorm, Linear
-
-# Settings of `transformers` that change the model and that we do not have, with the value we have.
-UNSUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False,
-               "add_cross_attention": False}
-
-
-@dataclass(frozen=True)
-class BertConfig:
-    """The keys of BERT's config.json that shape the model."""
-
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    layer_norm_eps: float = 1e-12
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    classifier_dropout: float | None = None      # None: hidden_dropout_prob
-
-    TITLE: ClassVar = "BERT"
-
-    # What every model is asked for, under one name for all.
-    n_embd = property(lambda self: self.hidden_size)
-    n_layer = property(lambda self: self.num_hidden_layers)
-    n_head = property(lambda self: self.num_attention_heads)
-    n_positions = property(lambda self: self.max_position_embeddings)
-
-    @property
-    def gelu_form(self):
-        """-> "erf" or "tanh"."""
-        return GELU_FORMS[self.hidden_act]
-
-    @property
-    def pooled_rate(self):
-        """-> dropout before the classifier."""
-        rate = self.classifier_dropout
-        return self.hidden_dropout_prob if rate is None else rate
-
-    @property
-    def drops(self):
-        """-> whether any dropout is drawn in training."""
-        return bool(self.hidden_dropout_prob or self.attention_probs_dropout_prob
-                    or self.pooled_rate)
-
-    def with_dropout(self, rate):
-        """-> the same config with this rate everywhere."""
-        return replace(self, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate,
-                       classifier_dropout=None)
-
-    @classmethod
-    def from_dict(cls, settings, source):
-        """config.json as a dict, its path for messages -> config; raises UserError by key."""
-        return read_config(cls, settings, UNSUPPORTED, source)
-
-    def require_sound(self, source):
-        """Raises UserError naming the first key that cannot be."""
-        require_values(self, source, "hidden_act", "layer_norm_eps",
-                       ("vocab_size", "max_position_embeddings", "hidden_size",
-                        "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                        "type_vocab_size"),
-                       ("hidden_dropout_prob", "attention_probs_dropout_prob",
-                        "classifier_dropout"), may_be_none="classifier_dropout")
-        if self.hidden_size % self.num_attention_heads:
-            raise UserError(f"{source}: hidden_size {self.hidden_size} is no multiple of "
-                            f"num_attention_heads {self.num_attention_heads}")
 
 
 class Embeddings(Layer):
     """Token, position and type of each token, summed, then LayerNorm."""
 
     def __init__(self, name, config):
-        width = config.hidden_size
-        self.word = Embedding(f"{name}.word_embeddings", config.vocab_size, width, layer=0)
+        width, layer = config.hidden_size, config.EMBEDDING_LAYER
+        self.word = Embedding(f"{name}.word_embeddings", config.vocab_size, width, layer)
         self.position = Embedding(f"{name}.position_embeddings", config.max_position_embeddings,
-                                  width, layer=0)
+                                  width, layer)
         self.type = Embedding(f"{name}.token_type_embeddings", config.type_vocab_size, width,
-                              layer=0)
-        self.norm = LayerNorm(f"{name}.LayerNorm", width, 0, config.layer_norm_eps)
-        self.drop = Dropout(config.hidden_dropout_prob, 0, random.EMBEDDING)
+                              layer)
+        self.norm = LayerNorm(f"{name}.LayerNorm", width, layer, config.layer_norm_eps)
+        self.drop = Dropout(config.hidden_dropout_prob, layer, random.EMBEDDING)
 
     def forward(self, batch, stream=None):
         """Batch of N tokens -> y (N,C)."""
@@ -197,7 +124,7 @@ class Pooler(Layer):
 
     def __init__(self, name, config):
         self.dense = Linear(f"{name}.dense", config.hidden_size, config.hidden_size,
-                            config.n_layer + 1)
+                            config.final_layer)
 
     def forward(self, first, batch):
         """first (B,C), of the first tokens -> y (B,C)."""
@@ -231,10 +158,10 @@ class MeanPooler(Layer):
 class Bert(Trunk):
     """Embeddings and blocks; a head of `heads.py` goes on top."""
 
-    def __init__(self, config):
+    def __init__(self, config: BertConfig):
         self.config = config
         self.embeddings = Embeddings("embeddings", config)
-        self.blocks = [Block(f"encoder.layer.{i}", config, layer=i + 1)
+        self.blocks = [Block(f"encoder.layer.{i}", config, layer=config.block_layer(i))
                        for i in range(config.n_layer)]
 
     def embed(self, batch, stream):

@@ -89,7 +89,7 @@ class Model(Layer):
     @property
     def head_layer(self):
         """-> the number of the layer that `train_layers("head")` trains."""
-        return self.trunk.config.n_layer + 1
+        return self.trunk.config.final_layer
 
 
 class Classifier(Model):
@@ -103,7 +103,7 @@ class Classifier(Model):
     def __init__(self, config, label_names, dtype=np.float32, seed=0):
         self.label_names = tuple(label_names)
         self.trunk = GPT2(config)
-        self.score = Linear("score", config.n_embd, len(self.label_names), config.n_layer + 2,
+        self.score = Linear("score", config.n_embd, len(self.label_names), config.head_layer,
                             bias=False)
         if dtype is not None:
             self.build(dtype, seed)
@@ -119,7 +119,7 @@ class Classifier(Model):
 
     @property
     def head_layer(self):
-        return self.trunk.config.n_layer + 2
+        return self.trunk.config.head_layer
 
     def from_random_weights(self, dropout, seed):
         """-> a classifier of the same shape and labels that has learnt nothing."""
@@ -168,7 +168,7 @@ class BertClassifier(Classifier):
         self.pruned = pooling == "first"
         self.trunk = Bert(config)
         self.pooler = Pooler("pooler", config) if pooling == "first" else MeanPooler()
-        head = config.n_layer + 2
+        head = config.head_layer
         self.drop = Dropout(config.pooled_rate, head, random.POOLED)
         self.classifier = Linear("classifier", config.n_embd, len(self.label_names), head)
         if dtype is not None:
@@ -183,7 +183,7 @@ class BertClassifier(Classifier):
 
     @property
     def head_layer(self):
-        return self.trunk.config.n_layer + 1     # the pooler too: a checkpoint may lack it
+        return self.trunk.config.final_layer     # the pooler too: a checkpoint may lack it
 
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
@@ -213,7 +213,7 @@ class LanguageModel(Model):
     def __init__(self, config, tied=True, dtype=np.float32, seed=0):
         self.trunk = GPT2(config)
         self.lm_head = None if tied else Linear("lm_head", config.n_embd, config.vocab_size,
-                                                config.n_layer + 2, bias=False)
+                                                config.head_layer, bias=False)
         if dtype is not None:
             self.build(dtype, seed)
 

@@ -13,7 +13,7 @@ class Trunk(Layer):
     def first_trainable_layer(self):
         """-> the number of the lowest layer that is trained; beyond all where none is."""
         return min((p.layer for p in self.parameters() if p.trainable),
-                   default=self.config.n_layer + 2)
+                   default=self.config.head_layer)
 
     def run_blocks(self, batch, stream=None, pruned=False, kv_cache=None):
         """Batch of N tokens -> x (N,C), or (B,C) of the wanted rows when `pruned`.

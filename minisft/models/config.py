@@ -1,0 +1,198 @@
+"""The configs of the models: the keys of config.json that shape them, checked."""
+
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
+
+from minisft.errors import UserError
+
+# layers, heads, width of the four published models
+SIZES = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280),
+         "gpt2-xl": (48, 25, 1600)}
+GELU_FORMS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh", "gelu": "erf"}
+# Settings of `transformers` that change the model and that we do not have, with the value we have.
+GPT2_UNSUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+                    "add_cross_attention": False, "is_encoder_decoder": False}
+BERT_UNSUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False,
+                    "add_cross_attention": False}
+
+
+class TransformerConfig:
+    """What the configs of all models share: the numbers by which parameters are ordered and frozen.
+
+    The embeddings are layer 0, the blocks follow, then what stands between them and a head (a last
+    LayerNorm, a pooler), then the head.
+    """
+
+    EMBEDDING_LAYER: ClassVar = 0
+
+    def block_layer(self, i: int) -> int:
+        """-> the layer number of block i, counted from 0."""
+        return i + 1
+
+    @property
+    def final_layer(self) -> int:
+        """-> the layer number of what stands between the blocks and a head."""
+        return self.n_layer + 1
+
+    @property
+    def head_layer(self) -> int:
+        """-> the layer number of a head."""
+        return self.n_layer + 2
+
+
+@dataclass(frozen=True)
+class GPT2Config(TransformerConfig):
+    """The keys of GPT-2's config.json that shape the model."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None               # None: 4 * n_embd
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+
+    TITLE: ClassVar = "GPT-2"
+
+    @property
+    def gelu_form(self):
+        """-> "tanh" or "erf"."""
+        return GELU_FORMS[self.activation_function]
+
+    @property
+    def drops(self):
+        """-> whether any dropout is drawn in training."""
+        return bool(self.embd_pdrop or self.attn_pdrop or self.resid_pdrop)
+
+    def with_dropout(self, rate):
+        """-> the same config with this rate everywhere."""
+        return replace(self, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
+
+    @classmethod
+    def size(cls, name):
+        """One of the four published sizes -> its config."""
+        n_layer, n_head, n_embd = SIZES[name]
+        return cls(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+
+    @classmethod
+    def from_dict(cls, settings, source):
+        """config.json as a dict, its path for messages -> config; raises UserError by key."""
+        if settings.get("model_type", "gpt2") != "gpt2":
+            raise UserError(f"{source}: model_type is {settings['model_type']!r}, "
+                            "expected 'gpt2'")
+        return read_config(cls, settings, GPT2_UNSUPPORTED, source)
+
+    def require_sound(self, source):
+        """Raises UserError naming the first key that cannot be."""
+        require_values(self, source, "activation_function", "layer_norm_epsilon",
+                       ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"),
+                       ("embd_pdrop", "attn_pdrop", "resid_pdrop"), may_be_none="n_inner")
+        if self.n_embd % self.n_head:
+            raise UserError(f"{source}: n_embd {self.n_embd} is no multiple of n_head "
+                            f"{self.n_head}")
+
+
+@dataclass(frozen=True)
+class BertConfig(TransformerConfig):
+    """The keys of BERT's config.json that shape the model."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None      # None: hidden_dropout_prob
+
+    TITLE: ClassVar = "BERT"
+
+    # What every model is asked for, under one name for all.
+    n_embd = property(lambda self: self.hidden_size)
+    n_layer = property(lambda self: self.num_hidden_layers)
+    n_head = property(lambda self: self.num_attention_heads)
+    n_positions = property(lambda self: self.max_position_embeddings)
+
+    @property
+    def gelu_form(self):
+        """-> "erf" or "tanh"."""
+        return GELU_FORMS[self.hidden_act]
+
+    @property
+    def pooled_rate(self):
+        """-> dropout before the classifier."""
+        rate = self.classifier_dropout
+        return self.hidden_dropout_prob if rate is None else rate
+
+    @property
+    def drops(self):
+        """-> whether any dropout is drawn in training."""
+        return bool(self.hidden_dropout_prob or self.attention_probs_dropout_prob
+                    or self.pooled_rate)
+
+    def with_dropout(self, rate):
+        """-> the same config with this rate everywhere."""
+        return replace(self, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate,
+                       classifier_dropout=None)
+
+    @classmethod
+    def from_dict(cls, settings, source):
+        """config.json as a dict, its path for messages -> config; raises UserError by key."""
+        return read_config(cls, settings, BERT_UNSUPPORTED, source)
+
+    def require_sound(self, source):
+        """Raises UserError naming the first key that cannot be."""
+        require_values(self, source, "hidden_act", "layer_norm_eps",
+                       ("vocab_size", "max_position_embeddings", "hidden_size",
+                        "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                        "type_vocab_size"),
+                       ("hidden_dropout_prob", "attention_probs_dropout_prob",
+                        "classifier_dropout"), may_be_none="classifier_dropout")
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(f"{source}: hidden_size {self.hidden_size} is no multiple of "
+                            f"num_attention_heads {self.num_attention_heads}")
+
+
+def read_config(kind, settings, unsupported, source):
+    """config.json as a dict -> a config of this kind; `unsupported`: the value that we have.
+
+    Raises UserError by key.
+    """
+    for key, ours in unsupported.items():
+        if settings.get(key, ours) != ours:
+            raise UserError(f"{source}: {key} = {settings[key]} is not supported "
+                            f"(only {ours})")
+    config = kind(**{f.name: settings[f.name] for f in fields(kind) if f.name in settings})
+    config.require_sound(source)
+    return config
+
+
+def require_values(config, source, activation, epsilon, whole, rates, may_be_none):
+    """Names of a config's keys, by what they must be -> UserError naming the first that is not."""
+    for key in whole:
+        value = getattr(config, key)
+        if key == may_be_none and value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{source}: {key} is {value!r}, expected a whole number above 0")
+    for key in rates:
+        value = getattr(config, key)
+        if key == may_be_none and value is None:
+            continue
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UserError(f"{source}: {key} is {value!r}, expected a number in [0, 1)")
+    value = getattr(config, epsilon)
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise UserError(f"{source}: {epsilon} is {value!r}, expected a number in (0, 1)")
+    value = getattr(config, activation)
+    if value not in tuple(GELU_FORMS):     # may be unhashable
+        raise UserError(f"{source}: {activation} is {value!r}, expected one of "
+                        f"{', '.join(GELU_FORMS)}")
