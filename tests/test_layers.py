@@ -3,7 +3,7 @@ import pytest
 
 from minisft.backend.cpu import row_blocks
 from minisft.backend.random import MLP_OUT, Stream
-from minisft.data.batch import pack
+from minisft.data.batch import Batch, pack
 from minisft.dispatch import only
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
@@ -369,3 +369,32 @@ def test_implementations_change_rounding_alone(rng, monkeypatch, kind, stream):
         found.append((float(loss), model.store.grads.copy()))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-13)
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ids, message", [
+    ([1, -2], "the batch holds the token id -2, but the vocabulary has 7 tokens"),
+    ([1, 7], "the batch holds the token id 7, but the vocabulary has 7 tokens"),
+    ([1] * 6, "a text of 6 tokens, but the model takes 5")])
+@pytest.mark.parametrize("kind", [Classifier, LanguageModel])
+def test_what_the_model_has_no_row_for_is_refused(kind, ids, message):
+    tiny = GPT2Config(vocab_size=7, n_positions=5, n_embd=4, n_layer=1, n_head=1)
+    model = kind(tiny, "ab") if kind is Classifier else kind(tiny)
+    labels = [1] if kind is Classifier else [[1] * len(ids)]
+    batch = Batch(np.array(ids), np.arange(len(ids)), np.array([0, len(ids)]), np.zeros(1, int),
+                  np.ravel(labels))
+    for call in (model.forward, model.loss):
+        with pytest.raises(ValueError, match=message):
+            call(batch)
+
+
+@pytest.mark.parametrize("kind, labels, message", [
+    (Classifier, None, "the batch has no labels, expected a class for each text"),
+    (LanguageModel, None, "the batch has no labels, expected the next token of each token"),
+    (Classifier, [[1, 0]], r"labels of shape \(2,\), expected \(1,\), a class for each text"),
+    (LanguageModel, [1], r"labels of shape \(1,\), expected \(2,\), the next token of each token"),
+    (LanguageModel, [[1, 7]], "labels from 1 to 7, but the classes are 0 to 6")])
+def test_labels_that_are_none_are_refused(kind, labels, message):
+    tiny = GPT2Config(vocab_size=7, n_positions=5, n_embd=4, n_layer=1, n_head=1)
+    model = kind(tiny, "ab") if kind is Classifier else kind(tiny)
+    with pytest.raises(ValueError, match=message):
+        model.loss(pack([[1, 2]], labels))

@@ -58,6 +58,38 @@ class Model(Layer):
         self.store.set_compute_dtype(FORMATS[precision])
         return self
 
+    def received(self, batch):
+        """Batch -> the same where the model lies, once it is seen that the model can read it.
+
+        Raises ValueError for a token id that the vocabulary lacks, and for too long a text.
+        """
+        config = self.trunk.config
+        # what lies on a card was seen before it went there: asking again would wait for the card
+        if isinstance(batch.ids, np.ndarray) and len(batch.ids):
+            low, high, last = batch.ids.min(), batch.ids.max(), batch.positions.max()
+            if low < 0 or high >= config.vocab_size:
+                wrong = low if low < 0 else high
+                raise ValueError(f"the batch holds the token id {wrong}, but the vocabulary has "
+                                 f"{config.vocab_size} tokens")
+            if last >= config.n_positions:
+                raise ValueError(f"a text of {last + 1} tokens, but the model takes "
+                                 f"{config.n_positions}")
+        return batch.to(self.store.xp)
+
+    @staticmethod
+    def require_labels(batch, n, classes, what):
+        """Raises ValueError unless the batch has n labels, each below `classes` or ignored."""
+        if batch.labels is None:
+            raise ValueError(f"the batch has no labels, expected {what}")
+        if np.shape(batch.labels) != (n,):
+            raise ValueError(f"the batch has labels of shape {np.shape(batch.labels)}, expected "
+                             f"({n},), {what}")
+        labels = batch.labels
+        labels = labels[labels != IGNORE] if isinstance(labels, np.ndarray) else ()
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(f"labels from {labels.min()} to {labels.max()}, but the classes are "
+                             f"0 to {classes - 1}")
+
     def loss_backward(self, scale=1.0):
         """Adds `scale` times the gradients of the summed loss; -> gradient of the embedded tokens
         (N,C)."""
@@ -128,7 +160,7 @@ class Classifier(Model):
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
-        batch = batch.to(self.store.xp)
+        batch = self.received(batch)
         return self.score.forward(self.trunk.forward(batch, stream, last_only=True))
 
     def backward(self, dlogits):
@@ -140,11 +172,9 @@ class Classifier(Model):
 
         Raises ValueError for a label that is no class.
         """
-        labels = batch.labels[batch.labels != IGNORE]
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.label_names):
-            raise ValueError(f"labels from {labels.min()} to {labels.max()}, but the classes are "
-                             f"0 to {len(self.label_names) - 1}")
-        batch = batch.to(self.store.xp)
+        self.require_labels(batch, len(batch.lengths), len(self.label_names),
+                            "a class for each text")
+        batch = self.received(batch)
         logits = self.forward(batch, stream)
         (loss, denominator), self.loss_cache = cross_entropy.forward(
             logits, batch.labels, None if weights is None else batch.asarray(weights), smoothing)
@@ -188,7 +218,7 @@ class BertClassifier(Classifier):
     def forward(self, batch, stream=None):
         """Batch -> logits (B,K)."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
-        batch = batch.to(self.store.xp)
+        batch = self.received(batch)
         hidden = self.trunk.forward(batch, stream, self.pruned)
         pooled = self.pooler.forward(hidden, batch)
         # one mask a text: its first position stands for the whole
@@ -229,7 +259,7 @@ class LanguageModel(Model):
     def forward(self, batch, stream=None, rows=None, last_only=False, kv_cache=None):
         """Batch -> logits (N,V), or of some distinct rows, or (B,V) of each sequence's last."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
-        batch = batch.to(self.store.xp)
+        batch = self.received(batch)
         hidden = self.trunk.forward(batch, stream, last_only, kv_cache)
         n = len(hidden)
         if rows is not None:
@@ -266,8 +296,10 @@ class LanguageModel(Model):
     def loss(self, batch, stream=None):
         """Batch with the next token of each token (N,) as labels -> summed loss, denominator,
         logits of the rows that count; `loss_backward` overwrites them."""
+        self.require_labels(batch, len(batch.ids), self.trunk.config.vocab_size,
+                            "the next token of each token")
         rows = np.flatnonzero(batch.labels != IGNORE)     # on the CPU: no waiting
-        batch = batch.to(self.store.xp)
+        batch = self.received(batch)
         rows = batch.asarray(rows)
         logits = self.forward(batch, stream, rows)
         (loss, denominator), self.loss_cache = cross_entropy.forward(logits, batch.labels[rows])
