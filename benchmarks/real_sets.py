@@ -26,7 +26,7 @@ from minisft.data.text import parse_steps
 from minisft.errors import UserError
 from minisft.evaluation import metrics
 from minisft.evaluation.baselines import WORD
-from minisft.evaluation.comparison import CHANCE
+from minisft.evaluation.comparison import SIGNIFICANCE
 from minisft.io import run_folder
 from minisft.io.files import write_json
 
@@ -256,8 +256,8 @@ def _beaten(rows):
         tests = [run["baselines"][key]["mcnemar"] for run in rows if key in run["baselines"]]
         if not tests:
             continue
-        won = sum(t["p"] < CHANCE and t["only_ours"] > t["only_theirs"] for t in tests)
-        lost = sum(t["p"] < CHANCE and t["only_ours"] < t["only_theirs"] for t in tests)
+        won = sum(t["p"] < SIGNIFICANCE and t["only_ours"] > t["only_theirs"] for t in tests)
+        lost = sum(t["p"] < SIGNIFICANCE and t["only_ours"] < t["only_theirs"] for t in tests)
         said.append(f"{words}: {won} of {len(tests)}" + (f", worse in {lost}" if lost else "")
                     + f" (largest p {max(t['p'] for t in tests):.2g})")
     return "; ".join(said)

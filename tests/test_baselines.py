@@ -46,7 +46,7 @@ def test_tfidf_learns_and_leaves_out_a_class_without_texts():
 def test_the_validation_texts_choose_the_strength(monkeypatch):
     """With the labels of the validation part turned round, the weakest fit is the best."""
     pytest.importorskip("sklearn")
-    monkeypatch.setattr(baselines, "STRENGTHS", (1e-6, 100.0))
+    monkeypatch.setattr(baselines, "C_VALUES", (1e-6, 100.0))
     train, labels = ["red one", "red two", "red three", "blue four", "blue five"], [0, 0, 0, 1, 1]
     right = TfIdf(train, labels, ["red six", "blue six", "blue"], [0, 1, 1], 2)
     wrong = TfIdf(train, labels, ["blue six", "blue seven"], [0, 0], 2)

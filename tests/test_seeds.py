@@ -54,7 +54,7 @@ def test_each_seed_is_a_run_of_its_own(command, finished, tmp_path):
     assert found["seeds"] == [4, 5, 6] and found["n"] == 60
     for key in ("accuracy", "macro_f1", "loss"):
         values = [r[key] for r in each]
-        assert found[key] == metrics.spread(values)
+        assert found[key] == metrics.mean_interval(values)
         assert found[key]["sd"] == pytest.approx(np.std(values, ddof=1)) and len(set(values)) > 1
     bayes = found["compared"]["naive_bayes"]
     assert bayes["p"] == [r["naive_bayes"]["mcnemar"]["p"] for r in each] and bayes["n"] == 3

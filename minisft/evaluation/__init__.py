@@ -1,1 +1,1 @@
-"""Figures of a trained model, and the reports, pictures and cards that tell them."""
+"""Metrics of a trained model, baselines, and the reports, plots and model cards of a run."""

@@ -1,8 +1,11 @@
-"""What was measured beside the model on the same texts, told in words and as a table.
+"""The comparison of the model with its baselines on the same texts, in sentences and as a table.
 
 Each entry of the results under a key of NAMES holds accuracy with interval, macro F1, and under
-"mcnemar" what `metrics.mcnemar` says of the model and it.
+"mcnemar" the result of `metrics.mcnemar` for the model and that baseline.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 from minisft.evaluation.markdown import table
 from minisft.evaluation.metrics import mean_interval
@@ -11,118 +14,119 @@ NAMES = {"random_weights": "the same architecture from random weights",
          "naive_bayes": "naive Bayes, which only counts words",
          "tfidf": "TF-IDF with logistic regression",
          "majority_class": "the most frequent class of the training texts"}
-CHANCE = 0.05     # a difference is called larger than chance below it
+SIGNIFICANCE = 0.05     # a p below it is called a real difference
 
 
-def left_out(why):
-    """-> what is said where a baseline cannot be had."""
-    return f"{NAMES['tfidf']} is left out: {why}"
+def left_out(reason: str) -> str:
+    """-> the message for a baseline that could not be fitted."""
+    return f"{NAMES['tfidf']} is left out: {reason}"
 
 
-def found_in(results):
-    """-> (words, what was measured) of each in the results, in the order of NAMES."""
+def found_in(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """-> (name in words, figures) of each baseline in the results, in the order of NAMES."""
     return [(name, results[key]) for key, name in NAMES.items() if results.get(key)]
 
 
-def verdict(test):
+def verdict(test: dict[str, Any]) -> str:
     """McNemar's counts and p -> a clause."""
-    where = (f"{test['only_ours']} texts right here alone, {test['only_theirs']} there alone, "
-             f"McNemar p = {test['p']:.2g}")
-    if test["p"] >= CHANCE:
-        return f"no larger difference than chance gives ({where})"
-    better = "better" if test["only_ours"] > test["only_theirs"] else "worse"
-    return f"the model is {better}, by more than chance gives ({where})"
+    counts = (f"{test['only_ours']} texts right here alone, {test['only_theirs']} there alone, "
+              f"McNemar p = {test['p']:.2g}")
+    if test["p"] >= SIGNIFICANCE:
+        return f"no larger difference than chance gives ({counts})"
+    return f"the model is {_better_or_worse(test)}, by more than chance gives ({counts})"
 
 
-def headlines(results):
+def headlines(results: dict[str, Any]) -> list[str]:
     """-> lines for the terminal."""
     lines = []
-    for name, other in found_in(results):
-        lines.append(f"for scale, {name} on the same texts: accuracy {other['accuracy']:.4f} (95% "
-                     f"interval {other['accuracy_low']:.4f} to {other['accuracy_high']:.4f}), "
-                     f"macro F1 {other['macro_f1']:.4f}")
-        if "mcnemar" in other:
-            lines.append(f"  {verdict(other['mcnemar'])}")
+    for name, baseline in found_in(results):
+        lines.append(f"for scale, {name} on the same texts: accuracy {baseline['accuracy']:.4f} "
+                     f"(95% interval {baseline['accuracy_low']:.4f} to "
+                     f"{baseline['accuracy_high']:.4f}), macro F1 {baseline['macro_f1']:.4f}")
+        if "mcnemar" in baseline:
+            lines.append(f"  {verdict(baseline['mcnemar'])}")
     if results.get("left_out"):
         lines.append(results["left_out"])
     return lines
 
 
-def sentences(results):
-    """-> a sentence for each, for the head of the report."""
+def sentences(results: dict[str, Any]) -> str:
+    """-> a sentence for each baseline, for the head of the report."""
     return "".join(
-        f" {name[0].upper()}{name[1:]}: {found['accuracy']:.2%} (95% interval "
-        f"{found['accuracy_low']:.2%} to {found['accuracy_high']:.2%})."
-        for name, found in found_in(results))
+        f" {name[0].upper()}{name[1:]}: {baseline['accuracy']:.2%} (95% interval "
+        f"{baseline['accuracy_low']:.2%} to {baseline['accuracy_high']:.2%})."
+        for name, baseline in found_in(results))
 
 
-def section(results):
-    """-> lines of the report: who was right where the other was not, and how that reads."""
-    tested = [(name, found) for name, found in found_in(results) if "mcnemar" in found]
+def section(results: dict[str, Any]) -> list[str]:
+    """-> lines of the report: how many texts only one of the two got right, and McNemar's test."""
+    tested = [(name, baseline) for name, baseline in found_in(results) if "mcnemar" in baseline]
     if not tested:
         return []
-    rows = [[name, f"{found['accuracy']:.2%}", f"{found['macro_f1']:.4f}",
-             f"{found['mcnemar']['only_ours']:,}", f"{found['mcnemar']['only_theirs']:,}",
-             f"{found['mcnemar']['p']:.2g}", _short(found["mcnemar"])] for name, found in tested]
+    rows = [[name, f"{baseline['accuracy']:.2%}", f"{baseline['macro_f1']:.4f}",
+             f"{baseline['mcnemar']['only_ours']:,}", f"{baseline['mcnemar']['only_theirs']:,}",
+             f"{baseline['mcnemar']['p']:.2g}", _better_or_worse(baseline["mcnemar"])]
+            for name, baseline in tested]
     head = ["compared with", "accuracy", "macro F1", "only the model right", "only it right",
             "McNemar p", "the model is"]
     lines = ["## Compared on the same texts", "", *table(head, rows),
              f"McNemar's exact test: were both equally good, p is how often so lopsided counts "
-             f"would come by chance. Below {CHANCE} the difference is called real.", ""]
+             f"would come by chance. Below {SIGNIFICANCE} the difference is called real.", ""]
     if results.get("left_out"):
         lines += [results["left_out"] + ".", ""]
-    return lines + _recipe(results.get("random_weights"))
+    return lines + _random_weights_settings(results.get("random_weights"))
 
 
-def over_seeds(results):
+def over_seeds(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Results of n seeds -> {key: mean accuracy, in how many the model is better and worse, p}."""
-    found = {}
+    compared = {}
     for key in NAMES:
-        others = [r[key] for r in results if r.get(key)]
-        if not others:
+        baselines = [r[key] for r in results if r.get(key)]
+        if not baselines:
             continue
-        tests = [o["mcnemar"] for o in others]
-        found[key] = {
-            "accuracy": mean_interval([o["accuracy"] for o in others]),
-            "macro_f1": mean_interval([o["macro_f1"] for o in others]),
-            "better": sum(_short(t) == "better" for t in tests),
-            "worse": sum(_short(t) == "worse" for t in tests), "n": len(tests),
+        tests = [b["mcnemar"] for b in baselines]
+        compared[key] = {
+            "accuracy": mean_interval([b["accuracy"] for b in baselines]),
+            "macro_f1": mean_interval([b["macro_f1"] for b in baselines]),
+            "better": sum(_better_or_worse(t) == "better" for t in tests),
+            "worse": sum(_better_or_worse(t) == "worse" for t in tests), "n": len(tests),
             "p": [t["p"] for t in tests]}
-    return found
+    return compared
 
 
-def seeds_headlines(compared):
-    """What `over_seeds` found -> lines for the terminal."""
-    return [f"for scale, {NAMES[key]}: mean accuracy {found['accuracy']['mean']:.4f}; the model is "
-            f"better by more than chance in {found['better']} of {found['n']} seeds, worse in "
-            f"{found['worse']} (largest McNemar p {max(found['p']):.2g})"
-            for key, found in compared.items()]
+def seeds_headlines(compared: dict[str, dict[str, Any]]) -> list[str]:
+    """The dict of `over_seeds` -> lines for the terminal."""
+    return [f"for scale, {NAMES[key]}: mean accuracy {c['accuracy']['mean']:.4f}; the model is "
+            f"better by more than chance in {c['better']} of {c['n']} seeds, worse in "
+            f"{c['worse']} (largest McNemar p {max(c['p']):.2g})"
+            for key, c in compared.items()]
 
 
-def seeds_section(compared):
-    """What `over_seeds` found -> lines of the report."""
+def seeds_section(compared: dict[str, dict[str, Any]]) -> list[str]:
+    """The dict of `over_seeds` -> lines of the report."""
     if not compared:
         return []
-    rows = [[NAMES[key], f"{found['accuracy']['mean']:.2%}", f"{found['macro_f1']['mean']:.4f}",
-             f"{found['better']}", f"{found['worse']}", f"{max(found['p']):.2g}"]
-            for key, found in compared.items()]
+    rows = [[NAMES[key], f"{c['accuracy']['mean']:.2%}", f"{c['macro_f1']['mean']:.4f}",
+             f"{c['better']}", f"{c['worse']}", f"{max(c['p']):.2g}"]
+            for key, c in compared.items()]
     return ["## Compared on the same texts", "",
             *table(["compared with", "mean accuracy", "mean macro F1", "seeds in which the model "
                     "is better", "seeds in which it is worse", "largest McNemar p"], rows),
-            f"Better and worse by more than chance: McNemar's exact test, p below {CHANCE}.", ""]
+            f"Better and worse by more than chance: McNemar's exact test, p below {SIGNIFICANCE}.",
+            ""]
 
 
-def _short(test):
-    if test["p"] >= CHANCE:
+def _better_or_worse(test):
+    if test["p"] >= SIGNIFICANCE:
         return "neither"
     return "better" if test["only_ours"] > test["only_theirs"] else "worse"
 
 
-def _recipe(found):
-    """What --compare random did."""
-    if not found or "epochs_run" not in found:
+def _random_weights_settings(figures):
+    """The settings with which the model from random weights was trained."""
+    if not figures or "epochs_run" not in figures:
         return []
     return ["The random weights were trained on the same texts by the recipe that suits them: "
-            f"highest rate {found['lr']:.2g}, dropout {found['dropout']:g}, "
-            f"{found['epochs_run']} of at most {found['epochs']} epochs, of which the validation "
-            f"part chose number {found['best_epoch']}.", ""]
+            f"highest rate {figures['lr']:.2g}, dropout {figures['dropout']:g}, "
+            f"{figures['epochs_run']} of at most {figures['epochs']} epochs, of which the "
+            f"validation part chose number {figures['best_epoch']}.", ""]

@@ -1,74 +1,83 @@
 """Evaluation: log-probabilities of a classifier, loss and exact match of a language model."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from minisft.backend.array import to_cpu
 from minisft.data.batch import pack, token_budget_batches
+from minisft.data.dataset import TokenizedDataset
 from minisft.errors import UserError
 from minisft.models.generate import Sampler, generate
+from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import log_softmax
 
-# Prompts generated side by side: enough to fill the matrix products, little memory.
-GENERATED_TOGETHER = 32
-
-
+# Prompts generated at the same time: enough to fill the matrix products, little memory.
+GENERATION_BATCH = 32
 _TOO_LARGE = "the model gives values that are not finite, as it does after too high an --lr"
 
 
-@np.errstate(over="ignore", invalid="ignore")     # told in one line
-def log_probabilities(model, ids, batch_tokens, progress=None, types=None, features=None):
+@np.errstate(over="ignore", invalid="ignore")     # reported by one UserError
+def log_probabilities(model: Classifier, ids: Sequence[np.ndarray], batch_tokens: int,
+                      progress: str | None = None, types: Sequence[np.ndarray] | None = None,
+                      features: Any = None) -> np.ndarray:
     """Classifier, token ids of M texts -> log-probabilities (M,K) float64; UserError on NaN.
 
-    `types`: those of each token, where some sequences hold two texts. `features`: what the model's
-    frozen layers make of the texts (features.Features).
+    `progress` describes a progress bar, None shows none. `types`: those of each token, where some
+    sequences hold two texts. `features`: the output of the model's frozen layers
+    (frozen_features.Features).
     """
-    found = np.empty((len(ids), len(model.label_names)))
+    logp = np.empty((len(ids), len(model.label_names)))
     lengths = [len(x) for x in ids]
-    # Long and short texts apart: an evenly filled batch is computed fastest.
+    # Sorted by length: a batch of similar lengths is computed fastest.
     order = np.argsort(lengths, kind="stable")
-    for indices in _shown(token_budget_batches(lengths, order, batch_tokens), progress):
+    for indices in _progress_bar(token_budget_batches(lengths, order, batch_tokens), progress):
         batch = pack([ids[n] for n in indices], example_ids=indices,
                      types=None if types is None else [types[n] for n in indices])
         if features is not None:
             batch = replace(batch, hidden=features.of(indices))
         logits = to_cpu(model.forward(batch))
-        found[indices] = log_softmax(logits.astype(np.float64))
-    if not np.isfinite(found).all():
+        logp[indices] = log_softmax(logits.astype(np.float64))
+    if not np.isfinite(logp).all():
         raise UserError(_TOO_LARGE)
-    return found
+    return logp
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def completion_loss(model, sequences, batch_tokens, progress=None):
-    """LanguageModel -> mean loss of the tokens that count, perplexity, how many; UserError on NaN.
+def completion_loss(model: LanguageModel, dataset: TokenizedDataset, batch_tokens: int,
+                    progress: str | None = None) -> dict[str, float]:
+    """LanguageModel -> mean loss of the counted tokens, perplexity, how many; UserError on NaN.
     """
-    total = counted = 0.0
-    batches = token_budget_batches(sequences.lengths, range(len(sequences)), batch_tokens)
-    for indices in _shown(batches, progress):
-        loss, denominator, _ = model.loss(sequences.batch(indices))
-        total, counted = total + float(loss), counted + float(denominator)
+    total = tokens = 0.0
+    batches = token_budget_batches(dataset.lengths, range(len(dataset)), batch_tokens)
+    for indices in _progress_bar(batches, progress):
+        loss, denominator, _ = model.loss(dataset.batch(indices))
+        total, tokens = total + float(loss), tokens + float(denominator)
     if not np.isfinite(total):
         raise UserError(_TOO_LARGE)
-    return {"loss": total / counted, "perplexity": float(np.exp(min(total / counted, 700))),
-            "tokens": int(counted)}
+    return {"loss": total / tokens, "perplexity": float(np.exp(min(total / tokens, 700))),
+            "tokens": int(tokens)}
 
 
-def completions(model, tokenizer, prompts, max_new_tokens, end_token, progress=None):
-    """LanguageModel, token ids of M prompts -> the M texts that it puts behind them, greedily."""
-    answers = [""] * len(prompts)
+def completions(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
+                max_new_tokens: int, end_token: int | None,
+                progress: str | None = None) -> list[str]:
+    """LanguageModel, token ids of M prompts -> M completions as texts, by greedy decoding."""
+    texts = [""] * len(prompts)
     order = np.argsort([len(p) for p in prompts], kind="stable")
-    groups = [order[i:i + GENERATED_TOGETHER] for i in range(0, len(order), GENERATED_TOGETHER)]
-    for group in _shown(groups, progress):
-        found = generate(model, [prompts[n] for n in group], max_new_tokens,
-                         Sampler(temperature=0), end_token)
-        for n, generated in zip(group, found, strict=True):
-            answers[n] = tokenizer.decode(generated.ids)
-    return answers
+    groups = [order[i:i + GENERATION_BATCH] for i in range(0, len(order), GENERATION_BATCH)]
+    for group in _progress_bar(groups, progress):
+        completed = generate(model, [prompts[n] for n in group], max_new_tokens,
+                             Sampler(temperature=0), end_token)
+        for n, completion in zip(group, completed, strict=True):
+            texts[n] = tokenizer.decode(completion.ids)
+    return texts
 
 
-def _shown(batches, description):
+def _progress_bar(batches, description):
     return batches if description is None else tqdm(
         batches, desc=description, unit="batch", dynamic_ncols=True, disable=None)

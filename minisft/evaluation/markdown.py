@@ -1,13 +1,15 @@
-"""Texts that may hold anything -> Markdown that shows them as they stand."""
+"""Any text -> Markdown that shows it literally; tables."""
 
 import re
 import unicodedata
+from collections.abc import Sequence
+from typing import Any
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
 
 
-def escape(text, limit=200):
-    """Any text -> one line of at most `limit` characters that Markdown shows as it stands."""
+def escape(text: Any, limit: int = 200) -> str:
+    """Any text -> one line of at most `limit` characters that Markdown shows literally."""
     line = " ".join(str(text).split())
     line = line if len(line) <= limit else line[:limit - 1] + "…"
     line = "".join(_escape_character(c) for c in line)
@@ -25,8 +27,8 @@ def _escape_character(c):
     return "\ufffd" if reverses or unicodedata.category(c) in ("Cc", "Cs") else c
 
 
-def table(head, rows):
-    """head (k cells), rows of k escaped cells -> lines of a table; numbers stand to the right."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """head (k cells), rows of k escaped cells -> lines of a table; numbers are right-aligned."""
     number = re.compile(r"-|\**[\d.,]+(e[-+]?\d+)?%?\**")
     numeric = [bool(rows) and all(number.fullmatch(row[j]) for row in rows)
                for j in range(len(head))]

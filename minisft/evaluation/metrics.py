@@ -1,4 +1,4 @@
-"""How good the answers are, with the interval that the number of texts allows.
+"""Metrics of classifiers and of completions, with confidence intervals and tests.
 
 Precision, recall and F1: van Rijsbergen, Information Retrieval (1979), ch. 7. Macro values are
 plain means over all K classes, weighted ones are weighted by support. 0/0 counts as 0, as in
@@ -6,11 +6,14 @@ scikit-learn with `labels=range(K), zero_division=0`. All dicts hold plain Pytho
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def wilson(successes, n, z=1.959963984540054):
+def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """successes of n -> (low, high), the score interval of Wilson 1927 (JASA 22, 209-212).
 
     (1) (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = successes/n
@@ -31,18 +34,20 @@ def wilson(successes, n, z=1.959963984540054):
     return float(low), float(high)
 
 
-def mcnemar(labels, ours, theirs):
-    """labels, ours, theirs (M,) -> dict: on how many texts one alone is right, and p.
+def mcnemar(labels: ArrayLike, predictions: ArrayLike,
+            baseline_predictions: ArrayLike) -> dict[str, Any]:
+    """labels, predictions of the model and of a baseline (M,) -> dict: on how many texts only one
+    of them is right, and p.
 
     McNemar 1947 (Psychometrika 12, 153-157), exact: were both equally good, each of the n texts on
     which one alone is right would be a fair coin, so with k the smaller count, two-sided,
     (2) p = min(1, 2 * sum over i = 0..k of C(n, i) / 2^n)
     """
-    labels, ours, theirs = (np.asarray(a) for a in (labels, ours, theirs))
-    if labels.ndim != 1 or not labels.shape == ours.shape == theirs.shape:
-        raise ValueError(f"mcnemar: labels {labels.shape}, ours {ours.shape}, "
-                         f"theirs {theirs.shape}")
-    a, b = ours == labels, theirs == labels
+    truth, model, baseline = map(np.asarray, (labels, predictions, baseline_predictions))
+    if truth.ndim != 1 or not truth.shape == model.shape == baseline.shape:
+        raise ValueError(f"mcnemar: labels {truth.shape}, predictions {model.shape}, "
+                         f"baseline_predictions {baseline.shape}")
+    a, b = model == truth, baseline == truth
     only_ours, only_theirs = int((a & ~b).sum()), int((b & ~a).sum())
     n, k = only_ours + only_theirs, min(only_ours, only_theirs)
     tail, term = 0, 1                              # whole numbers: no rounding however large n
@@ -51,13 +56,13 @@ def mcnemar(labels, ours, theirs):
     return {"only_ours": only_ours, "only_theirs": only_theirs, "p": min(1.0, 2 * tail / 2**n)}
 
 
-def t_critical(n, level=0.95):
+def t_critical(n: int, level: float = 0.95) -> float:
     """n degrees of freedom, level -> t with P(|T| <= t) = level.
 
     Abramowitz and Stegun 1964, 26.7.3 and 26.7.4, inverted by halving the angle atan(t / sqrt(n)).
     """
     if n < 1 or not 0 < level < 1:
-        raise ValueError(f"student: {n} degrees of freedom, level {level}")
+        raise ValueError(f"t_critical: {n} degrees of freedom, level {level}")
     low, high = 0.0, math.pi / 2
     for _ in range(60):
         middle = (low + high) / 2
@@ -74,8 +79,8 @@ def _within(angle, n):
     return (angle + sine * total) * 2 / math.pi if n % 2 else sine * total
 
 
-def mean_interval(values):
-    """n values, one for each seed -> mean, sd (n - 1 below), 95% interval of the mean, n.
+def mean_interval(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """n values, one for each seed -> mean, sample sd (n - 1), 95% interval of the mean, n.
 
     (3) mean -+ t * sd / sqrt(n), t of n - 1 degrees of freedom (Student 1908)
 
@@ -83,7 +88,7 @@ def mean_interval(values):
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not len(values):
-        raise ValueError(f"spread: values {values.shape}, expected (n,)")
+        raise ValueError(f"mean_interval: values {values.shape}, expected (n,)")
     n, mean = len(values), float(values.mean())
     if n == 1:
         return {"mean": mean, "sd": None, "low": None, "high": None, "n": 1}
@@ -92,47 +97,49 @@ def mean_interval(values):
     return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half, "n": n}
 
 
-def confusion(labels, predictions, n_labels):
-    """labels (M,), predictions (M,) -> counts (K,K): rows are the truth, columns the answers."""
-    labels = _class_numbers(labels, n_labels, "labels")
-    predictions = _class_numbers(predictions, n_labels, "predictions")
-    if labels.shape != predictions.shape:
-        raise ValueError(f"confusion: labels {labels.shape}, predictions {predictions.shape}")
-    cells = np.bincount(labels * n_labels + predictions, minlength=n_labels**2)
+def confusion(labels: ArrayLike, predictions: ArrayLike, n_labels: int) -> np.ndarray:
+    """labels (M,), predictions (M,) -> counts (K,K): rows are the truth, columns the predictions.
+    """
+    truth = _class_indices(labels, n_labels, "labels")
+    predicted = _class_indices(predictions, n_labels, "predictions")
+    if truth.shape != predicted.shape:
+        raise ValueError(f"confusion: labels {truth.shape}, predictions {predicted.shape}")
+    cells = np.bincount(truth * n_labels + predicted, minlength=n_labels**2)
     return cells.reshape(n_labels, n_labels)                        # (K,K)
 
 
-def classification(labels, log_probabilities, names):
+def classification(labels: ArrayLike, log_probabilities: ArrayLike,
+                   names: Sequence[str]) -> dict[str, Any]:
     """labels (M,), log_probabilities (M,K), names (K,) -> dict of every figure of a report."""
     logp = np.asarray(log_probabilities, dtype=np.float64)
-    labels = _class_numbers(labels, len(names), "labels")
-    if len(labels) == 0:
+    truth = _class_indices(labels, len(names), "labels")
+    if len(truth) == 0:
         raise ValueError("classification: no texts to score")
-    if logp.shape != (len(labels), len(names)):
+    if logp.shape != (len(truth), len(names)):
         raise ValueError(f"classification: log_probabilities {logp.shape}, "
-                         f"expected {(len(labels), len(names))}")
+                         f"expected {(len(truth), len(names))}")
     if not (logp.max() <= 1e-2 and np.allclose(np.exp(logp).sum(axis=1), 1, rtol=0, atol=1e-2)):
         raise ValueError("classification: the rows of log_probabilities are no distributions "
                          "(logits, probabilities or NaN given?)")
 
-    n = len(labels)
-    counts = confusion(labels, logp.argmax(axis=1), len(names))     # (K,K)
-    right = counts.diagonal()                                       # (K,)
+    n = len(truth)
+    counts = confusion(truth, logp.argmax(axis=1), len(names))     # (K,K)
+    correct = counts.diagonal()                                     # (K,)
     support = counts.sum(axis=1)                                    # (K,)
-    precision = _ratio(right, counts.sum(axis=0))                   # (K,)
-    recall = _ratio(right, support)                                 # (K,)
-    f1 = _ratio(2 * right, support + counts.sum(axis=0))            # (K,)
-    low, high = wilson(int(right.sum()), n)
+    precision = _ratio(correct, counts.sum(axis=0))                 # (K,)
+    recall = _ratio(correct, support)                               # (K,)
+    f1 = _ratio(2 * correct, support + counts.sum(axis=0))          # (K,)
+    low, high = wilson(int(correct.sum()), n)
     per_class = zip(names, precision, recall, f1, support, strict=True)
     return {
-        "accuracy": float(right.sum() / n),
+        "accuracy": float(correct.sum() / n),
         "accuracy_low": low,
         "accuracy_high": high,
         "macro_precision": float(precision.mean()),
         "macro_recall": float(recall.mean()),
         "macro_f1": float(f1.mean()),
         "weighted_f1": float(f1 @ support / n),
-        "loss": float(-logp[np.arange(n), labels].mean()),
+        "loss": float(-logp[np.arange(n), truth].mean()),
         "n": n,
         "majority": float(support.max() / n),
         "confusion": counts.tolist(),
@@ -144,17 +151,18 @@ def classification(labels, log_probabilities, names):
     }
 
 
-def exact_match(truths, answers):
+def exact_match(references: Sequence[str], completions: Sequence[str]) -> dict[str, Any]:
     """M expected and M generated strings -> dict; white space at both ends does not count."""
-    if len(truths) != len(answers):
-        raise ValueError(f"exact_match: {len(truths)} truths, {len(answers)} answers")
-    if len(truths) == 0:
+    if len(references) != len(completions):
+        raise ValueError(f"exact_match: {len(references)} references, {len(completions)} "
+                         "completions")
+    if len(references) == 0:
         raise ValueError("exact_match: no texts to score")
-    n = len(truths)
-    pairs = zip(truths, answers, strict=True)
-    right = sum(truth.strip() == answer.strip() for truth, answer in pairs)
-    low, high = wilson(right, n)
-    return {"exact_match": right / n, "exact_match_low": low, "exact_match_high": high, "n": n}
+    n = len(references)
+    pairs = zip(references, completions, strict=True)
+    equal = sum(reference.strip() == completion.strip() for reference, completion in pairs)
+    low, high = wilson(equal, n)
+    return {"exact_match": equal / n, "exact_match_low": low, "exact_match_high": high, "n": n}
 
 
 def _ratio(a, b):
@@ -162,11 +170,11 @@ def _ratio(a, b):
     return np.divide(a, b, out=np.zeros(len(a)), where=b > 0)
 
 
-def _class_numbers(values, n_labels, what):
+def _class_indices(values, n_labels, name):
     """values (M,) -> the same as int64, checked to lie in 0..n_labels-1."""
     values = np.asarray(values)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
-        raise ValueError(f"{what}: {values.dtype} {values.shape}, expected integers (M,)")
+        raise ValueError(f"{name}: {values.dtype} {values.shape}, expected integers (M,)")
     if values.size and not (values.min() >= 0 and values.max() < n_labels):
-        raise ValueError(f"{what}: {values.min()}..{values.max()}, expected 0..{n_labels - 1}")
+        raise ValueError(f"{name}: {values.min()}..{values.max()}, expected 0..{n_labels - 1}")
     return values.astype(np.int64)

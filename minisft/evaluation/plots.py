@@ -6,48 +6,53 @@ Figures are made without pyplot, so neither the backend nor any global setting i
 import math
 import textwrap
 import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike
 
 _DPI = 120
 _LINES = "#d95f02", "#4c78a8", "#1b7837", "#7f7f7f", "#762a83"
 _TRAIN, _VALID, _RATE, _BEST = "#4c78a8", "#d95f02", "#7f7f7f", "#1b7837"
 
 
-def curves(history, path, best_step=None):
+def curves(history: dict[str, Any], path: str | Path, best_step: int | None = None) -> None:
     """history {"steps": [...], "epochs": [...]} -> PNG: losses left, accuracy and rate right."""
     steps, epochs = history.get("steps", []), history.get("epochs", [])
     best_step = history.get("best_step") if best_step is None else best_step
-    figure = Figure(figsize=(11, 4.6), dpi=_DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure = _figure((11, 4.6))
     left, right = figure.subplots(1, 2)
     _losses(left, steps, epochs)
-    twin = _accuracy_and_rate(right, steps, epochs)
-    seen = [entry["step"] for entry in (*steps, *epochs)]
+    rate_axes = _accuracy_and_rate(right, steps, epochs)
+    all_steps = [entry["step"] for entry in (*steps, *epochs)]
     for axes in (left, right):
         axes.set_xlabel("optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e6e6e6", lw=0.6)
-        if seen:
-            span = max(seen) - min(seen) + 1
-            axes.set_xlim(min(seen) - 1, max(seen) + 0.03 * span)
+        if all_steps:
+            span = max(all_steps) - min(all_steps) + 1
+            axes.set_xlim(min(all_steps) - 1, max(all_steps) + 0.03 * span)
         else:
             axes.text(0.5, 0.5, "no steps were taken", transform=axes.transAxes, ha="center")
         if best_step is not None:
             label = _best_label(epochs, best_step) if axes is left else None
             axes.axvline(best_step, color=_BEST, ls="--", lw=1.2, zorder=1, label=label)
-    lines = [axes.get_legend_handles_labels()[0] for axes in (left, right, twin) if axes]
-    handles = sum(lines, [])
+    lines = [axes.get_legend_handles_labels()[0] for axes in (left, right, rate_axes) if axes]
+    handles = [handle for handles in lines for handle in handles]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles),
                       frameon=False)
     _save(figure, path)
 
 
-def confusion(matrix, names, path, title="Confusion matrix"):
+def confusion(matrix: ArrayLike, names: Sequence[str], path: str | Path,
+              title: str = "Confusion matrix") -> None:
     """matrix (K,K) rows = truth, names (K,) -> PNG: count and share of the row in each cell."""
     counts = np.asarray(matrix)
     k = len(names)
@@ -65,8 +70,7 @@ def confusion(matrix, names, path, title="Confusion matrix"):
     grid = cell * k
     size = (max(grid + longest + 2.0, 5.0), grid + (longest if upright else 0.35) + 1.4)
 
-    figure = Figure(figsize=size, dpi=_DPI, layout="compressed")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure = _figure(size, pad=0.12, compress=True)
     axes = figure.subplots()
     share = _write_cells(axes, counts, cell)
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -89,14 +93,14 @@ def confusion(matrix, names, path, title="Confusion matrix"):
     _save(figure, path)
 
 
-def over_sizes(sizes, lines, path, ylabel, title=""):
+def over_sizes(sizes: Sequence[int], lines: Mapping[str, Sequence[tuple]], path: str | Path,
+               ylabel: str, title: str = "") -> None:
     """sizes (S,), lines {name: [(value, low, high), ...] (S,)} -> PNG, sizes on a log scale.
 
     Where low and high are not None, a bar spans what of them lies in 0..1. The first line is drawn
     strongest.
     """
-    figure = Figure(figsize=(7.5, 4.8), dpi=_DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    figure = _figure((7.5, 4.8))
     axes = figure.subplots()
     for i, (name, points) in enumerate(lines.items()):
         if len(points) != len(sizes):
@@ -121,6 +125,12 @@ def over_sizes(sizes, lines, path, ylabel, title=""):
     axes.set_title(_drawable(title, 90), parse_math=False, fontsize=12)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _save(figure, path)
+
+
+def _figure(size, pad=0.1, compress=False):
+    """-> a Figure of this size and padding in inches; `compress` suits a fixed aspect ratio."""
+    layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad, compress=compress)
+    return Figure(figsize=size, dpi=_DPI, layout=layout)
 
 
 def _write_cells(axes, counts, cell):
@@ -181,7 +191,7 @@ def _accuracy_and_rate(axes, steps, epochs):
         rates.set_ylabel("learning rate")
         rates.set_ylim(bottom=0)
         rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
-        rates.spines["top"].set_visible(False)    # a twin draws all four again
+        rates.spines["top"].set_visible(False)    # the second axes draw all four again
     axes.set_title("Validation accuracy and learning rate" if scored else "Learning rate")
     return rates if rates is not axes else None
 
@@ -189,9 +199,9 @@ def _accuracy_and_rate(axes, steps, epochs):
 def _best_label(epochs, best_step):
     """The legend's words for the chosen state of the model."""
     # pretraining is validated within its epochs, so only the step says which state it is
-    found = [entry["epoch"] for entry in epochs
+    chosen = [entry["epoch"] for entry in epochs
              if entry.get("step") == best_step and "bits_per_byte" not in entry]
-    return f"chosen: epoch {found[0]}" if found else f"chosen: step {best_step}"
+    return f"chosen: epoch {chosen[0]}" if chosen else f"chosen: step {best_step}"
 
 
 def _column(entries, key):
@@ -204,10 +214,10 @@ def _column(entries, key):
 def _smooth(values):
     """values (n,) -> mean of the finite neighbours on both sides (n,): no lag."""
     n, i = len(values), np.arange(len(values))
-    reach = min(25, n // 12)
+    radius = min(25, n // 12)
     # Halved towards the ends: a full window would bend the line there, a tiny one be noise.
-    reach = np.clip(np.minimum(i, n - 1 - i), reach // 2, reach)    # (n,)
-    start, stop = np.maximum(i - reach, 0), np.minimum(i + reach + 1, n)
+    radius = np.clip(np.minimum(i, n - 1 - i), radius // 2, radius)    # (n,)
+    start, stop = np.maximum(i - radius, 0), np.minimum(i + radius + 1, n)
     finite = np.isfinite(values)
     total = np.concatenate([[0], np.cumsum(np.where(finite, values, 0))])
     count = np.concatenate([[0], np.cumsum(finite)])

@@ -1,14 +1,17 @@
-"""What a run found, as Markdown: `report.md` beside `curves.png` and `confusion.png`.
+"""The results of a run as Markdown: `report.md`, with `curves.png` and `confusion.png`.
 
 Texts and names come from the user's data and may hold anything, so every one of them passes
-`escape`. Pictures are linked when they lie beside the report: draw them first.
+`escape`. Pictures are linked when they are in the folder of the report: draw them first.
 """
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from minisft.evaluation import comparison
 from minisft.evaluation.markdown import escape as escape
@@ -17,25 +20,27 @@ from minisft.evaluation.markdown import table
 _FULL_TABLE = 12      # a larger confusion matrix is listed by its largest mistakes
 
 
-def write_report(path, results, data, settings, history, mistakes):
+def write_report(path: str | Path, results: dict[str, Any], data: dict[str, Any],
+                 settings: dict[str, Any], history: dict[str, Any],
+                 mistakes: Sequence[dict[str, Any]]) -> None:
     """Classification: dicts of figures -> report.md at `path`; the keys are in the functions."""
-    where, n = _scored_on(data), results["n"]
+    part, n = _scored_part(data), results["n"]
     lines = [
         "# Report",
         "",
-        f"**{results['accuracy']:.2%}** of {n:,} {where} texts are classified correctly "
+        f"**{results['accuracy']:.2%}** of {n:,} {part} texts are classified correctly "
         f"(95% interval {results['accuracy_low']:.2%} to {results['accuracy_high']:.2%}). "
         f"Always answering their most frequent class would give {results['majority']:.2%}."
         + comparison.sentences(results),
         "",
-        *_optimistic(data),
+        *_validation_warning(data),
         *table(["figure", "value"], [
             ["macro F1", f"{results['macro_f1']:.4f}"],
             ["weighted F1", f"{results['weighted_f1']:.4f}"],
             ["macro precision", f"{results['macro_precision']:.4f}"],
             ["macro recall", f"{results['macro_recall']:.4f}"],
             ["loss (nats a text)", f"{results['loss']:.4f}"],
-            [f"{where} texts", f"{n:,}"],
+            [f"{part} texts", f"{n:,}"],
             *_cost(results),
         ]),
         *comparison.section(results),
@@ -59,23 +64,25 @@ def write_report(path, results, data, settings, history, mistakes):
     _write(path, lines)
 
 
-def write_completion_report(path, results, data, settings, history, samples):
+def write_completion_report(path: str | Path, results: dict[str, Any], data: dict[str, Any],
+                            settings: dict[str, Any], history: dict[str, Any],
+                            samples: Sequence[dict[str, str]]) -> None:
     """Prompt/completion: dicts of figures, samples [{prompt, expected, generated}] -> report.md."""
-    where, n = _scored_on(data), results["n"]
+    part, n = _scored_part(data), results["n"]
     rows = [[escape(sample[key]) for key in ("prompt", "expected", "generated")]
             for sample in samples]
     lines = [
         "# Report",
         "",
-        f"**{results['exact_match']:.2%}** of {n:,} {where} completions equal the expected one "
+        f"**{results['exact_match']:.2%}** of {n:,} {part} completions equal the expected one "
         f"word for word (95% interval {results['exact_match_low']:.2%} to "
         f"{results['exact_match_high']:.2%}; white space at both ends does not count).",
         "",
-        *_optimistic(data),
+        *_validation_warning(data),
         *table(["figure", "value"], [
             ["loss (nats a completion token)", f"{results['loss']:.4f}"],
             ["perplexity, e^loss", f"{math.exp(min(results['loss'], 700)):.5g}"],
-            [f"{where} prompts", f"{n:,}"],
+            [f"{part} prompts", f"{n:,}"],
             *_cost(results),
         ]),
         "## Samples",
@@ -88,37 +95,39 @@ def write_completion_report(path, results, data, settings, history, samples):
     _write(path, lines)
 
 
-def worst_mistakes(texts, lines, labels, log_probabilities, names, k=10):
-    """texts, lines, labels (M,), log_probabilities (M,K) -> the k surest wrong answers.
+def worst_mistakes(texts: Sequence[str], lines: Sequence[int], labels: ArrayLike,
+                   log_probabilities: ArrayLike, names: Sequence[str],
+                   k: int = 10) -> list[dict[str, Any]]:
+    """texts, lines, labels (M,), log_probabilities (M,K) -> the k most confident wrong predictions.
 
     Worst first, each {text, line, truth, prediction, p_truth, p_prediction}; ties in file order.
     """
     logp = np.asarray(log_probabilities, dtype=np.float64)          # (M,K)
-    labels = np.asarray(labels)
-    if not len(texts) == len(lines) == len(labels) == len(logp):
+    truth = np.asarray(labels)
+    if not len(texts) == len(lines) == len(truth) == len(logp):
         raise ValueError(f"worst_mistakes: {len(texts)} texts, {len(lines)} lines, "
-                         f"{len(labels)} labels, {len(logp)} rows of log_probabilities")
-    answers = logp.argmax(axis=1)                                   # (M,)
-    wrong = np.flatnonzero(answers != labels)
-    surest = wrong[np.argsort(-logp[wrong, answers[wrong]], kind="stable")][:k]
+                         f"{len(truth)} labels, {len(logp)} rows of log_probabilities")
+    predictions = logp.argmax(axis=1)                               # (M,)
+    wrong = np.flatnonzero(predictions != truth)
+    worst = wrong[np.argsort(-logp[wrong, predictions[wrong]], kind="stable")][:k]
     return [
         {
             "text": texts[i],
             "line": int(lines[i]),
-            "truth": names[labels[i]],
-            "prediction": names[answers[i]],
-            "p_truth": float(np.exp(logp[i, labels[i]])),
-            "p_prediction": float(np.exp(logp[i, answers[i]])),
+            "truth": names[truth[i]],
+            "prediction": names[predictions[i]],
+            "p_truth": float(np.exp(logp[i, truth[i]])),
+            "p_prediction": float(np.exp(logp[i, predictions[i]])),
         }
-        for i in surest
+        for i in worst
     ]
 
 
-def _scored_on(data):
+def _scored_part(data):
     return "validation" if data.get("test_path") is None else "test"
 
 
-def _optimistic(data):
+def _validation_warning(data):
     """A warning when the figures come from the texts on which the model was chosen."""
     if data.get("test_path") is not None:
         return []
@@ -185,8 +194,8 @@ def _data(data):
         ("test texts cut to the longest input", "cut_test"),
         ("test texts that also stand in training", "shared_with_training"),
     ]
-    rows = [[words, _figure(data[key])] for words, key in shown if data.get(key) is not None]
-    rows += [[f"texts cleaned: {escape(step)}", _figure(count)]
+    rows = [[words, _number(data[key])] for words, key in shown if data.get(key) is not None]
+    rows += [[f"texts cleaned: {escape(step)}", _number(count)]
              for step, count in (data.get("cleaned") or {}).items()]
     lines = ["## Data", "", *table(["what", "value"], rows)]
     if data.get("shared_with_training"):
@@ -237,7 +246,7 @@ def _value(value):
     return escape(json.dumps(value, default=str, ensure_ascii=False), 1000)
 
 
-def _figure(value):
+def _number(value):
     """A count, a share or anything else -> escaped cell."""
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
