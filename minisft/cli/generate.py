@@ -2,14 +2,13 @@
 
 import sys
 
-import numpy as np
 from tqdm import tqdm
 
 from minisft.cli.arguments import add_model, whole
-from minisft.data.text import clean, encode_all
 from minisft.errors import UserError
-from minisft.io.model_folder import end_token, read_folder
-from minisft.models.generate import Sampler, generate
+from minisft.io.model_folder import read_folder
+from minisft.jobs.generate import generate_texts
+from minisft.models.generate import Sampler
 
 HELP = "continue a prompt with a language model"
 
@@ -38,25 +37,14 @@ def run(args):
         raise UserError(str(error)) from None
     model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device,
                                               task="complete")
-    room = model.trunk.config.n_positions
-    texts = [clean(prompt, preprocessing.clean)[0] + (preprocessing.separator or "")
-             if preprocessing.separator else prompt for prompt in args.prompt]
-    ids, _ = encode_all(tokenizer, texts)
-    for n, x in enumerate(ids):
-        if len(x) > room:
-            ids[n] = x[-max(room - args.max_new_tokens, 1):]     # the new tokens need a place too
-            print(f"minisft: prompt {n + 1} is longer than {room} tokens: the last {len(ids[n])} "
-                  "were kept", file=sys.stderr)
-    end = end_token(tokenizer)
-    # an empty prompt starts where the model's documents start
-    if any(len(x) == 0 for x in ids) and end is None:
-        raise UserError("an empty prompt, and the tokenizer has no token that starts a text")
-    ids = [x if len(x) else np.array([end]) for x in ids]
     with tqdm(unit="token", desc="generating", leave=False, dynamic_ncols=True,
               disable=None) as bar:     # none where stderr is a file
-        found = generate(model, ids, args.max_new_tokens, sampler, end, bar.update)
-    for prompt, generated in zip(args.prompt, found, strict=True):
+        results = generate_texts(
+            model, tokenizer, preprocessing, args.prompt, args.max_new_tokens, sampler, bar.update,
+            say=lambda line: print(f"minisft: {line}", file=sys.stderr))
+    for prompt, generated in zip(args.prompt, results, strict=True):
         print(prompt + ("\n" if preprocessing.separator else "") + tokenizer.decode(generated.ids))
         if generated.finish_reason == "full":
-            print(f"minisft: stopped there, the model has only {room} positions for a prompt and "
+            print(f"minisft: stopped there, the model has only "
+                  f"{model.trunk.config.n_positions} positions for a prompt and "
                   "its continuation", file=sys.stderr)

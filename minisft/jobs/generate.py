@@ -1,0 +1,39 @@
+"""Prompts in, their continuations out: what `generate` does between the texts and the model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minisft.data.text import clean, encode_all
+from minisft.errors import UserError
+from minisft.io.model_folder import Preprocessing, end_token
+from minisft.models.generate import Generated, Sampler, generate
+from minisft.models.heads import LanguageModel
+
+
+def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preprocessing,
+                   prompts: list[str], max_new_tokens: int, sampler: Sampler,
+                   progress: Callable[[int], Any] | None = None,
+                   say: Callable[[str], Any] = print) -> list[Generated]:
+    """Prompts, how many tokens at most, how they are chosen -> Generated for each prompt.
+
+    A model that was fine-tuned on prompts is given its separator behind each. Of a prompt beyond
+    the model's length the end is kept, and `say` is told. Raises UserError for an empty prompt
+    where the tokenizer has no token that starts a text.
+    """
+    room = model.trunk.config.n_positions
+    separator = preprocessing.separator
+    texts = [clean(prompt, preprocessing.clean)[0] + separator for prompt in prompts] \
+        if separator else prompts
+    ids, _ = encode_all(tokenizer, texts)
+    for n, x in enumerate(ids):
+        if len(x) > room:
+            ids[n] = x[-max(room - max_new_tokens, 1):]     # the new tokens need a place too
+            say(f"prompt {n + 1} is longer than {room} tokens: the last {len(ids[n])} were kept")
+    end = end_token(tokenizer)
+    # an empty prompt starts where the model's documents start
+    if any(len(x) == 0 for x in ids) and end is None:
+        raise UserError("an empty prompt, and the tokenizer has no token that starts a text")
+    ids = [x if len(x) else np.array([end]) for x in ids]
+    return generate(model, ids, max_new_tokens, sampler, end, progress)
