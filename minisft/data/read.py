@@ -99,7 +99,8 @@ def read_examples(path: str | Path, text_columns: Sequence[str], label_column: s
     if label_column is not None:
         values = [value.strip() for value in _column(table, label_column, header)]
         _require_not_blank(path, values, table.lines, "label")
-        label_names = _label_names(path, values) if label_names is None else tuple(label_names)
+        label_names = (sorted_label_names(path, values) if label_names is None
+                       else tuple(label_names))
         label2id = {name: i for i, name in enumerate(label_names)}
         for value, line in zip(values, table.lines, strict=True):
             if value not in label2id:
@@ -139,7 +140,9 @@ def read_pairs(table: Table, column: str | None, steps: Sequence[str] = CLEANING
     return pairs, cleaned
 
 
-def _label_names(path, labels):
+def sorted_label_names(path: str | Path, labels: Iterable[str]) -> tuple[str, ...]:
+    """Labels -> their names, sorted, by number if all are integers; UserError for fewer than two.
+    """
     label_names = sorted(set(labels))
     if len(label_names) < 2:
         raise UserError(f"{path}: every label is {show(label_names[0])}; a classifier needs two or "

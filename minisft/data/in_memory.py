@@ -1,0 +1,115 @@
+"""From lists, arrays and Series to texts with labels, or prompts with completions.
+
+What `read.py` does for files; every error names the item.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from minisft.data.read import Examples, Prompts
+from minisft.data.text import clean_all
+from minisft.errors import UserError
+
+Texts = Iterable[str] | Iterable[tuple[str, str]]
+Rows = TypeVar("Rows", Examples, Prompts)
+
+
+def as_list(values: Any, name: str) -> list[Any]:
+    """A list, tuple, array or Series -> list; raises UserError for what is none, and a table."""
+    if hasattr(values, "__array__") and not hasattr(values, "columns"):
+        values = np.asarray(values)
+    if isinstance(values, str | bytes) or hasattr(values, "columns") or \
+            not isinstance(values, Iterable):
+        raise UserError(f"{name} is a {type(values).__name__}, expected a list, an array or a "
+                        "Series")
+    return list(values)
+
+
+def as_labels(values: Any, name: str = "labels") -> np.ndarray:
+    """Labels -> an array of str, int, bool or whole floats; raises UserError."""
+    labels = as_list(values, name)
+    if not labels:
+        raise UserError(f"no {name}, expected one for each text")
+    for i, label in enumerate(labels):
+        if label is None or label != label:
+            raise UserError(f"{name}[{i}] is missing, expected a class")
+        if isinstance(label, str) != isinstance(labels[0], str):
+            raise UserError(f"{name}[{i}] is {label!r}, but {name}[0] is {labels[0]!r}: expected "
+                            "labels of one type")
+        if isinstance(label, str) and not label.strip():
+            raise UserError(f"{name}[{i}] is empty, expected a name")
+        if isinstance(label, float | np.floating) and not float(label).is_integer():
+            raise UserError(f"Unknown label type: {name}[{i}] is {label!r}, expected a class")
+    array = np.array(labels)
+    if array.ndim != 1 or array.dtype.kind not in "biufU":
+        raise UserError(f"{name}[0] is {labels[0]!r:.80}, expected a str, an int, a bool or a "
+                        "whole float")
+    return array
+
+
+def clean_texts(values: Any, steps: Sequence[str], name: str = "texts", paired: bool = True
+                ) -> tuple[list[str], list[str] | None, Counter[str]]:
+    """Texts or pairs of them, cleaning steps -> texts, second texts or None, counts of the steps.
+
+    Raises UserError for none, for what is no text, and for a blank one.
+    """
+    rows = [tuple(value) if paired and isinstance(value, tuple | list | np.ndarray) else (value,)
+            for value in as_list(values, name)]
+    if not rows:
+        raise UserError(f"no {name}, expected at least one")
+    for i, row in enumerate(rows):
+        if not all(isinstance(text, str) for text in row) or \
+                len(row) != len(rows[0]) or not 1 <= len(row) <= 2:
+            raise UserError(f"{name}[{i}] is {row[0] if len(row) == 1 else row!r:.80}, expected a "
+                            "str" + (" each, or a pair of them each" if paired else ""))
+    columns, counts = [], Counter[str]()
+    for column in zip(*rows, strict=True):
+        texts, changed = clean_all(column, steps)
+        for i, text in enumerate(texts):
+            if not text.strip():
+                raise UserError(f"{name}[{i}] is empty after cleaning, expected some letters")
+        columns.append(texts)
+        counts += changed
+    return columns[0], columns[1] if len(columns) == 2 else None, counts
+
+
+def examples(texts: Texts, labels: np.ndarray, label_names: tuple[str, ...],
+             steps: Sequence[str], part: str = "") -> Examples:
+    """Texts, their labels as `as_labels` gives them, the names of all -> Examples; UserError.
+
+    `part` stands before "texts" and "labels" in messages.
+    """
+    firsts, seconds, cleaned = clean_texts(texts, steps, f"{part}texts")
+    if len(firsts) != len(labels):
+        raise UserError(f"{len(firsts)} {part}texts but {len(labels)} labels")
+    label2id = {name: i for i, name in enumerate(label_names)}
+    names = [str(label) for label in labels.tolist()]
+    for i, name in enumerate(names):
+        if name not in label2id:
+            raise UserError(f"{part}labels[{i}] is {name!r}, expected one of "
+                            f"{', '.join(label_names)}")
+    return Examples(Path(f"{part}texts"), firsts, [label2id[name] for name in names], label_names,
+                    list(range(1, len(firsts) + 1)), cleaned, seconds)
+
+
+def prompts(texts: Iterable[str], completions: Iterable[str], steps: Sequence[str],
+            part: str = "") -> Prompts:
+    """Prompts, their completions -> Prompts; UserError. `part` as in `examples`."""
+    firsts, _, cleaned = clean_texts(texts, steps, f"{part}prompts", paired=False)
+    answers, _, counts = clean_texts(completions, steps, f"{part}completions", paired=False)
+    if len(firsts) != len(answers):
+        raise UserError(f"{len(firsts)} {part}prompts but {len(answers)} completions")
+    return Prompts(Path(f"{part}prompts"), firsts, answers, list(range(1, len(firsts) + 1)),
+                   cleaned + counts)
+
+
+def subset(rows: Rows, indices: np.ndarray) -> Rows:
+    """Examples or Prompts, indices -> the same with these rows alone."""
+    columns: dict[str, Any] = {name: [value[i] for i in indices] for name, value in
+                               vars(rows).items() if isinstance(value, list)}
+    return replace(rows, **columns)
