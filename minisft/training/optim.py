@@ -13,12 +13,15 @@ AdamW (Loshchilov and Hutter 2019, algorithm 2), before (3):
 Each works block by block, in place, so that a block is read once while it is in the cache.
 """
 
+from collections.abc import Mapping, Sequence
 from math import cos, pi, sqrt
+from typing import Any
 
 import numpy as np
 
-from minisft.backend.array import array_module
+from minisft.backend.array import Array, array_module
 from minisft.dispatch import adamw, squared_norm
+from minisft.nn.parameters import Parameters
 
 BLOCK = 1 << 16
 
@@ -26,9 +29,10 @@ BLOCK = 1 << 16
 class Optimizer:
     """Walks the parameter groups; `rates` are factors of the learning rate, one for each."""
 
-    buffers = ()     # names of the arrays that a run must save to be resumed
+    buffers: tuple[str, ...] = ()     # names of the arrays that a run must save to be resumed
 
-    def __init__(self, store, weight_decay=0.0, rates=None):
+    def __init__(self, store: Parameters, weight_decay: float = 0.0,
+                 rates: Sequence[float] | None = None) -> None:
         self.store, self.weight_decay = store, weight_decay
         self.rates = [1.0] * len(store.param_groups) if rates is None else rates
         if len(self.rates) != len(store.param_groups):
@@ -38,7 +42,7 @@ class Optimizer:
         for name in self.buffers:
             setattr(self, name, store.xp.zeros_like(store.values))
 
-    def step(self, lr, scale=1.0):
+    def step(self, lr: float, scale: float = 1.0) -> None:
         """Updates every trained value; `scale` multiplies the gradients (mean, clipping)."""
         self.t += 1
         for group, rate in zip(self.store.param_groups, self.rates, strict=True):
@@ -46,17 +50,21 @@ class Optimizer:
             self.update_group(slice(group.start, group.stop), lr * rate, decay, scale)
         self.store.refresh()
 
-    def update_group(self, group, lr, decay, scale):
+    def update_group(self, group: slice, lr: float, decay: float, scale: float) -> None:
         """One parameter group, block by block."""
         grads = self.store.grads
         for block in _blocks(grads, group):
             self.update(block, lr, decay, grads[block] * scale)
 
-    def state(self):
+    def update(self, block: slice, lr: float, decay: float, g: Array) -> None:
+        """One block, whose gradient g may be overwritten."""
+        raise NotImplementedError
+
+    def state(self) -> tuple[dict[str, Array], int]:
         """-> the arrays to keep and the number of steps, for an exact resume."""
         return {name: getattr(self, name) for name in self.buffers}, self.t
 
-    def restore(self, arrays, t):
+    def restore(self, arrays: Mapping[str, Array], t: int) -> None:
         """The other way round; raises ValueError when the sizes disagree."""
         for name in self.buffers:
             kept = getattr(self, name)
@@ -69,13 +77,15 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, equation (1)."""
 
-    buffers = ("m",)
+    buffers: tuple[str, ...] = ("m",)
+    m: Array
 
-    def __init__(self, store, momentum=0.9, weight_decay=0.0, rates=None):
+    def __init__(self, store: Parameters, momentum: float = 0.9, weight_decay: float = 0.0,
+                 rates: Sequence[float] | None = None) -> None:
         super().__init__(store, weight_decay, rates)
         self.momentum = momentum
 
-    def update(self, block, lr, decay, g):
+    def update(self, block: slice, lr: float, decay: float, g: Array) -> None:
         w, m = self.store.values[block], self.m[block]
         if decay:
             g += decay * w
@@ -87,14 +97,18 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam, equations (2) and (3); a decay is added to the gradient."""
 
-    buffers = ("m", "v")
+    buffers: tuple[str, ...] = ("m", "v")
+    m: Array
+    v: Array
     decoupled = False
 
-    def __init__(self, store, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, rates=None):
+    def __init__(self, store: Parameters, betas: tuple[float, float] = (0.9, 0.999),
+                 eps: float = 1e-8, weight_decay: float = 0.0,
+                 rates: Sequence[float] | None = None) -> None:
         super().__init__(store, weight_decay, rates)
         self.betas, self.eps = betas, eps
 
-    def update(self, block, lr, decay, g):
+    def update(self, block: slice, lr: float, decay: float, g: Array) -> None:
         w, m, v = self.store.values[block], self.m[block], self.v[block]
         xp = array_module(w)
         b1, b2 = self.betas
@@ -121,10 +135,12 @@ class AdamW(Adam):
 
     decoupled = True
 
-    def __init__(self, store, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, rates=None):
+    def __init__(self, store: Parameters, betas: tuple[float, float] = (0.9, 0.999),
+                 eps: float = 1e-8, weight_decay: float = 0.01,
+                 rates: Sequence[float] | None = None) -> None:
         super().__init__(store, betas, eps, weight_decay, rates)
 
-    def update_group(self, group, lr, decay, scale):
+    def update_group(self, group: slice, lr: float, decay: float, scale: float) -> None:
         """One parameter group, in one pass over the buffers where there is a kernel for it."""
         buffers = self.store.values[group], self.store.grads[group], self.m[group], self.v[group]
         step = adamw.choose(*buffers).load()
@@ -133,11 +149,11 @@ class AdamW(Adam):
         step(*buffers, self.t, lr, decay, self.betas, self.eps, scale)
 
 
-OPTIMIZERS = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
+OPTIMIZERS: dict[str, Any] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
 SCHEDULES = ("linear", "cosine", "constant")
 
 
-def gradient_norm(store):
+def gradient_norm(store: Parameters) -> float:
     """-> length of all gradients as one vector, summed block by block in a fixed order."""
     grads, total = store.grads, 0.0
     if (squares := squared_norm.choose(grads).load()) is not None:
@@ -155,12 +171,12 @@ def _blocks(buffer, group):
             for start in range(group.start, group.stop, step)]
 
 
-def clip_scale(norm, limit):
+def clip_scale(norm: float, limit: float) -> float:
     """-> factor that brings gradients of that norm down to `limit` (Pascanu et al. 2013)."""
     return min(1.0, limit / norm) if limit and norm > 0 else 1.0
 
 
-def schedule(name, step, steps, warmup):
+def schedule(name: str, step: int, steps: int, warmup: int) -> float:
     """step from 0, steps in all, steps of warm-up -> factor of the learning rate in (0, 1].
 
     Warm-up rises linearly to 1; then it stays, or falls to 0 linearly or by half a cosine
@@ -178,7 +194,7 @@ def schedule(name, step, steps, warmup):
     raise ValueError(f"schedule is {name!r}, expected one of {', '.join(SCHEDULES)}")
 
 
-def layer_wise_lr_factors(store, decay):
+def layer_wise_lr_factors(store: Parameters, decay: float) -> list[float]:
     """-> a factor for each parameter group: 1 for the highest layer, `decay` less for each below.
 
     Layer-wise learning-rate decay (Howard and Ruder 2018, section 3.2).
