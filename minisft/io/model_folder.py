@@ -1,5 +1,6 @@
 """A model folder as a whole: weights, tokenizer, and the preprocessing of its texts."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,19 @@ def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenize
                     pad_token=None if pad is None else tokenizer.token_to_id(pad))
     save_tokenizer(tokenizer, folder, model.trunk.config.n_positions, pad)
     write_json(folder / PREPROCESSING, asdict(preprocessing))
+
+
+def load(name: str | Path, task: str | None = None, *,
+         label_names: Sequence[str] | None = None, download: bool = False, device: str = "cpu",
+         precision: str = "float32", dropout: float | None = None, pooling: str | None = None,
+         seed: int = 0) -> tuple[Classifier | LanguageModel, Tokenizer]:
+    """A folder, or a model's name such as gpt2 -> model, tokenizer.
+
+    `task` is "classify", "complete", or None for what the folder holds; with `label_names` it is a
+    classifier of these labels, whose head is drawn from `seed` unless the folder has it. `dropout`
+    replaces the model's rates. A name that is not in the local Hugging Face cache is downloaded
+    only with `download`. Raises UserError.
+    """
+    model, tokenizer, _ = read_folder(name, download, device, task=task, label_names=label_names,
+                                      dropout=dropout, pooling=pooling, seed=seed)
+    return model.to(device, precision), tokenizer
