@@ -21,7 +21,7 @@ from minisft.data.dataset import TokenizedDataset
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
-from minisft.training.config import Settings
+from minisft.training.config import TrainingConfig
 from minisft.training.loop import train_step
 from minisft.training.optim import AdamW
 
@@ -45,12 +45,12 @@ class Ours:
         self.model = (Classifier(config, names) if kind == "classifier" else
                       LanguageModel(config)).to(device, precision)
         self.optimizer = AdamW(self.model.store)
-        self.settings = Settings(micro_tokens=10**9)
+        self.config = TrainingConfig(micro_tokens=10**9)
 
     def step(self, ids, labels):
         """Token ids and labels of B texts -> mean loss, norm of the gradients; one step is done."""
         return train_step(self.model, TokenizedDataset(ids, labels), range(len(ids)),
-                          self.optimizer, RATE, self.settings, None, {})
+                          self.optimizer, RATE, self.config, None, {})
 
 
 def record_steps(bench, config=None, rounds=20):

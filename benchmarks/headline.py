@@ -29,7 +29,7 @@ from minisft.evaluation.evaluate import log_probabilities
 from minisft.io import checkpoint, hub
 from minisft.io.files import read_json, write_json
 from minisft.training import optim
-from minisft.training.config import Settings
+from minisft.training.config import TrainingConfig
 from minisft.training.loop import train_step
 
 OURS, THEIRS = "minisft", "transformers"
@@ -41,13 +41,13 @@ class Ours:
     def __init__(self, folder):
         self.model = checkpoint.load(folder)
         self.optimizer = optim.AdamW(self.model.store)
-        self.settings = Settings(micro_tokens=10**9, quiet=True)
+        self.config = TrainingConfig(micro_tokens=10**9)
 
     def epoch(self, sequences, batches, rates, seed, first):
         """Batches of text numbers and their learning rates -> trained; `first`: steps before."""
         with allocator.reused():
             for i, (numbers, rate) in enumerate(zip(batches, rates, strict=True)):
-                train_step(self.model, sequences, numbers, self.optimizer, rate, self.settings,
+                train_step(self.model, sequences, numbers, self.optimizer, rate, self.config,
                            random.Stream(seed, first + i), {})
 
     def predictions(self, sequences):

@@ -29,7 +29,7 @@ RECIPES = {
     BASE: {},
     "rate / 3": {"lr": "x0.3333"}, "rate x 3": {"lr": "x3"},
     "schedule cosine": {"schedule": "cosine"}, "schedule constant": {"schedule": "constant"},
-    "no warm-up": {"warmup": 0},
+    "no warm-up": {"warmup_ratio": 0},
     "dropout 0": {"dropout": 0}, "dropout 0.2": {"dropout": 0.2},
     "weight decay 0": {"weight_decay": 0}, "weight decay 0.1": {"weight_decay": 0.1},
     "batch / 4": {"batch_tokens": "x0.25"}, "batch x 4": {"batch_tokens": "x4"},

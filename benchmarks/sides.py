@@ -22,7 +22,7 @@ from minisft.io import checkpoint, hub
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
-from minisft.training.config import Settings
+from minisft.training.config import TrainingConfig
 from minisft.training.loop import train_step
 from minisft.training.optim import AdamW
 
@@ -77,7 +77,7 @@ class Ours:
         self.model = checkpoint.load(folder, dropout=dropout)
         self.model.train_layers(train_layers)
         self.optimizer = AdamW(self.model.store)
-        self.settings = Settings(micro_tokens=10**9)
+        self.config = TrainingConfig(micro_tokens=10**9)
         self.dropout = dropout
 
     def step(self, ids, labels, features=None):
@@ -85,7 +85,7 @@ class Ours:
         sequences = TokenizedDataset(ids, labels, features=features)
         stream = Stream(0, self.optimizer.t) if self.dropout else None
         return train_step(self.model, sequences, np.arange(len(ids)), self.optimizer, RATE,
-                          self.settings, stream, {})[0]
+                          self.config, stream, {})[0]
 
     def logits(self, ids):
         """Token ids of B texts -> logits, without dropout."""

@@ -21,7 +21,7 @@ from minisft.data.text import parse_steps
 from minisft.io import run_folder
 from minisft.io.files import write_json
 from minisft.jobs.finetune import finetune
-from minisft.training.config import Settings
+from minisft.training.config import FinetuneConfig
 
 
 def main(arguments=None):
@@ -62,9 +62,10 @@ def one(args, options, size, seed):
             Path(files["train"]).write_text("".join(json.dumps(
                 {"text": train.texts[n], "label": train.label_names[train.labels[n]]}) + "\n"
                 for n in chosen))
-        results = finetune(Settings(**{"compare": "random", "quiet": True, "seed": seed}
-                                    | files | options, out=str(Path(folder) / "run")),
-                           say=lambda line: None)
+        config = FinetuneConfig.from_options(
+            **{"compare": "random", "quiet": True, "seed": seed} | files | options,
+            out=str(Path(folder) / "run"))
+        results = finetune(config, say=lambda line: None)
         bag = tfidf(train, chosen, args.test) if size else None
     return {"pretrained": results["accuracy"],
             "random weights": results.get("random_weights", {}).get("accuracy"),

@@ -10,11 +10,11 @@ from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier
 from minisft.training import averaging
 from minisft.training.averaging import Mean
-from minisft.training.config import Settings
+from minisft.training.config import TrainingConfig
 from minisft.training.loop import State, fit, make_optimizer
 
 CONFIG = GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)
-SETTINGS = Settings(epochs=3, batch_tokens=20, micro_tokens=1000, lr=0.02, dropout=0.1, quiet=True)
+SETTINGS = TrainingConfig(epochs=3, batch_tokens=20, micro_tokens=1000, lr=0.02)
 
 
 @pytest.fixture
@@ -35,7 +35,8 @@ def trained(sequences, settings, validate=None, kept=None):
         if "loss" in entry and kept is not None:
             kept.append(model.store.values.astype(np.float64))
 
-    fit(model, sequences, settings, validate, state, make_optimizer(model, settings), log=log)
+    fit(model, sequences, settings, validate, state, make_optimizer(model, settings), log=log,
+        show_progress=False)
     return model, state
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import recipes
-from minisft.training.config import Settings
+from minisft.training.config import FinetuneConfig
 
 TINY = ["--set", "layers=1", "width=16", "heads=2", "vocab_size=300", "epochs=1"]
 
@@ -54,7 +54,7 @@ def test_recipes_change_one_thing_of_the_base(train, tmp_path, monkeypatch, caps
 
 def test_every_recipe_names_settings():
     names = {name for changes in recipes.RECIPES.values() for name in changes}
-    assert names <= set(Settings.__dataclass_fields__)
+    assert names <= FinetuneConfig.option_fields().keys()
 
 
 def test_the_interval_is_of_the_differences_by_seed():

@@ -8,13 +8,13 @@ from minisft.data.batch import pack
 from minisft.io import hub
 from minisft.io.model_folder import read_folder
 from minisft.jobs.finetune import finetune
-from minisft.training.config import Settings
+from minisft.training.config import FinetuneConfig, ModelConfig
 
-FOLDER = hub.BUNDLED / Settings.model
+FOLDER = hub.BUNDLED / ModelConfig.model
 
 
 def test_it_is_the_default_and_small():
-    assert hub.resolve(Settings.model) == FOLDER
+    assert hub.resolve(ModelConfig.model) == FOLDER
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 20e6
 
 
@@ -28,7 +28,7 @@ def test_the_card_says_where_it_comes_from():
 
 
 def test_it_knows_english():
-    model, tokenizer, _ = read_folder(Settings.model)
+    model, tokenizer, _ = read_folder(ModelConfig.model)
 
     def loss(text):
         ids = tokenizer.encode(text).ids
@@ -45,8 +45,9 @@ def test_it_knows_english():
 
 def test_pretraining_carries_over_to_words_that_training_lacks(tmp_path):
     """One seed, few epochs: the five-seed table of the documentation stands on the same."""
-    found = finetune(Settings(out=str(tmp_path / "run"), epochs=5, compare="baselines",
-                              quiet=True), say=lambda line: None)
+    config = FinetuneConfig.from_options(out=str(tmp_path / "run"), epochs=5,
+                                         compare="baselines", quiet=True)
+    found = finetune(config, say=lambda line: None)
     assert found["n_test"] == toy_news.TEXTS_PER_PART
     assert found["accuracy"] > found["naive_bayes"]["accuracy"] + 0.1
 
@@ -55,7 +56,7 @@ def test_pretraining_carries_over_to_words_that_training_lacks(tmp_path):
 def test_transformers_gives_the_same_logits():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    model, tokenizer, _ = read_folder(Settings.model)
+    model, tokenizer, _ = read_folder(ModelConfig.model)
     peer = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
     peer_tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
     text = "A goalkeeper is the soccer or hockey player assigned to protect the goal."

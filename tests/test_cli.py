@@ -282,7 +282,7 @@ def test_help_tells_every_default(command, capsys):
     assert ended.value.code == 0
     assert not any(word in out for word in ("None", "False", "('", "_TOKENS", "default: )"))
     if command == "finetune":
-        for group in ("data", "model", "training", "evaluation and output"):
+        for group in ("data", "model", "training", "output"):
             assert f"\n{group}:\n" in out
 
 

@@ -80,15 +80,16 @@ def test_table_and_picture(finished):
 
 def test_goes_on_where_it_was_stopped_and_takes_more_sizes(command, finished, tmp_path,
                                                            monkeypatch, capsys):
-    out, whole, calls = tmp_path / "out", runner.finetune, []
+    out, whole, calls = tmp_path / "out", runner.run, []
 
-    def stopped(settings, resume=None, say=print, checked=lambda: None):
-        calls.append((settings.train_texts, settings.seed))
+    def stopped(ready, say):
+        config = ready.prepared.config
+        calls.append((config.data.train_texts, config.training.seed))
         if len(calls) == 3:
             raise Interrupted("x")
-        return whole(settings, resume, say, checked)
+        return whole(ready, say)
 
-    monkeypatch.setattr(runner, "finetune", stopped)
+    monkeypatch.setattr(runner, "run", stopped)
     assert main([*command, "--sizes", "20,40", "--out", str(out)]) == 130
     assert f"minisft curve --resume {out}" in capsys.readouterr().err
     assert [p["size"] for p in points(out)] == [20]

@@ -15,13 +15,12 @@ from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
 from minisft.training import loop
-from minisft.training.config import Settings
+from minisft.training.config import TrainingConfig
 from minisft.training.loop import Interrupted, State, fit, make_optimizer
 
 CONFIG = GPT2Config(vocab_size=23, n_positions=12, n_embd=8, n_layer=2, n_head=2,
                     embd_pdrop=0.2, attn_pdrop=0.2, resid_pdrop=0.2)
-SETTINGS = Settings(epochs=4, batch_tokens=40, micro_tokens=1000, lr=0.02, dropout=0.2, quiet=True,
-                    seed=5)
+SETTINGS = TrainingConfig(epochs=4, batch_tokens=40, micro_tokens=1000, lr=0.02, seed=5)
 WEIGHTS = np.array([0.5, 1.0, 2.0])
 
 
@@ -50,7 +49,8 @@ def validation(sequences):
 def run(sequences, settings=SETTINGS, state=None, model=None, **options):
     model = model or classifier()
     state, optimizer = state or State(), make_optimizer(model, settings)
-    fit(model, sequences, settings, validation(sequences), state, optimizer, **options)
+    fit(model, sequences, settings, validation(sequences), state, optimizer, show_progress=False,
+        **options)
     return model, state
 
 
@@ -119,7 +119,8 @@ def fitted(sequences, settings, scores):
         kept.append(model.store.values.copy())
         return {"score": [next(scores)]}
 
-    fit(model, sequences, settings, validate, state, make_optimizer(model, settings))
+    fit(model, sequences, settings, validate, state, make_optimizer(model, settings),
+        show_progress=False)
     return state, model.store.values, kept
 
 
@@ -155,13 +156,15 @@ def test_resume_is_exact(sequences, tmp_path, after, number):
 
     with pytest.raises(Interrupted):
         fit(model, sequences, settings, validation(sequences), stopped, optimizer, log=interrupt,
-            save=lambda: states.save_state(tmp_path, *stopped.to_save(model, optimizer)))
+            save=lambda: states.save_state(tmp_path, *stopped.to_save(model, optimizer)),
+            show_progress=False)
     assert stopped.step == after
 
     resumed, second = classifier(), State()
     optimizer = make_optimizer(resumed, settings)
     second.restore(resumed, optimizer, *states.load_state(tmp_path))
-    fit(resumed, sequences, settings, validation(sequences), second, optimizer)
+    fit(resumed, sequences, settings, validation(sequences), second, optimizer,
+        show_progress=False)
     np.testing.assert_array_equal(resumed.store.values, whole.store.values)
     assert without_times(second.steps) == without_times(state.steps)
     assert second.epochs == state.epochs and second.best == state.best

@@ -1,6 +1,5 @@
 """Loss scaling and master weights: a step in 16 bits, its overflow, and its exact resume."""
 
-import dataclasses
 
 import numpy as np
 import pytest
@@ -15,14 +14,13 @@ from minisft.io import training_state as states
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.training import loop, loss_scale, optim
-from minisft.training.config import Settings
+from minisft.training.config import TrainingConfig
 from minisft.training.loop import State, fit, make_optimizer
 from minisft.training.loss_scale import LossScale
 
 CONFIG = GPT2Config(vocab_size=23, n_positions=12, n_embd=16, n_layer=2, n_head=2,
                     embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)
-SETTINGS = Settings(epochs=2, batch_tokens=40, micro_tokens=30, lr=0.01, quiet=True,
-                    precision="float16")
+SETTINGS = TrainingConfig(epochs=2, batch_tokens=40, micro_tokens=30, lr=0.01)
 
 
 @pytest.fixture
@@ -36,10 +34,10 @@ def classifier(precision="float16"):
     return Classifier(CONFIG, "abc", seed=1).to("cpu", precision)
 
 
-def run(sequences, settings=SETTINGS, state=None, model=None, **options):
-    model, state = model or classifier(settings.precision), state or State()
-    optimizer = make_optimizer(model, settings)
-    fit(model, sequences, settings, None, state, optimizer, **options)
+def run(sequences, state=None, model=None, **options):
+    model, state = model or classifier(), state or State()
+    optimizer = make_optimizer(model, SETTINGS)
+    fit(model, sequences, SETTINGS, None, state, optimizer, show_progress=False, **options)
     return model, state
 
 
@@ -123,8 +121,8 @@ def test_a_run_finds_its_scale_and_logs_it(sequences):
     assert skipped and len(skipped) < len(state.steps)
     assert state.steps[0]["loss_scale"] == 2.0**18
     assert np.isfinite(model.store.values).all()
-    assert "loss_scale" not in run(sequences, dataclasses.replace(
-        SETTINGS, precision="bfloat16"))[1].steps[0]
+    assert "loss_scale" not in run(
+        sequences, model=classifier("bfloat16"))[1].steps[0]
 
 
 def test_where_no_scale_helps_the_run_ends(sequences, monkeypatch):
@@ -136,14 +134,13 @@ def test_where_no_scale_helps_the_run_ends(sequences, monkeypatch):
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_resume_is_exact(sequences, tmp_path, monkeypatch, precision):
     monkeypatch.setattr(loss_scale, "PATIENCE", 3)
-    settings = dataclasses.replace(SETTINGS, precision=precision)
     begin = {"scale": LossScale(2.0**19)} if precision == "float16" else {}
-    whole, state = run(sequences, settings, State(**begin))
+    whole, state = run(sequences, State(**begin), classifier(precision))
 
     model, stopped = classifier(precision), State(**begin)
     if begin:
         stopped.scale = LossScale(2.0**19)
-    optimizer = make_optimizer(model, settings)
+    optimizer = make_optimizer(model, SETTINGS)
 
     class Stop(Exception):
         pass
@@ -154,12 +151,13 @@ def test_resume_is_exact(sequences, tmp_path, monkeypatch, precision):
             raise Stop
 
     with pytest.raises(Stop):
-        fit(model, sequences, settings, None, stopped, optimizer, log=stop)
+        fit(model, sequences, SETTINGS, None, stopped, optimizer, log=stop,
+            show_progress=False)
     resumed, second = classifier(precision), State()
-    optimizer = make_optimizer(resumed, settings)
+    optimizer = make_optimizer(resumed, SETTINGS)
     second.restore(resumed, optimizer, *states.load_state(tmp_path))
     assert second.scale == stopped.scale
-    fit(resumed, sequences, settings, None, second, optimizer)
+    fit(resumed, sequences, SETTINGS, None, second, optimizer, show_progress=False)
     np.testing.assert_array_equal(resumed.store.values, whole.store.values)
     assert second.scale == state.scale
 

@@ -21,7 +21,7 @@ from minisft.models.heads import Classifier, LanguageModel
 from minisft.planning import operations
 from minisft.planning.ledger import Ledger
 from minisft.planning.memory import ITEM, Step, largest_of, plan
-from minisft.training.config import Settings
+from minisft.training.config import TrainingConfig
 from minisft.training.frozen_features import with_features
 from minisft.training.loop import train_step
 from minisft.training.optim import AdamW
@@ -83,7 +83,7 @@ def measured(step, rng):
             start = tracemalloc.get_traced_memory()[0]
             tracemalloc.reset_peak()
             train_step(model, sequences, list(range(len(step.lengths))), optimizer, 1e-4,
-                       Settings(micro_tokens=step.tokens), Stream(0, t), {})
+                       TrainingConfig(micro_tokens=step.tokens), Stream(0, t), {})
         return state, tracemalloc.get_traced_memory()[1] - start
     finally:
         tracemalloc.stop()

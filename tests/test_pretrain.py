@@ -83,7 +83,7 @@ def test_borders_are_not_crossed(run, text):
 
 def test_results_are_those_of_the_saved_folder(run, text):
     found = json.loads((run / "results.json").read_text())
-    train, valid = pretrain._texts(pretrain.PretrainSettings(text=(str(text),)))
+    train, valid = pretrain._texts(pretrain.PretrainDataConfig(text=(str(text),)), 0)
     assert len(valid) == 2 and len(train) == 118
     model, tokenizer, preprocessing = read_folder(run / "model")
     assert preprocessing.clean == ()
@@ -117,8 +117,8 @@ def test_folder_and_card(run):
 
 
 def test_resume_is_exact(run, text, tmp_path, monkeypatch):
-    out, real = tmp_path / "again", pretrain.runs.MetricsLog.__call__
-    settings = pretrain.PretrainSettings(
+    out, real = tmp_path / "again", pretrain.run_folder.MetricsLog.__call__
+    config = pretrain.PretrainConfig.from_options(
         text=(str(text),), out=str(out), quiet=True, epochs=3, layers=1, width=16, heads=2,
         context_length=16, vocab_size=280, batch_tokens=300, validate_every=3, lr=0.02,
         source=("Words of our own: MIT",))
@@ -129,9 +129,9 @@ def test_resume_is_exact(run, text, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.runs.MetricsLog, "__call__", stop_at_five)
+        patch.setattr(pretrain.run_folder.MetricsLog, "__call__", stop_at_five)
         with pytest.raises(Interrupted, match="again"):
-            pretrain.pretrain(settings, say=lambda line: None)
+            pretrain.pretrain(config, say=lambda line: None)
     assert main(["pretrain", "--resume", str(out)]) == 0
     timeless = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"}
                  for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -9,7 +9,6 @@ import pytest
 from minisft.cli import main
 from minisft.evaluation import metrics
 from minisft.jobs import finetune as runner
-from minisft.jobs import seeds
 from minisft.training.loop import Interrupted
 
 TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", "--vocab-size",
@@ -73,22 +72,22 @@ def test_report_and_terminal_tell_the_interval(command, finished, tmp_path, caps
 
 
 def test_an_interrupted_call_goes_on(command, finished, tmp_path, monkeypatch, capsys):
-    out, whole = tmp_path / "out", runner.finetune
+    out, whole = tmp_path / "out", runner.run
     calls = []
 
-    def stopped(settings, resume=None, say=print, checked=lambda: None):
-        calls.append(settings.seed)
-        if settings.seed == 5:
-            raise Interrupted(settings.out)
-        return whole(settings, resume, say, checked)
+    def stopped(ready, say):
+        calls.append(ready.prepared.config.training.seed)
+        if calls[-1] == 5:
+            raise Interrupted(ready.folder)
+        return whole(ready, say)
 
-    monkeypatch.setattr(runner, "finetune", stopped)
+    monkeypatch.setattr(runner, "run", stopped)
     assert main([*command, "--out", str(out)]) == 130
     assert f"--resume {out}" in capsys.readouterr().err and calls == [4, 5]
     kept = files(out / "seed-4")
 
     # the second was killed: it has begun, and nothing more
-    monkeypatch.setattr(runner, "finetune", whole)
+    monkeypatch.setattr(runner, "run", whole)
     (out / "seed-5").mkdir()
     config = json.loads((out / "seed-4" / "config.json").read_text())
     config["settings"] |= {"seed": 5, "out": str(out / "seed-5")}
@@ -141,9 +140,9 @@ def test_without_a_test_set_it_says_so(command, tmp_path, capsys):
 
 
 def test_interrupted_before_it_began_there_is_nothing_to_resume(command, tmp_path, monkeypatch):
-    def stopped(settings, resume, say, checked):
+    def stopped(config, resume, say):
         raise KeyboardInterrupt
-    monkeypatch.setattr(runner, "finetune", stopped)
+    monkeypatch.setattr(runner, "prepare", stopped)
     assert main([*command, "--out", str(tmp_path / "out")]) == 130
     assert not (tmp_path / "out").exists()
 
@@ -162,8 +161,7 @@ def test_changed_data_are_refused(command, tmp_path, monkeypatch, capsys):
     train = tmp_path / "train.csv"
     with open(command[2]) as file:
         train.write_text(file.read())
-    monkeypatch.setattr(seeds, "run_or_read", lambda settings, place, resuming, say, checked: (
-        checked(), 1 / 0))
+    monkeypatch.setattr(runner, "run", lambda ready, say: 1 / 0)
     out = tmp_path / "out"
     with pytest.raises(ZeroDivisionError):
         main([*command, "--train", str(train), "--out", str(out)])

@@ -2,46 +2,50 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 from minisft.backend.gpu import cuda
 from minisft.errors import UserError
-from minisft.training.config import spelled
 from minisft.training.loop import Interrupted
+from minisft.training.options import Config, spelled
 
 METAVARS = {int: "N", float: "X"}
 
 
-def add_settings(parser, kind):
-    """One option for each field of a class of settings, in its groups, and --resume."""
-    for setting in fields(kind):
-        if setting.name in kind.GROUPS:
-            group = parser.add_argument_group(kind.GROUPS[setting.name])
-        options = dict(setting.metadata)
-        if options.get("action") != "store_true":
-            options["default"] = setting.default
-        if options.get("type") in METAVARS:
-            options["metavar"] = METAVARS[options["type"]]
-        group.add_argument(spelled(setting.name), **options)
+def add_config(parser: argparse.ArgumentParser, kind: type[Config]) -> None:
+    """One option for each option of a config, in its groups, and --resume."""
+    for part in fields(kind):
+        group = parser.add_argument_group(part.name)
+        for setting in fields(part.default_factory):
+            options = {name: value for name, value in setting.metadata.items()
+                       if name != "within"}
+            if options.get("action") != "store_true":
+                options["default"] = setting.default
+            if options.get("type") in METAVARS:
+                options["metavar"] = METAVARS[options["type"]]
+            group.add_argument(spelled(setting.name), **options)
     group.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, with the "
                        "settings that it began with")
     add_kernels(group)
 
 
-def run_with_settings(args, kind, command, job, beside_resume=()):
-    """Calls job(settings, resume); -> exit code, 130 after an interruption.
+def run_with_config(args: argparse.Namespace, kind: type[Config], command: str,
+                    job: Callable[[Any, str | None], Any], beside_resume: tuple[str, ...] = (),
+                    ) -> int:
+    """Calls job(config, resume); -> exit code, 130 after an interruption.
 
-    `beside_resume`: names of the settings that may be given again when a run goes on.
+    `beside_resume`: names of the options that may be given again when a run goes on.
     """
-    values = {f.name: getattr(args, f.name) for f in fields(kind)}
+    values = {name: getattr(args, name) for name in kind.option_fields()}
     if args.resume is not None:
-        for f in fields(kind):
-            if values[f.name] != f.default and f.name not in beside_resume:
-                raise UserError(f"{spelled(f.name)} beside --resume: expected no other option, the "
+        for name, known in kind.option_fields().items():
+            if values[name] != known.default and name not in beside_resume:
+                raise UserError(f"{spelled(name)} beside --resume: expected no other option, the "
                                 "settings of the run go on")
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     try:
-        job(kind(**values), args.resume)
+        job(kind.from_options(**values), args.resume)
     except Interrupted as stopped:
         print(f"minisft: interrupted; to go on: minisft {command} --resume {stopped}",
               file=sys.stderr)

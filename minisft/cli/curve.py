@@ -1,17 +1,19 @@
 """`minisft curve`: the same fine-tuning with more and more training texts."""
 
-from minisft.cli.arguments import add_settings, run_with_settings
+import argparse
+
+from minisft.cli.arguments import add_config, run_with_config
 from minisft.jobs import curve
 
 HELP = "learning curve: fine-tune with several numbers of training texts, beside the baselines"
 
 
-def add_arguments(parser):
-    """--sizes, one option for each setting of fine-tuning, and --resume."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--sizes, one option for each option of fine-tuning, and --resume."""
     parser.usage = "minisft curve --sizes N,N,... [--train FILE] [--test FILE] [options]"
-    add_settings(parser, curve.CurveSettings)
+    add_config(parser, curve.CurveConfig)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """-> exit code."""
-    return run_with_settings(args, curve.CurveSettings, "curve", curve.curve, ("sizes",))
+    return run_with_config(args, curve.CurveConfig, "curve", curve.curve, ("sizes",))

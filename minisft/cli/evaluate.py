@@ -69,5 +69,5 @@ def _language_model(args, model, tokenizer, preprocessing):
                            preprocessing.clean, args.encoding, not args.no_header)
     sequences, starts, cut = complete.encode(tokenizer, prompts, preprocessing)
     found, _ = complete.measure(model, tokenizer, sequences, starts, prompts.completions,
-                                args.batch_tokens, args.max_new_tokens, shown=True)
+                                args.batch_tokens, args.max_new_tokens, show_progress=True)
     return found | {"cut": cut}, [complete.headline("test", found) + f", {cut} cut"]

@@ -1,18 +1,20 @@
 """`minisft finetune`: labelled texts in, a run folder out."""
 
-from minisft.cli.arguments import add_settings, run_with_settings
+import argparse
+
+from minisft.cli.arguments import add_config, run_with_config
 from minisft.jobs import seeds
-from minisft.training.config import Settings
+from minisft.training.config import FinetuneConfig
 
 HELP = "fine-tune GPT-2 or BERT on labelled texts, or on prompts and completions"
 
 
-def add_arguments(parser):
-    """One option for each setting, and --resume."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One option for each option of the config, and --resume."""
     parser.usage = "minisft finetune [--train FILE] [--test FILE] [options]"
-    add_settings(parser, Settings)
+    add_config(parser, FinetuneConfig)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """-> exit code."""
-    return run_with_settings(args, Settings, "finetune", seeds.finetune)
+    return run_with_config(args, FinetuneConfig, "finetune", seeds.finetune)

@@ -1,17 +1,19 @@
 """`minisft pretrain`: plain text in, a small pretrained GPT-2 out."""
 
-from minisft.cli.arguments import add_settings, run_with_settings
+import argparse
+
+from minisft.cli.arguments import add_config, run_with_config
 from minisft.jobs import pretrain
 
 HELP = "pretrain a small GPT-2 on plain text"
 
 
-def add_arguments(parser):
-    """One option for each setting, and --resume."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One option for each option of the config, and --resume."""
     parser.usage = "minisft pretrain --text FILE [FILE ...] [--out DIR] [options]"
-    add_settings(parser, pretrain.PretrainSettings)
+    add_config(parser, pretrain.PretrainConfig)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """-> exit code."""
-    return run_with_settings(args, pretrain.PretrainSettings, "pretrain", pretrain.pretrain)
+    return run_with_config(args, pretrain.PretrainConfig, "pretrain", pretrain.pretrain)

@@ -1,25 +1,24 @@
 """The card of a pretrained model: where it comes from, how good it is, what it cannot do."""
 
-import dataclasses
 import shlex
 from pathlib import Path
 
 from minisft.evaluation.report import escape
-from minisft.training.config import spelled
+from minisft.training.options import spelled
 
 # What says nothing of the model, or stands in the card by itself
-UNTOLD = ("source", "out", "overwrite", "quiet")
+OMITTED = ("source", "out", "overwrite", "quiet")
 
 
-def write_card(path, settings, results, samples, machine):
-    """PretrainSettings, figures, texts written by the model, runs.machine() -> README.md beside
+def write_card(path, config, results, samples, machine):
+    """PretrainConfig, figures, texts written by the model, runs.machine() -> README.md beside
     the weights."""
     lines = [
         "# A small GPT-2, pretrained with minisft", "",
         f"{results['parameters']:,} parameters, GPT-2's architecture and file format, float16. "
         "`transformers` and `minisft` open this folder.", "",
         "## Text", "",
-        *([f"- {line}" for line in settings.source]
+        *([f"- {line}" for line in config.data.source]
           or ["The sources were not stated when the model was trained."]), "",
         "## Held-out text", "", "| figure | value |", "| --- | ---: |",
         f"| loss (nats a token) | {results['valid_loss']:.4f} |",
@@ -29,14 +28,14 @@ def write_card(path, settings, results, samples, machine):
         f"| tokens seen in training | {results['tokens_seen']:,} |",
         f"| training time (s) | {results['train_seconds']:,.0f} |", "",
         "![Loss and learning rate](curves.png)", "",
-        "## Settings", "", "```sh", command(settings), "```", "",
+        "## Settings", "", "```sh", command(config), "```", "",
         f"On {machine['processor']}, {machine['threads']} thread"
         f"{'s' * (str(machine['threads']) != '1')}, Python {machine['python']}, "
         + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
         + ". The same command and seed give the same losses bit for bit where these are the same.",
         "",
         "| setting | value |", "| --- | --- |",
-        *(f"| {name} | {escape(value)} |" for name, value in told(settings).items()), "",
+        *(f"| {name} | {escape(value)} |" for name, value in shown_options(config).items()), "",
         "## Samples", "", "Written from nothing, temperature 0.8:", "",
         *(line for text in samples for line in ("> " + escape(text, 600), "")),
         "## What it cannot do", "",
@@ -47,20 +46,19 @@ def write_card(path, settings, results, samples, machine):
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def told(settings):
+def shown_options(config):
     """-> the settings that made the model; files by their names, not by where they lay."""
-    values = {name: value for name, value in dataclasses.asdict(settings).items()
-              if name not in UNTOLD}
-    values["text"] = tuple(Path(path).name for path in settings.text)
-    values["valid"] = settings.valid and Path(settings.valid).name
+    values = {name: value for name, value in config.options().items() if name not in OMITTED}
+    values["text"] = tuple(Path(path).name for path in config.data.text)
+    values["valid"] = config.data.valid and Path(config.data.valid).name
     return values
 
 
-def command(settings):
+def command(config):
     """-> the command line that gives this model again: every setting that is not its default."""
     words = ["minisft", "pretrain"]
-    defaults = {f.name: f.default for f in dataclasses.fields(settings)}
-    for name, value in told(settings).items():
+    defaults = type(config)().options()
+    for name, value in shown_options(config).items():
         if value != defaults[name]:
             words += [spelled(name), *map(str, value if isinstance(value, tuple) else [value])]
     return shlex.join(words)

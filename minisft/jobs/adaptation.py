@@ -4,7 +4,10 @@ The middle step of ULMFiT (Howard and Ruder 2018, section 3.2): a language model
 texts it is to classify, without their labels, needs fewer labels afterwards.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,15 +15,16 @@ from minisft.data.dataset import TokenizedDataset
 from minisft.errors import UserError
 from minisft.evaluation.evaluate import completion_loss
 from minisft.models.gpt2 import GPT2
-from minisft.models.heads import LanguageModel
+from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
+from minisft.training.config import FinetuneConfig
 from minisft.training.loop import fit_in, load_or_init_state, make_optimizer
 
 FOLDER = "adaptation"     # within the run's, with a log and a state of its own
 
 
-def next_tokens(ids, end):
-    """Token ids of texts, the end token or None -> Sequences whose labels are the next tokens.
+def next_tokens(ids: Iterable[np.ndarray], end: int | None) -> TokenizedDataset:
+    """Token ids of texts, the end token or None -> dataset whose labels are the next tokens.
 
     A text is begun as the classifier sees it, and ended by predicting the end token.
     """
@@ -28,22 +32,26 @@ def next_tokens(ids, end):
     return TokenizedDataset(list(ids), [np.append(row[1:], last) for row in ids])
 
 
-def adapt(model, train, valid, end, settings, folder, resume, say):
+def adapt(model: Classifier, train: TokenizedDataset, valid: TokenizedDataset, end: int | None,
+          config: FinetuneConfig, folder: Path | None, resume: bool,
+          say: Callable[[str], Any]) -> dict:
     """Trains the classifier's trunk in place -> validation losses before and after, in nats.
 
-    train, valid: Sequences of the classifier. What was trained before an interruption is taken
-    from the folder. Raises UserError for a model that predicts no next token.
+    What was trained before an interruption is taken from the run's folder; folder None: nothing
+    is written. Raises UserError for a model that predicts no next token.
     """
+    epochs = config.training.adapt_epochs
     if not isinstance(model.trunk, GPT2):
-        raise UserError(f"--adapt-epochs is {settings.adapt_epochs}, but {settings.model} does "
-                        "not predict the next token")
-    place = folder / FOLDER
-    place.mkdir(exist_ok=True)
+        raise UserError(f"--adapt-epochs is {epochs}, but {config.model.model} does not predict "
+                        "the next token")
+    place = None if folder is None else folder / FOLDER
+    if place is not None:
+        place.mkdir(exist_ok=True)
     # these options are about the classifier
-    settings = replace(settings, epochs=settings.adapt_epochs, early_stopping=0,
-                       average=0.0, select="loss")
+    training = replace(config.training, epochs=epochs, early_stopping=0, average=0.0,
+                       select="loss")
     learner = LanguageModel(model.trunk.config, dtype=model.store.dtype, seed=None)
-    learner.to(settings.device, settings.precision)
+    learner.to(config.model.device, config.model.precision)
     names = [p.name for p in learner.store]
     for name in names:
         learner.store[name].value[...] = model.store[name].value
@@ -51,23 +59,23 @@ def adapt(model, train, valid, end, settings, folder, resume, say):
     train, valid = next_tokens(train.ids, end), next_tokens(valid.ids, end)
 
     def validate(model):
-        found = completion_loss(model, valid, settings.micro_tokens)
-        return {"score": [-found["loss"]], "valid_loss": found["loss"],
-                "valid_perplexity": found["perplexity"]}
+        figures = completion_loss(model, valid, training.micro_tokens)
+        return {"score": [-figures["loss"]], "valid_loss": figures["loss"],
+                "valid_perplexity": figures["perplexity"]}
 
     say("adapting to the training texts by next-token training:")
     before = validate(learner)["valid_loss"]
-    optimizer = make_optimizer(learner, settings)
-    progress = load_or_init_state(place, resume, learner, optimizer, say)
-    fit_in(place, learner, train, settings, validate, progress, optimizer)
+    optimizer = make_optimizer(learner, training)
+    state = load_or_init_state(place, resume, learner, optimizer, say)
+    fit_in(place, learner, train, training, validate, state, optimizer,
+           show_progress=not config.output.quiet)
     for name in names:
         model.store[name].value[...] = learner.store[name].value
     model.store.refresh()
-    found = {"epochs": settings.adapt_epochs, "best_epoch": progress.best["epoch"],
-             "valid_loss_before": before, "valid_loss": progress.best["valid_loss"],
-             "seconds": progress.seconds}
+    after = state.best["valid_loss"]
     say(f"adapted: the loss of the validation texts, in nats a token, fell from {before:.3f} to "
-        f"{found['valid_loss']:.3f}" if found["valid_loss"] < before else
+        f"{after:.3f}" if after < before else
         f"adaptation did not help: the loss of the validation texts, in nats a token, went from "
-        f"{before:.3f} to {found['valid_loss']:.3f}")
-    return found
+        f"{before:.3f} to {after:.3f}")
+    return {"epochs": epochs, "best_epoch": state.best["epoch"], "valid_loss_before": before,
+            "valid_loss": after, "seconds": state.seconds}

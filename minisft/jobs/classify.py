@@ -1,8 +1,12 @@
 """The task `classify`: labelled texts in, a classifier and its honest figures out."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from minisft.data import toy_news
 from minisft.data.augment import Augmentation
@@ -13,64 +17,81 @@ from minisft.errors import UserError
 from minisft.evaluation import baselines, comparison, metrics, plots, report
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.io.checkpoint import load
+from minisft.io.model_folder import Preprocessing
+from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier
+from minisft.training.config import FinetuneConfig
 
-# What is told of a model beside the one that was trained
+# What is reported of a model beside the one that was trained
 COMPARED = "accuracy", "accuracy_low", "accuracy_high", "macro_f1"
 
 
-class Classification:
-    """Reads and checks all data when it is made; nothing is written before it has been."""
+@dataclass(frozen=True)
+class EncodedTexts:
+    """The parts as token ids, and how many texts were cut to the maximum sequence length."""
 
-    def __init__(self, settings, clean):
-        self.settings = settings
-        if settings.train is None:
+    train: TokenizedDataset
+    valid: TokenizedDataset
+    test: TokenizedDataset | None
+    cut_train: int
+    cut_test: int
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Labelled texts and what is done with them; no method writes to it."""
+
+    config: FinetuneConfig
+    train: Examples
+    valid: Examples
+    test: Examples | None = None
+
+    @classmethod
+    def read(cls, config: FinetuneConfig, clean: Sequence[str]) -> Self:
+        """-> the task with the texts of the config's files, or of toy-news; raises UserError."""
+        data = config.data
+        if data.train is None:
             for name in ("test", "valid"):
-                if getattr(settings, name) is not None:
+                if getattr(data, name) is not None:
                     raise UserError(f"--{name} without --train: the bundled toy-news has its own "
                                     f"parts, expected --train FILE beside it")
             train, test = (_toy(part) for part in ("train", "transfer"))
-            self.label_names = train.label_names
             valid = None
         else:
-            train = self._read(settings.train, None, clean)
-            self.label_names = train.label_names
-            test, valid = (None if path is None else self._read(path, self.label_names, clean)
-                           for path in (settings.test, settings.valid))
-        if settings.train_texts is not None:
+            train = _read(data.train, None, data, clean)
+            test, valid = (None if path is None else _read(path, train.label_names, data, clean)
+                           for path in (data.test, data.valid))
+        if data.train_texts is not None:
             train = _part(train, draw(train.path, train.labels, len(train.texts),
-                                      settings.train_texts, settings.seed))
-        self.cleaned, self.test, self.valid_path = train.cleaned, test, settings.valid
-        self.train_labels = train.labels
+                                      data.train_texts, config.training.seed))
         if valid is None:
-            kept, held_out = split(train.labels, train.texts, settings.valid_fraction,
-                                   settings.seed)
-            self.train, self.valid = _part(train, kept), _part(train, held_out)
-        else:
-            self.train, self.valid = train, valid
-        self.weights = class_weights(settings.class_weights, self.label_names, self.train.labels)
-
-    def _read(self, path, label_names, clean):
-        s = self.settings
-        return read_examples(path, list(s.text_column), s.label_column, label_names, clean,
-                             s.encoding, not s.no_header, s.pair_column)
+            kept, held_out = split(train.labels, train.texts, data.valid_fraction,
+                                   config.training.seed)
+            train, valid = _part(train, kept), _part(train, held_out)
+        return cls(config, train, valid, test)
 
     @property
-    def texts(self):
+    def label_names(self) -> tuple[str, ...]:
+        """-> the names of the classes, in the order of their numbers."""
+        return self.train.label_names
+
+    @property
+    def texts(self) -> list[str]:
         """-> the training texts."""
         return self.train.texts
 
-    def load(self, folder, seed, dropout):
+    def load(self, folder: Path) -> Classifier:
         """A checkpoint's folder -> Classifier with these labels."""
-        return load(folder, task="classify", label_names=self.label_names, seed=seed,
-                    dropout=dropout, pooling=self.settings.pooling)
+        return load(folder, task="classify", label_names=self.label_names,
+                    seed=self.config.training.seed, dropout=self.config.model.dropout,
+                    pooling=self.config.model.pooling)
 
-    def scratch(self, config, seed):
+    def scratch(self, config: GPT2Config) -> Classifier:
         """-> Classifier from random weights."""
-        return Classifier(config, self.label_names, seed=seed)
+        return Classifier(config, self.label_names, seed=self.config.training.seed)
 
-    def encode(self, tokenizer, preprocessing):
-        """Turns all texts into token ids."""
+    def encode(self, tokenizer: Tokenizer, preprocessing: Preprocessing) -> EncodedTexts:
+        """-> the token ids of all texts."""
         def encoded(part):
             if part is None:
                 return None, 0
@@ -78,91 +99,101 @@ class Classification:
                                                preprocessing.truncate, part.pairs)
             return TokenizedDataset(ids, part.labels, types), cut
 
-        self.train_ids, cut_train = encoded(self.train)
-        s = self.settings
-        if s.token_dropout or s.token_swap:
-            self.train_ids = replace(self.train_ids, augmentation=Augmentation(
-                s.token_dropout, s.token_swap, special_ids(tokenizer)))
-        self.valid_ids, cut_valid = encoded(self.valid)
-        self.test_ids, cut_test = encoded(self.test)
-        self.cut = {"cut_train": cut_train + cut_valid, "cut_test": cut_test}
+        (train, cut_train), (valid, cut_valid), (test, cut_test) = map(
+            encoded, (self.train, self.valid, self.test))
+        training = self.config.training
+        if training.token_dropout or training.token_swap:
+            train = replace(train, augmentation=Augmentation(
+                training.token_dropout, training.token_swap, special_ids(tokenizer)))
+        return EncodedTexts(train, valid, test, cut_train + cut_valid, cut_test)
 
-    def loss_options(self):
-        """-> what the model's loss is told beside the batch."""
-        return {"weights": self.weights, "smoothing": self.settings.label_smoothing}
+    def loss_options(self) -> dict:
+        """-> what the model's loss takes beside the batch; raises UserError for weights that
+        cannot be."""
+        return {"weights": class_weights(self.config.training.class_weights, self.label_names,
+                                         self.train.labels),
+                "smoothing": self.config.training.label_smoothing}
 
-    def sample(self):
+    def sample(self, tokenizer: Tokenizer, encoded: EncodedTexts) -> list[str]:
         """-> lines that show what is learnt from one text; nothing to explain here."""
         return []
 
-    def validate(self, model):
+    def validate(self, model: Classifier, valid: TokenizedDataset) -> dict:
         """-> figures of the validation part, with the score that chooses the best epoch."""
-        logp = log_probabilities(model, self.valid_ids.ids, self.settings.micro_tokens,
-                                 types=self.valid_ids.types, features=self.valid_ids.features)
-        found = metrics.classification(self.valid.labels, logp, self.label_names)
+        logp = log_probabilities(model, valid.ids, self.config.training.micro_tokens,
+                                 types=valid.types, features=valid.features)
+        figures = metrics.classification(self.valid.labels, logp, self.label_names)
         # for the last epoch the score decides nothing, and is there to be read
-        first = -found["loss"] if self.settings.select == "loss" else found[
-            "accuracy" if self.settings.select == "last" else self.settings.select]
+        select = self.config.training.select
+        first = -figures["loss"] if select == "loss" else figures[
+            "accuracy" if select == "last" else select]
         # equal accuracy is common on a small part: the loss then decides
-        return {"score": [first, -found["loss"]], "valid_loss": found["loss"],
-                "valid_accuracy": found["accuracy"], "valid_macro_f1": found["macro_f1"]}
+        return {"score": [first, -figures["loss"]], "valid_loss": figures["loss"],
+                "valid_accuracy": figures["accuracy"], "valid_macro_f1": figures["macro_f1"]}
 
-    def data(self):
+    def describe(self, encoded: EncodedTexts) -> dict:
         """-> what the report says of the data."""
-        s, test = self.settings, self.test
+        data, test = self.config.data, self.test
+        # of the training file: what is held out for validation is a part of it
+        labels = self.train.labels + ([] if data.valid else self.valid.labels)
         return {
-            "train_path": s.train or "bundled toy-news",
-            "test_path": None if test is None else s.test or "bundled toy-news",
+            "train_path": data.train or "bundled toy-news",
+            "test_path": None if test is None else data.test or "bundled toy-news",
             "n_train": len(self.train.texts), "n_valid": len(self.valid.texts),
             "n_test": None if test is None else len(test.texts), "labels": list(self.label_names),
-            "cleaned": dict(self.cleaned),
+            "cleaned": dict(self.train.cleaned),
             "shared_with_training": None if test is None else shared_texts(
                 self.train.wholes + self.valid.wholes, test.wholes),
-            "majority": max(self.train_labels.count(k) for k in set(self.train_labels))
-            / len(self.train_labels), **self.cut}
+            "majority": max(labels.count(k) for k in set(labels)) / len(labels),
+            "cut_train": encoded.cut_train, "cut_test": encoded.cut_test}
 
-    def evaluate(self, model):
-        """Reads the test set once (without one: the validation part) -> results, worst mistakes."""
-        part = self._scored()[0]
-        logp = self._log_probabilities(model)
+    def evaluate(self, model: Classifier, tokenizer: Tokenizer,
+                 encoded: EncodedTexts) -> tuple[dict, list, np.ndarray]:
+        """Scores the test set once (without one: the validation part) -> figures, mistakes for
+        the report, the labels that the model gives."""
+        part = self._scored
+        logp = self._log_probabilities(model, encoded)
+        answers = logp.argmax(axis=1)
         results = metrics.classification(part.labels, logp, self.label_names)
-        self.answers = logp.argmax(axis=1)
-        if self.settings.compare != "none":
+        if self.config.output.compare != "none":
             fitted = baselines.fit_all(self.train.wholes, self.train.labels, self.valid.wholes,
                                        self.valid.labels, len(self.label_names))
-            results |= {key: self._short(baseline.log_probabilities(part.wholes))
+            results |= {key: self._compared(baseline.log_probabilities(part.wholes), answers)
                         for key, baseline in fitted.items()}
             if why := baselines.missing_for_tfidf(self.train.wholes, self.train.labels):
                 results["left_out"] = comparison.left_out(why)
         mistakes = report.worst_mistakes(part.wholes, part.lines, part.labels, logp,
                                          self.label_names)
-        return results, mistakes
+        return results, mistakes, answers
 
-    def figures(self, model):
-        """-> accuracy with interval, macro F1 and McNemar's test of another model, same texts."""
-        return self._short(self._log_probabilities(model))
+    def compare(self, model: Classifier, encoded: EncodedTexts, answers: np.ndarray) -> dict:
+        """-> accuracy with interval and macro F1 of another model on the texts that `evaluate`
+        scored, and McNemar's test against the answers."""
+        return self._compared(self._log_probabilities(model, encoded), answers)
 
+    @property
     def _scored(self):
-        return (self.valid, self.valid_ids) if self.test is None else (self.test, self.test_ids)
+        return self.valid if self.test is None else self.test
 
-    def _log_probabilities(self, model):
-        ids = self._scored()[1]
-        return log_probabilities(model, ids.ids, self.settings.micro_tokens,
-                                 None if self.settings.quiet else "evaluating", ids.types)
+    def _log_probabilities(self, model, encoded):
+        part = encoded.valid if encoded.test is None else encoded.test
+        return log_probabilities(model, part.ids, self.config.training.micro_tokens,
+                                 None if self.config.output.quiet else "evaluating", part.types)
 
-    def _short(self, logp):
-        labels = self._scored()[0].labels
-        found = metrics.classification(labels, logp, self.label_names)
-        return {key: found[key] for key in COMPARED} | {
-            "mcnemar": metrics.mcnemar(labels, self.answers, logp.argmax(axis=1))}
+    def _compared(self, logp, answers):
+        labels = self._scored.labels
+        figures = metrics.classification(labels, logp, self.label_names)
+        return {key: figures[key] for key in COMPARED} | {
+            "mcnemar": metrics.mcnemar(labels, answers, logp.argmax(axis=1))}
 
-    def write(self, folder, results, mistakes, settings, history):
+    def write(self, folder: Path, results: dict, mistakes: list, description: dict,
+              options: dict, history: dict) -> None:
         """Pictures first: the report links those that are there."""
         plots.confusion(results["confusion"], list(self.label_names), folder / "confusion.png",
                         title=f"{results['accuracy']:.1%} of {results['n']:,} texts are right")
-        report.write_report(folder / "report.md", results, self.data(), settings, history, mistakes)
+        report.write_report(folder / "report.md", results, description, options, history, mistakes)
 
-    def headline(self, results):
+    def headline(self, results: dict) -> str:
         """-> the figures for the terminal."""
         where = "validation" if self.test is None else "test"
         lines = [f"{where} accuracy {results['accuracy']:.4f} (95% interval "
@@ -170,13 +201,14 @@ class Classification:
                  f"{results['macro_f1']:.4f}, loss {results['loss']:.4f}, {results['n']} texts; "
                  f"the largest class of them alone would give {results['majority']:.4f}"]
         lines += comparison.headlines(results)
-        if self.settings.train is None:
+        if self.config.data.train is None:
             lines.append("toy-news is made to show what pretraining carries over: no topic word "
                          "of its test texts stands in a training text")
         return "\n".join(lines)
 
 
-def class_weights(text, label_names, labels):
+def class_weights(text: str, label_names: Sequence[str],
+                  labels: Sequence[int]) -> np.ndarray | None:
     """none | balanced | NAME=W,... -> weights (K,) float32 or None; raises UserError.
 
     Balanced: texts / (classes * texts of the class), so that every class counts alike.
@@ -204,6 +236,11 @@ def class_weights(text, label_names, labels):
         if not 0 < weights[name] < float("inf"):
             raise UserError(f"--class-weights {pair!r}: expected a number above 0")
     return np.array([weights.get(name, 1.0) for name in label_names], dtype=np.float32)
+
+
+def _read(path, label_names, data, clean):
+    return read_examples(path, list(data.text_column), data.label_column, label_names, clean,
+                         data.encoding, not data.no_header, data.pair_column)
 
 
 def _toy(part):

@@ -1,6 +1,12 @@
 """The task `complete`: prompts and completions in, a language model that answers out."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
 import numpy as np
+from tokenizers import Tokenizer
 
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.read import Prompts, draw, read_prompts, shared_texts, split
@@ -9,12 +15,15 @@ from minisft.errors import UserError
 from minisft.evaluation import metrics, report
 from minisft.evaluation.evaluate import completion_loss, completions
 from minisft.io.checkpoint import load
-from minisft.io.model_folder import END, end_token
+from minisft.io.model_folder import END, Preprocessing, end_token
+from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
 from minisft.ops.cross_entropy import IGNORE
+from minisft.training.config import FinetuneConfig
 
 
-def join(prompt_ids, completion_ids, end, max_length):
+def join(prompt_ids: np.ndarray, completion_ids: np.ndarray, end: int,
+         max_length: int) -> tuple[np.ndarray, np.ndarray, bool]:
     """Ids of a prompt (its separator included) and a completion -> ids (T,), labels (T,), cut.
 
     The loss counts the completion and the end token only. What is too long loses the beginning of
@@ -31,8 +40,9 @@ def join(prompt_ids, completion_ids, end, max_length):
     return ids, labels, cut
 
 
-def encode(tokenizer, prompts, preprocessing):
-    """Prompts -> Sequences, the prompts' token ids to generate from, how many were cut.
+def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
+           ) -> tuple[TokenizedDataset, list[np.ndarray], int]:
+    """Prompts -> dataset, the prompts' token ids to generate from, how many were cut.
 
     Generation is given the same part of the prompt as the loss; it ends at the model's length.
 
@@ -55,15 +65,18 @@ def encode(tokenizer, prompts, preprocessing):
             kept, sum(cut for _, _, cut in joined))
 
 
-def measure(model, tokenizer, sequences, starts, expected, batch_tokens, max_new_tokens, shown):
+def measure(model: LanguageModel, tokenizer: Tokenizer, sequences: TokenizedDataset,
+            starts: Sequence[np.ndarray], expected: Sequence[str], batch_tokens: int,
+            max_new_tokens: int, show_progress: bool) -> tuple[dict, list[str]]:
     """-> loss, perplexity and exact match as a dict, and the generated completions."""
-    results = completion_loss(model, sequences, batch_tokens, "evaluating" if shown else None)
+    results = completion_loss(model, sequences, batch_tokens,
+                              "evaluating" if show_progress else None)
     answers = completions(model, tokenizer, starts, max_new_tokens, end_token(tokenizer),
-                          "generating" if shown else None)
+                          "generating" if show_progress else None)
     return results | metrics.exact_match(expected, answers), answers
 
 
-def headline(where, results):
+def headline(where: str, results: dict) -> str:
     """"test" or "validation", the figures -> one line for the terminal."""
     return (f"{where} loss {results['loss']:.4f} (perplexity {results['perplexity']:.2f}) over "
             f"{results['tokens']} tokens of completions, exact match "
@@ -71,101 +84,120 @@ def headline(where, results):
             f"{results['exact_match_high']:.4f}), {results['n']} prompts")
 
 
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """The parts as token ids, the prompts to generate from, and how many were cut."""
+
+    train: TokenizedDataset
+    valid: TokenizedDataset
+    test: TokenizedDataset | None
+    valid_prompts: list[np.ndarray]
+    test_prompts: list[np.ndarray]
+    cut_train: int
+    cut_test: int
+
+
+@dataclass(frozen=True)
 class Completion:
-    """Reads and checks all data when it is made; nothing is written before it has been."""
+    """Prompts with completions and what is done with them; no method writes to it."""
 
-    weights = None
+    config: FinetuneConfig
+    train: Prompts
+    valid: Prompts
+    test: Prompts | None = None
 
-    def __init__(self, settings, clean):
-        self.settings = settings
-        if settings.train is None:
+    @classmethod
+    def read(cls, config: FinetuneConfig, clean: Sequence[str]) -> Self:
+        """-> the task with the texts of the config's files; raises UserError."""
+        data = config.data
+        if data.train is None:
             raise UserError("--task complete needs --train FILE with prompts and completions")
-        self.paths = {"train": settings.train, "valid": settings.valid, "test": settings.test}
-        train, valid, self.test = (None if path is None else read_prompts(
-            path, list(settings.prompt_column), settings.completion_column, clean,
-            settings.encoding, not settings.no_header) for path in self.paths.values())
-        if settings.train_texts is not None:
-            train = _part(train, draw(train.path, None, len(train.prompts), settings.train_texts,
-                                      settings.seed))
-        self.cleaned = train.cleaned
+        train, valid, test = (None if path is None else read_prompts(
+            path, list(data.prompt_column), data.completion_column, clean,
+            data.encoding, not data.no_header) for path in (data.train, data.valid, data.test))
+        if data.train_texts is not None:
+            train = _part(train, draw(train.path, None, len(train.prompts), data.train_texts,
+                                      config.training.seed))
         if valid is None:
-            kept, held_out = split(None, train.prompts, settings.valid_fraction, settings.seed)
-            self.train, self.valid = _part(train, kept), _part(train, held_out)
-        else:
-            self.train, self.valid = train, valid
+            kept, held_out = split(None, train.prompts, data.valid_fraction, config.training.seed)
+            train, valid = _part(train, kept), _part(train, held_out)
+        return cls(config, train, valid, test)
 
     @property
-    def texts(self):
+    def texts(self) -> list[str]:
         """-> all training texts."""
         return self.train.prompts + self.train.completions
 
-    def load(self, folder, seed, dropout):
+    def load(self, folder: Path) -> LanguageModel:
         """A checkpoint's folder -> LanguageModel."""
-        return load(folder, task="complete", seed=seed, dropout=dropout)
+        return load(folder, task="complete", seed=self.config.training.seed,
+                    dropout=self.config.model.dropout)
 
-    def scratch(self, config, seed):
+    def scratch(self, config: GPT2Config) -> LanguageModel:
         """-> LanguageModel from random weights."""
-        return LanguageModel(config, seed=seed)
+        return LanguageModel(config, seed=self.config.training.seed)
 
-    def encode(self, tokenizer, preprocessing):
-        """Turns all texts into token ids."""
-        self.tokenizer = tokenizer
-        none = None, [], 0
-        (self.train_ids, _, cut_train), (self.valid_ids, self.valid_starts, cut_valid), \
-            (self.test_ids, self.test_starts, cut_test) = (
-                none if part is None else
-                encode(tokenizer, part, preprocessing)
-                for part in (self.train, self.valid, self.test))
-        self.cut = {"cut_train": cut_train + cut_valid, "cut_test": cut_test}
+    def encode(self, tokenizer: Tokenizer, preprocessing: Preprocessing) -> EncodedPrompts:
+        """-> the token ids of all prompts and completions."""
+        (train, _, cut_train), (valid, valid_prompts, cut_valid), (test, test_prompts, cut_test) = (
+            (None, [], 0) if part is None else encode(tokenizer, part, preprocessing)
+            for part in (self.train, self.valid, self.test))
+        return EncodedPrompts(train, valid, test, valid_prompts, test_prompts,
+                              cut_train + cut_valid, cut_test)
 
-    def loss_options(self):
-        """-> what the model's loss is told beside the batch."""
+    def loss_options(self) -> dict:
+        """-> what the model's loss takes beside the batch."""
         return {}
 
-    def sample(self):
+    def sample(self, tokenizer: Tokenizer, encoded: EncodedPrompts) -> list[str]:
         """-> lines that show on the first text where the loss is taken."""
-        ids, labels = self.train_ids.ids[0], self.train_ids.labels[0]
+        ids, labels = encoded.train.ids[0], encoded.train.labels[0]
         counted = int((labels != IGNORE).sum())
         prompt, answer = ids[:len(ids) - counted], labels[labels != IGNORE]
-        decode = self.tokenizer.decode
         return [f"the first sample, {len(ids)} tokens; the loss counts the last {counted} only:",
-                f"  no loss: {decode(prompt.tolist())!r}",
-                f"  loss:    {decode(answer.tolist(), skip_special_tokens=False)!r}"]
+                f"  no loss: {tokenizer.decode(prompt.tolist())!r}",
+                f"  loss:    {tokenizer.decode(answer.tolist(), skip_special_tokens=False)!r}"]
 
-    def validate(self, model):
+    def validate(self, model: LanguageModel, valid: TokenizedDataset) -> dict:
         """-> figures of the validation part, with the score that chooses the best epoch."""
-        found = completion_loss(model, self.valid_ids, self.settings.micro_tokens)
-        return {"score": [-found["loss"]], "valid_loss": found["loss"],
-                "valid_perplexity": found["perplexity"]}
+        figures = completion_loss(model, valid, self.config.training.micro_tokens)
+        return {"score": [-figures["loss"]], "valid_loss": figures["loss"],
+                "valid_perplexity": figures["perplexity"]}
 
-    def data(self):
+    def describe(self, encoded: EncodedPrompts) -> dict:
         """-> what the report says of the data."""
-        s, test = self.settings, self.test
+        data, test = self.config.data, self.test
         return {
-            "train_path": s.train, "test_path": None if test is None else s.test,
+            "train_path": data.train, "test_path": None if test is None else data.test,
             "n_train": len(self.train.prompts), "n_valid": len(self.valid.prompts),
-            "n_test": None if test is None else len(test.prompts), "cleaned": dict(self.cleaned),
+            "n_test": None if test is None else len(test.prompts),
+            "cleaned": dict(self.train.cleaned),
             "shared_with_training": None if test is None else shared_texts(
-                self.train.prompts + self.valid.prompts, test.prompts), **self.cut}
+                self.train.prompts + self.valid.prompts, test.prompts),
+            "cut_train": encoded.cut_train, "cut_test": encoded.cut_test}
 
-    def evaluate(self, model):
-        """Reads the test set once (without one: the validation part) -> results, samples."""
-        part, ids, starts = ((self.valid, self.valid_ids, self.valid_starts)
-                             if self.test is None else
-                             (self.test, self.test_ids, self.test_starts))
-        s = self.settings
-        results, answers = measure(model, self.tokenizer, ids, starts, part.completions,
-                                   s.micro_tokens, s.max_new_tokens, not s.quiet)
+    def evaluate(self, model: LanguageModel, tokenizer: Tokenizer,
+                 encoded: EncodedPrompts) -> tuple[dict, list, list[str]]:
+        """Scores the test set once (without one: the validation part) -> figures, samples for the
+        report, the completions."""
+        part, sequences, prompts = (
+            (self.valid, encoded.valid, encoded.valid_prompts) if self.test is None else
+            (self.test, encoded.test, encoded.test_prompts))
+        output = self.config.output
+        results, answers = measure(model, tokenizer, sequences, prompts, part.completions,
+                                   self.config.training.micro_tokens, output.max_new_tokens,
+                                   not output.quiet)
         samples = [{"prompt": p, "expected": c, "generated": a} for p, c, a in
                    zip(part.prompts[:20], part.completions, answers, strict=False)]
-        return results, samples
+        return results, samples, answers
 
-    def write(self, folder, results, samples, settings, history):
+    def write(self, folder: Path, results: dict, samples: list, description: dict,
+              options: dict, history: dict) -> None:
         """The report; its picture of the curves is there already."""
-        report.write_completion_report(folder / "report.md", results, self.data(), settings,
+        report.write_completion_report(folder / "report.md", results, description, options,
                                        history, samples)
 
-    def headline(self, results):
+    def headline(self, results: dict) -> str:
         """-> one line for the terminal."""
         return headline("validation" if self.test is None else "test", results)
 

@@ -5,11 +5,10 @@ so what changes from point to point is how many texts there are.
 """
 
 import argparse
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
-from minisft.data.text import parse_steps
 from minisft.errors import UserError
 from minisft.evaluation import comparison, plots
 from minisft.evaluation.markdown import table
@@ -17,9 +16,10 @@ from minisft.io import run_folder
 from minisft.io.files import replacing, write_json
 from minisft.jobs import finetune as runner
 from minisft.jobs import seeds
-from minisft.training.config import Settings, option, require_sound
+from minisft.jobs.finetune import Say
+from minisft.training.config import FinetuneConfig, require_sound
 from minisft.training.defaults import with_defaults
-from minisft.training.loop import Interrupted
+from minisft.training.options import option
 
 
 def _sizes(text):
@@ -32,83 +32,84 @@ def _sizes(text):
 
 
 @dataclass(frozen=True)
-class CurveSettings(Settings):
-    """Those of fine-tuning, and the sizes."""
+class SizesConfig:
+    """The points of the curve."""
 
-    sizes: tuple = option((), "numbers of training texts, such as 50,100,500; beside --resume: "
-                          "more of them", type=_sizes, metavar="N,N,...")
-    GROUPS: ClassVar = Settings.GROUPS | {"sizes": "the curve"}
+    sizes: tuple[int, ...] = option(
+        (), "numbers of training texts, such as 50,100,500; beside --resume: more of them",
+        type=_sizes, metavar="N,N,...")
 
 
-def curve(settings, resume=None, say=print):
-    """CurveSettings -> what curve.json holds; a run for each size and seed lies in the folder.
+@dataclass(frozen=True)
+class CurveConfig(FinetuneConfig):
+    """Fine-tuning, and the sizes."""
+
+    curve: SizesConfig = field(default_factory=SizesConfig)
+
+
+def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = print) -> dict:
+    """CurveConfig -> what curve.json holds; a run for each size and seed lies in the folder.
 
     Finished runs are read, not run again, and of each only its figures are kept. Raises UserError
-    before a file is written, and train.Interrupted.
+    before a file is written, and loop.Interrupted.
     """
-    config = None if resume is None else run_folder.unfinished(resume)
-    if config is not None:
-        more = settings.sizes
-        settings = runner.kept_run(config, resume, CurveSettings)
-        settings = replace(settings, sizes=tuple(sorted({*settings.sizes, *more})))
-    settings = replace(settings, compare=settings.compare or "baselines")
-    _require_sizes(settings)
-    files = runner.fingerprints(settings, config, resume)
-    folder = Path(resume or settings.out or
-                  run_folder.first_free("runs", f"{runner.run_name(settings)}-curve"))
+    kept = None if resume is None else run_folder.unfinished(resume)
+    if kept is not None:
+        more = config.curve.sizes
+        config = runner.kept_config(kept, resume, CurveConfig)
+        config = config.replace(sizes=sorted({*config.curve.sizes, *more}))
+    config = config.replace(compare=config.output.compare or "baselines")
+    _require_sizes(config)
+    files = runner.fingerprints(config, kept, resume)
+    folder = Path(resume or config.output.out or
+                  run_folder.first_free("runs", f"{runner.run_name(config)}-curve"))
     if resume is None:
-        run_folder.require_free(folder, settings.overwrite)
-    kept = {"settings": asdict(settings), "files": files, **run_folder.machine()}
-    if resume is not None:
-        write_json(folder / "config.json", kept)     # it may have got more sizes
+        run_folder.require_free(folder, config.output.overwrite)
+    else:     # it may have got more sizes
+        write_json(folder / "config.json", {"settings": config.options(), "files": files,
+                                            **run_folder.machine()})
 
-    points, begun = [], resume is not None
-    for size in settings.sizes:
-        found = {}
-        for seed in range(settings.seed, settings.seed + settings.seeds):
-            say(f"{size:,} training texts, seed {seed}:")
-            place = folder / f"size-{size}" / f"seed-{seed}"
-            try:
-                found[seed] = seeds.run_or_read(
-                    _single(settings, size, seed), place, resume is not None, say,
-                    (lambda: None) if begun else lambda: run_folder.start(folder, kept))
-            except (Interrupted, KeyboardInterrupt):
-                if not (folder / "config.json").exists():     # nothing to go on with
-                    raise
-                raise Interrupted(folder) from None
-            run_folder.keep_figures(place)
-            begun = True
-        points.append({"size": size} | seeds.summary(found))
-        write_json(folder / "curve.json", {"points": points})
-    _write(folder, points, settings)
+    first, n = config.training.seed, config.output.seeds
+    planned = [seeds.PlannedRun(f"{size:,} training texts, seed {seed}:",
+                                folder / f"size-{size}" / f"seed-{seed}",
+                                _single(config, size, seed))
+               for size in config.curve.sizes for seed in range(first, first + n)]
+    points, of_seeds = [], {}
+    for run, results in seeds.run_all(planned, folder, config.options(), resume is not None, say):
+        run_folder.keep_figures(run.folder)
+        of_seeds[run.config.training.seed] = results
+        if len(of_seeds) == n:
+            points.append({"size": run.config.data.train_texts} | seeds.summary(of_seeds))
+            write_json(folder / "curve.json", {"points": points})
+            of_seeds = {}
+    _write(folder, points, config)
     say(text_table(points))
     say(f"everything is in {folder}")
     return {"points": points}
 
 
-def _single(settings, size, seed):
-    """-> the settings of one run of the curve."""
-    values = {f.name: getattr(settings, f.name) for f in fields(Settings)}
-    return Settings(**values | {"train_texts": size, "seed": seed, "seeds": 1})
+def _single(config, size, seed):
+    """-> the config of one run of the curve."""
+    return FinetuneConfig(config.data, config.model, config.training, config.output).replace(
+        train_texts=size, seed=seed, seeds=1)
 
 
-def _require_sizes(settings):
+def _require_sizes(config):
     """Raises UserError for whatever would stop a later size, before the first one begins."""
-    if not settings.sizes:
+    if not config.curve.sizes:
         raise UserError("--sizes is missing, expected numbers of training texts such as "
                         "50,100,500")
-    if settings.train is not None and settings.test is None:
+    if config.data.train is not None and config.data.test is None:
         raise UserError("--test is missing, expected a file: without it every size would be scored "
                         "on other texts")
-    if settings.train_texts is not None:
+    if config.data.train_texts is not None:
         raise UserError("--train-texts beside --sizes: expected --sizes alone")
-    seeds.require_seeds(settings)
-    for size in settings.sizes:
-        single = _single(settings, size, settings.seed)
+    seeds.require_seeds(config)
+    for size in config.curve.sizes:
+        single = with_defaults(_single(config, size, config.training.seed))
         require_sound(single)
-        clean = parse_steps(with_defaults(single).clean)
         try:
-            runner.TASKS[single.task](single, clean)
+            runner.read_task(single).loss_options()
         except UserError as error:
             raise UserError(f"--sizes {size}: {error}") from None
 
@@ -132,7 +133,7 @@ def _bar(mean_interval):
     return mean_interval["mean"], mean_interval["low"], mean_interval["high"]
 
 
-def text_table(points):
+def text_table(points: Sequence[dict]) -> str:
     """-> a Markdown table: a row for each size, a column for each line of the picture."""
     lines = _lines(points)
     rows = []
@@ -143,19 +144,19 @@ def text_table(points):
     return "\n".join(table(["training texts", "seeds", *lines], rows)).rstrip()
 
 
-def _write(folder, points, settings):
+def _write(folder, points, config):
     """The picture and the report."""
     words = _first(points).replace("_", " ")
     plots.over_sizes([p["size"] for p in points], _lines(points), folder / "curve.png",
                      f"test {words}", f"{words} on {points[-1]['n']:,} test texts" + (
-                         f"; bars: 95% interval of the mean of {settings.seeds} seeds"
-                         if settings.seeds > 1 else ", one seed"))
+                         f"; bars: 95% interval of the mean of {config.output.seeds} seeds"
+                         if config.output.seeds > 1 else ", one seed"))
     lines = ["# Learning curve", "", f"{words.capitalize()} on test texts"
              + (", mean over seeds with the 95% interval of that mean (Student)."
-                if settings.seeds > 1 else ", one seed."), "", text_table(points), "",
+                if config.output.seeds > 1 else ", one seed."), "", text_table(points), "",
              "![Learning curve](curve.png)", "",
              "A part of the texts of each size is held out for validation, and chooses "
-             + ("" if settings.select == "last" else "the epoch and ")
+             + ("" if config.training.select == "last" else "the epoch and ")
              + "what the baselines have to choose: the model and they learn from the rest.", ""]
     for point in points:
         section = comparison.seeds_section(point["compared"])

@@ -1,9 +1,18 @@
-"""Fine-tuning from files to a run folder: the article's four steps in the order they happen."""
+"""Fine-tuning: the article's four steps in the order they happen, in memory or with files.
 
-import dataclasses
+`train_classifier` and `train_completion` take texts and give a model. `finetune` takes files and
+leaves a run folder: `prepare` does all that can fail before anything is written, `run` the rest.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import Any
 
+from tokenizers import Tokenizer
+
+from minisft.data.read import Examples, Prompts
 from minisft.data.text import load_tokenizer, parse_steps, train_tokenizer
 from minisft.errors import UserError
 from minisft.evaluation import plots
@@ -11,14 +20,16 @@ from minisft.io import hub, run_folder
 from minisft.io.files import write_json
 from minisft.io.model_folder import Preprocessing, end_token, require_fit, write_folder
 from minisft.jobs.adaptation import adapt
-from minisft.jobs.classify import Classification
-from minisft.jobs.complete import Completion
+from minisft.jobs.classify import Classification, EncodedTexts
+from minisft.jobs.complete import Completion, EncodedPrompts
 from minisft.models.gpt2 import GPT2Config
-from minisft.training.config import Settings, kept_settings, require_sound
-from minisft.training.defaults import fitting, with_defaults
+from minisft.models.heads import Classifier, LanguageModel
+from minisft.training.config import FinetuneConfig, TrainingConfig, require_sound
+from minisft.training.defaults import resolve_defaults, with_defaults
 from minisft.training.frozen_features import with_features
 from minisft.training.loop import (
     Interrupted,
+    Log,
     State,
     begin,
     fit,
@@ -26,154 +37,260 @@ from minisft.training.loop import (
     load_or_init_state,
     make_optimizer,
 )
+from minisft.training.options import config_of_run
 
 TASKS = {"classify": Classification, "complete": Completion}
+Say = Callable[[str], Any]
 
 
-def finetune(settings, resume=None, say=print, checked=lambda: None):
-    """Settings of one seed -> results (dict), with all files of the run in its folder.
+@dataclass(frozen=True)
+class FittedModel:
+    """A trained model and what goes with it; `config` has every default resolved."""
 
-    `resume`: the folder of an interrupted run, whose own settings then count. Raises UserError for
-    anything a user can mend, before a file is written, and train.Interrupted. `checked` is called
-    in between: all that can be told beforehand is then known to be sound.
+    model: Classifier | LanguageModel
+    tokenizer: Tokenizer
+    preprocessing: Preprocessing
+    config: FinetuneConfig
+    state: State
+    label_names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that training needs: its texts as token ids, the model as it begins."""
+
+    task: Classification | Completion
+    config: FinetuneConfig
+    model: Classifier | LanguageModel
+    tokenizer: Tokenizer
+    preprocessing: Preprocessing
+    encoded: EncodedTexts | EncodedPrompts
+    loss_options: dict
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run of files whose checks have passed; nothing has been written yet."""
+
+    prepared: Prepared
+    folder: Path
+    resume: bool
+    files: dict[str, str | None]     # checksums
+
+
+def train_classifier(train: Examples, valid: Examples, config: FinetuneConfig, *, say: Say = print,
+                     callback: Log | None = None) -> FittedModel:
+    """Trains on texts in memory, as `finetune` does on files; no file is written.
+
+    The texts are taken as they are: reading, cleaning and what is held out come before. callback
+    is called with each step and epoch. Raises UserError, and loop.Interrupted.
     """
-    config = None if resume is None else run_folder.unfinished(resume)
-    if config is not None:
-        settings = kept_run(config, resume)
-    if settings.seeds != 1:
-        raise UserError(f"--seeds is {settings.seeds}: seeds.finetune trains several")
-    settings = with_defaults(settings)
-    require_sound(settings)
-    if resume is None and settings.out is not None:
-        run_folder.require_free(settings.out, settings.overwrite)
+    return _train(Classification, train, valid, config, say, callback)
 
+
+def train_completion(train: Prompts, valid: Prompts, config: FinetuneConfig, *, say: Say = print,
+                     callback: Log | None = None) -> FittedModel:
+    """As `train_classifier`, for prompts with completions."""
+    return _train(Completion, train, valid, config, say, callback)
+
+
+def _train(kind, train, valid, config, say, callback):
+    config = with_defaults(config)
+    require_sound(config)
+    prepared = _prepare(kind(config, train, valid), say)
+    prepared, _, state, _ = _fit(prepared, None, False, say, callback)
+    return FittedModel(prepared.model, prepared.tokenizer, prepared.preprocessing, prepared.config,
+                       state, getattr(prepared.model, "label_names", None))
+
+
+def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say = print) -> dict:
+    """Config of one seed -> results, with all files of the run in its folder.
+
+    `resume`: the folder of an interrupted run, whose own config then counts. Raises UserError for
+    anything a user can mend, before a file is written, and loop.Interrupted.
+    """
+    return run(prepare(config, resume, say), say)
+
+
+def prepare(config: FinetuneConfig, resume: str | Path | None = None,
+            say: Say = print) -> PreparedRun:
+    """-> the run, with its files read and its model built; raises UserError."""
+    kept = None if resume is None else run_folder.unfinished(resume)
+    if kept is not None:
+        config = kept_config(kept, resume)
+    if config.output.seeds != 1:
+        raise UserError(f"--seeds is {config.output.seeds}: seeds.finetune trains several")
+    config = with_defaults(config)
+    require_sound(config)
+    if resume is None and config.output.out is not None:
+        run_folder.require_free(config.output.out, config.output.overwrite)
     # 1. Clean the texts, find the labels, hold out the validation part
-    clean = parse_steps(settings.clean)
-    task = TASKS[settings.task](settings, clean)
-    files = fingerprints(settings, config, resume)
+    task = read_task(config)
+    files = fingerprints(config, kept, resume)
+    if config.data.train is None:
+        say("no --train file: the texts are toy-news, short news made up by a grammar "
+            "(minisft/data/toy_news.py)")
+    prepared = _prepare(task, say)
+    _say_data(prepared, say)
+    folder = Path(resume or config.output.out or run_folder.first_free("runs", run_name(config)))
+    return PreparedRun(prepared, folder, resume is not None, files)
 
+
+def read_task(config: FinetuneConfig) -> Classification | Completion:
+    """-> the task with its texts, cleaned and split; raises UserError."""
+    if config.data.valid_fraction == 0 and config.data.valid is None:
+        raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: every epoch is "
+                        "scored on those texts")
+    return TASKS[config.data.task].read(config, parse_steps(config.data.clean))
+
+
+def _prepare(task, say):
     # 2. Load the pretrained model and its tokenizer, turn the texts into tokens
-    model, tokenizer = _build(task, settings, say)
-    preprocessing = Preprocessing(clean, min(settings.max_length or model.trunk.config.n_positions,
-                                     model.trunk.config.n_positions), settings.truncate,
-                          settings.separator if settings.task == "complete" else None)
-    task.encode(tokenizer, preprocessing)
-    settings = fitting(settings, model, task.train_ids)
-    _tell_data(task, preprocessing, say)
+    config, loss_options = task.config, task.loss_options()
+    model, tokenizer = _build(task, config, say)
+    positions, data = model.trunk.config.n_positions, config.data
+    preprocessing = Preprocessing(parse_steps(data.clean),
+                                  min(data.max_length or positions, positions), data.truncate,
+                                  data.separator if data.task == "complete" else None)
+    encoded = task.encode(tokenizer, preprocessing)
+    config = resolve_defaults(config, model, encoded.train)
+    return Prepared(task, config, model, tokenizer, preprocessing, encoded, loss_options)
 
-    # 3. Fine-tune; the validation part chooses the epoch
-    folder = Path(resume or settings.out or run_folder.first_free("runs", run_name(settings)))
-    checked()
-    begin(folder, resume, {"settings": dataclasses.asdict(settings), "files": files}, model, say)
+
+def run(ready: PreparedRun, say: Say = print) -> dict:
+    """Trains, scores and writes all files of the run -> results; raises loop.Interrupted."""
+    prepared, folder = ready.prepared, ready.folder
+    begin(folder, ready.resume, {"settings": prepared.config.options(), "files": ready.files},
+          prepared.model, say)
     try:
-        adaptation = None
-        if settings.adapt_epochs:
-            adaptation = adapt(model, task.train_ids, task.valid_ids, end_token(tokenizer),
-                               settings, folder, resume, say)
-        optimizer = make_optimizer(model, settings)
-        progress = load_or_init_state(folder, resume, model, optimizer, say)
-        _keep_features(task, model, settings, say)
-        history = fit_in(folder, model, task.train_ids, settings, task.validate, progress,
-                         optimizer, loss_options=task.loss_options())
+        prepared, adaptation, state, history = _fit(prepared, folder, ready.resume, say)
         # 4. Evaluate once, and write down everything
-        write_folder(folder / "model", model, tokenizer, preprocessing)
-        results = _finish(task, model, settings, progress, history, folder, adaptation, say)
+        write_folder(folder / "model", prepared.model, prepared.tokenizer, prepared.preprocessing)
+        results = _finish(prepared, state, history, folder, adaptation, say)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(folder) from None
-    _tell_choice(settings, progress, say)
-    say(task.headline(results))
-    say(f"trained {progress.tokens:,} tokens in {progress.seconds:.1f} s "
+    _say_choice(prepared.config.training, state, say)
+    say(prepared.task.headline(results))
+    say(f"trained {state.tokens:,} tokens in {state.seconds:.1f} s "
         f"({results['tokens_per_second']:,.0f} a second); everything is in {folder}")
     return results
 
 
-def _finish(task, model, settings, progress, history, folder, adaptation, say):
-    """Scores the chosen epoch and writes what was found; -> results, whose file comes last."""
-    results, examples = task.evaluate(model)
-    best = progress.best["epoch"]
-    results |= {"n_test": results["n"], "train_seconds": progress.seconds,
-                "tokens_per_second": progress.tokens / progress.seconds,
-                "epochs_run": progress.epoch, "best_epoch": best, "parameters": model.store.size}
+def _fit(prepared, folder, resume, say, callback=None):
+    """-> Prepared with what the frozen layers make of its texts, figures of the adaptation or
+    None, State, history."""
+    # 3. Fine-tune; the validation part chooses the epoch
+    task, config, model = prepared.task, prepared.config, prepared.model
+    adaptation, show_progress = None, not config.output.quiet
+    if config.training.adapt_epochs:
+        adaptation = adapt(model, prepared.encoded.train, prepared.encoded.valid,
+                           end_token(prepared.tokenizer), config, folder, resume, say)
+    optimizer = make_optimizer(model, config.training)
+    state = load_or_init_state(folder, resume, model, optimizer, say)
+    prepared = replace(prepared, encoded=_with_frozen_features(prepared, say))
+    history = fit_in(folder, model, prepared.encoded.train, config.training,
+                     lambda model: task.validate(model, prepared.encoded.valid), state, optimizer,
+                     log=callback, loss_options=prepared.loss_options,
+                     show_progress=show_progress)
+    return prepared, adaptation, state, history
+
+
+def _finish(prepared, state, history, folder, adaptation, say):
+    """Scores the chosen epoch and writes the figures; -> results, whose file comes last."""
+    task, config, model = prepared.task, prepared.config, prepared.model
+    results, examples, answers = task.evaluate(model, prepared.tokenizer, prepared.encoded)
+    results |= {"n_test": results["n"], "train_seconds": state.seconds,
+                "tokens_per_second": state.tokens / state.seconds,
+                "epochs_run": state.epoch, "best_epoch": state.best["epoch"],
+                "parameters": model.store.size}
     if adaptation:
         results["adaptation"] = adaptation
-    if settings.compare == "random" and settings.task == "classify" and settings.model != "scratch":
+    if config.output.compare == "random" and config.data.task == "classify" and \
+            config.model.model != "scratch":
         say("for comparison, the same architecture from random weights:")
-        results["random_weights"] = _from_random_weights(task, model, settings)
-    plots.curves(history, folder / "curves.png", best_step=progress.best["step"])
-    task.write(folder, results, examples, dataclasses.asdict(settings), history)
+        results["random_weights"] = _from_random_weights(prepared, answers)
+    plots.curves(history, folder / "curves.png", best_step=state.best["step"])
+    task.write(folder, results, examples, task.describe(prepared.encoded), config.options(),
+               history)
     write_json(folder / "results.json", results)
     return results
 
 
-def _keep_features(task, model, settings, say):
-    """Frozen layers are computed once, where there is something to save."""
+def _with_frozen_features(prepared, say):
+    """-> the texts with the output of the frozen layers, where there is something to save."""
+    config, model, encoded = prepared.config, prepared.model, prepared.encoded
     if model.trunk.first_trainable_layer == 0:
-        return
+        return encoded
     say("the frozen layers are not changed, and dropout is off in them")
-    if not settings.feature_memory or settings.epochs == 1:
-        return
-    for name in ("train_ids", "valid_ids"):
-        kept = with_features(getattr(task, name), model, settings.micro_tokens,
-                             settings.feature_memory * 2**20, not settings.quiet)
-        setattr(task, name, kept)
-        if kept.features is not None and kept.features.on_disk:
-            say(f"their output, {kept.features.rows.nbytes / 2**20:,.0f} MB, lies in a temporary "
+    memory = config.training.feature_memory
+    if not memory or config.training.epochs == 1:
+        return encoded
+    parts = {}
+    for name in ("train", "valid"):
+        part = with_features(getattr(encoded, name), model, config.training.micro_tokens,
+                             memory * 2**20, not config.output.quiet)
+        if part.features is not None and part.features.on_disk:
+            say(f"their output, {part.features.rows.nbytes / 2**20:,.0f} MB, lies in a temporary "
                 "file")
+        parts[name] = part
+    return replace(encoded, **parts)
 
 
-def _from_random_weights(task, pretrained, settings):
+def _from_random_weights(prepared, answers):
     """The same architecture trained without its pretrained weights -> its figures.
 
     The recipe is the one for random weights, which need a larger rate and more epochs.
     """
-    recipe = dataclasses.replace(settings, model="scratch", epochs=None, dropout=None, lr=None,
-                                 train_layers="all", layer_decay=1.0)
-    recipe = with_defaults(recipe)
-    model = pretrained.from_random_weights(recipe.dropout, recipe.seed)
-    model.to(recipe.device, recipe.precision)
-    recipe = fitting(recipe, model, task.train_ids)
+    task, encoded = prepared.task, replace(prepared.encoded, **{      # of another model's layers
+        name: replace(getattr(prepared.encoded, name), features=None)
+        for name in ("train", "valid")})
+    config = with_defaults(prepared.config.replace(
+        model="scratch", epochs=None, dropout=None, lr=None, train_layers="all", layer_decay=1.0))
+    model = prepared.model.from_random_weights(config.model.dropout, config.training.seed)
+    model.to(config.model.device, config.model.precision)
+    training = resolve_defaults(config, model, encoded.train).training
     # a peak is known for one when 150 steps, or an epoch of more, have brought nothing better
-    patience = ceil(150 * recipe.batch_tokens / int(task.train_ids.lengths.sum()))
-    select = Settings.select if recipe.select == "last" else recipe.select
-    recipe = dataclasses.replace(recipe, early_stopping=patience, select=select,
-                                 average=0.0)
-    for name in ("train_ids", "valid_ids"):      # the frozen layers of another model
-        setattr(task, name, dataclasses.replace(getattr(task, name), features=None))
-    state = fit(model, task.train_ids, recipe, task.validate, State(),
-                make_optimizer(model, recipe), loss_options=task.loss_options())
-    return task.figures(model) | {"epochs": recipe.epochs, "epochs_run": state.epoch,
-                                  "best_epoch": state.best["epoch"], "lr": recipe.lr,
-                                  "dropout": recipe.dropout}
+    patience = ceil(150 * training.batch_tokens / int(encoded.train.lengths.sum()))
+    select = TrainingConfig.select if training.select == "last" else training.select
+    training = replace(training, early_stopping=patience, select=select, average=0.0)
+    state = fit(model, encoded.train, training,
+                lambda model: task.validate(model, encoded.valid), State(),
+                make_optimizer(model, training), loss_options=prepared.loss_options,
+                show_progress=not config.output.quiet)
+    return task.compare(model, encoded, answers) | {
+        "epochs": training.epochs, "epochs_run": state.epoch, "best_epoch": state.best["epoch"],
+        "lr": training.lr, "dropout": config.model.dropout}
 
 
-def _build(task, settings, say):
+def _build(task, config, say):
     """-> model and tokenizer, pretrained or from random weights, with the layers that train."""
-    if settings.model == "scratch":
-        tokenizer = (load_tokenizer(settings.tokenizer) if settings.tokenizer
-                     else train_tokenizer(task.texts, settings.vocab_size))
-        config = GPT2Config(
-            vocab_size=tokenizer.get_vocab_size(), n_positions=settings.context_length,
-            n_embd=settings.width, n_layer=settings.layers, n_head=settings.heads)
-        config = config.with_dropout(settings.dropout)
-        config.require_sound("--width, --heads")
-        model = task.scratch(config, settings.seed)
+    chosen = config.model
+    if chosen.model == "scratch":
+        tokenizer = (load_tokenizer(chosen.tokenizer) if chosen.tokenizer
+                     else train_tokenizer(task.texts, chosen.vocab_size))
+        shape = GPT2Config(
+            vocab_size=tokenizer.get_vocab_size(), n_positions=chosen.context_length,
+            n_embd=chosen.width, n_layer=chosen.layers, n_head=chosen.heads)
+        shape = shape.with_dropout(chosen.dropout)
+        shape.require_sound("--width, --heads")
+        model = task.scratch(shape)
         say("the model starts from random weights, so it knows no words yet: fine-tuning a "
             "pretrained one (--model) needs far fewer texts")
     else:
-        folder = hub.resolve(settings.model, settings.download)
-        model = task.load(folder, settings.seed, settings.dropout)
-        tokenizer = load_tokenizer(settings.tokenizer or folder)
-        require_fit(tokenizer, model.trunk.config, settings.tokenizer or folder)
+        folder = hub.resolve(chosen.model, chosen.download)
+        model = task.load(folder)
+        tokenizer = load_tokenizer(chosen.tokenizer or folder)
+        require_fit(tokenizer, model.trunk.config, chosen.tokenizer or folder)
         if model.newly_initialized:
             say(f"a new head for the {len(model.label_names)} labels, from random weights; the "
-                f"rest is as {settings.model} has it")
+                f"rest is as {chosen.model} has it")
     try:
-        model.train_layers(settings.train_layers)
+        model.train_layers(chosen.train_layers)
     except ValueError as error:
         raise UserError(f"--train-layers: {error}") from None
     for block in model.trunk.blocks:
-        block.gradient_checkpointing = settings.gradient_checkpointing
-    model.to(settings.device, settings.precision)
+        block.gradient_checkpointing = config.training.gradient_checkpointing
+    model.to(chosen.device, chosen.precision)
     shape = model.trunk.config
     say(f"{shape.TITLE} of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width "
         f"{shape.n_embd}, {shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} "
@@ -185,12 +302,10 @@ def _build(task, settings, say):
     return model, tokenizer
 
 
-def _tell_data(task, preprocessing, say):
-    data = task.data()
-    if task.settings.train is None:
-        say("no --train file: the texts are toy-news, short news made up by a grammar "
-            "(minisft/data/toy_news.py)")
-    for step, count in task.cleaned.items():
+def _say_data(prepared, say):
+    task, length = prepared.task, prepared.preprocessing.max_length
+    data = task.describe(prepared.encoded)
+    for step, count in data["cleaned"].items():
         say(f"cleaned {step} in {count:,} training texts")
     test = "no" if data["n_test"] is None else f"{data['n_test']:,}"
     say(f"{data['n_train']:,} training, {data['n_valid']:,} validation and {test} test texts")
@@ -200,55 +315,56 @@ def _tell_data(task, preprocessing, say):
             f"{data['majority']:.1%} of the training texts")
     for part, cut in (("training and validation", data["cut_train"]), ("test", data["cut_test"])):
         if cut:
-            say(f"cut {cut:,} {part} text{'s' * (cut != 1)} to {preprocessing.max_length} token"
-                f"{'s' * (preprocessing.max_length != 1)}")
+            say(f"cut {cut:,} {part} text{'s' * (cut != 1)} to {length} token{'s' * (length != 1)}")
     if data["shared_with_training"]:
         say(f"note: {data['shared_with_training']:,} test texts also stand in the training file, "
             "which makes the test easier than new texts would be")
     if data["n_test"] is None:
         say("note: without --test the figures at the end are of the validation part" + (
-            "" if task.settings.select == "last" else
+            "" if prepared.config.training.select == "last" else
             ", on which the best epoch is chosen too: expect less on new texts"))
-    for line in task.sample():
+    for line in task.sample(prepared.tokenizer, prepared.encoded):
         say(line)
 
 
-def _tell_choice(settings, progress, say):
-    if settings.select != "last":
-        say(f"the best epoch on the validation part was {progress.best['epoch']} of "
-            f"{progress.epoch}")
-    if settings.average:
-        averaged = progress.best.get("averaged")
+def _say_choice(training, state, say):
+    if training.select != "last":
+        say(f"the best epoch on the validation part was {state.best['epoch']} of {state.epoch}")
+    if training.average:
+        averaged = state.best.get("averaged")
         say(f"the model is the mean of its values after each of {averaged:,} steps" if averaged else
             "note: the best epoch ended before --average began, so its own values are the model; "
             "--select last takes the mean")
 
 
-def run_name(settings):
-    """-> what a run's folder is called where --out does not say it."""
-    data = Path(settings.train).name.split(".")[0] if settings.train else "toy-news"
-    model = Path(settings.model).resolve()
+def run_name(config: FinetuneConfig) -> str:
+    """-> what a run's folder is called where `out` does not say it."""
+    train = config.data.train
+    data = Path(train).name.split(".")[0] if train else "toy-news"
+    model = Path(config.model.model).resolve()
     # a folder that a run left is called `model`: the run's own name says more
     return f"{data}-{model.parent.name if model.name == 'model' else model.name}"
 
 
-def fingerprints(settings, config, resume):
+def fingerprints(config: FinetuneConfig, kept: dict | None,
+                 resume: str | Path | None) -> dict[str, str | None]:
     """-> checksums of the data files; raises UserError when a resumed run began with others."""
-    files = {name: run_folder.fingerprint(getattr(settings, name))
+    files = {name: run_folder.fingerprint(getattr(config.data, name))
              for name in ("train", "valid", "test")}
-    for name, found in files.items():
-        if config is not None and config["files"].get(name) != found:
-            raise UserError(f"{getattr(settings, name)}: has changed since the run {resume} began, "
-                            f"expected the same --{name} file")
+    for name, checksum in files.items():
+        if kept is not None and kept["files"].get(name) != checksum:
+            raise UserError(f"{getattr(config.data, name)}: has changed since the run {resume} "
+                            f"began, expected the same --{name} file")
     return files
 
 
-def kept_run(config, folder, kind=Settings):
-    """config.json of a run -> its settings; raises UserError where its files are not there."""
-    settings = kept_settings(kind, config, folder)
+def kept_config(kept: dict, folder: str | Path,
+                kind: type[FinetuneConfig] = FinetuneConfig) -> FinetuneConfig:
+    """config.json of a run -> its config; raises UserError where its files are not there."""
+    config = config_of_run(kind, kept, folder)
     for name in ("train", "valid", "test"):
-        path = getattr(settings, name)
+        path = getattr(config.data, name)
         if path is not None and not Path(path).exists():
             raise UserError(f"{path}: no such file, expected the --{name} file of the run "
                             f"{folder}; resume in the folder where the run began")
-    return settings
+    return config

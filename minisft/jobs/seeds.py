@@ -1,6 +1,7 @@
 """Fine-tuning with several seeds: a run for each, and how far chance moves the figures."""
 
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from minisft.errors import UserError
@@ -9,7 +10,8 @@ from minisft.evaluation.markdown import table
 from minisft.io import run_folder
 from minisft.io.files import read_json, replacing, write_json
 from minisft.jobs import finetune as runner
-from minisft.training.config import require_sound
+from minisft.jobs.finetune import Say
+from minisft.training.config import FinetuneConfig, require_sound
 from minisft.training.loop import Interrupted
 
 # What is averaged, as far as the task has it
@@ -20,85 +22,110 @@ OPTIMISTIC = ("> There is no test set. Each seed is scored on the validation par
               "whatever was chosen by it, such as the best epoch, makes the figures optimistic.")
 
 
-def finetune(settings, resume=None, say=print):
-    """Settings -> results (dict); with --seeds above 1, the folder holds a run for each seed.
+@dataclass(frozen=True)
+class PlannedRun:
+    """One of several runs: what the terminal calls it, its folder, its config."""
 
-    Raises as `finetune.finetune`, which does the work, and is all of it where --seeds is 1.
+    title: str
+    folder: Path
+    config: FinetuneConfig
+
+
+def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say = print) -> dict:
+    """Config -> results; with more than one seed, the folder holds a run for each.
+
+    Raises as `finetune.finetune`, which does the work, and is all of it for one seed.
     """
-    config = None if resume is None else run_folder.unfinished(resume)
-    if config is not None:
-        settings = runner.kept_run(config, resume)
-    if settings.seeds == 1:
-        return runner.finetune(settings, resume, say)
-    require_seeds(settings)
-    require_sound(settings)
-    if resume is None and settings.out is not None:
-        run_folder.require_free(settings.out, settings.overwrite)
-    if config is not None:
-        runner.fingerprints(settings, config, resume)
-    folder = Path(resume or settings.out or
-                  run_folder.first_free("runs", runner.run_name(settings)))
-
-    def begin():     # the checks of the first run are those of all
-        files = runner.fingerprints(settings, None, None)
-        run_folder.start(folder, {"settings": asdict(settings), "files": files,
-                                  **run_folder.machine()})
-
-    found = {}
-    for seed in range(settings.seed, settings.seed + settings.seeds):
-        say(f"seed {seed}, {len(found) + 1} of {settings.seeds}:")
-        begins = begin if resume is None and not found else lambda: None
-        try:
-            found[seed] = run_or_read(replace(settings, seeds=1, seed=seed),
-                                      folder / f"seed-{seed}", bool(resume), say, begins)
-        except (Interrupted, KeyboardInterrupt):
-            if not (folder / "config.json").exists():     # nothing to go on with
-                raise
-            raise Interrupted(folder) from None
-    results = summary(found) | {"scored_on": scored_on(settings)}
-    _write_report(folder / "report.md", found, results)
+    kept = None if resume is None else run_folder.unfinished(resume)
+    if kept is not None:
+        config = runner.kept_config(kept, resume)
+    if config.output.seeds == 1:
+        return runner.finetune(config, resume, say)
+    require_seeds(config)
+    require_sound(config)
+    if resume is None and config.output.out is not None:
+        run_folder.require_free(config.output.out, config.output.overwrite)
+    if kept is not None:
+        runner.fingerprints(config, kept, resume)
+    folder = Path(resume or config.output.out or
+                  run_folder.first_free("runs", runner.run_name(config)))
+    first, n = config.training.seed, config.output.seeds
+    planned = [PlannedRun(f"seed {seed}, {seed - first + 1} of {n}:", folder / f"seed-{seed}",
+                          config.replace(seeds=1, seed=seed)) for seed in range(first, first + n)]
+    of_seeds = {run.config.training.seed: results for run, results in run_all(
+        planned, folder, config.options(), resume is not None, say)}
+    results = summary(of_seeds) | {"scored_on": scored_on(config)}
+    _write_report(folder / "report.md", of_seeds, results)
     write_json(folder / "results.json", results)
     say("\n".join(headlines(results)))
     say(f"everything is in {folder}")
     return results
 
 
-def require_seeds(settings):
+def require_seeds(config: FinetuneConfig) -> None:
     """Raises UserError when the last seed is none."""
-    if settings.seed + settings.seeds > 2**32:
-        raise UserError(f"--seeds is {settings.seeds} with --seed {settings.seed}, expected the "
-                        f"last one below {2**32}")
+    seed, seeds = config.training.seed, config.output.seeds
+    if seed + seeds > 2**32:
+        raise UserError(f"--seeds is {seeds} with --seed {seed}, expected the last one below "
+                        f"{2**32}")
 
 
-def run_or_read(settings, place, resuming, say, checked=lambda: None):
-    """One run in its place: read where it has ended, gone on with where it has begun -> results."""
-    if resuming and (place / "results.json").exists():
-        say(f"{place} is finished")
-        return read_json(place / "results.json")
-    if resuming and (place / "config.json").exists():
-        return runner.finetune(settings, place, say)
-    # without config.json a resumed place holds at most the part of a file
-    return runner.finetune(replace(settings, out=str(place),
-                                   overwrite=settings.overwrite or resuming), None, say, checked)
+def run_all(planned: Sequence[PlannedRun], folder: Path, options: dict, resume: bool,
+            say: Say) -> Iterator[tuple[PlannedRun, dict]]:
+    """Runs one after the other, but reads those that have finished; -> each with its results.
+
+    config.json, with these options, is written into the folder of all once the checks of the first
+    run have passed. Raises UserError, and loop.Interrupted with the folder of all.
+    """
+    for run in planned:
+        say(run.title)
+        try:
+            begins = not resume and run is planned[0]
+            results = _run_or_read(run, resume, (folder, options) if begins else None, say)
+        except (Interrupted, KeyboardInterrupt):
+            if not (folder / "config.json").exists():     # nothing to go on with
+                raise
+            raise Interrupted(folder) from None
+        yield run, results
 
 
-def scored_on(settings):
+def _run_or_read(run, resume, begin, say):
+    """-> results of one run: read where it has ended, gone on with where it has begun.
+
+    begin: the folder of all and its options, before the first run, or None.
+    """
+    if resume and (run.folder / "results.json").exists():
+        say(f"{run.folder} is finished")
+        return read_json(run.folder / "results.json")
+    if resume and (run.folder / "config.json").exists():
+        return runner.finetune(run.config, run.folder, say)
+    # without config.json a resumed run's folder holds at most the part of a file
+    ready = runner.prepare(run.config.replace(
+        out=str(run.folder), overwrite=run.config.output.overwrite or resume), None, say)
+    if begin is not None:
+        folder, options = begin
+        run_folder.start(folder, {"settings": options, "files": ready.files,
+                                  **run_folder.machine()})
+    return runner.run(ready, say)
+
+
+def scored_on(config: FinetuneConfig) -> str:
     """-> "test", or "validation" where there is no test set."""
-    return "validation" if settings.train and not settings.test else "test"
+    return "validation" if config.data.train and not config.data.test else "test"
 
 
-def summary(found):
+def summary(of_seeds: Mapping[int, dict]) -> dict:
     """{seed: results} -> mean, spread and interval of each figure, and what was compared."""
-    results = list(found.values())
-    return {"seeds": list(found), "n": results[0]["n"]} | {
+    results = list(of_seeds.values())
+    return {"seeds": list(of_seeds), "n": results[0]["n"]} | {
         key: metrics.mean_interval([r[key] for r in results])
         for key in FIGURES if all(key in r for r in results)} | {
         "compared": comparison.over_seeds(results),
         "runs": [{"seed": seed} | {key: r[key] for key in KEPT if key in r}
-                 for seed, r in found.items()]}
+                 for seed, r in of_seeds.items()]}
 
 
-def headlines(results):
+def headlines(results: dict) -> list[str]:
     """What `summary` gave -> lines for the terminal."""
     seeds = results["seeds"]
     lines = [f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}, on {results['n']:,} "
@@ -111,7 +138,7 @@ def headlines(results):
     return lines + comparison.seeds_headlines(results["compared"])
 
 
-def _write_report(path, found, results):
+def _write_report(path, of_seeds, results):
     shown = [key for key in FIGURES if key in results]
     over = [[FIGURES[key], *(f"{results[key][k]:.4f}" for k in ("mean", "sd", "low", "high"))]
             for key in shown]
@@ -120,7 +147,7 @@ def _write_report(path, found, results):
              f"{run['train_seconds']:,.1f}"] for run in results["runs"]]
     lines = [
         "# Report", "",
-        f"{len(found)} seeds, scored on {results['n']:,} {results['scored_on']} texts.", "",
+        f"{len(of_seeds)} seeds, scored on {results['n']:,} {results['scored_on']} texts.", "",
         *([OPTIMISTIC, ""] if results["scored_on"] == "validation" else []),
         *table(["figure", "mean", "standard deviation", "95% from", "to"], over),
         "The interval is Student's, of the mean over seeds: a seed draws the new head, the order "

@@ -3,8 +3,11 @@
 import math
 import time
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -13,36 +16,43 @@ from minisft.backend import random
 from minisft.backend.array import to_cpu
 from minisft.backend.cpu import allocator
 from minisft.data.batch import token_budget_batches
+from minisft.data.dataset import TokenizedDataset
+from minisft.dispatch import FLOAT16
 from minisft.errors import UserError
 from minisft.io import run_folder
 from minisft.io import training_state as states
 from minisft.io.files import read_json
+from minisft.models.heads import Classifier, LanguageModel
 from minisft.training import optim
 from minisft.training.averaging import Mean
+from minisft.training.config import TrainingConfig
 from minisft.training.loss_scale import LossScale
 
 STATE = "training_state"
+Model = Classifier | LanguageModel
+Validate = Callable[[Model], Mapping[str, Any]]
+Log = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass
 class State:
-    """Where a run stands: all that `resume` needs beside the settings and the data."""
+    """Where a run stands: all that `resume` needs beside the config and the data."""
 
     epoch: int = 0
     index: int = 0      # steps done of this epoch
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
-    steps: list = field(default_factory=list)       # a dict for each step
-    epochs: list = field(default_factory=list)      # a dict for each epoch
+    steps: list[dict] = field(default_factory=list)       # a dict for each step
+    epochs: list[dict] = field(default_factory=list)      # a dict for each epoch
     best: dict | None = None                        # the epoch that counts so far
     best_values: np.ndarray | None = None
-    mean: Mean | None = None                        # of the values, with settings.average
+    mean: Mean | None = None                        # of the values, with config.average
     scale: LossScale | None = None                  # of float16 alone
 
     INFO = ("epoch", "index", "step", "seconds", "tokens", "steps", "epochs", "best")
 
-    def to_save(self, model, optimizer):
+    def to_save(self, model: Model, optimizer: optim.Optimizer) -> tuple[dict, dict]:
         """-> arrays by name, and the rest as plain numbers."""
         arrays, t = optimizer.state()
         arrays = {f"optimizer.{name}": a for name, a in arrays.items()}
@@ -56,7 +66,8 @@ class State:
             "averaged": None if self.mean is None else self.mean.count,
             "scale": None if self.scale is None else asdict(self.scale)}
 
-    def restore(self, model, optimizer, arrays, info):
+    def restore(self, model: Model, optimizer: optim.Optimizer,
+                arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
         """The other way round, from what `to_save` gave; raises UserError for another model."""
         if arrays["values"].shape != model.store.values.shape:
             raise UserError(f"the saved state has {arrays['values'].size} values, "
@@ -75,7 +86,7 @@ class State:
                            if name.startswith("optimizer.")}, info["optimizer_t"])
         model.store.refresh()
 
-    def log_entries(self):
+    def log_entries(self) -> list[dict]:
         """-> steps and epochs in the order in which they were logged."""
         return [entry for n in range(1, self.epoch + 2)
                 for entries in (self.steps, self.epochs) for entry in entries
@@ -86,68 +97,86 @@ class Interrupted(Exception):
     """Ctrl-C or SIGTERM came; the state has been saved."""
 
 
-def make_optimizer(model, settings):
-    """-> the optimizer that the settings name, over the model's trained parameters."""
-    options = ({"momentum": settings.momentum} if settings.optimizer == "sgd" else
-               {"betas": (0.9, settings.beta2)})
-    return optim.OPTIMIZERS[settings.optimizer](
-        model.store, weight_decay=settings.weight_decay,
-        rates=optim.layer_wise_lr_factors(model.store, settings.layer_decay), **options)
+def make_optimizer(model: Model, config: TrainingConfig) -> optim.Optimizer:
+    """-> the optimizer that the config names, over the model's trained parameters."""
+    options = ({"momentum": config.momentum} if config.optimizer == "sgd" else
+               {"betas": (0.9, config.beta2)})
+    return optim.OPTIMIZERS[config.optimizer](
+        model.store, weight_decay=config.weight_decay,
+        rates=optim.layer_wise_lr_factors(model.store, config.layer_decay), **options)
 
 
-def begin(folder, resume, config, model, say):
+def begin(folder: Path, resume: Any, record: Mapping[str, Any], model: Model,
+          say: Callable[[str], None]) -> None:
     """Makes a new run's folder with its config.json; an interrupted run has both."""
     if not resume:
-        run_folder.start(folder, config | {"parameters": model.store.size, **run_folder.machine()})
-    elif found := run_folder.changes(read_json(folder / "config.json")):
-        say(f"note: not what the run began with: {'; '.join(found)}; it goes on, without the "
+        run_folder.start(folder, {**record, "parameters": model.store.size,
+                                  **run_folder.machine()})
+    elif changed := run_folder.changes(read_json(folder / "config.json")):
+        say(f"note: not what the run began with: {'; '.join(changed)}; it goes on, without the "
             "certainty of the same bits")
 
 
-def load_or_init_state(folder, resume, model, optimizer, say):
+def load_or_init_state(folder: Path | None, resume: Any, model: Model,
+                       optimizer: optim.Optimizer, say: Callable[[str], None]) -> State:
     """-> State, from what an interrupted run kept in the folder, or that of the beginning."""
-    progress = State()
-    if (folder / STATE).exists():
-        progress.restore(model, optimizer, *states.load_state(folder / STATE))
-        say(f"resuming after step {progress.step}")
+    state = State()
+    if folder is not None and (folder / STATE).exists():
+        state.restore(model, optimizer, *states.load_state(folder / STATE))
+        say(f"resuming after step {state.step}")
     elif resume:
         say("the run was interrupted before its first save: starting anew")
-    return progress
+    return state
 
 
-def fit_in(folder, model, sequences, settings, validate, progress, optimizer, **options):
-    """`fit`, with the log and the state in the run's folder; -> history of steps and epochs."""
-    log = run_folder.MetricsLog(folder, progress.log_entries())
-    try:
-        fit(model, sequences, settings, validate, progress, optimizer, log=log,
-            save=lambda: states.save_state(folder / STATE, *progress.to_save(model, optimizer)),
-            **options)
-    finally:
-        log.close()
-    return {"steps": progress.steps, "epochs": progress.epochs}
+def fit_in(folder: Path | None, model: Model, sequences: TokenizedDataset, config: TrainingConfig,
+           validate: Validate, state: State, optimizer: optim.Optimizer, **options: Any) -> dict:
+    """`fit`, with the log and the state in the run's folder; -> history of steps and epochs.
+
+    folder None: nothing is written.
+    """
+    if folder is None:
+        fit(model, sequences, config, validate, state, optimizer, **options)
+    else:
+        log = run_folder.MetricsLog(folder, state.log_entries())
+        callback = options.pop("log", None)
+
+        def both(entry):
+            log(entry)
+            _call(callback, entry)
+
+        try:
+            fit(model, sequences, config, validate, state, optimizer, log=both,
+                save=lambda: states.save_state(folder / STATE, *state.to_save(model, optimizer)),
+                **options)
+        finally:
+            log.close()
+    return {"steps": state.steps, "epochs": state.epochs}
 
 
-def plan_batches(sequences, settings):
+def plan_batches(sequences: TokenizedDataset, config: TrainingConfig) -> list[list[list[int]]]:
     """-> for each epoch its batches, each a list of text numbers."""
     lengths = sequences.lengths
-    return [token_budget_batches(lengths, random.permutation(len(lengths), settings.seed, epoch),
-                      settings.batch_tokens) for epoch in range(settings.epochs)]
+    return [token_budget_batches(lengths, random.permutation(len(lengths), config.seed, epoch),
+                                 config.batch_tokens) for epoch in range(config.epochs)]
 
 
 @np.errstate(over="ignore", invalid="ignore")     # a run that diverges is told in one line
-def train_step(model, sequences, indices, optimizer, lr, settings, stream, loss_options,
-               scale=None):
+def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int],
+               optimizer: optim.Optimizer, lr: float, config: TrainingConfig,
+               stream: random.Stream | None, loss_options: Mapping[str, Any],
+               scale: LossScale | None = None) -> tuple[float, float | None]:
     """One optimizer step on these texts, in pieces of at most micro_tokens tokens.
 
     -> mean loss and gradient norm before clipping. The pieces' sums are divided once, by the
-    whole denominator: the step equals that of one large batch. `scale` (scaling.LossScale)
+    whole denominator: the step equals that of one large batch. `scale` (loss_scale.LossScale)
     multiplies the loss; the norm is None where its gradients overflow and the step is left out.
     """
     factor = 1.0 if scale is None else scale.value
     model.store.zero_grad()
     total = denominator = 0.0
     lengths = sequences.lengths
-    for piece in token_budget_batches(lengths, indices, settings.micro_tokens):
+    for piece in token_budget_batches(lengths, indices, config.micro_tokens):
         loss, counted, _ = model.loss(sequences.batch(piece, stream), stream, **loss_options)
         model.loss_backward(factor)
         total, denominator = total + float(loss), denominator + float(counted)
@@ -160,40 +189,45 @@ def train_step(model, sequences, indices, optimizer, lr, settings, stream, loss_
         raise UserError(f"step {optimizer.t + 1}: the loss is {mean:.4g} and the gradient's norm "
                         f"{norm:.4g}; a smaller --lr (now {lr:.2g}) may help, with --overwrite or "
                         "another --out")
-    optimizer.step(lr, optim.clip_scale(norm, settings.max_grad_norm) / denominator)
+    optimizer.step(lr, optim.clip_scale(norm, config.max_grad_norm) / denominator)
     return mean, norm
 
 
-def fit(model, sequences, settings, validate, state, optimizer, save=None, log=None,
-        loss_options=None, plan=None):
+def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
+        validate: Validate | None, state: State, optimizer: optim.Optimizer, *,
+        save: Callable[[], None] | None = None, log: Log | None = None,
+        loss_options: Mapping[str, Any] | None = None,
+        plan: list[list[list[int]]] | None = None, stretch: str = "epoch",
+        show_progress: bool = True) -> State:
     """Trains in place; ends with the values of the epoch that validation found best, or, with
-    settings.select "last", with those of the last. Where settings.average has begun, these are the
+    config.select "last", with those of the last. Where config.average has begun, these are the
     mean of the values (averaging.py).
 
     validate(model) -> dict with "score" (higher is better) and what else to report, or None for
     no validation: then the last epoch counts. save() keeps the state, after each epoch and at an
-    interruption; log(dict) hears of each step and epoch. `plan` (default: plan_batches) gives the
-    batches between two validations, which need not be an epoch. Raises Interrupted.
+    interruption; log(dict) is called with each step and epoch. `plan` (default: plan_batches)
+    gives the batches between two validations, which need not be an epoch: `stretch` is what the
+    terminal calls them. Raises Interrupted.
     """
-    epochs = plan or plan_batches(sequences, settings)
+    epochs = plan or plan_batches(sequences, config)
     total = sum(len(batches) for batches in epochs)
-    warmup = int(settings.warmup_ratio * total)
+    warmup = int(config.warmup_ratio * total)
     lengths = sequences.lengths
-    if settings.precision == "float16" and state.scale is None:
+    if model.store.compute_dtype == FLOAT16 and state.scale is None:
         state.scale = LossScale()
     with allocator.reused(), run_folder.interruptions() as interrupted, tqdm(
             total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
-            disable=settings.quiet or None) as bar:     # none where stderr is a file
-        while state.epoch < len(epochs) and not _patience_is_over(state, settings):
+            disable=not show_progress or None) as bar:     # none where stderr is a file
+        while state.epoch < len(epochs) and not _patience_is_over(state, config):
             for indices in epochs[state.epoch][state.index:]:
                 started = time.perf_counter()
-                lr = settings.lr * optim.schedule(settings.schedule, state.step, total, warmup)
-                stream = random.Stream(settings.seed, state.step)
-                loss, norm = train_step(model, sequences, indices, optimizer, lr, settings,
+                lr = config.lr * optim.schedule(config.schedule, state.step, total, warmup)
+                stream = random.Stream(config.seed, state.step)
+                loss, norm = train_step(model, sequences, indices, optimizer, lr, config,
                                         stream, loss_options or {}, state.scale)
                 state.step += 1
                 state.index += 1
-                if state.step > (1 - settings.average) * total:
+                if state.step > (1 - config.average) * total:
                     _average(model, state)
                 seconds, tokens = time.perf_counter() - started, int(lengths[indices].sum())
                 state.seconds += seconds
@@ -202,13 +236,13 @@ def fit(model, sequences, settings, validate, state, optimizer, save=None, log=N
                                     "lr": lr, "grad_norm": norm, "tokens": tokens,
                                     "tokens_per_second": tokens / seconds}
                                    | _scale_of(state))
-                _tell(log, state.steps[-1])
+                _call(log, state.steps[-1])
                 bar.set_postfix_str(f"loss {_recent_loss(state):.3f}, "
                                     f"{state.tokens / state.seconds:.0f} tokens/s")
                 bar.update()
                 if interrupted:
-                    _tell_saved(save)
-            _finish_epoch(model, settings, validate, state, log)
+                    _save_and_stop(save)
+            _finish_epoch(model, config, validate, state, log, stretch if show_progress else None)
             if save is not None:
                 save()
             if interrupted:
@@ -228,7 +262,7 @@ def _average(model, state):
         state.mean.add(model.store.values)
 
 
-def _finish_epoch(model, settings, validate, state, log):
+def _finish_epoch(model, config, validate, state, log, shown_as):
     losses = [s["loss"] for s in state.steps if s["epoch"] == state.epoch + 1]
     report = {"epoch": state.epoch + 1, "step": state.step,
               "train_loss": sum(losses) / len(losses)}
@@ -237,16 +271,16 @@ def _finish_epoch(model, settings, validate, state, log):
             report |= validate(model)
             if state.mean is not None:
                 report["averaged"] = state.mean.count
-            if state.best is None or settings.select == "last" or \
+            if state.best is None or config.select == "last" or \
                     report["score"] > state.best["score"]:
                 state.best, state.best_values = report, model.store.values.copy()
-        if not settings.quiet:
-            tqdm.write(f"{settings.STRETCH} {report['epoch']}: " + ", ".join(
+        if shown_as is not None:
+            tqdm.write(f"{shown_as} {report['epoch']}: " + ", ".join(
                 f"{key.replace('_', ' ')} {value:.4f}" for key, value in report.items()
                 if isinstance(value, float) and key != "score"))
     state.epochs.append(report)
     state.epoch, state.index = state.epoch + 1, 0
-    _tell(log, report)     # last: whatever it raises, the state is that of an epoch that ended
+    _call(log, report)     # last: whatever it raises, the state is that of an epoch that ended
 
 
 def _update_scale(scale, norm, step):
@@ -266,9 +300,9 @@ def _frozen_checksum(model):
     return zlib.crc32(to_cpu(model.store.frozen_values))
 
 
-def _patience_is_over(state, settings):
-    return bool(settings.early_stopping and state.best
-                and state.epoch - state.best["epoch"] >= settings.early_stopping)
+def _patience_is_over(state, config):
+    return bool(config.early_stopping and state.best
+                and state.epoch - state.best["epoch"] >= config.early_stopping)
 
 
 def _recent_loss(state, n=20):
@@ -276,12 +310,12 @@ def _recent_loss(state, n=20):
     return sum(recent) / len(recent)
 
 
-def _tell(log, entry):
+def _call(log, entry):
     if log is not None:
         log(entry)
 
 
-def _tell_saved(save):
+def _save_and_stop(save):
     if save is not None:
         save()
     raise Interrupted

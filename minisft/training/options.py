@@ -1,0 +1,101 @@
+"""Options as dataclass fields: help, range and default of each stand in one place."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+from minisft.errors import UserError
+
+
+def option(default: Any, help: str, within: tuple | None = None, **argparse: Any) -> Any:
+    """A field with its help, what argparse needs besides, and (lowest, highest) for a number.
+
+    None as the default stands for "depends": the help says on what. None as the highest: any. The
+    highest of a size is beyond any use and keeps a slip of the finger from filling the memory.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "within": within, **argparse})
+
+
+class Config:
+    """Groups of options. The command line and config.json see them as one flat dict.
+
+    A subclass is a frozen dataclass whose fields are the groups.
+    """
+
+    @classmethod
+    def option_fields(cls) -> dict[str, dataclasses.Field]:
+        """-> the field of each option, by its name."""
+        return {f.name: f for group in dataclasses.fields(cls)
+                for f in dataclasses.fields(group.default_factory)}
+
+    @classmethod
+    def from_options(cls, **values: Any) -> Self:
+        """Flat options, the others at their defaults -> config; raises UserError for a name that
+        is none."""
+        return cls().replace(**values)
+
+    def options(self) -> dict[str, Any]:
+        """-> one flat dict of all options."""
+        return {f.name: getattr(part, f.name) for part in self._parts().values()
+                for f in dataclasses.fields(part)}
+
+    def replace(self, **values: Any) -> Self:
+        """-> the same config with other values for these options; raises as `from_options`."""
+        known = self.option_fields()
+        for name, value in values.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise UserError(f"{name!r} is no option" + (
+                    f", did you mean {near[0]!r}?" if near else
+                    f", expected one of {', '.join(known)}"))
+            if isinstance(known[name].default, tuple):
+                values[name] = (value,) if isinstance(value, str) else tuple(value)
+        return dataclasses.replace(self, **{
+            group: dataclasses.replace(part, **{f.name: values[f.name]
+                                                for f in dataclasses.fields(part)
+                                                if f.name in values})
+            for group, part in self._parts().items()})
+
+    def _parts(self):
+        return {group.name: getattr(self, group.name) for group in dataclasses.fields(self)}
+
+
+def spelled(name: str) -> str:
+    """An option's name -> as the command line has it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def require_in_range(config: Config) -> None:
+    """Raises UserError naming the first option whose number or choice cannot be."""
+    options = config.options()
+    for name, known in config.option_fields().items():
+        value, within = options[name], known.metadata["within"]
+        if within is not None and value is not None:
+            low, high = within
+            if not isinstance(value, int | float) or not low <= value <= (high or math.inf) or \
+                    value == math.inf:
+                expected = f"at least {low}" if high is None else f"from {low} to {high}"
+                raise UserError(f"{spelled(name)} is {value}, expected {expected}")
+        choices = known.metadata.get("choices")
+        if choices and value not in (*choices, known.default):
+            raise UserError(f"{spelled(name)} is {value!r}, expected one of {', '.join(choices)}")
+        if value == "" and name in ("train", "test", "valid", "model", "tokenizer", "out"):
+            raise UserError(f"{spelled(name)} is empty, expected a name")
+    if options["lr"] == 0:
+        raise UserError("--lr is 0.0, expected more: nothing would be learnt")
+
+
+def config_of_run(kind: type[Config], kept: Mapping[str, Any], folder: Any) -> Any:
+    """What config.json of a run holds -> config of that kind.
+
+    Raises UserError for a run of a version that had other options.
+    """
+    values = kept.get("settings")
+    if not isinstance(values, dict) or not isinstance(kept.get("files"), dict):
+        raise UserError(f"{folder}/config.json: no settings of a run")
+    if differ := sorted(values.keys() ^ kind.option_fields().keys()):
+        raise UserError(f"{folder}/config.json: {differ[0]!r} is a setting of another version of "
+                        "minisft, whose runs this one cannot resume")
+    return kind.from_options(**values)
