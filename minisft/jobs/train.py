@@ -1,0 +1,70 @@
+"""Training in memory, for who has a model and a data set of token ids."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from minisft.data.dataset import TokenizedDataset
+from minisft.errors import UserError
+from minisft.evaluation import metrics
+from minisft.evaluation.evaluate import completion_loss, log_probabilities
+from minisft.jobs.classify import class_weights
+from minisft.models.heads import Classifier, LanguageModel
+from minisft.training.config import FinetuneConfig, TrainingConfig, require_sound
+from minisft.training.defaults import resolve_defaults
+from minisft.training.loop import Interrupted, State, fit, make_optimizer
+
+
+def train(model: Classifier | LanguageModel, dataset: TokenizedDataset,
+          config: TrainingConfig | None = None, *, validation: TokenizedDataset | None = None,
+          callback: Callable[[Mapping[str, Any]], Any] | None = None,
+          show_progress: bool = True) -> dict[str, list[dict]]:
+    """Trains the model in place -> {"steps": a dict for each step, "epochs": a dict for each}.
+
+    Options of the config that are None are chosen as `minisft finetune` chooses them. On
+    `validation` each epoch is scored, and the model ends as it was after the best one
+    (config.select); without it, after the last. What is trained and where it computes are the
+    model's: `model.train_layers("head")`, `model.to("cuda")`. `callback(dict)` is called with each
+    step and epoch. Raises UserError, and KeyboardInterrupt.
+    """
+    config = config or TrainingConfig()
+    for name in ("adapt_epochs", "token_dropout", "token_swap"):
+        if getattr(config, name):
+            raise UserError(f"{name} is for TextClassifier and the command finetune, which have "
+                            "the texts")
+    whole = FinetuneConfig(training=config)
+    require_sound(whole)
+    config = resolve_defaults(whole, model, dataset).training
+    options = {}
+    if isinstance(model, Classifier):
+        options = {"smoothing": config.label_smoothing,
+                   "weights": class_weights(config.class_weights, model.label_names,
+                                            list(dataset.labels))}
+    for block in model.trunk.blocks:
+        block.gradient_checkpointing = config.gradient_checkpointing
+    state = State()
+    try:
+        fit(model, dataset, config,
+            None if validation is None else lambda model: score(model, validation, config), state,
+            make_optimizer(model, config), log=callback, loss_options=options,
+            show_progress=show_progress)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    return {"steps": state.steps, "epochs": state.epochs}
+
+
+def score(model: Classifier | LanguageModel, dataset: TokenizedDataset,
+          config: TrainingConfig) -> dict[str, Any]:
+    """-> figures of a data set, with the "score" by which config.select chooses an epoch."""
+    if isinstance(model, LanguageModel):
+        figures = completion_loss(model, dataset, config.micro_tokens)
+        return {"score": [-figures["loss"]], "valid_loss": figures["loss"],
+                "valid_perplexity": figures["perplexity"]}
+    logp = log_probabilities(model, dataset.ids, config.micro_tokens, types=dataset.types,
+                             features=dataset.features)
+    figures = metrics.classification(dataset.labels, logp, model.label_names)
+    # for the last epoch the score decides nothing, and is there to be read
+    first = -figures["loss"] if config.select == "loss" else figures[
+        "accuracy" if config.select == "last" else config.select]
+    # equal accuracy is common on a small part: the loss then decides
+    return {"score": [first, -figures["loss"]], "valid_loss": figures["loss"],
+            "valid_accuracy": figures["accuracy"], "valid_macro_f1": figures["macro_f1"]}
