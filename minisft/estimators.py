@@ -93,10 +93,12 @@ class Estimator:
                     input_tags=InputTags(one_d_array=True, two_d_array=False, string=True))
 
     def _require_fitted(self) -> None:
-        """Raises NotFittedError; where scikit-learn is in use, the one that it catches."""
+        """Raises NotFittedError; where scikit-learn is in use, it is scikit-learn's as well."""
         if not self.__sklearn_is_fitted__():
-            found = sys.modules.get("sklearn.exceptions")
-            kind = NotFittedError if found is None else found.NotFittedError
+            kind: Any = NotFittedError
+            exceptions = sys.modules.get("sklearn.exceptions")
+            if exceptions is not None:
+                kind = type(kind.__name__, (kind, exceptions.NotFittedError), {})
             raise kind(f"this {type(self).__name__} is not fitted yet: call fit before, or load "
                        "a folder")
 

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import inspect
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -297,3 +298,11 @@ def test_train(kind):
     assert len(minisft.train(model, dataset(model), show_progress=False)["epochs"]) >= 3
     with pytest.raises(UserError, match="token_dropout is for TextClassifier"):
         minisft.train(model, dataset(model), minisft.TrainingConfig(token_dropout=0.1))
+
+
+def test_an_interruption_is_a_keyboard_interrupt():
+    estimator = TextClassifier(**SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        estimator.fit(TEXTS, LABELS, callback=lambda entry: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(minisft.NotFittedError):
+        estimator.predict(TEXTS)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from minisft.cli import main
 from minisft.data import toy_news
 from minisft.data.batch import pack
 from minisft.data.sequences import encode_sequences
+from minisft.estimators import TextClassifier
 from minisft.io.checkpoint import save
 from minisft.io.files import read_json, write_json
 from minisft.io.model_folder import read_folder
@@ -184,3 +186,20 @@ def test_transformers_opens_the_folder(trained):
     ids, _, _ = encode_sequences(tokenizer, texts)
     assert [p["label"] for p in pipe(texts)] == [
         model.label_names[k] for k in model.forward(pack(ids)).argmax(axis=1)]
+
+
+def test_pairs_in_memory_have_the_bits_of_the_command(files, tmp_path):
+    assert finetune(files, tmp_path / "run", "--pair-column", "other", "--pooling", "mean",
+                    "--compare", "none", train="pairs.csv") == 0
+    with open(files / "pairs.csv", newline="") as file:
+        _, *rows = csv.reader(file)
+    pairs, labels = [(text, other) for text, other, _ in rows], [label for *_, label in rows]
+    classifier = TextClassifier(files / "base", epochs=2, batch_tokens=256, lr=3e-3, quiet=True,
+                                pooling="mean").fit(pairs, labels)
+    loaded = TextClassifier.load(tmp_path / "run" / "model")
+    assert loaded.model_.pooling == "mean"
+    np.testing.assert_array_equal(loaded.predict_proba(pairs), classifier.predict_proba(pairs))
+    np.testing.assert_array_equal(classifier.predict_proba(np.array(pairs)),
+                                  classifier.predict_proba(pairs))
+    again = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(again.predict_proba(pairs), classifier.predict_proba(pairs))
