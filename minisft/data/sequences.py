@@ -29,8 +29,8 @@ def encode_sequences(tokenizer: Tokenizer, texts: Sequence[str], max_length: int
     special = sum(len(ids) for part, ids, _ in template if part is None)
     room = None if max_length is None else max_length - special
     if room is not None and room < 1 + (pairs is not None):
-        raise UserError(f"a text of at most {max_length} tokens leaves no room beside the "
-                        f"{special} special ones")
+        raise UserError(f"a maximum sequence length of {max_length} tokens leaves no room for a "
+                        f"text besides the {special} special tokens")
     encoded = [encode_all(tokenizer, part, None, truncate)[0]
                for part in (texts, pairs) if part is not None]
     sequences, types, cut = [], [], 0

@@ -18,7 +18,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a file as they stand there; JSON values keep their type."""
+    """The rows of a file, unchanged; JSON values keep their type."""
 
     path: Path
     columns: tuple[str, ...]

@@ -4,7 +4,7 @@ Names are the published ones, so a name in the code is a name in the file.
 
 GPT-2:
 
-    ours and in the published files      in files of a model with a head        shape in the file
+    here and in the published files      in files of a model with a head        shape in the file
     wte.weight                           transformer.wte.weight                 (V,C)
     wpe.weight                           transformer.wpe.weight                 (n_positions,C)
     h.0.ln_1.weight, .bias               transformer.h.0.ln_1...                (C,)
@@ -14,28 +14,28 @@ GPT-2:
     h.0.mlp.c_fc.weight, .bias           transformer.h.0.mlp.c_fc...            (C,M), (M,)
     h.0.mlp.c_proj.weight, .bias         transformer.h.0.mlp.c_proj...          (M,C), (C,)
     ln_f.weight, .bias                   transformer.ln_f...                    (C,)
-    score.weight                         score.weight                           (K,C), ours (C,K)
-    lm_head.weight                       lm_head.weight                         (V,C), ours (C,V)
+    score.weight                         score.weight                           (K,C), here (C,K)
+    lm_head.weight                       lm_head.weight                         (V,C), here (C,V)
 
 M is n_inner. `lm_head.weight` is absent where the output matrix is the token table. Old files
 also hold the causal mask of each block (`attn.bias`, `attn.masked_bias`); it is ignored.
 
 BERT:
 
-    ours                                             shape in the file
+    here                                             shape in the file
     embeddings.word_embeddings.weight                (V,C)
     embeddings.position_embeddings.weight            (max_position_embeddings,C)
     embeddings.token_type_embeddings.weight          (type_vocab_size,C)
     embeddings.LayerNorm.weight, .bias               (C,); in old files .gamma, .beta
     encoder.layer.0.attention.self.query.weight, .bias, and key, value
-                                                     (out,in) = (C,C), ours (C,C)^T; (C,)
-    encoder.layer.0.attention.output.dense...        (C,C), ours (C,C)^T; (C,)
+                                                     (out,in) = (C,C), here (C,C)^T; (C,)
+    encoder.layer.0.attention.output.dense...        (C,C), here (C,C)^T; (C,)
     encoder.layer.0.attention.output.LayerNorm...    (C,)
-    encoder.layer.0.intermediate.dense...            (M,C), ours (C,M); (M,)
-    encoder.layer.0.output.dense...                  (C,M), ours (M,C); (C,)
+    encoder.layer.0.intermediate.dense...            (M,C), here (C,M); (M,)
+    encoder.layer.0.output.dense...                  (C,M), here (M,C); (C,)
     encoder.layer.0.output.LayerNorm...              (C,)
-    pooler.dense.weight, .bias                       (C,C), ours (C,C)^T; (C,)
-    classifier.weight, .bias                         (K,C), ours (C,K); (K,)
+    pooler.dense.weight, .bias                       (C,C), here (C,C)^T; (C,)
+    classifier.weight, .bias                         (K,C), here (C,K); (K,)
 
 M is intermediate_size. Files of a model with a head put `bert.` before all but the classifier. The
 heads that only pretraining needs (`cls.`) and `embeddings.position_ids` are ignored.
@@ -81,7 +81,7 @@ class Family:
     extra_settings: Callable[[Any, int | None, int | None, bool], dict[str, Any]]
     prefix: str               # of the trunk's names in files of a model with a head
     head: tuple[str, ...]     # the classifier's own parameters, the matrix first
-    optional: tuple[str, ...]     # names of tensors that a folder may hold and our model lack
+    optional: tuple[str, ...]     # names of tensors that a folder may hold and the model lack
     unprefixed: tuple[str, ...]   # parameters whose name in the file has no prefix
     transposed: re.Pattern[str]   # (out,in) in the file, (in,out) here
     ignored_tensors: re.Pattern[str]
@@ -90,18 +90,18 @@ class Family:
     unsupported: dict[str, Any]   # keys of config.json that may only have this value
 
     def from_hf(self, name: str) -> str | None:
-        """A name in a file -> our name for it, None for an ignored tensor."""
+        """A name in a file -> the name here, None for an ignored tensor."""
         name = name.removeprefix(self.prefix)
         for pattern, current in self.legacy_names:
             name = re.sub(pattern, current, name)
         return None if self.ignored_tensors.fullmatch(name) else name
 
     def to_hf(self, name: str) -> str:
-        """Our name -> the name in the files that we write."""
+        """A name here -> the name in the files that we write."""
         return name if name in self.unprefixed else self.prefix + name
 
     def convert_layout(self, name: str, array: np.ndarray) -> np.ndarray:
-        """An array as we have it -> as the file has it, or the reverse: transposed or unchanged."""
+        """An array as the model has it -> as the file has it, or the reverse."""
         return array.T if self.transposed.fullmatch(name) else array
 
     def shape_in_file(self, parameter: Parameter) -> tuple[int, ...]:
@@ -110,7 +110,7 @@ class Family:
         return parameter.shape[::-1] if transposed else parameter.shape
 
     def is_classifier(self, settings: dict[str, Any], tensors: Container[str]) -> bool:
-        """config.json, tensors by our names -> whether the folder holds a trained classifier."""
+        """config.json, tensors by name -> whether the folder holds a trained classifier."""
         architectures = settings.get("architectures")
         if not isinstance(architectures, list):
             return self.head[0] in tensors

@@ -92,7 +92,7 @@ def save(model: Classifier | LanguageModel, folder: str | Path, dtype: DTypeLike
 
 
 def _stored_tensors(folder, family):
-    """-> every tensor of the folder (Stored, unread) by our name for it."""
+    """-> every tensor of the folder (Stored, unread) by its name in the model."""
     tensors = {}
     for tensor in safetensors.folder_contents(folder):
         name = family.from_hf(tensor.name)

@@ -40,7 +40,7 @@ class Stored:
 
     path: Path
     name: str
-    dtype: str               # a key of DTYPES, or one that we cannot read
+    dtype: str               # a key of DTYPES, or one that cannot be read
     shape: tuple[int, ...]
     start: int               # its first byte in the file
     checksum: int | None
