@@ -164,7 +164,7 @@ def require_equal(ours, theirs, limit=1e-4):
 def machine(with_peer=True):
     """-> versions, processor, threads, BLAS, and what the peer makes of the processor."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    found = run_folder.machine() | {"blas": f"{blas['name']} {blas['version']}"}
+    found = run_folder.environment() | {"blas": f"{blas['name']} {blas['version']}"}
     for name in ("numba", *(("torch", "transformers") if with_peer else ())):
         with suppress(PackageNotFoundError):
             found["versions"][name] = version(name)

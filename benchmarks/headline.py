@@ -23,7 +23,7 @@ from minisft.data.batch import pack
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.read import read_examples
 from minisft.data.sequences import encode_sequences
-from minisft.data.text import load_tokenizer, parse_steps
+from minisft.data.text import load_tokenizer, parse_cleaning_steps
 from minisft.evaluation import metrics
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.io import checkpoint, hub
@@ -87,9 +87,9 @@ class Theirs(sides.Peer):
 def read(args):
     """-> training and test Sequences, the names of the classes."""
     folder = hub.resolve(args.model)
-    tokenizer, clean = load_tokenizer(folder), parse_steps("all")
+    tokenizer, clean = load_tokenizer(folder), parse_cleaning_steps("all")
     train = read_examples(args.train, ["text"], "label", None, clean)
-    test = read_examples(args.test, ["text"], "label", train.label_names, parse_steps("all"))
+    test = read_examples(args.test, ["text"], "label", train.label_names, clean)
     made = [TokenizedDataset(encode_sequences(tokenizer, part.texts, args.max_length)[0],
                       part.labels) for part in (train, test)]
     return *made, train.label_names

@@ -22,7 +22,7 @@ import numpy as np
 
 from minisft.cli import main as minisft
 from minisft.data.read import read_examples
-from minisft.data.text import parse_steps
+from minisft.data.text import parse_cleaning_steps
 from minisft.errors import UserError
 from minisft.evaluation import metrics
 from minisft.evaluation.baselines import WORD
@@ -74,7 +74,7 @@ def measured(parser, args):
         "text_column", "label_column", "train_texts", "whole", "max_tokens", "set")}
     out = Path(args.out)
     found = json.loads(out.read_text()) if out.exists() else {
-        "machine": run_folder.machine(), "options": options, "sets": {}, "runs": []}
+        "machine": run_folder.environment(), "options": options, "sets": {}, "runs": []}
     if found["options"] != options:
         raise UserError(f"{out}: was measured with {found['options']}, expected {options}")
     for pair in args.sets:
@@ -135,7 +135,8 @@ def read(path, args):
         if bad := [n for n, (text, label) in enumerate(rows, 1) if not text or " " in label]:
             raise UserError(f"{path}, line {bad[0]}: expected COARSE:fine question")
         return rows
-    found = read_examples(path, args.text_column, args.label_column, None, parse_steps("none"))
+    found = read_examples(path, args.text_column, args.label_column, None,
+                          parse_cleaning_steps("none"))
     return [(text, found.label_names[k]) for text, k in zip(found.texts, found.labels, strict=True)]
 
 
@@ -256,8 +257,8 @@ def _beaten(rows):
         tests = [run["baselines"][key]["mcnemar"] for run in rows if key in run["baselines"]]
         if not tests:
             continue
-        won = sum(t["p"] < SIGNIFICANCE and t["only_ours"] > t["only_theirs"] for t in tests)
-        lost = sum(t["p"] < SIGNIFICANCE and t["only_ours"] < t["only_theirs"] for t in tests)
+        won = sum(t["p"] < SIGNIFICANCE and t["only_model"] > t["only_baseline"] for t in tests)
+        lost = sum(t["p"] < SIGNIFICANCE and t["only_model"] < t["only_baseline"] for t in tests)
         said.append(f"{words}: {won} of {len(tests)}" + (f", worse in {lost}" if lost else "")
                     + f" (largest p {max(t['p'] for t in tests):.2g})")
     return "; ".join(said)

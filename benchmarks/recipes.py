@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.real_sets import finetuned, given, read
-from minisft.data.read import draw, split
+from minisft.data.read import stratified_subset, train_valid_split
 from minisft.errors import UserError
 from minisft.evaluation import metrics
 from minisft.io import run_folder
@@ -77,10 +77,10 @@ def measured(args):
     """Arguments -> what --out holds at the end."""
     options = {name: getattr(args, name) for name in (
         "text_column", "label_column", "texts", "judged", "model", "set")}
-    options["file"] = run_folder.fingerprint(args.train)
+    options["file"] = run_folder.file_sha256(args.train)
     out = Path(args.out)
     found = json.loads(out.read_text()) if out.exists() else {
-        "machine": run_folder.machine(), "options": options, "base": None, "runs": []}
+        "machine": run_folder.environment(), "options": options, "base": None, "runs": []}
     if found["options"] != options:
         raise UserError(f"{out}: was measured with {found['options']}, expected {options}")
     with tempfile.TemporaryDirectory() as folder:
@@ -107,9 +107,9 @@ def prepare(args, folder):
         raise UserError(f"{args.train}: holds {len(rows)} texts, expected {args.texts} to train on "
                         f"and {args.judged} to judge by")
     # equal texts stay on one side, so a few more or less than asked for may be set aside
-    kept, held = split(labels, texts, args.judged / len(rows), 0)
+    kept, held = train_valid_split(labels, texts, args.judged / len(rows), 0)
     count = min(args.texts, len(kept))
-    chosen = kept[draw(args.train, [labels[i] for i in kept], len(kept), count, 0)]
+    chosen = kept[stratified_subset(args.train, [labels[i] for i in kept], len(kept), count, 0)]
     for name, numbers in (("train", chosen), ("judged", held)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(
             {"text": rows[i][0], "label": rows[i][1]}) + "\n" for i in numbers))

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from minisft.data.read import read_examples
-from minisft.data.text import parse_steps
+from minisft.data.text import parse_cleaning_steps
 from minisft.io import run_folder
 from minisft.io.files import write_json
 from minisft.jobs.finetune import finetune
@@ -38,7 +38,7 @@ def main(arguments=None):
     options = {name: json.loads(value) for name, _, value in (x.partition("=") for x in args.set)}
     out = Path(args.out)
     found = json.loads(out.read_text()) if out.exists() else {
-        "machine": run_folder.machine(), "options": options, "runs": []}
+        "machine": run_folder.environment(), "options": options, "runs": []}
     if found["options"] != options:
         sys.exit(f"{out}: was measured with {found['options']}, not with {options}")
     for size in [None] if args.train == "toy" else args.sizes:
@@ -56,7 +56,7 @@ def one(args, options, size, seed):
     with tempfile.TemporaryDirectory() as folder:
         files = {}
         if size is not None:
-            train = read_examples(args.train, ["text"], "label", None, parse_steps("none"))
+            train = read_examples(args.train, ["text"], "label", None, parse_cleaning_steps("none"))
             chosen = np.random.default_rng(seed).permutation(len(train.texts))[:size]
             files = {"train": str(Path(folder) / "train.jsonl"), "test": args.test}
             Path(files["train"]).write_text("".join(json.dumps(
@@ -82,7 +82,8 @@ def tfidf(train, chosen, test_file):
         from sklearn.linear_model import LogisticRegression
     except ImportError:
         return None
-    test = read_examples(test_file, ["text"], "label", train.label_names, parse_steps("none"))
+    test = read_examples(test_file, ["text"], "label", train.label_names,
+                         parse_cleaning_steps("none"))
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     fitted = LogisticRegression(C=10, max_iter=1000).fit(
         words.fit_transform([train.texts[n] for n in chosen]), [train.labels[n] for n in chosen])

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from minisft.data import in_memory
 from minisft.data.in_memory import Texts
-from minisft.data.read import sorted_label_names, split
+from minisft.data.read import sorted_label_names, train_valid_split
 from minisft.data.sequences import encode_sequences
-from minisft.data.text import parse_steps
+from minisft.data.text import parse_cleaning_steps
 from minisft.errors import NotFittedError, UserError
 from minisft.evaluation.evaluate import completion_loss, log_probabilities
 from minisft.io.files import read_json, write_json
@@ -113,7 +113,7 @@ class Estimator:
         config = with_defaults(FinetuneConfig.from_options(**{
             name: _plain(getattr(self, name)) for name in FinetuneConfig.option_fields()
             if hasattr(self, name)}))
-        return config, parse_steps(config.data.clean or "none")
+        return config, parse_cleaning_steps(config.data.clean or "none")
 
     def _say(self) -> Callable[[str], None]:
         return (lambda line: None) if self.quiet else print
@@ -226,8 +226,8 @@ class TextClassifier(Estimator):
         label_names = sorted_label_names("labels", map(str, classes.tolist()))
         train = in_memory.examples(texts, values, label_names, steps)
         if validation is None:
-            kept, held_out = split(train.labels, train.texts, config.data.valid_fraction,
-                                   config.training.seed)
+            kept, held_out = train_valid_split(train.labels, train.texts,
+                                               config.data.valid_fraction, config.training.seed)
             train, valid = in_memory.subset(train, kept), in_memory.subset(train, held_out)
         else:
             valid = in_memory.examples(
@@ -322,8 +322,8 @@ class CompletionModel(Estimator):
         config, steps = self._config()
         train = in_memory.prompts(prompts, completions, steps)
         if validation is None:
-            kept, held_out = split(None, train.prompts, config.data.valid_fraction,
-                                   config.training.seed)
+            kept, held_out = train_valid_split(None, train.prompts, config.data.valid_fraction,
+                                               config.training.seed)
             train, valid = in_memory.subset(train, kept), in_memory.subset(train, held_out)
         else:
             valid = in_memory.prompts(*validation, steps, "validation ")

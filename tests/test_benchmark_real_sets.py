@@ -72,7 +72,7 @@ def test_trec_lines_and_their_faults(tmp_path):
 def test_the_table_counts_what_is_more_than_chance():
     def run(seed, p, ours, theirs):
         one = {"accuracy": 0.5, "macro_f1": 0.4, "mcnemar": {
-            "p": p, "only_ours": ours, "only_theirs": theirs}}
+            "p": p, "only_model": ours, "only_baseline": theirs}}
         return {"set": "s", "model": "m", "seed": seed, "accuracy": 0.9 + seed / 100,
                 "macro_f1": 0.9, "n": 100, "baselines": {"naive_bayes": one}}
     found = {"sets": {"s": {"train": 5000, "test": 100, "removed": 2}},

@@ -78,7 +78,7 @@ def change_config(folder, **changes):
 
 def change_tensors(folder, changes):
     """Replaces tensors by (code, shape, bytes), or takes them out for None; drops checksums."""
-    stored, _ = safetensors.contents(folder / "model.safetensors")
+    stored, _ = safetensors.read_header(folder / "model.safetensors")
     content = (folder / "model.safetensors").read_bytes()
     entries = {}
     for name, tensor in stored.items():
@@ -119,7 +119,7 @@ def test_round_trip(tmp_path, model):
     assert getattr(loaded, "label_names", None) == getattr(model, "label_names", None)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     # transformers before version 5 opens no file that does not say so
-    assert safetensors.contents(tmp_path / "model.safetensors")[1]["format"] == "pt"
+    assert safetensors.read_header(tmp_path / "model.safetensors")[1]["format"] == "pt"
     assert loaded.store.values.base is None and loaded.store.grads.any() == 0
 
 
@@ -198,7 +198,7 @@ def test_masks_of_old_files_are_left_out(folder):
 
 def split(folder, parts=3):
     """model.safetensors -> shards with an index, as transformers writes them."""
-    stored, _ = safetensors.contents(folder / "model.safetensors")
+    stored, _ = safetensors.read_header(folder / "model.safetensors")
     content, places = (folder / "model.safetensors").read_bytes(), {}
     for part in range(parts):
         name, entries = f"model-{part + 1:05}-of-{parts:05}.safetensors", {}
@@ -426,12 +426,12 @@ def test_garbled_config_is_never_a_traceback(tmp_path, rng):
 
 
 def test_golden_file_is_kept(tmp_path):
-    stored, metadata = safetensors.contents(GOLDEN / "model.safetensors")
+    stored, metadata = safetensors.read_header(GOLDEN / "model.safetensors")
     assert metadata == {"format": "pt"}
     model = load(GOLDEN)
     save(model, tmp_path)
     assert same(load(tmp_path), model)
-    ours = safetensors.contents(tmp_path / "model.safetensors")[0]
+    ours = safetensors.read_header(tmp_path / "model.safetensors")[0]
     assert ours.keys() == stored.keys()
 
 

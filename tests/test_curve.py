@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minisft.cli import main
-from minisft.data.read import draw
+from minisft.data.read import stratified_subset
 from minisft.errors import UserError
 from minisft.evaluation import comparison, plots
 from minisft.jobs import curve
@@ -44,16 +44,18 @@ def timeless(found):
 def test_draws_are_nested_and_keep_the_shares():
     labels = [0] * 60 + [1] * 30 + [2] * 10
     for seed in (0, 1):
-        draws = [set(draw("f", labels, 100, count, seed)) for count in (1, 7, 10, 20, 50, 99, 100)]
+        draws = [set(stratified_subset("f", labels, 100, count, seed))
+                 for count in (1, 7, 10, 20, 50, 99, 100)]
         assert all(a < b for a, b in zip(draws, draws[1:], strict=False))
         assert [len(d) for d in draws] == [1, 7, 10, 20, 50, 99, 100]
         counts = np.bincount([labels[n] for n in draws[4]])
         assert counts.tolist() == [30, 15, 5]
         assert np.bincount([labels[n] for n in draws[2]]).tolist() == [6, 3, 1]
-    assert not np.array_equal(draw("f", labels, 100, 50, 0), draw("f", labels, 100, 50, 1))
-    assert (np.diff(draw("f", None, 100, 30, 0)) > 0).all()
+    assert not np.array_equal(stratified_subset("f", labels, 100, 50, 0),
+                              stratified_subset("f", labels, 100, 50, 1))
+    assert (np.diff(stratified_subset("f", None, 100, 30, 0)) > 0).all()
     with pytest.raises(UserError, match="f: holds 100 texts, but --train-texts 101"):
-        draw("f", labels, 100, 101, 0)
+        stratified_subset("f", labels, 100, 101, 0)
 
 
 def test_a_point_is_a_run_of_finetune(command, finished, tmp_path):

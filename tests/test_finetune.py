@@ -72,7 +72,7 @@ def test_run_folder_holds_what_the_readme_says(trained):
     assert "Compared on the same texts" in text
     for key in ("majority_class", "naive_bayes"):
         test = found[key]["mcnemar"]
-        assert (test["only_ours"] - test["only_theirs"]) / 80 == pytest.approx(
+        assert (test["only_model"] - test["only_baseline"]) / 80 == pytest.approx(
             found["accuracy"] - found[key]["accuracy"])
 
 

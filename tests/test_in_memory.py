@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from minisft.data.read import read_examples, read_prompts, split
+from minisft.data.read import read_examples, read_prompts, train_valid_split
 from minisft.errors import UserError
 from minisft.jobs import finetune as runner
 from minisft.jobs.classify import _part
@@ -36,7 +36,7 @@ def test_a_classifier_has_the_bits_of_the_command(toy_file, tmp_path, monkeypatc
     runner.run(run, silent)
 
     examples = read_examples(path, ["text"], "label")
-    kept, held_out = split(examples.labels, examples.texts, 0.1, 0)
+    kept, held_out = train_valid_split(examples.labels, examples.texts, 0.1, 0)
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     fitted = runner.train_classifier(_part(examples, kept), _part(examples, held_out),
@@ -61,7 +61,7 @@ def test_a_language_model_has_the_bits_of_the_command(tmp_path):
     runner.run(run, silent)
     prompts = read_prompts(str(path), ["prompt"], "completion")
     parts = [_part_of_prompts(prompts, indices)
-             for indices in split(None, prompts.prompts, 0.1, 0)]
+             for indices in train_valid_split(None, prompts.prompts, 0.1, 0)]
     fitted = runner.train_completion(*parts, config.replace(train=None), say=silent)
     require_same_tensors(fitted.model, run.prepared.model)
     assert fitted.label_names is None and fitted.preprocessing.separator == "\n\n"

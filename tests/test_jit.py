@@ -23,8 +23,8 @@ def no_numba(monkeypatch):
 
 
 def test_without_numba_the_formula_runs(rng, no_numba):
-    assert not jit.chosen() and run_folder.machine()["compiled"] is False
-    assert "numba" not in run_folder.machine()["versions"]
+    assert not jit.chosen() and run_folder.environment()["compiled"] is False
+    assert "numba" not in run_folder.environment()["versions"]
     s = rng.standard_normal((3, 4), dtype=np.float32)
     p, cache = softmax.forward(s)
     assert np.array_equal(p, ops.softmax.forward(s)[0])
@@ -52,14 +52,14 @@ def test_a_wish_that_is_none_is_told(rng, monkeypatch):
 
 def test_the_switches_switch(monkeypatch):
     pytest.importorskip("numba", reason="compiled twins need the extra fast")
-    machine = run_folder.machine()
+    machine = run_folder.environment()
     assert jit.chosen() and machine["compiled"] and machine["versions"]["numba"]
     with jit.compiled(False):
         assert not jit.chosen()
         with jit.compiled(True):
             assert jit.chosen()
     monkeypatch.setenv("MINISFT_COMPILED", "off")
-    assert not jit.chosen() and run_folder.machine()["compiled"] is False
+    assert not jit.chosen() and run_folder.environment()["compiled"] is False
 
 
 def test_numba_is_imported_when_the_first_operation_runs():

@@ -143,14 +143,14 @@ def test_classification_matches_scikit_learn(m, k, rng):
 def test_mcnemar_counts_every_outcome():
     """The slow twin tosses all 2^n coins and counts the outcomes at least as lopsided."""
     labels = np.zeros(14, dtype=int)
-    for only_ours, only_theirs in [(0, 0), (1, 0), (0, 5), (3, 3), (7, 2), (1, 8)]:
-        n = only_ours + only_theirs
+    for only_model, only_baseline in [(0, 0), (1, 0), (0, 5), (3, 3), (7, 2), (1, 8)]:
+        n = only_model + only_baseline
         ours, theirs = np.ones(14, dtype=int), np.ones(14, dtype=int)
-        ours[:only_ours], theirs[only_ours:n] = 0, 0
+        ours[:only_model], theirs[only_model:n] = 0, 0
         ours[n:n + 2] = theirs[n:n + 2] = 0              # both right: says nothing
         found = metrics.mcnemar(labels, ours, theirs)
-        assert (found["only_ours"], found["only_theirs"]) == (only_ours, only_theirs)
-        lopsided = abs(only_ours - only_theirs)
+        assert (found["only_model"], found["only_baseline"]) == (only_model, only_baseline)
+        lopsided = abs(only_model - only_baseline)
         heads = [sum(coins) for coins in itertools.product((0, 1), repeat=n)]
         assert found["p"] == pytest.approx(
             sum(abs(2 * h - n) >= lopsided for h in heads) / 2**n, rel=1e-12)

@@ -11,7 +11,7 @@ import pytest
 
 from minisft.cli import main
 from minisft.data.batch import pack
-from minisft.data.documents import documents, encode
+from minisft.data.documents import encode_documents, read_documents
 from minisft.data.text import train_tokenizer
 from minisft.errors import UserError
 from minisft.io.model_folder import read_folder
@@ -45,27 +45,27 @@ def run(text):
 def test_documents_end_at_border_lines(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one\n<|endoftext|>\n\ntwo <|endoftext|> is no border\r\n<|endoftext|>\n")
-    assert documents(path) == ["one", "two <|endoftext|> is no border"]
+    assert read_documents(path) == ["one", "two <|endoftext|> is no border"]
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(path.read_bytes()))
-    assert documents(tmp_path / "a.txt.gz") == documents(path)
+    assert read_documents(tmp_path / "a.txt.gz") == read_documents(path)
 
 
 def test_a_file_without_borders_is_divided_at_blank_lines(tmp_path):
     path = tmp_path / "a.txt"
     paragraphs = [f"paragraph {i} " + "x" * 3000 for i in range(10)]
     path.write_text("\n\n".join(paragraphs))
-    found = documents(path)
+    found = read_documents(path)
     assert len(found) == 4 and "\n\n".join(found) == "\n\n".join(paragraphs)
     path.write_text("<|endoftext|>\n \n")
     with pytest.raises(UserError, match="a.txt: holds no text"):
-        documents(path)
+        read_documents(path)
 
 
 def test_each_token_but_the_first_is_predicted_once():
     tokenizer = train_tokenizer(["some words of a text"], 300)
     texts = ["some words of a text, and more words", "of"]
     end = tokenizer.token_to_id("<|endoftext|>")
-    ids, labels = encode(tokenizer, texts, end, 5)
+    ids, labels = encode_documents(tokenizer, texts, end, 5)
     assert max(map(len, ids)) <= 5 and all(len(x) == len(y) for x, y in zip(ids, labels,
                                                                           strict=True))
     assert np.concatenate(labels).tolist() == [
@@ -76,7 +76,7 @@ def test_each_token_but_the_first_is_predicted_once():
 def test_borders_are_not_crossed(run, text):
     model, tokenizer, _ = read_folder(run / "model", dtype=np.float64)
     end = tokenizer.token_to_id("<|endoftext|>")
-    ids, labels = encode(tokenizer, documents(text)[:5], end, 16)
+    ids, labels = encode_documents(tokenizer, read_documents(text)[:5], end, 16)
     losses = [model.loss(pack([x], [y]))[0] for x, y in zip(ids, labels, strict=True)]
     assert model.loss(pack(ids, labels))[0] == pytest.approx(sum(losses), rel=1e-12)
 
@@ -89,7 +89,7 @@ def test_results_are_those_of_the_saved_folder(run, text):
     assert preprocessing.clean == ()
     nats = 0.0
     end = tokenizer.token_to_id("<|endoftext|>")
-    for ids, labels in zip(*encode(tokenizer, valid, end, 16), strict=True):
+    for ids, labels in zip(*encode_documents(tokenizer, valid, end, 16), strict=True):
         logp = log_softmax(model.forward(pack([ids])).astype(np.float64))
         nats -= sum(row[label] for row, label in zip(logp, labels, strict=True))
     n_bytes = sum(len(t.encode()) for t in valid)

@@ -14,7 +14,7 @@ from minisft.data.read import (
     read_prompts,
     read_table,
     shared_texts,
-    split,
+    train_valid_split,
 )
 from minisft.errors import UserError
 
@@ -230,14 +230,14 @@ def test_read_prompts(write):
 def test_split_is_stratified_and_deterministic():
     labels = [0] * 60 + [1] * 30 + [2] * 10
     texts = [f"text {number}" for number in range(100)]
-    kept, held = split(labels, texts, 0.2, seed=3)
+    kept, held = train_valid_split(labels, texts, 0.2, seed=3)
     assert kept.dtype == held.dtype == np.int64
     assert sorted([*kept, *held]) == list(range(100))
     assert (np.diff(kept) > 0).all() and (np.diff(held) > 0).all()
     assert Counter(labels[number] for number in held) == {0: 12, 1: 6, 2: 2}
-    assert (held == split(labels, texts, 0.2, seed=3)[1]).all()
-    assert (held != split(labels, texts, 0.2, seed=4)[1]).any()
-    assert len(split(None, texts, 0.25, seed=0)[1]) == 25
+    assert (held == train_valid_split(labels, texts, 0.2, seed=3)[1]).all()
+    assert (held != train_valid_split(labels, texts, 0.2, seed=4)[1]).any()
+    assert len(train_valid_split(None, texts, 0.25, seed=0)[1]) == 25
 
 
 def test_split_keeps_equal_texts_together(rng):
@@ -245,14 +245,14 @@ def test_split_keeps_equal_texts_together(rng):
     texts = [text.upper() if rng.random() < 0.5 else f" {text}" for text in texts]
     labels = [len(text) % 2 for text in texts]
     for seed in range(5):
-        kept, held = split(labels, texts, 0.3, seed)
+        kept, held = train_valid_split(labels, texts, 0.3, seed)
         assert shared_texts([texts[n] for n in kept], [texts[n] for n in held]) == 0
 
 
 def test_split_puts_every_label_on_both_sides():
     labels, texts = [0] * 50 + [1, 1, 2, 3, 3], [*map(str, range(52)), "x", "same", "same"]
     for fraction in (0.01, 0.5, 0.99):
-        kept, held = split(labels, texts, fraction, seed=0)
+        kept, held = train_valid_split(labels, texts, fraction, seed=0)
         assert {labels[n] for n in held} == {0, 1}
         assert {labels[n] for n in kept} == {0, 1, 2, 3}
 
@@ -260,12 +260,12 @@ def test_split_puts_every_label_on_both_sides():
 def test_split_refuses():
     for fraction in (0, 1, -0.1, 1.5, float("nan")):
         with pytest.raises(UserError, match="must lie between 0 and 1"):
-            split([0, 1], ["a", "b"], fraction, 0)
+            train_valid_split([0, 1], ["a", "b"], fraction, 0)
     for labels in (None, [0, 0, 0], [0, 0, 1]):
         with pytest.raises(UserError, match="cannot hold out for validation any of 3 texts"):
-            split(labels, ["a", "A ", "a" if labels != [0, 0, 1] else "b"], 0.5, 0)
+            train_valid_split(labels, ["a", "A ", "a" if labels != [0, 0, 1] else "b"], 0.5, 0)
     with pytest.raises(UserError, match="cannot hold out for validation any of 0 texts"):
-        split([], [], 0.5, 0)
+        train_valid_split([], [], 0.5, 0)
 
 
 def test_shared_texts():

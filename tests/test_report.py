@@ -157,7 +157,7 @@ def test_completion_report(tmp_path):
 
 def beside(ours, theirs, p):
     return {"accuracy": 0.5, "accuracy_low": 0.4, "accuracy_high": 0.6, "macro_f1": 0.45,
-            "mcnemar": {"only_ours": ours, "only_theirs": theirs, "p": p}}
+            "mcnemar": {"only_model": ours, "only_baseline": theirs, "p": p}}
 
 
 def test_the_comparison_says_what_is_more_than_chance(tmp_path):
@@ -165,7 +165,7 @@ def test_the_comparison_says_what_is_more_than_chance(tmp_path):
         "majority_class": beside(20, 2, 0.0001), "naive_bayes": beside(3, 12, 0.035),
         "random_weights": beside(6, 5, 1.0) | {"epochs": 15, "epochs_run": 4, "best_epoch": 2,
                                                "lr": 1e-3, "dropout": 0.3},
-        "left_out": comparison.left_out("scikit-learn is not installed")}
+        "left_out": comparison.skipped_message("scikit-learn is not installed")}
     text = write(tmp_path, found)
     rows = next(t for t in tables(text) if " McNemar p " in t[0])[2:]
     assert [(row[0].strip(), row[-1].strip()) for row in rows] == [
@@ -175,7 +175,7 @@ def test_the_comparison_says_what_is_more_than_chance(tmp_path):
     assert "scikit-learn is not installed." in text
     assert "4 of at most 15 epochs, of which the validation part chose number 2" in text
     assert "highest rate 0.001, dropout 0.3" in text
-    lines = comparison.headlines(found)
+    lines = comparison.terminal_lines(found)
     assert sum("more than chance" in line for line in lines) == 2
     assert any("no larger difference than chance" in line for line in lines)
     assert lines[-1] == found["left_out"]

@@ -18,7 +18,7 @@ ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array([True]), "c": np.arra
 
 
 def read_all(path):
-    return {name: tensor.read() for name, tensor in safetensors.contents(path)[0].items()}
+    return {name: tensor.read() for name, tensor in safetensors.read_header(path)[0].items()}
 
 
 def equal(arrays, others):
@@ -48,7 +48,7 @@ def test_the_library_reads_what_we_write(tmp_path):
     safetensors.write(tmp_path / "x.safetensors", ARRAYS, {"format": "pt"})
     assert equal(load_file(tmp_path / "x.safetensors"), ARRAYS)
     assert equal(read_all(tmp_path / "x.safetensors"), ARRAYS)
-    for name, tensor in safetensors.contents(tmp_path / "x.safetensors")[0].items():
+    for name, tensor in safetensors.read_header(tmp_path / "x.safetensors")[0].items():
         assert tensor.start % ARRAYS[name].itemsize == 0     # whoever maps the file needs it
 
 
@@ -84,7 +84,7 @@ def test_dtype_that_numpy_lacks(tmp_path):
 
 
 def test_file_of_others_has_no_checksums():
-    stored, metadata = safetensors.contents(GOLDEN)
+    stored, metadata = safetensors.read_header(GOLDEN)
     assert metadata == {"format": "pt"} and all(t.checksum is None for t in stored.values())
 
 
@@ -131,7 +131,7 @@ def test_flipped_bits_are_found(file, rng):
 
 def test_damage_names_the_tensor(file):
     content = bytearray(file.read_bytes())
-    content[safetensors.contents(file)[0]["transformer.h.1.ln_2.bias"].start] ^= 1
+    content[safetensors.read_header(file)[0]["transformer.h.1.ln_2.bias"].start] ^= 1
     file.write_bytes(content)
     refused(file, "transformer.h.1.ln_2.bias is damaged", "checksum")
 

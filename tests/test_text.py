@@ -14,7 +14,7 @@ from minisft.data.text import (
     clean_all,
     encode_all,
     load_tokenizer,
-    parse_steps,
+    parse_cleaning_steps,
     save_tokenizer,
     train_tokenizer,
 )
@@ -109,12 +109,12 @@ def test_steps_work_together_and_each_can_be_left_out():
 
 
 def test_parse_steps():
-    assert parse_steps("all") == CLEANING_STEPS
-    assert parse_steps("none") == ()
-    assert parse_steps("tags, entities,tags") == ("entities", "tags")
+    assert parse_cleaning_steps("all") == CLEANING_STEPS
+    assert parse_cleaning_steps("none") == ()
+    assert parse_cleaning_steps("tags, entities,tags") == ("entities", "tags")
     for wrong in ("tag", "", "all,tags", "Tags"):
         with pytest.raises(UserError, match="unknown cleaning step .*; known: all, none, or"):
-            parse_steps(wrong)
+            parse_cleaning_steps(wrong)
     with pytest.raises(UserError, match="unknown cleaning step 'bold'"):
         clean("x", ("bold",))
 

@@ -65,7 +65,7 @@ class Batch:
         return self.asarray(np.repeat(self.example_ids, self.lengths))
 
     @cached_property
-    def reach(self) -> np.ndarray:
+    def end_positions(self) -> np.ndarray:
         """-> the position behind each sequence's last token (B,), on the CPU."""
         return array.to_cpu(self.positions)[self.cu_seqlens[1:] - 1] + 1
 

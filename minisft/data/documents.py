@@ -11,26 +11,27 @@ from minisft.data.table import read_text
 from minisft.data.text import END_OF_TEXT, encode_all
 from minisft.errors import UserError
 
-BORDER = re.compile(rf"^{re.escape(END_OF_TEXT)}[ \t]*$", re.M)
+DOCUMENT_SEPARATOR = re.compile(rf"^{re.escape(END_OF_TEXT)}[ \t]*$", re.M)
 PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
-# A file without borders is divided at blank lines, so that a part of it can be held out.
-GROUP = 8000
+# Of a document in a file without separators: it is divided at blank lines, so that a part of it
+# can be held out.
+MIN_CHARACTERS = 8000
 
 
-def documents(path: str | Path, encoding: str = "utf-8") -> list[str]:
+def read_documents(path: str | Path, encoding: str = "utf-8") -> list[str]:
     """A text file, plain or .gz -> its documents; raises UserError.
 
     Lines `<|endoftext|>` end a document. A file without any is divided at blank lines into runs of
     paragraphs of 8,000 characters or more.
     """
     text = read_text(path, encoding).replace("\r\n", "\n")
-    if BORDER.search(text):
-        parts = BORDER.split(text)
+    if DOCUMENT_SEPARATOR.search(text):
+        parts = DOCUMENT_SEPARATOR.split(text)
     else:
         groups: list[list[str]] = [[]]
         size = 0
         for paragraph in PARAGRAPH.split(text):
-            if size >= GROUP:
+            if size >= MIN_CHARACTERS:
                 groups.append([])
                 size = 0
             groups[-1].append(paragraph)
@@ -42,8 +43,8 @@ def documents(path: str | Path, encoding: str = "utf-8") -> list[str]:
     return parts
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], end: int,
-           positions: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], end: int,
+                     positions: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Documents -> token ids of their pieces (T,), the next token of each token (T,).
 
     A piece has at most `positions` tokens. A document is <|endoftext|>, its tokens, <|endoftext|>:

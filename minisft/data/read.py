@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from minisft.data.table import Table as Table
-from minisft.data.table import read_table, show
+from minisft.data.table import read_table, short_repr
 from minisft.data.text import CLEANING_STEPS, clean, clean_all
 from minisft.errors import UserError
 
@@ -28,7 +28,7 @@ class Examples:
     pairs: list[str] | None = None     # the second text of each, where there are two
 
     @property
-    def wholes(self) -> list[str]:
+    def full_texts(self) -> list[str]:
         """-> each text, joined with its second text where there are two."""
         if self.pairs is None:
             return self.texts
@@ -49,13 +49,14 @@ class Prompts:
 def _column(table, name, header):
     """Table, a column's name -> its values as str; UserError if it is absent or one is no text."""
     if name not in table.columns:
-        columns = ", ".join(show(column).strip("'\"") for column in table.columns[:20])
+        columns = ", ".join(short_repr(column).strip("'\"") for column in table.columns[:20])
         hint = ""
         if not header:
             hint = "; --no-header numbers the columns from 1"
         elif table.path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
             hint = "; if that is no header, add --no-header and name the columns 1, 2, ..."
-        raise UserError(f"{table.path}: no column {show(name)}; the columns are: {columns}{hint}")
+        raise UserError(f"{table.path}: no column {short_repr(name)}; the columns are: "
+                        f"{columns}{hint}")
     return [_value(table, row, line, name)
             for row, line in zip(table.rows, table.lines, strict=True)]
 
@@ -64,13 +65,13 @@ def _value(table, row, line, name):
     value = row.get(name)
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise UserError(f"{table.path}, line {line}: column {show(name)} holds half a "
+            raise UserError(f"{table.path}, line {line}: column {short_repr(name)} holds half a "
                             "character (a lone surrogate)")
         return value
     if isinstance(value, bool | int | float):
         return json.dumps(value)       # true, 3, 0.5: as the file spells them
     type_name = {list: "a list", dict: "an object"}.get(type(value), "null")
-    raise UserError(f"{table.path}, line {line}: column {show(name)} is "
+    raise UserError(f"{table.path}, line {line}: column {short_repr(name)} is "
                     f"{type_name if name in row else 'missing'}; expected a text")
 
 
@@ -91,7 +92,7 @@ def read_examples(path: str | Path, text_columns: Sequence[str], label_column: s
     unknown label, or fewer than two label names in the file.
     """
     if label_column is not None and label_column in (*text_columns, pair_column):
-        raise UserError(f"{path}: column {show(label_column)} cannot be both text and label")
+        raise UserError(f"{path}: column {short_repr(label_column)} cannot be both text and label")
     table, texts, cleaned = read_texts(path, text_columns, steps, encoding, header)
     pairs, counts = read_pairs(table, pair_column, steps, header)
     cleaned += counts
@@ -104,8 +105,8 @@ def read_examples(path: str | Path, text_columns: Sequence[str], label_column: s
         label2id = {name: i for i, name in enumerate(label_names)}
         for value, line in zip(values, table.lines, strict=True):
             if value not in label2id:
-                raise UserError(f"{path}, line {line}: unknown label {show(value)}; known: "
-                                f"{', '.join(map(show, label_names))}")
+                raise UserError(f"{path}, line {line}: unknown label {short_repr(value)}; known: "
+                                f"{', '.join(map(short_repr, label_names))}")
         labels = [label2id[value] for value in values]
     return Examples(table.path, texts, labels,
                     None if label_names is None else tuple(label_names), table.lines, cleaned,
@@ -136,7 +137,7 @@ def read_pairs(table: Table, column: str | None, steps: Sequence[str] = CLEANING
         return None, Counter()
     pairs, cleaned = clean_all(_column(table, column, header), steps)
     _require_not_blank(table.path, pairs, table.lines,
-                       f"text of column {show(column)} (after cleaning)")
+                       f"text of column {short_repr(column)} (after cleaning)")
     return pairs, cleaned
 
 
@@ -145,8 +146,8 @@ def sorted_label_names(path: str | Path, labels: Iterable[str]) -> tuple[str, ..
     """
     label_names = sorted(set(labels))
     if len(label_names) < 2:
-        raise UserError(f"{path}: every label is {show(label_names[0])}; a classifier needs two or "
-                        "more")
+        raise UserError(f"{path}: every label is {short_repr(label_names[0])}; a classifier needs "
+                        "two or more")
     if all(re.fullmatch(r"[+-]?[0-9]{1,18}", name) for name in label_names):
         label_names.sort(key=int)
     return tuple(label_names)
@@ -161,7 +162,7 @@ def read_prompts(path: str | Path, prompt_columns: Sequence[str], completion_col
     Each value is cleaned by itself; by default not at all, so that code keeps its lines.
     """
     if completion_column in prompt_columns:
-        raise UserError(f"{path}: column {show(completion_column)} cannot be both prompt "
+        raise UserError(f"{path}: column {short_repr(completion_column)} cannot be both prompt "
                         "and completion")
     table = read_table(path, encoding, header)
     columns: list[list[str]] = []
@@ -174,7 +175,7 @@ def read_prompts(path: str | Path, prompt_columns: Sequence[str], completion_col
     if completion_column is not None:
         completions = columns.pop()
         _require_not_blank(path, completions, table.lines,
-                           f"completion (column {show(completion_column)})")
+                           f"completion (column {short_repr(completion_column)})")
     prompts = ["\n".join(value for value in values if value.strip())
                for values in zip(*columns, strict=True)]
     _require_not_blank(path, prompts, table.lines, "prompt")
@@ -186,8 +187,8 @@ def _key(text):
     return clean(text)[0].casefold()
 
 
-def split(labels: Sequence[int] | None, texts: Sequence[str], fraction: float,
-          seed: int) -> tuple[np.ndarray, np.ndarray]:
+def train_valid_split(labels: Sequence[int] | None, texts: Sequence[str], fraction: float,
+                      seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels (or None), texts, fraction to hold out -> indices to train on, indices held out.
 
     Both sorted, int64. Each label (without labels: the whole) gives its fraction of distinct texts,
@@ -218,8 +219,8 @@ def split(labels: Sequence[int] | None, texts: Sequence[str], fraction: float,
     return np.setdiff1d(np.arange(len(texts), dtype=np.int64), held_out), held_out
 
 
-def draw(path: str | Path, labels: Sequence[int] | None, n: int, count: int,
-         seed: int) -> np.ndarray:
+def stratified_subset(path: str | Path, labels: Sequence[int] | None, n: int, count: int,
+                      seed: int) -> np.ndarray:
     """Labels of n texts (or None), how many to draw -> indices of that many of them, sorted.
 
     Stratified: each label keeps its share. A smaller count gives a subset of what a larger one

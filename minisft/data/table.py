@@ -130,8 +130,8 @@ def _table(path, records, header):
     first_line, first = records[0]
     columns = tuple(first) if header else tuple(str(n + 1) for n in range(len(first)))
     if repeated := [name for name, count in Counter(columns).items() if count > 1]:
-        raise UserError(f"{path}, line {first_line}: the column name {show(repeated[0])} stands "
-                        "there twice; if this is no header, add --no-header")
+        raise UserError(f"{path}, line {first_line}: the column name {short_repr(repeated[0])} "
+                        "stands there twice; if this is no header, add --no-header")
     records = records[1:] if header else records
     if not records:
         raise UserError(f"{path}: holds a header and no rows; if it has no header, add --no-header")
@@ -146,7 +146,8 @@ def _table(path, records, header):
 def _unique(pairs):
     names = Counter(name for name, _ in pairs)
     if len(names) < len(pairs):
-        raise ValueError(f"the name {show(names.most_common(1)[0][0])} stands twice in an object")
+        repeated = short_repr(names.most_common(1)[0][0])
+        raise ValueError(f"the name {repeated} stands twice in an object")
     return dict(pairs)
 
 
@@ -168,7 +169,7 @@ def _object(path, text, start, line):
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}, line {line}: no valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}, line {line}: {show(value)} instead of an object {{...}}")
+        raise UserError(f"{path}, line {line}: {short_repr(value)} instead of an object {{...}}")
     return value, end
 
 
@@ -180,7 +181,7 @@ def _json_lines(path, text):
             value, end = _object(path, row, 0, line)
             if end < len(row):
                 raise UserError(f"{path}, line {line}: more than one JSON value; found "
-                                f"{show(row[end:])} after the first")
+                                f"{short_repr(row[end:])} after the first")
             objects.append((line, value))
     return objects
 
@@ -190,8 +191,8 @@ def _json_list(path, text):
     objects, line, counted_to = [], 1, 0
     position = _BLANK.match(text).end()
     if text[position] != "[":
-        raise UserError(f"{path}: starts with {show(text[position])}; expected a list of objects "
-                        "[{...}, ...]")
+        raise UserError(f"{path}: starts with {short_repr(text[position])}; expected a list of "
+                        "objects [{...}, ...]")
     while text[position:position + 1] != "]":
         position = _BLANK.match(text, position + 1).end()
         line += text.count("\n", counted_to, position)
@@ -209,7 +210,7 @@ def _json_list(path, text):
     return objects
 
 
-def show(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Any value -> at most 60 characters of it on one line, for a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -14,7 +14,12 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from minisft.data.wordpiece import TOKENIZER_CONFIG, VOCABULARY, from_file, special_settings
+from minisft.data.wordpiece import (
+    TOKENIZER_CONFIG,
+    VOCABULARY,
+    load_tokenizer_file,
+    special_token_settings,
+)
 from minisft.errors import UserError
 
 CLEANING_STEPS = ("entities", "tags", "backslashes", "control", "spaces")
@@ -126,7 +131,7 @@ _STEPS = {
 }
 
 
-def parse_steps(text: str) -> tuple[str, ...]:
+def parse_cleaning_steps(text: str) -> tuple[str, ...]:
     """"all", "none" or names with commas between -> steps in their order; UserError if unknown."""
     names = [name.strip() for name in text.split(",")]
     if names in (["all"], ["none"]):
@@ -156,7 +161,7 @@ def clean(text: str, steps: Iterable[str] = CLEANING_STEPS) -> tuple[str, tuple[
     changed = []
     for step in steps:
         if step not in _STEPS:
-            parse_steps(step)
+            parse_cleaning_steps(step)
         cleaned = _STEPS[step](text)
         if cleaned != text:
             changed.append(step)
@@ -197,7 +202,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
                         f"{', '.join(map('+'.join, _FILES))}")
     try:
         if len(files) == 1:
-            return _without_extras(from_file(files[0]))
+            return _without_extras(load_tokenizer_file(files[0]))
         return _without_extras(_byte_level(*BPE.read_file(*map(str, files))))
     except Exception as error:      # the library raises bare Exception
         reason = " ".join(str(error).split())
@@ -288,7 +293,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: i
     """Tokenizer -> the files `transformers` loads; UserError if the pad token is unknown."""
     if pad_token is not None and tokenizer.token_to_id(pad_token) is None:
         raise UserError(f"the pad token {pad_token!r} is not in the vocabulary")
-    config = special_settings(tokenizer) | {
+    config = special_token_settings(tokenizer) | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,

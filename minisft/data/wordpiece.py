@@ -25,13 +25,13 @@ SPECIAL_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD
                   "cls_token": "[CLS]", "mask_token": "[MASK]"}
 
 
-def from_file(path: str | Path) -> Tokenizer:
+def load_tokenizer_file(path: str | Path) -> Tokenizer:
     """A tokenizer.json or vocab.txt -> Tokenizer."""
     path = Path(path)
     return _from_vocabulary(path) if path.name == VOCABULARY else Tokenizer.from_file(str(path))
 
 
-def special_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+def special_token_settings(tokenizer: Tokenizer) -> dict[str, Any]:
     """-> what tokenizer_config.json needs for a WordPiece tokenizer; {} for another kind."""
     if not isinstance(tokenizer.model, WordPiece):
         return {}

@@ -17,54 +17,55 @@ NAMES = {"random_weights": "the same architecture from random weights",
 SIGNIFICANCE = 0.05     # a p below it is called a real difference
 
 
-def left_out(reason: str) -> str:
+def skipped_message(reason: str) -> str:
     """-> the message for a baseline that could not be fitted."""
     return f"{NAMES['tfidf']} is left out: {reason}"
 
 
-def found_in(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def measured_baselines(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """-> (name in words, figures) of each baseline in the results, in the order of NAMES."""
     return [(name, results[key]) for key, name in NAMES.items() if results.get(key)]
 
 
-def verdict(test: dict[str, Any]) -> str:
+def describe_mcnemar(test: dict[str, Any]) -> str:
     """McNemar's counts and p -> a clause."""
-    counts = (f"{test['only_ours']} texts right here alone, {test['only_theirs']} there alone, "
+    counts = (f"{test['only_model']} texts right here alone, {test['only_baseline']} there alone, "
               f"McNemar p = {test['p']:.2g}")
     if test["p"] >= SIGNIFICANCE:
         return f"no larger difference than chance gives ({counts})"
     return f"the model is {_better_or_worse(test)}, by more than chance gives ({counts})"
 
 
-def headlines(results: dict[str, Any]) -> list[str]:
+def terminal_lines(results: dict[str, Any]) -> list[str]:
     """-> lines for the terminal."""
     lines = []
-    for name, baseline in found_in(results):
+    for name, baseline in measured_baselines(results):
         lines.append(f"for scale, {name} on the same texts: accuracy {baseline['accuracy']:.4f} "
                      f"(95% interval {baseline['accuracy_low']:.4f} to "
                      f"{baseline['accuracy_high']:.4f}), macro F1 {baseline['macro_f1']:.4f}")
         if "mcnemar" in baseline:
-            lines.append(f"  {verdict(baseline['mcnemar'])}")
+            lines.append(f"  {describe_mcnemar(baseline['mcnemar'])}")
     if results.get("left_out"):
         lines.append(results["left_out"])
     return lines
 
 
-def sentences(results: dict[str, Any]) -> str:
+def report_sentences(results: dict[str, Any]) -> str:
     """-> a sentence for each baseline, for the head of the report."""
     return "".join(
         f" {name[0].upper()}{name[1:]}: {baseline['accuracy']:.2%} (95% interval "
         f"{baseline['accuracy_low']:.2%} to {baseline['accuracy_high']:.2%})."
-        for name, baseline in found_in(results))
+        for name, baseline in measured_baselines(results))
 
 
-def section(results: dict[str, Any]) -> list[str]:
+def report_section(results: dict[str, Any]) -> list[str]:
     """-> lines of the report: how many texts only one of the two got right, and McNemar's test."""
-    tested = [(name, baseline) for name, baseline in found_in(results) if "mcnemar" in baseline]
+    tested = [(name, baseline) for name, baseline in measured_baselines(results)
+              if "mcnemar" in baseline]
     if not tested:
         return []
     rows = [[name, f"{baseline['accuracy']:.2%}", f"{baseline['macro_f1']:.4f}",
-             f"{baseline['mcnemar']['only_ours']:,}", f"{baseline['mcnemar']['only_theirs']:,}",
+             f"{baseline['mcnemar']['only_model']:,}", f"{baseline['mcnemar']['only_baseline']:,}",
              f"{baseline['mcnemar']['p']:.2g}", _better_or_worse(baseline["mcnemar"])]
             for name, baseline in tested]
     head = ["compared with", "accuracy", "macro F1", "only the model right", "only it right",
@@ -77,7 +78,7 @@ def section(results: dict[str, Any]) -> list[str]:
     return lines + _random_weights_settings(results.get("random_weights"))
 
 
-def over_seeds(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def aggregate_seeds(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Results of n seeds -> {key: mean accuracy, in how many the model is better and worse, p}."""
     compared = {}
     for key in NAMES:
@@ -94,7 +95,7 @@ def over_seeds(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return compared
 
 
-def seeds_headlines(compared: dict[str, dict[str, Any]]) -> list[str]:
+def seeds_terminal_lines(compared: dict[str, dict[str, Any]]) -> list[str]:
     """The dict of `over_seeds` -> lines for the terminal."""
     return [f"for scale, {NAMES[key]}: mean accuracy {c['accuracy']['mean']:.4f}; the model is "
             f"better by more than chance in {c['better']} of {c['n']} seeds, worse in "
@@ -102,7 +103,7 @@ def seeds_headlines(compared: dict[str, dict[str, Any]]) -> list[str]:
             for key, c in compared.items()]
 
 
-def seeds_section(compared: dict[str, dict[str, Any]]) -> list[str]:
+def seeds_report_section(compared: dict[str, dict[str, Any]]) -> list[str]:
     """The dict of `over_seeds` -> lines of the report."""
     if not compared:
         return []
@@ -119,7 +120,7 @@ def seeds_section(compared: dict[str, dict[str, Any]]) -> list[str]:
 def _better_or_worse(test):
     if test["p"] >= SIGNIFICANCE:
         return "neither"
-    return "better" if test["only_ours"] > test["only_theirs"] else "worse"
+    return "better" if test["only_model"] > test["only_baseline"] else "worse"
 
 
 def _random_weights_settings(figures):

@@ -63,9 +63,9 @@ def completion_loss(model: LanguageModel, dataset: TokenizedDataset, batch_token
             "tokens": int(tokens)}
 
 
-def completions(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
-                max_new_tokens: int, end_token: int | None,
-                progress: str | None = None) -> list[str]:
+def generate_completions(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
+                         max_new_tokens: int, end_token: int | None,
+                         progress: str | None = None) -> list[str]:
     """LanguageModel, token ids of M prompts -> M completions as texts, by greedy decoding."""
     texts = [""] * len(prompts)
     order = np.argsort([len(p) for p in prompts], kind="stable")

@@ -48,12 +48,13 @@ def mcnemar(labels: ArrayLike, predictions: ArrayLike,
         raise ValueError(f"mcnemar: labels {truth.shape}, predictions {model.shape}, "
                          f"baseline_predictions {baseline.shape}")
     a, b = model == truth, baseline == truth
-    only_ours, only_theirs = int((a & ~b).sum()), int((b & ~a).sum())
-    n, k = only_ours + only_theirs, min(only_ours, only_theirs)
+    only_model, only_baseline = int((a & ~b).sum()), int((b & ~a).sum())
+    n, k = only_model + only_baseline, min(only_model, only_baseline)
     tail, term = 0, 1                              # whole numbers: no rounding however large n
     for i in range(k + 1):
         tail, term = tail + term, term * (n - i) // (i + 1)     # (2)
-    return {"only_ours": only_ours, "only_theirs": only_theirs, "p": min(1.0, 2 * tail / 2**n)}
+    return {"only_model": only_model, "only_baseline": only_baseline,
+            "p": min(1.0, 2 * tail / 2**n)}
 
 
 def t_critical(n: int, level: float = 0.95) -> float:

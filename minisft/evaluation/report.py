@@ -31,7 +31,7 @@ def write_report(path: str | Path, results: dict[str, Any], data: dict[str, Any]
         f"**{results['accuracy']:.2%}** of {n:,} {part} texts are classified correctly "
         f"(95% interval {results['accuracy_low']:.2%} to {results['accuracy_high']:.2%}). "
         f"Always answering their most frequent class would give {results['majority']:.2%}."
-        + comparison.sentences(results),
+        + comparison.report_sentences(results),
         "",
         *_validation_warning(data),
         *table(["figure", "value"], [
@@ -43,7 +43,7 @@ def write_report(path: str | Path, results: dict[str, Any], data: dict[str, Any]
             [f"{part} texts", f"{n:,}"],
             *_cost(results),
         ]),
-        *comparison.section(results),
+        *comparison.report_section(results),
         "## Classes",
         "",
         *table(["class", "precision", "recall", "F1", "texts"], [

@@ -176,8 +176,8 @@ def pooling_of(settings: dict[str, Any]) -> str:
     return "mean" if settings.get("model_type") == BERT_MEAN else "first"
 
 
-def settings_of(model: Classifier | LanguageModel, dtype: str, end_token: int | None,
-                pad_token: int | None) -> dict[str, Any]:
+def hf_config(model: Classifier | LanguageModel, dtype: str, end_token: int | None,
+              pad_token: int | None) -> dict[str, Any]:
     """A model, the name of its dtype, ids of special tokens -> config.json as a dict."""
     family, config = family_of_model(model), model.trunk.config
     settings = {**asdict(config), **family.unsupported, "initializer_range": INITIAL_SCALE,

@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike
 from minisft.backend.array import to_cpu
 from minisft.errors import UserError
 from minisft.io import safetensors
-from minisft.io.architectures import family_of, family_of_model, pooling_of, settings_of
+from minisft.io.architectures import family_of, family_of_model, hf_config, pooling_of
 from minisft.io.files import CONFIG, read_json, write_json
 from minisft.io.safetensors import WEIGHTS
 from minisft.models.gpt2 import initialise
@@ -73,7 +73,7 @@ def save(model: Classifier | LanguageModel, folder: str | Path, dtype: DTypeLike
     if dtype not in (np.float32, np.float16):
         raise ValueError(f"a checkpoint is float32 or float16, not {dtype}")
     family, extra = family_of_model(model), dict(extra_config or {})
-    settings = settings_of(model, dtype.name, end_token, pad_token)
+    settings = hf_config(model, dtype.name, end_token, pad_token)
     if reserved := sorted(settings.keys() & extra.keys()):
         raise ValueError(f"extra_config may not set {reserved[0]}")
     if isinstance(model, Classifier):
@@ -94,7 +94,7 @@ def save(model: Classifier | LanguageModel, folder: str | Path, dtype: DTypeLike
 def _stored_tensors(folder, family):
     """-> every tensor of the folder (Stored, unread) by its name in the model."""
     tensors = {}
-    for tensor in safetensors.folder_contents(folder):
+    for tensor in safetensors.folder_tensors(folder):
         name = family.from_hf(tensor.name)
         if name in tensors:
             raise UserError(f"{tensor.path}: {name} is there twice, as {tensors[name].name} and as "

@@ -13,7 +13,7 @@ CONFIG = "config.json"      # of a model folder and of a run folder
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file to write; it replaces `path` only once it is whole and on disk.
 
     Raises UserError when it cannot be written; `path` is then as it was.
@@ -49,7 +49,7 @@ def _sync_folder(folder):
 
 def write_json(path: str | Path, value: Any) -> None:
     """A JSON value -> the file, replaced whole."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 

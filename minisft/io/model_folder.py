@@ -16,7 +16,6 @@ from minisft.io import checkpoint, hub
 from minisft.io.files import read_json, write_json
 from minisft.models.heads import Classifier, LanguageModel
 
-END = END_OF_TEXT
 PAD = "[PAD]"                      # BERT's, for `transformers`; our batches have no padding
 PREPROCESSING = "minisft.json"     # `transformers` ignores it
 
@@ -31,7 +30,7 @@ class Preprocessing:
     separator: str | None = None     # between prompt and completion
 
 
-def end_token(tokenizer: Tokenizer) -> int | None:
+def end_token_id(tokenizer: Tokenizer) -> int | None:
     """-> the id of <|endoftext|>, or None for a tokenizer without it."""
     return tokenizer.token_to_id(END_OF_TEXT)
 
@@ -42,7 +41,7 @@ def pad_token(tokenizer: Tokenizer) -> str | None:
                 None)
 
 
-def require_fit(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:
+def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:
     """Raises UserError when the tokenizer has ids beyond the model's table."""
     size = tokenizer.get_vocab_size()
     if size > config.vocab_size:
@@ -61,7 +60,7 @@ def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
     model = checkpoint.load(folder, **options)
     model.to(device)
     tokenizer = load_tokenizer(folder)
-    require_fit(tokenizer, model.trunk.config, folder)
+    require_vocab_fits(tokenizer, model.trunk.config, folder)
     return model, tokenizer, read_preprocessing(folder)
 
 
@@ -96,7 +95,7 @@ def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenize
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pad = pad_token(tokenizer)
-    checkpoint.save(model, folder, dtype=dtype, end_token=end_token(tokenizer),
+    checkpoint.save(model, folder, dtype=dtype, end_token=end_token_id(tokenizer),
                     pad_token=None if pad is None else tokenizer.token_to_id(pad))
     save_tokenizer(tokenizer, folder, model.trunk.config.n_positions, pad)
     write_json(folder / PREPROCESSING, asdict(preprocessing))

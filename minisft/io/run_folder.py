@@ -21,11 +21,11 @@ CONTENTS = (CONFIG, "metrics.jsonl", "model", "training_state", "curves.png",
             "confusion.png", "results.json", "report.md", "curve.json", "curve.png")
 # A run of several seeds or training sizes has a folder for each inside.
 INNER = re.compile(r"(seed|size)-\d+")
-# A run killed while it wrote a file leaves a partial one (files.replacing).
+# A run killed while it wrote a file leaves a partial one (files.atomic_write).
 PARTIAL = tuple(f".{name}.partial" for name in CONTENTS)
 
 
-def first_free(parent: str | Path, name: str) -> Path:
+def unused_folder(parent: str | Path, name: str) -> Path:
     """-> the first of parent/name, parent/name-2, ... that does not exist."""
     folder, number = Path(parent) / name, 2
     while folder.exists():
@@ -33,7 +33,7 @@ def first_free(parent: str | Path, name: str) -> Path:
     return folder
 
 
-def require_free(folder: str | Path, overwrite: bool) -> None:
+def check_output_folder(folder: str | Path, overwrite: bool) -> None:
     """Raises UserError when the folder is not empty and may not be overwritten."""
     folder = Path(folder)
     for path in (folder, *folder.parents):
@@ -45,12 +45,12 @@ def require_free(folder: str | Path, overwrite: bool) -> None:
                         "--out, or --overwrite, or --resume it")
     for name in names:
         if _inner(folder / name):
-            require_free(folder / name, overwrite)
+            check_output_folder(folder / name, overwrite)
         elif name not in CONTENTS + PARTIAL:
             raise UserError(f"{folder} holds {name!r}, which no run made: choose another --out")
 
 
-def keep_figures(folder: str | Path) -> None:
+def remove_model(folder: str | Path) -> None:
     """Removes the model and the training state of a finished run; its results and figures stay."""
     for name in ("model", "training_state"):
         path = Path(folder) / name
@@ -62,7 +62,7 @@ def _inner(path):
     return bool(INNER.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
 
 
-def unfinished(folder: str | Path) -> dict[str, Any]:
+def read_interrupted_run(folder: str | Path) -> dict[str, Any]:
     """-> config.json of an interrupted run; raises UserError for anything else."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or (folder / "model.safetensors").exists():
@@ -72,7 +72,7 @@ def unfinished(folder: str | Path) -> dict[str, Any]:
     return read_json(folder / CONFIG)
 
 
-def start(folder: str | Path, config: dict[str, Any]) -> None:
+def create(folder: str | Path, config: dict[str, Any]) -> None:
     """Creates the folder, removes what an earlier run wrote there, and writes config.json."""
     folder = Path(folder)
     _clear(folder)
@@ -111,7 +111,7 @@ class MetricsLog:
         self.file.close()
 
 
-def fingerprint(path: str | Path | None) -> str | None:
+def file_sha256(path: str | Path | None) -> str | None:
     """-> sha256 of a file, None for no file."""
     if path is None:
         return None
@@ -119,7 +119,7 @@ def fingerprint(path: str | Path | None) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def machine() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """-> what the bits of a run depend on besides its settings: versions, whether compiled loops
     ran, processor, threads."""
     compiled = jit.chosen()
@@ -134,7 +134,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def changes(config: dict[str, Any]) -> list[str]:
+def environment_changes(config: dict[str, Any]) -> list[str]:
     """config.json of a run -> what of `machine` has changed since the run began, as phrases."""
     def flat(environment):
         versions = environment.get("versions", {})     # numba's shows in "compiled loops"
@@ -143,7 +143,7 @@ def changes(config: dict[str, Any]) -> list[str]:
             **{name: environment.get(name)
                for name in ("python", "platform", "processor", "threads")}}
 
-    before, now = flat(config), flat(machine())
+    before, now = flat(config), flat(environment())
     return [f"{name} {before.get(name)}, now {now.get(name)}" for name in before | now
             if before.get(name) != now.get(name)]
 
@@ -159,7 +159,7 @@ def _processor():
 
 
 @contextmanager
-def interruptions() -> Iterator[list[int]]:
+def catch_interrupts() -> Iterator[list[int]]:
     """-> a list that holds the signal once Ctrl-C or SIGTERM came; a second Ctrl-C acts at once.
 
     Signals can be caught in the main thread only; elsewhere the list stays empty.

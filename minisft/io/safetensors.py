@@ -21,11 +21,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from minisft.errors import UserError
-from minisft.io.files import replacing
+from minisft.io.files import atomic_write
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Other forms of a checkpoint. Unpickling the first runs whatever code the file asks for.
-REFUSED = "pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"
+UNSUPPORTED_FORMATS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5",
+                       "flax_model.msgpack")
 CHECKSUMS = "minisft_crc32"
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
           "I16": "<i2", "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
@@ -35,7 +36,7 @@ _CODES = {np.dtype(d): code for code, d in DTYPES.items() if code != "BF16"}
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in a file, not yet read."""
 
     path: Path
@@ -62,8 +63,8 @@ class Stored:
         return array.reshape(self.shape)
 
 
-def contents(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """A safetensors file -> its tensors by name (Stored, unread), its metadata (dict of str).
+def read_header(path: str | Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """A safetensors file -> its tensors by name (StoredTensor, unread), its metadata (dict of str).
 
     Raises UserError when the file is absent, cut off or garbled.
     """
@@ -78,20 +79,20 @@ def contents(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
         raise UserError(f"{path}: not a whole safetensors file ({_reason(path, error)})") from None
     metadata = header.pop("__metadata__", None) or {}
     checksums = _checksums(path, header, metadata)
-    tensors = {name: Stored(path, name, entry["dtype"], tuple(entry["shape"]),
-                            8 + length + entry["data_offsets"][0], checksums.get(name))
+    tensors = {name: StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]),
+                                  8 + length + entry["data_offsets"][0], checksums.get(name))
                for name, entry in header.items()}
     return tensors, metadata
 
 
-def folder_contents(folder: str | Path) -> list[Stored]:
+def folder_tensors(folder: str | Path) -> list[StoredTensor]:
     """A checkpoint's folder -> its tensors, unread, from one file or from shards."""
     folder = Path(folder)
     if (folder / WEIGHTS).is_file():
-        return list(contents(folder / WEIGHTS)[0].values())
+        return list(read_header(folder / WEIGHTS)[0].values())
     if (folder / INDEX).is_file():
         return _shards(folder)
-    for name in REFUSED:
+    for name in UNSUPPORTED_FORMATS:
         if (folder / name).is_file():
             reason = "opening a pickle can run any code in it" if name.startswith("pytorch") else \
                 f"only {WEIGHTS} is"
@@ -101,7 +102,7 @@ def folder_contents(folder: str | Path) -> list[Stored]:
 
 
 def _shards(folder):
-    """-> the tensors that the index names (list of Stored), each in the shard that it names."""
+    """-> the tensors of the index (list of StoredTensor), each in the shard that it names."""
     path = folder / INDEX
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
@@ -118,7 +119,7 @@ def _shards(folder):
             raise UserError(f"{path}: names {shard}, which is not there")
     tensors = []
     for shard in shards:
-        in_shard = contents(folder / shard)[0]
+        in_shard = read_header(folder / shard)[0]
         in_index = {name for name, file in weight_map.items() if file == shard}
         if in_shard.keys() != in_index:
             name = min(in_shard.keys() ^ in_index)
@@ -152,7 +153,7 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray],
     entries[CHECKSUMS] = json.dumps(checksums)
     text = json.dumps({"__metadata__": entries} | header).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for x in ready:
             file.write(x.data if x.size else b"")

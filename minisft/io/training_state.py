@@ -31,7 +31,7 @@ def load_state(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
     path = Path(folder) / FILE
     if not path.is_file():
         raise UserError(f"{path}: no training state here")
-    stored, metadata = safetensors.contents(path)
+    stored, metadata = safetensors.read_header(path)
     if safetensors.CHECKSUMS not in metadata or "info" not in metadata:
         raise UserError(f"{path}: its header lacks the checksums or the record of the run, so "
                         "minisft did not write it or it is damaged")

@@ -11,7 +11,13 @@ from tokenizers import Tokenizer
 from minisft.data import toy_news
 from minisft.data.augment import Augmentation
 from minisft.data.dataset import TokenizedDataset
-from minisft.data.read import Examples, draw, read_examples, shared_texts, split
+from minisft.data.read import (
+    Examples,
+    read_examples,
+    shared_texts,
+    stratified_subset,
+    train_valid_split,
+)
 from minisft.data.sequences import encode_sequences, special_ids
 from minisft.errors import UserError
 from minisft.evaluation import baselines, comparison, metrics, plots, report
@@ -62,11 +68,11 @@ class Classification:
             test, valid = (None if path is None else _read(path, train.label_names, data, clean)
                            for path in (data.test, data.valid))
         if data.train_texts is not None:
-            train = _part(train, draw(train.path, train.labels, len(train.texts),
-                                      data.train_texts, config.training.seed))
+            train = _part(train, stratified_subset(train.path, train.labels, len(train.texts),
+                                                   data.train_texts, config.training.seed))
         if valid is None:
-            kept, held_out = split(train.labels, train.texts, data.valid_fraction,
-                                   config.training.seed)
+            kept, held_out = train_valid_split(train.labels, train.texts, data.valid_fraction,
+                                               config.training.seed)
             train, valid = _part(train, kept), _part(train, held_out)
         return cls(config, train, valid, test)
 
@@ -143,7 +149,7 @@ class Classification:
             "n_test": None if test is None else len(test.texts), "labels": list(self.label_names),
             "cleaned": dict(self.train.cleaned),
             "shared_with_training": None if test is None else shared_texts(
-                self.train.wholes + self.valid.wholes, test.wholes),
+                self.train.full_texts + self.valid.full_texts, test.full_texts),
             "majority": max(labels.count(k) for k in set(labels)) / len(labels),
             "cut_train": encoded.cut_train, "cut_test": encoded.cut_test}
 
@@ -156,13 +162,14 @@ class Classification:
         answers = logp.argmax(axis=1)
         results = metrics.classification(part.labels, logp, self.label_names)
         if self.config.output.compare != "none":
-            fitted = baselines.fit_all(self.train.wholes, self.train.labels, self.valid.wholes,
-                                       self.valid.labels, len(self.label_names))
-            results |= {key: self._compared(baseline.log_probabilities(part.wholes), answers)
+            fitted = baselines.fit_all(self.train.full_texts, self.train.labels,
+                                       self.valid.full_texts, self.valid.labels,
+                                       len(self.label_names))
+            results |= {key: self._compared(baseline.log_probabilities(part.full_texts), answers)
                         for key, baseline in fitted.items()}
-            if why := baselines.missing_for_tfidf(self.train.wholes, self.train.labels):
-                results["left_out"] = comparison.left_out(why)
-        mistakes = report.worst_mistakes(part.wholes, part.lines, part.labels, logp,
+            if why := baselines.missing_for_tfidf(self.train.full_texts, self.train.labels):
+                results["left_out"] = comparison.skipped_message(why)
+        mistakes = report.worst_mistakes(part.full_texts, part.lines, part.labels, logp,
                                          self.label_names)
         return results, mistakes, answers
 
@@ -200,7 +207,7 @@ class Classification:
                  f"{results['accuracy_low']:.4f} to {results['accuracy_high']:.4f}), macro F1 "
                  f"{results['macro_f1']:.4f}, loss {results['loss']:.4f}, {results['n']} texts; "
                  f"the largest class of them alone would give {results['majority']:.4f}"]
-        lines += comparison.headlines(results)
+        lines += comparison.terminal_lines(results)
         if self.config.data.train is None:
             lines.append("toy-news is made to show what pretraining carries over: no topic word "
                          "of its test texts stands in a training text")

@@ -9,13 +9,19 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minisft.data.dataset import TokenizedDataset
-from minisft.data.read import Prompts, draw, read_prompts, shared_texts, split
-from minisft.data.text import encode_all
+from minisft.data.read import (
+    Prompts,
+    read_prompts,
+    shared_texts,
+    stratified_subset,
+    train_valid_split,
+)
+from minisft.data.text import END_OF_TEXT, encode_all
 from minisft.errors import UserError
 from minisft.evaluation import metrics, report
-from minisft.evaluation.evaluate import completion_loss, completions
+from minisft.evaluation.evaluate import completion_loss, generate_completions
 from minisft.io.checkpoint import load
-from minisft.io.model_folder import END, Preprocessing, end_token
+from minisft.io.model_folder import Preprocessing, end_token_id
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
 from minisft.ops.cross_entropy import IGNORE
@@ -48,9 +54,9 @@ def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
 
     Raises UserError for a tokenizer or a length that cannot do it.
     """
-    end = end_token(tokenizer)
+    end = end_token_id(tokenizer)
     if end is None:
-        raise UserError(f"the tokenizer has no {END}, which ends a completion")
+        raise UserError(f"the tokenizer has no {END_OF_TEXT}, which ends a completion")
     if preprocessing.max_length < 2:
         raise UserError(f"at most {preprocessing.max_length} token for prompt and completion, "
                         "expected 2 or more: see --max-length and --context-length")
@@ -71,8 +77,9 @@ def measure(model: LanguageModel, tokenizer: Tokenizer, sequences: TokenizedData
     """-> loss, perplexity and exact match as a dict, and the generated completions."""
     results = completion_loss(model, sequences, batch_tokens,
                               "evaluating" if show_progress else None)
-    answers = completions(model, tokenizer, starts, max_new_tokens, end_token(tokenizer),
-                          "generating" if show_progress else None)
+    answers = generate_completions(model, tokenizer, starts, max_new_tokens,
+                                   end_token_id(tokenizer),
+                                   "generating" if show_progress else None)
     return results | metrics.exact_match(expected, answers), answers
 
 
@@ -116,10 +123,11 @@ class Completion:
             path, list(data.prompt_column), data.completion_column, clean,
             data.encoding, not data.no_header) for path in (data.train, data.valid, data.test))
         if data.train_texts is not None:
-            train = _part(train, draw(train.path, None, len(train.prompts), data.train_texts,
-                                      config.training.seed))
+            train = _part(train, stratified_subset(train.path, None, len(train.prompts),
+                                                   data.train_texts, config.training.seed))
         if valid is None:
-            kept, held_out = split(None, train.prompts, data.valid_fraction, config.training.seed)
+            kept, held_out = train_valid_split(None, train.prompts, data.valid_fraction,
+                                               config.training.seed)
             train, valid = _part(train, kept), _part(train, held_out)
         return cls(config, train, valid, test)
 

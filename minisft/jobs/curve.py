@@ -13,7 +13,7 @@ from minisft.errors import UserError
 from minisft.evaluation import comparison, plots
 from minisft.evaluation.markdown import table
 from minisft.io import run_folder
-from minisft.io.files import replacing, write_json
+from minisft.io.files import atomic_write, write_json
 from minisft.jobs import finetune as runner
 from minisft.jobs import seeds
 from minisft.jobs.finetune import Say
@@ -53,7 +53,7 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = prin
     Finished runs are read, not run again, and of each only its figures are kept. Raises UserError
     before a file is written, and loop.Interrupted.
     """
-    kept = None if resume is None else run_folder.unfinished(resume)
+    kept = None if resume is None else run_folder.read_interrupted_run(resume)
     if kept is not None:
         more = config.curve.sizes
         config = runner.kept_config(kept, resume, CurveConfig)
@@ -62,12 +62,12 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = prin
     _require_sizes(config)
     files = runner.fingerprints(config, kept, resume)
     folder = Path(resume or config.output.out or
-                  run_folder.first_free("runs", f"{runner.run_name(config)}-curve"))
+                  run_folder.unused_folder("runs", f"{runner.run_name(config)}-curve"))
     if resume is None:
-        run_folder.require_free(folder, config.output.overwrite)
+        run_folder.check_output_folder(folder, config.output.overwrite)
     else:     # it may have got more sizes
         write_json(folder / "config.json", {"settings": config.options(), "files": files,
-                                            **run_folder.machine()})
+                                            **run_folder.environment()})
 
     first, n = config.training.seed, config.output.seeds
     planned = [seeds.PlannedRun(f"{size:,} training texts, seed {seed}:",
@@ -76,7 +76,7 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = prin
                for size in config.curve.sizes for seed in range(first, first + n)]
     points, of_seeds = [], {}
     for run, results in seeds.run_all(planned, folder, config.options(), resume is not None, say):
-        run_folder.keep_figures(run.folder)
+        run_folder.remove_model(run.folder)
         of_seeds[run.config.training.seed] = results
         if len(of_seeds) == n:
             points.append({"size": run.config.data.train_texts} | seeds.summary(of_seeds))
@@ -159,8 +159,8 @@ def _write(folder, points, config):
              + ("" if config.training.select == "last" else "the epoch and ")
              + "what the baselines have to choose: the model and they learn from the rest.", ""]
     for point in points:
-        section = comparison.seeds_section(point["compared"])
+        section = comparison.seeds_report_section(point["compared"])
         if section:
             lines += [f"## {point['size']:,} training texts", "", *section[2:]]
-    with replacing(folder / "report.md") as file:
+    with atomic_write(folder / "report.md") as file:
         file.write(("\n".join(lines).rstrip() + "\n").encode())

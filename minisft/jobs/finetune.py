@@ -13,12 +13,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from minisft.data.read import Examples, Prompts
-from minisft.data.text import load_tokenizer, parse_steps, train_tokenizer
+from minisft.data.text import load_tokenizer, parse_cleaning_steps, train_tokenizer
 from minisft.errors import UserError
 from minisft.evaluation import plots
 from minisft.io import hub, run_folder
 from minisft.io.files import write_json
-from minisft.io.model_folder import Preprocessing, end_token, require_fit, write_folder
+from minisft.io.model_folder import Preprocessing, end_token_id, require_vocab_fits, write_folder
 from minisft.jobs.adaptation import adapt
 from minisft.jobs.classify import Classification, EncodedTexts
 from minisft.jobs.complete import Completion, EncodedPrompts
@@ -115,7 +115,7 @@ def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say 
 def prepare(config: FinetuneConfig, resume: str | Path | None = None,
             say: Say = print) -> PreparedRun:
     """-> the run, with its files read and its model built; raises UserError."""
-    kept = None if resume is None else run_folder.unfinished(resume)
+    kept = None if resume is None else run_folder.read_interrupted_run(resume)
     if kept is not None:
         config = kept_config(kept, resume)
     if config.output.seeds != 1:
@@ -123,7 +123,7 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None,
     config = with_defaults(config)
     require_sound(config)
     if resume is None and config.output.out is not None:
-        run_folder.require_free(config.output.out, config.output.overwrite)
+        run_folder.check_output_folder(config.output.out, config.output.overwrite)
     # 1. Clean the texts, find the labels, hold out the validation part
     task = read_task(config)
     files = fingerprints(config, kept, resume)
@@ -132,7 +132,7 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None,
             "(minisft/data/toy_news.py)")
     prepared = _prepare(task, say)
     _say_data(prepared, say)
-    folder = Path(resume or config.output.out or run_folder.first_free("runs", run_name(config)))
+    folder = Path(resume or config.output.out or run_folder.unused_folder("runs", run_name(config)))
     return PreparedRun(prepared, folder, resume is not None, files)
 
 
@@ -141,7 +141,7 @@ def read_task(config: FinetuneConfig) -> Classification | Completion:
     if config.data.valid_fraction == 0 and config.data.valid is None:
         raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: every epoch is "
                         "scored on those texts")
-    return TASKS[config.data.task].read(config, parse_steps(config.data.clean))
+    return TASKS[config.data.task].read(config, parse_cleaning_steps(config.data.clean))
 
 
 def _prepare(task, say):
@@ -149,7 +149,7 @@ def _prepare(task, say):
     config, loss_options = task.config, task.loss_options()
     model, tokenizer = _build(task, config, say)
     positions, data = model.trunk.config.n_positions, config.data
-    preprocessing = Preprocessing(parse_steps(data.clean),
+    preprocessing = Preprocessing(parse_cleaning_steps(data.clean),
                                   min(data.max_length or positions, positions), data.truncate,
                                   data.separator if data.task == "complete" else None)
     encoded = task.encode(tokenizer, preprocessing)
@@ -184,7 +184,7 @@ def _fit(prepared, folder, resume, say, callback=None):
     adaptation, show_progress = None, not config.output.quiet
     if config.training.adapt_epochs:
         adaptation = adapt(model, prepared.encoded.train, prepared.encoded.valid,
-                           end_token(prepared.tokenizer), config, folder, resume, say)
+                           end_token_id(prepared.tokenizer), config, folder, resume, say)
     optimizer = make_optimizer(model, config.training)
     state = load_or_init_state(folder, resume, model, optimizer, say)
     prepared = replace(prepared, encoded=_with_frozen_features(prepared, say))
@@ -280,7 +280,7 @@ def _build(task, config, say):
         folder = hub.resolve(chosen.model, chosen.download)
         model = task.load(folder)
         tokenizer = load_tokenizer(chosen.tokenizer or folder)
-        require_fit(tokenizer, model.trunk.config, chosen.tokenizer or folder)
+        require_vocab_fits(tokenizer, model.trunk.config, chosen.tokenizer or folder)
         if model.newly_initialized:
             say(f"a new head for the {len(model.label_names)} labels, from random weights; the "
                 f"rest is as {chosen.model} has it")
@@ -349,7 +349,7 @@ def run_name(config: FinetuneConfig) -> str:
 def fingerprints(config: FinetuneConfig, kept: dict | None,
                  resume: str | Path | None) -> dict[str, str | None]:
     """-> checksums of the data files; raises UserError when a resumed run began with others."""
-    files = {name: run_folder.fingerprint(getattr(config.data, name))
+    files = {name: run_folder.file_sha256(getattr(config.data, name))
              for name in ("train", "valid", "test")}
     for name, checksum in files.items():
         if kept is not None and kept["files"].get(name) != checksum:

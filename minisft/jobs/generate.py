@@ -7,7 +7,7 @@ import numpy as np
 
 from minisft.data.text import clean, encode_all
 from minisft.errors import UserError
-from minisft.io.model_folder import Preprocessing, end_token
+from minisft.io.model_folder import Preprocessing, end_token_id
 from minisft.models.generate import Generated, Sampler, generate
 from minisft.models.heads import LanguageModel
 
@@ -31,7 +31,7 @@ def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preproce
         if len(x) > room:
             ids[n] = x[-max(room - max_new_tokens, 1):]     # the new tokens need a place too
             say(f"prompt {n + 1} is longer than {room} tokens: the last {len(ids[n])} were kept")
-    end = end_token(tokenizer)
+    end = end_token_id(tokenizer)
     # an empty prompt starts where the model's documents start
     if any(len(x) == 0 for x in ids) and end is None:
         raise UserError("an empty prompt, and the tokenizer has no token that starts a text")

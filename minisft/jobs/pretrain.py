@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from minisft.backend import random
 from minisft.data.dataset import TokenizedDataset
-from minisft.data.documents import documents, encode
-from minisft.data.text import load_tokenizer, save_tokenizer, train_tokenizer
+from minisft.data.documents import encode_documents, read_documents
+from minisft.data.text import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
 from minisft.dispatch import FORMATS
 from minisft.errors import UserError
 from minisft.evaluation import plots
@@ -22,7 +22,7 @@ from minisft.evaluation.evaluate import completion_loss
 from minisft.evaluation.model_card import write_card
 from minisft.io import run_folder
 from minisft.io.files import write_json
-from minisft.io.model_folder import END, Preprocessing, end_token, write_folder
+from minisft.io.model_folder import Preprocessing, end_token_id, write_folder
 from minisft.jobs.finetune import Say
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
@@ -137,7 +137,7 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
     """
     kept = None
     if resume is not None:
-        kept = run_folder.unfinished(resume)
+        kept = run_folder.read_interrupted_run(resume)
         config = config_of_run(PretrainConfig, kept, resume)
     require_in_range(config)
     data = config.data
@@ -145,14 +145,14 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
         raise UserError("--text FILE is missing, expected one text file or more")
     require_device(config.model.device, config.model.precision)
     if resume is None and config.output.out is not None:
-        run_folder.require_free(config.output.out, config.output.overwrite)
+        run_folder.check_output_folder(config.output.out, config.output.overwrite)
     train, valid = _texts(data, config.training.seed)
-    files = {path: run_folder.fingerprint(path)
+    files = {path: run_folder.file_sha256(path)
              for path in (*data.text, *([data.valid] if data.valid else []))}
     for path, checksum in files.items():
         if kept is not None and kept["files"].get(path) != checksum:
             raise UserError(f"{path}: has changed since the run {resume} began")
-    folder = Path(resume or config.output.out or run_folder.first_free("runs", "pretrained"))
+    folder = Path(resume or config.output.out or run_folder.unused_folder("runs", "pretrained"))
     tokenizer = (load_tokenizer(folder / "model") if (folder / "model").is_dir() and resume
                  else train_tokenizer(train, config.model.vocab_size))
     pretraining = Pretraining(config, tokenizer, train, valid, say)
@@ -161,7 +161,7 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
     state = load_or_init_state(folder, resume, pretraining.model, optimizer, say)
     if not resume:
         (folder / "model").mkdir()
-        save_tokenizer(tokenizer, folder / "model", config.model.context_length, END)
+        save_tokenizer(tokenizer, folder / "model", config.model.context_length, END_OF_TEXT)
     try:
         return pretraining.run(folder, optimizer, state)
     except (Interrupted, KeyboardInterrupt):
@@ -181,9 +181,9 @@ class Pretraining:
             n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
             embd_pdrop=shape.dropout, attn_pdrop=shape.dropout, resid_pdrop=shape.dropout)
         gpt2.require_sound("--width, --heads")
-        self.end = end_token(tokenizer)
+        self.end = end_token_id(tokenizer)
         self.train, self.valid = (
-            TokenizedDataset(*encode(tokenizer, part, self.end, shape.context_length))
+            TokenizedDataset(*encode_documents(tokenizer, part, self.end, shape.context_length))
             for part in (train, valid))
         self.valid_bytes = sum(len(text.encode()) for text in valid)
         self.valid_text = "\n".join(valid)
@@ -239,7 +239,7 @@ class Pretraining:
         for place in (folder, folder / "model"):      # the card shows them too
             plots.curves(history, place / "curves.png", best_step=best["step"])
         write_card(folder / "model" / "README.md", self.config, results, self.samples(3),
-                   run_folder.machine())
+                   run_folder.environment())
         write_json(folder / "results.json", results)
         self.say(f"held-out loss {results['valid_loss']:.4f}, perplexity "
                  f"{results['valid_perplexity']:.1f}, {results['bits_per_byte']:.3f} bits per byte "
@@ -257,9 +257,9 @@ def xz_bits_per_byte(text: str) -> float:
 
 def _texts(data, seed):
     """-> documents to learn from, documents held out."""
-    train = [text for path in data.text for text in documents(path, data.encoding)]
+    train = [text for path in data.text for text in read_documents(path, data.encoding)]
     if data.valid:
-        return train, documents(data.valid, data.encoding)
+        return train, read_documents(data.valid, data.encoding)
     order = random.permutation(len(train), seed, 0)
     n = round(data.valid_fraction * len(train))
     if not 0 < n < len(train):

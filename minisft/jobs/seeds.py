@@ -8,7 +8,7 @@ from minisft.errors import UserError
 from minisft.evaluation import comparison, metrics
 from minisft.evaluation.markdown import table
 from minisft.io import run_folder
-from minisft.io.files import read_json, replacing, write_json
+from minisft.io.files import atomic_write, read_json, write_json
 from minisft.jobs import finetune as runner
 from minisft.jobs.finetune import Say
 from minisft.training.config import FinetuneConfig, require_sound
@@ -36,7 +36,7 @@ def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say 
 
     Raises as `finetune.finetune`, which does the work, and is all of it for one seed.
     """
-    kept = None if resume is None else run_folder.unfinished(resume)
+    kept = None if resume is None else run_folder.read_interrupted_run(resume)
     if kept is not None:
         config = runner.kept_config(kept, resume)
     if config.output.seeds == 1:
@@ -44,11 +44,11 @@ def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say 
     require_seeds(config)
     require_sound(config)
     if resume is None and config.output.out is not None:
-        run_folder.require_free(config.output.out, config.output.overwrite)
+        run_folder.check_output_folder(config.output.out, config.output.overwrite)
     if kept is not None:
         runner.fingerprints(config, kept, resume)
     folder = Path(resume or config.output.out or
-                  run_folder.first_free("runs", runner.run_name(config)))
+                  run_folder.unused_folder("runs", runner.run_name(config)))
     first, n = config.training.seed, config.output.seeds
     planned = [PlannedRun(f"seed {seed}, {seed - first + 1} of {n}:", folder / f"seed-{seed}",
                           config.replace(seeds=1, seed=seed)) for seed in range(first, first + n)]
@@ -104,8 +104,8 @@ def _run_or_read(run, resume, begin, say):
         out=str(run.folder), overwrite=run.config.output.overwrite or resume), None, say)
     if begin is not None:
         folder, options = begin
-        run_folder.start(folder, {"settings": options, "files": ready.files,
-                                  **run_folder.machine()})
+        run_folder.create(folder, {"settings": options, "files": ready.files,
+                                   **run_folder.environment()})
     return runner.run(ready, say)
 
 
@@ -120,7 +120,7 @@ def summary(of_seeds: Mapping[int, dict]) -> dict:
     return {"seeds": list(of_seeds), "n": results[0]["n"]} | {
         key: metrics.mean_interval([r[key] for r in results])
         for key in FIGURES if all(key in r for r in results)} | {
-        "compared": comparison.over_seeds(results),
+        "compared": comparison.aggregate_seeds(results),
         "runs": [{"seed": seed} | {key: r[key] for key in KEPT if key in r}
                  for seed, r in of_seeds.items()]}
 
@@ -135,7 +135,7 @@ def headlines(results: dict) -> list[str]:
             s = results[key]
             lines.append(f"{name} {s['mean']:.4f}, standard deviation {s['sd']:.4f}, 95% interval "
                          f"of the mean {s['low']:.4f} to {s['high']:.4f}")
-    return lines + comparison.seeds_headlines(results["compared"])
+    return lines + comparison.seeds_terminal_lines(results["compared"])
 
 
 def _write_report(path, of_seeds, results):
@@ -153,10 +153,10 @@ def _write_report(path, of_seeds, results):
         "The interval is Student's, of the mean over seeds: a seed draws the new head, the order "
         "of the texts, dropout and the part held out for validation. How far the choice of the "
         "scored texts moves a figure is another matter: each seed's report has that interval.", "",
-        *comparison.seeds_section(results["compared"]),
+        *comparison.seeds_report_section(results["compared"]),
         "## Seeds", "",
         *table(["seed", *(FIGURES[key] for key in shown), "epoch chosen", "training time (s)"],
                each),
         "The settings stand in each seed's report."]
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(("\n".join(lines) + "\n").encode())

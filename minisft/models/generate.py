@@ -37,7 +37,7 @@ class _BlockCache:
         starts = self.kv_cache.slots * self.kv_cache.capacity
         rows = batch.asarray(np.repeat(starts, batch.lengths)) + batch.positions
         self.keys[rows], self.values[rows] = k, v
-        return self.keys, self.values, starts, batch.reach
+        return self.keys, self.values, starts, batch.end_positions
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def generate(model, prompts, max_new_tokens, sampler, end_token=None, progress=N
     for _ in range(max_new_tokens):
         kv_cache.slots = alive
         logits = to_cpu(model.forward(batch, last_only=True, kv_cache=kv_cache))
-        positions = batch.reach
+        positions = batch.end_positions
         ids = sampler.next_token(logits, alive, positions)
         for slot, token, position in zip(alive, ids, positions, strict=True):
             if token == end_token:

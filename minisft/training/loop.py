@@ -110,9 +110,9 @@ def begin(folder: Path, resume: Any, record: Mapping[str, Any], model: Model,
           say: Callable[[str], None]) -> None:
     """Makes a new run's folder with its config.json; an interrupted run has both."""
     if not resume:
-        run_folder.start(folder, {**record, "parameters": model.store.size,
-                                  **run_folder.machine()})
-    elif changed := run_folder.changes(read_json(folder / "config.json")):
+        run_folder.create(folder, {**record, "parameters": model.store.size,
+                                   **run_folder.environment()})
+    elif changed := run_folder.environment_changes(read_json(folder / "config.json")):
         say(f"note: not what the run began with: {'; '.join(changed)}; it goes on, without the "
             "certainty of the same bits")
 
@@ -215,7 +215,7 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
     lengths = sequences.lengths
     if model.store.compute_dtype == FLOAT16 and state.scale is None:
         state.scale = LossScale()
-    with allocator.reused(), run_folder.interruptions() as interrupted, tqdm(
+    with allocator.reused(), run_folder.catch_interrupts() as interrupted, tqdm(
             total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
             disable=not show_progress or None) as bar:     # none where stderr is a file
         while state.epoch < len(epochs) and not _patience_is_over(state, config):
