@@ -48,9 +48,9 @@ def test_logits_with_the_cache_equal_those_without(model, rng):
 
 def test_stops_at_the_models_length_and_says_so(model):
     (found,) = generate(model, [np.arange(20)], 50, GREEDY)
-    assert len(found.ids) == 24 - 20 + 1 and found.finish_reason == "full"
+    assert len(found.ids) == 24 - 20 + 1 and found.finish_reason == "context"
     (found,) = generate(model, [np.arange(24)], 50, GREEDY)
-    assert len(found.ids) == 1 and found.finish_reason == "full"
+    assert len(found.ids) == 1 and found.finish_reason == "context"
     with pytest.raises(ValueError, match="25 tokens, but the model has 24"):
         generate(model, [np.arange(25)], 1, GREEDY)
 
@@ -59,7 +59,7 @@ def test_stops_at_the_end_token(model):
     whole = generate(model, [np.array([3])], 12, GREEDY)[0].ids
     end = whole[4]
     (found,) = generate(model, [np.array([3])], 12, GREEDY, end_token=end)
-    assert found.ids == whole[:whole.index(end)] and found.finish_reason == "end"
+    assert found.ids == whole[:whole.index(end)] and found.finish_reason == "stop"
 
 
 def test_company_changes_no_sample(model, rng):

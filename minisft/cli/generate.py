@@ -44,7 +44,7 @@ def run(args):
             say=lambda line: print(f"minisft: {line}", file=sys.stderr))
     for prompt, generated in zip(args.prompt, results, strict=True):
         print(prompt + ("\n" if preprocessing.separator else "") + tokenizer.decode(generated.ids))
-        if generated.finish_reason == "full":
+        if generated.finish_reason == "context":
             print(f"minisft: stopped there, the model has only "
                   f"{model.trunk.config.n_positions} positions for a prompt and "
                   "its continuation", file=sys.stderr)

@@ -47,7 +47,7 @@ def run(args):
         raise UserError(f"--dropout is {args.dropout}, expected a number in [0, 1)")
     folder, config = _shape(args)
     options = {"task": args.task, "classes": args.classes, "train_layers": args.train_layers,
-               "recompute": args.gradient_checkpointing, "dropout": args.dropout,
+               "gradient_checkpointing": args.gradient_checkpointing, "dropout": args.dropout,
                "features": args.feature_memory > 0}
     try:
         if args.texts is None:

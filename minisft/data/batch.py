@@ -101,7 +101,8 @@ def pack(sequences: Sequence[Any], labels: Sequence[Any] | np.ndarray | None = N
                      np.asarray(example_ids, dtype=np.int64)),
         labels=None if labels is None else _pack_labels(labels, lengths),
         types=None if types is None else np.concatenate(
-            [_whole_numbers(row, "types", i) for i, row in enumerate(types)]),
+            # a mask of bools will do
+            [_whole_numbers(np.asarray(row) + 0, "types", i) for i, row in enumerate(types)]),
     )
 
 

@@ -13,6 +13,7 @@
 To see what a call gets: `layer_norm.choose(x, w, b).name`, or `minisft why layer_norm`.
 """
 
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -114,10 +115,9 @@ cross_entropy = Operation("cross_entropy", ops.cross_entropy.forward, [
     Implementation(FORMULA, (), lambda: ops.cross_entropy),
 ], shapes.cross_entropy)
 
-# What a formula that runs one sequence after the other takes for its softmax.
-_attention = SimpleNamespace(
-    forward=lambda *args, **options: ops.attention.forward(*args, **options, softmax=softmax),
-    backward=ops.attention.backward)
+# The formula runs one sequence after the other, with the softmax that applies.
+_attention = SimpleNamespace(forward=partial(ops.attention.forward, softmax=softmax),
+                             backward=ops.attention.backward)
 attention = Operation("attention", ops.attention.forward, [
     Implementation("tensor cores", (
         kernels("fused"), computes_in(BFLOAT16, "bfloat16"), packed_keys, own_score_words,

@@ -4,10 +4,13 @@ A block is post-norm (Vaswani et al. 2017, section 5.4): y = LayerNorm(x + f(x))
 token sees every other. Names are BERT's own, so a name in the code is a name in the file.
 """
 
+from typing import Any
+
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.array import array_module
+from minisft.backend.array import Array, array_module
+from minisft.data.batch import Batch
 from minisft.models.config import BertConfig
 from minisft.models.trunk import Trunk
 from minisft.nn import blocks
@@ -18,7 +21,7 @@ from minisft.nn.layers import Dropout, Embedding, Layer, LayerNorm, Linear
 class Embeddings(Layer):
     """Token, position and type of each token, summed, then LayerNorm."""
 
-    def __init__(self, name, config):
+    def __init__(self, name: str, config: BertConfig):
         width, layer = config.hidden_size, config.EMBEDDING_LAYER
         self.word = Embedding(f"{name}.word_embeddings", config.vocab_size, width, layer)
         self.position = Embedding(f"{name}.position_embeddings", config.max_position_embeddings,
@@ -28,14 +31,14 @@ class Embeddings(Layer):
         self.norm = LayerNorm(f"{name}.LayerNorm", width, layer, config.layer_norm_eps)
         self.drop = Dropout(config.hidden_dropout_prob, layer, random.EMBEDDING)
 
-    def forward(self, batch, stream=None):
+    def forward(self, batch: Batch, stream: random.Stream | None = None) -> Array:
         """Batch of N tokens -> y (N,C)."""
         types = batch.asarray(np.zeros(len(batch.ids), int)) if batch.types is None else batch.types
         x = self.word.forward(batch.ids) + self.type.forward(types)
         x = self.norm.forward(x + self.position.forward(batch.positions))
         return self.drop.forward(x, stream, batch.token_example_ids, batch.positions)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """dy (N,C) -> gradient of the sum before the norm (N,C)."""
         dx = self.norm.backward(self.drop.backward(dy))
         self.position.backward(dx)
@@ -47,7 +50,7 @@ class Embeddings(Layer):
 class SelfAttention(MultiHeadAttention):
     """Every token attends to every token of its sequence; four maps (C,C)."""
 
-    def __init__(self, name, config, layer):
+    def __init__(self, name: str, config: BertConfig, layer: int):
         width = config.hidden_size
         self.query = Linear(f"{name}.self.query", width, width, layer)
         self.key = Linear(f"{name}.self.key", width, width, layer)
@@ -56,7 +59,8 @@ class SelfAttention(MultiHeadAttention):
         self.n_head, self.layer = config.num_attention_heads, layer
         self.rate = config.attention_probs_dropout_prob
 
-    def forward(self, x, batch, stream=None, rows=None):
+    def forward(self, x: Array, batch: Batch, stream: random.Stream | None = None,
+                rows: Array = None) -> Array:
         """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
         asking = x if rows is None else x[rows]
         q, k, v = (layer.forward(part).reshape(len(part), self.n_head, -1) for layer, part in (
@@ -65,7 +69,7 @@ class SelfAttention(MultiHeadAttention):
         self.save_for_backward(rows)
         return self.dense.forward(y.reshape(len(y), -1))
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
         (rows,) = self.pop_saved()
         dy = self.dense.backward(dy)
@@ -79,7 +83,7 @@ class SelfAttention(MultiHeadAttention):
 class MLP(blocks.MLP):
     """GPT-2's, under BERT's names."""
 
-    def __init__(self, name, config, layer):
+    def __init__(self, name: str, config: BertConfig, layer: int):
         width, inner = config.hidden_size, config.intermediate_size
         self.c_fc = Linear(f"{name}.intermediate.dense", width, inner, layer)
         self.c_proj = Linear(f"{name}.output.dense", inner, width, layer)
@@ -89,7 +93,7 @@ class MLP(blocks.MLP):
 class Block(TransformerBlock):
     """A post-norm Transformer block."""
 
-    def __init__(self, name, config, layer):
+    def __init__(self, name: str, config: BertConfig, layer: int):
         width, eps = config.hidden_size, config.layer_norm_eps
         self.attention = SelfAttention(f"{name}.attention", config, layer)
         self.drop_1 = Dropout(config.hidden_dropout_prob, layer, random.ATTENTION_OUT)
@@ -98,8 +102,9 @@ class Block(TransformerBlock):
         self.drop_2 = Dropout(config.hidden_dropout_prob, layer, random.MLP_OUT)
         self.norm_2 = LayerNorm(f"{name}.output.LayerNorm", width, layer, eps)
 
-    def run(self, x, batch, stream, rows, kv_cache=None):
-        """As `forward`; there is no past."""
+    def run(self, x: Array, batch: Batch, stream: random.Stream | None, rows: Array,
+            kv_cache: Any = None) -> Array:
+        """As `forward`; there is no cache of keys."""
         example_ids, positions = batch.token_example_ids, batch.positions
         a = self.attention.forward(x, batch, stream, rows)
         self.save_for_backward(rows)
@@ -109,7 +114,7 @@ class Block(TransformerBlock):
         m = self.mlp.forward(x)
         return self.norm_2.forward(x + self.drop_2.forward(m, stream, example_ids, positions))
 
-    def run_backward(self, dy):
+    def run_backward(self, dy: Array) -> Array:
         """As `backward`."""
         (rows,) = self.pop_saved()
         dy = self.norm_2.backward(dy)
@@ -122,17 +127,17 @@ class Block(TransformerBlock):
 class Pooler(Layer):
     """y = tanh(x @ w + b) of the first token of each sequence (Devlin et al. 2019, figure 1)."""
 
-    def __init__(self, name, config):
+    def __init__(self, name: str, config: BertConfig):
         self.dense = Linear(f"{name}.dense", config.hidden_size, config.hidden_size,
                             config.final_layer)
 
-    def forward(self, first, batch):
+    def forward(self, first: Array, batch: Batch) -> Array:
         """first (B,C), of the first tokens -> y (B,C)."""
         y = array_module(first).tanh(self.dense.forward(first))
         self.save_for_backward(y)
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """dy (B,C) -> dfirst (B,C)."""
         (y,) = self.pop_saved()
         return self.dense.backward(dy * (1 - y * y))
@@ -141,14 +146,14 @@ class Pooler(Layer):
 class MeanPooler(Layer):
     """The mean of each sequence's tokens, [CLS] and [SEP] among them; no parameters."""
 
-    def forward(self, hidden, batch):
+    def forward(self, hidden: Array, batch: Batch) -> Array:
         """hidden (N,C) -> y (B,C)."""
         xp = array_module(hidden)
         lengths = batch.asarray(batch.lengths)
         self.save_for_backward(lengths)
         return xp.add.reduceat(hidden, batch.first, axis=0) / lengths[:, None].astype(hidden.dtype)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """dy (B,C) -> dhidden (N,C)."""
         (lengths,) = self.pop_saved()
         xp = array_module(dy)
@@ -164,25 +169,26 @@ class Bert(Trunk):
         self.blocks = [Block(f"encoder.layer.{i}", config, layer=config.block_layer(i))
                        for i in range(config.n_layer)]
 
-    def embed(self, batch, stream):
+    def embed(self, batch: Batch, stream: random.Stream | None) -> Array:
         """Batch of N tokens -> x (N,C)."""
         return self.embeddings.forward(batch, stream)
 
-    def pooled_rows(self, batch):
+    def pooled_rows(self, batch: Batch) -> Array:
         """-> the row of each sequence that the pooler reads (B,): its first token."""
         return batch.first
 
-    def forward(self, batch, stream=None, first_only=False):
+    def forward(self, batch: Batch, stream: random.Stream | None = None,
+                first_only: bool = False) -> Array:
         """Batch of N tokens -> hidden (N,C), or (B,C) of each sequence's first token only.
 
         `stream` (random.Stream) turns dropout on in the layers that are trained.
         """
         return self.run_blocks(batch, stream, first_only)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """dhidden (N,C) or (B,C) -> gradient of the embedded tokens (N,C).
 
-        Stops at the lowest layer that is trained; returns None unless that is the embeddings.
+        Stops at the first layer that is trained; returns None unless that is the embeddings.
         """
         first_trainable = self.first_trainable_layer
         if first_trainable > self.config.n_layer:
@@ -191,7 +197,7 @@ class Bert(Trunk):
         return self.embeddings.backward(dx) if first_trainable == 0 else None
 
 
-def count(config):
+def count(config: Any) -> int:
     """-> parameters of the trunk and the pooler, as the published numbers have them."""
     c, inner = config.hidden_size, config.intermediate_size
     tables = (config.vocab_size + config.max_position_embeddings + config.type_vocab_size + 2) * c

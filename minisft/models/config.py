@@ -1,7 +1,7 @@
 """The configs of the models: the keys of config.json that shape them, checked."""
 
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from minisft.errors import UserError
 
@@ -24,6 +24,7 @@ class TransformerConfig:
     """
 
     EMBEDDING_LAYER: ClassVar = 0
+    n_layer: Any
 
     def block_layer(self, i: int) -> int:
         """-> the layer number of block i, counted from 0."""
@@ -59,34 +60,34 @@ class GPT2Config(TransformerConfig):
     TITLE: ClassVar = "GPT-2"
 
     @property
-    def gelu_form(self):
+    def gelu_form(self) -> str:
         """-> "tanh" or "erf"."""
         return GELU_FORMS[self.activation_function]
 
     @property
-    def drops(self):
+    def drops(self) -> bool:
         """-> whether any dropout is drawn in training."""
         return bool(self.embd_pdrop or self.attn_pdrop or self.resid_pdrop)
 
-    def with_dropout(self, rate):
+    def with_dropout(self, rate: float) -> Any:
         """-> the same config with this rate everywhere."""
         return replace(self, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
 
     @classmethod
-    def size(cls, name):
+    def size(cls, name: str) -> "GPT2Config":
         """One of the four published sizes -> its config."""
         n_layer, n_head, n_embd = SIZES[name]
         return cls(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
 
     @classmethod
-    def from_dict(cls, settings, source):
+    def from_dict(cls, settings: dict[str, Any], source: Any) -> Any:
         """config.json as a dict, its path for messages -> config; raises UserError by key."""
         if settings.get("model_type", "gpt2") != "gpt2":
             raise UserError(f"{source}: model_type is {settings['model_type']!r}, "
                             "expected 'gpt2'")
         return read_config(cls, settings, GPT2_UNSUPPORTED, source)
 
-    def require_sound(self, source):
+    def require_sound(self, source: Any) -> None:
         """Raises UserError naming the first key that cannot be."""
         require_values(self, source, "activation_function", "layer_norm_epsilon",
                        ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"),
@@ -122,33 +123,33 @@ class BertConfig(TransformerConfig):
     n_positions = property(lambda self: self.max_position_embeddings)
 
     @property
-    def gelu_form(self):
+    def gelu_form(self) -> str:
         """-> "erf" or "tanh"."""
         return GELU_FORMS[self.hidden_act]
 
     @property
-    def pooled_rate(self):
+    def pooled_rate(self) -> float:
         """-> dropout before the classifier."""
         rate = self.classifier_dropout
         return self.hidden_dropout_prob if rate is None else rate
 
     @property
-    def drops(self):
+    def drops(self) -> bool:
         """-> whether any dropout is drawn in training."""
         return bool(self.hidden_dropout_prob or self.attention_probs_dropout_prob
                     or self.pooled_rate)
 
-    def with_dropout(self, rate):
+    def with_dropout(self, rate: float) -> Any:
         """-> the same config with this rate everywhere."""
         return replace(self, hidden_dropout_prob=rate, attention_probs_dropout_prob=rate,
                        classifier_dropout=None)
 
     @classmethod
-    def from_dict(cls, settings, source):
+    def from_dict(cls, settings: dict[str, Any], source: Any) -> Any:
         """config.json as a dict, its path for messages -> config; raises UserError by key."""
         return read_config(cls, settings, BERT_UNSUPPORTED, source)
 
-    def require_sound(self, source):
+    def require_sound(self, source: Any) -> None:
         """Raises UserError naming the first key that cannot be."""
         require_values(self, source, "hidden_act", "layer_norm_eps",
                        ("vocab_size", "max_position_embeddings", "hidden_size",
@@ -161,21 +162,23 @@ class BertConfig(TransformerConfig):
                             f"num_attention_heads {self.num_attention_heads}")
 
 
-def read_config(kind, settings, unsupported, source):
+def read_config(kind: Any, settings: dict[str, Any], unsupported: dict[str, Any],
+                source: Any) -> Any:
     """config.json as a dict -> a config of this kind; `unsupported`: the value that we have.
 
     Raises UserError by key.
     """
-    for key, ours in unsupported.items():
-        if settings.get(key, ours) != ours:
+    for key, supported in unsupported.items():
+        if settings.get(key, supported) != supported:
             raise UserError(f"{source}: {key} = {settings[key]} is not supported "
-                            f"(only {ours})")
+                            f"(only {supported})")
     config = kind(**{f.name: settings[f.name] for f in fields(kind) if f.name in settings})
     config.require_sound(source)
     return config
 
 
-def require_values(config, source, activation, epsilon, whole, rates, may_be_none):
+def require_values(config: Any, source: Any, activation: str, epsilon: str,
+                   whole: tuple[str, ...], rates: tuple[str, ...], may_be_none: str) -> None:
     """Names of a config's keys, by what they must be -> UserError naming the first that is not."""
     for key in whole:
         value = getattr(config, key)

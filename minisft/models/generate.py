@@ -1,11 +1,13 @@
 """Generation: one new token at a time for each sequence, against a cache of keys and values."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.array import array_module, to_cpu
+from minisft.backend.array import Array, array_module, to_cpu
 from minisft.data.batch import Batch, pack
 from minisft.ops import softmax
 
@@ -13,7 +15,7 @@ from minisft.ops import softmax
 class KVCache:
     """Keys and values of every block: a stretch of rows for each sequence, filled in place."""
 
-    def __init__(self, config, n_sequences, capacity, like):
+    def __init__(self, config: Any, n_sequences: int, capacity: int, like: Array):
         """`like`: an array of the model, for its dtype and device."""
         self.capacity = capacity
         self.slots = np.arange(n_sequences)     # the stretch that each sequence of the batch has
@@ -22,17 +24,18 @@ class KVCache:
         self.blocks = [(xp.zeros(shape, like.dtype), xp.zeros(shape, like.dtype))
                        for _ in range(config.n_layer)]
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> "_BlockCache":
         return _BlockCache(self, *self.blocks[i])
 
 
 @dataclass(frozen=True)
 class _BlockCache:
     kv_cache: KVCache
-    keys: np.ndarray
-    values: np.ndarray
+    keys: Array
+    values: Array
 
-    def extend(self, k, v, batch):
+    def extend(self, k: Array, v: Array,
+               batch: Batch) -> tuple[Array, Array, np.ndarray, np.ndarray]:
         """k, v (N,H,D) of the new tokens -> all keys and values, starts (B,), lengths (B,)."""
         starts = self.kv_cache.slots * self.kv_cache.capacity
         rows = batch.asarray(np.repeat(starts, batch.lengths)) + batch.positions
@@ -53,13 +56,14 @@ class Sampler:
     top_p: float = 1.0
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise ValueError(f"temperature {self.temperature}, top-k {self.top_k}, top-p "
                              f"{self.top_p}: expected at least 0, at least 0, in (0, 1]")
 
-    def next_token(self, logits, example_ids, positions):
-        """logits (B,V), the texts' numbers (B,), positions of the new tokens (B,) -> ids (B,)."""
+    def next_token(self, logits: np.ndarray, example_ids: np.ndarray,
+                   positions: np.ndarray) -> np.ndarray:
+        """logits (B,V), example_ids (B,), positions of the new tokens (B,) -> ids (B,)."""
         if self.temperature == 0:
             return logits.argmax(axis=-1)
         logits = logits.astype(np.float64)
@@ -83,18 +87,24 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Generated:
-    """The new tokens, and why they end: "end" token, "length" asked for, or model "full"."""
+    """The new tokens, and why there are no more.
 
-    ids: list
+    finish_reason: "stop" (the end token came), "length" (as many as were asked for), or "context"
+    (the model has no further position).
+    """
+
+    ids: list[int]
     finish_reason: str
 
 
-def generate(model, prompts, max_new_tokens, sampler, end_token=None, progress=None):
+def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sampler: Sampler,
+             end_token: int | None = None,
+             progress: Callable[[int], Any] | None = None) -> list[Generated]:
     """LanguageModel, B arrays of token ids -> B Generated.
 
-    `progress(n)` hears of n new tokens. Position embeddings are learned, so a sequence stops when
-    n_positions of its tokens have been read; one more may follow. Raises ValueError for an empty
-    prompt or one beyond n_positions.
+    `progress(n)` is called with the number of new tokens. Position embeddings are learned, so a
+    sequence stops when n_positions of its tokens have been read; one more may follow. Raises
+    ValueError for an empty prompt or one beyond n_positions.
     """
     room = model.trunk.config.n_positions
     if max(len(p) for p in prompts) > room:
@@ -102,7 +112,7 @@ def generate(model, prompts, max_new_tokens, sampler, end_token=None, progress=N
                          f"{room} positions")
     capacity = min(room, max(len(p) for p in prompts) + max_new_tokens)
     kv_cache = KVCache(model.trunk.config, len(prompts), capacity, model.store.values)
-    new = [[] for _ in prompts]
+    new: list[list[int]] = [[] for _ in prompts]
     finish_reason = ["length"] * len(prompts)
     batch = pack(prompts)
     alive = np.arange(len(prompts))
@@ -113,19 +123,20 @@ def generate(model, prompts, max_new_tokens, sampler, end_token=None, progress=N
         ids = sampler.next_token(logits, alive, positions)
         for slot, token, position in zip(alive, ids, positions, strict=True):
             if token == end_token:
-                finish_reason[slot] = "end"
+                finish_reason[slot] = "stop"
                 continue
             new[slot].append(int(token))
             if position >= room:
-                finish_reason[slot] = "full"
+                finish_reason[slot] = "context"
         if progress is not None:
             progress(len(alive))
-        going = np.array([finish_reason[slot] == "length" for slot in alive])
-        alive, ids, positions = alive[going], ids[going], positions[going]
+        unfinished = np.array([finish_reason[slot] == "length" for slot in alive])
+        alive, ids, positions = (
+            alive[unfinished], ids[unfinished], positions[unfinished])
         if not len(alive):
             break
         batch = Batch(ids, positions, np.arange(len(alive) + 1), alive)
-    for slot, ids in enumerate(new):
-        if len(ids) == max_new_tokens and finish_reason[slot] == "full":
+    for slot, new_ids in enumerate(new):
+        if len(new_ids) == max_new_tokens and finish_reason[slot] == "context":
             finish_reason[slot] = "length"
-    return [Generated(ids, why) for ids, why in zip(new, finish_reason, strict=True)]
+    return list(map(Generated, new, finish_reason))

@@ -1,10 +1,16 @@
 """GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners")."""
 
+from collections.abc import Container, Iterable
+from typing import Any
+
 from minisft.backend import random
+from minisft.backend.array import Array
+from minisft.data.batch import Batch
 from minisft.models.config import GPT2Config
 from minisft.models.trunk import Trunk
 from minisft.nn.blocks import Block
 from minisft.nn.layers import Dropout, Embedding, LayerNorm
+from minisft.nn.parameters import Parameter
 
 
 class GPT2(Trunk):
@@ -26,20 +32,21 @@ class GPT2(Trunk):
         self.ln_f = LayerNorm("ln_f", width, config.final_layer, config.layer_norm_epsilon)
 
     @property
-    def blocks(self):
+    def blocks(self) -> list[Block]:     # type: ignore[override]
         """-> the blocks, which the files call h."""
         return self.h
 
-    def embed(self, batch, stream):
+    def embed(self, batch: Batch, stream: random.Stream | None) -> Array:
         """Batch of N tokens -> x (N,C)."""
         x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
         return self.drop.forward(x, stream, batch.token_example_ids, batch.positions)          # (1)
 
-    def pooled_rows(self, batch):
+    def pooled_rows(self, batch: Batch) -> Array:
         """-> the row of each sequence that a classifier reads (B,): its last token."""
         return batch.last
 
-    def forward(self, batch, stream=None, last_only=False, kv_cache=None):
+    def forward(self, batch: Batch, stream: random.Stream | None = None,
+                last_only: bool = False, kv_cache: Any = None) -> Array:
         """Batch of N tokens -> hidden (N,C), or (B,C) of each sequence's last token only.
 
         `stream` (random.Stream) turns dropout on in the layers that are trained; `past` (a cache
@@ -48,10 +55,10 @@ class GPT2(Trunk):
         x = self.run_blocks(batch, stream, last_only, kv_cache)                              # (2)
         return self.ln_f.forward(x)                                                      # (3)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """dhidden (N,C) or (B,C) -> gradient of the embedded tokens (N,C).
 
-        Stops at the lowest layer that is trained; returns None unless that is the embeddings.
+        Stops at the first layer that is trained; returns None unless that is the embeddings.
         """
         first_trainable = self.first_trainable_layer
         if first_trainable > self.config.final_layer:
@@ -65,7 +72,8 @@ class GPT2(Trunk):
         return dx
 
 
-def initialise(parameters, seed, names=None):
+def initialise(parameters: Iterable[Parameter], seed: int,
+               names: Container[str] | None = None) -> None:
     """Fills the parameters of these names, or all, with initial values: N(0, 0.02), residual
     projections smaller.
 
@@ -80,7 +88,7 @@ def initialise(parameters, seed, names=None):
             p.value += (p.scale * random.normal(p.shape, seed, number)).astype(p.value.dtype)
 
 
-def count(config):
+def count(config: Any) -> int:
     """-> parameters of the model, the tied matrix counted once.
 
         (4) (V + T) C + L (4 C^2 + 2 C M + M + 9 C) + 2 C      T: n_positions, M: n_inner

@@ -1,9 +1,13 @@
 """What stands on top of GPT-2 or BERT: a classifier, or a language model with the tied matrix."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.array import array_module, to_cpu
+from minisft.backend.array import Array, array_module, to_cpu
+from minisft.data.batch import Batch
 from minisft.dispatch import FORMATS, cross_entropy, linear, matmul, rounded
 from minisft.models.bert import Bert, MeanPooler, Pooler
 from minisft.models.gpt2 import GPT2, initialise
@@ -15,19 +19,21 @@ from minisft.ops.cross_entropy import IGNORE
 class Model(Layer):
     """A trunk and its head, with one store for all parameters."""
 
+    trunk: Any
+    store: Parameters
     # names of the parameters that a checkpoint lacked and `load` drew
-    newly_initialized = ()
-    loss_cache = None
-    overwrites_logits = False
+    newly_initialized: tuple[str, ...] = ()
+    loss_cache: Any = None
+    overwrites_logits = False     # whether `loss_backward` writes over the logits of `loss`
     pruned = False        # whether it reads one token of each text alone
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         config = self.trunk.config
         return (f"{type(self).__name__}({config.TITLE}, {config.n_layer} "
                 f"block{'s' * (config.n_layer != 1)}, width {config.n_embd}, {self.output}, "
                 f"{sum(p.size for p in self.parameters()):,} parameters)")
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         """Pickling and copying keep the shape and the values, on the CPU; no gradients, no caches.
         """
         return {"options": self.options(), "dtype": self.store.dtype,
@@ -35,14 +41,28 @@ class Model(Layer):
                 "trainable": {p.name for p in self.store.trainable},
                 "newly_initialized": self.newly_initialized}
 
-    def __setstate__(self, state):
-        self.__init__(**state["options"], dtype=state["dtype"], seed=None)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        make: Any = type(self)
+        make.__init__(self, **state["options"], dtype=state["dtype"], seed=None)
         for p in self.store:
             p.value[...] = state["values"][p.name]
         self.store.train(lambda p: p.name in state["trainable"])
         self.newly_initialized = state["newly_initialized"]
 
-    def build(self, dtype, seed=None):
+    @property
+    def output(self) -> str:
+        """-> what it gives for a text, as `repr` says it."""
+        raise NotImplementedError
+
+    def options(self) -> dict[str, Any]:
+        """-> the arguments that make a model of this shape."""
+        raise NotImplementedError
+
+    def backward(self, dlogits: Array) -> Array:
+        """dlogits as `forward` returned them -> gradient of the embedded tokens (N,C)."""
+        raise NotImplementedError
+
+    def build(self, dtype: Any, seed: int | None = None) -> None:
         """Lays all parameters into one store, zeros or, with a seed, initial values.
 
         A head whose `dtype` is None has shapes but no store: a loader checks them first.
@@ -58,7 +78,7 @@ class Model(Layer):
         self.store.set_compute_dtype(FORMATS[precision])
         return self
 
-    def received(self, batch):
+    def received(self, batch: Batch) -> Batch:
         """Batch -> the same where the model lies, once it is seen that the model can read it.
 
         Raises ValueError for a token id that the vocabulary lacks, and for too long a text.
@@ -77,7 +97,7 @@ class Model(Layer):
         return batch.to(self.store.xp)
 
     @staticmethod
-    def require_labels(batch, n, classes, what):
+    def require_labels(batch: Batch, n: int, classes: int, what: str) -> None:
         """Raises ValueError unless the batch has n labels, each below `classes` or ignored."""
         if batch.labels is None:
             raise ValueError(f"the batch has no labels, expected {what}")
@@ -90,7 +110,7 @@ class Model(Layer):
             raise ValueError(f"labels from {labels.min()} to {labels.max()}, but the classes are "
                              f"0 to {classes - 1}")
 
-    def loss_backward(self, scale=1.0):
+    def loss_backward(self, scale: float = 1.0) -> Array:
         """Adds `scale` times the gradients of the summed loss; -> gradient of the embedded tokens
         (N,C)."""
         if self.loss_cache is None:
@@ -100,7 +120,7 @@ class Model(Layer):
         out = cache[0] if self.overwrites_logits else None
         return self.backward(cross_entropy.backward(scale, cache, out))
 
-    def train_layers(self, which):
+    def train_layers(self, which: str) -> None:
         """"all", "head", or "last:K" (the last K blocks, the last LayerNorm and the head).
 
         Raises ValueError for anything else.
@@ -108,18 +128,18 @@ class Model(Layer):
         blocks = self.trunk.config.n_layer
         last = which.removeprefix("last:")
         if which == "all":
-            lowest = 0
+            first = self.trunk.config.EMBEDDING_LAYER
         elif which == "head":
-            lowest = self.head_layer
+            first = self.head_layer
         elif which.startswith("last:") and last.isdecimal() and 1 <= int(last) <= blocks:
-            lowest = blocks + 1 - int(last)
+            first = self.trunk.config.block_layer(blocks - int(last))
         else:
             raise ValueError(f"layers to train are {which!r}, expected all, head or last:K with "
                              f"K from 1 to {blocks}")
-        self.store.train(lambda p: p.layer >= lowest)
+        self.store.train(lambda p: p.layer >= first)
 
     @property
-    def head_layer(self):
+    def head_layer(self) -> int:
         """-> the number of the layer that `train_layers("head")` trains."""
         return self.trunk.config.final_layer
 
@@ -132,7 +152,8 @@ class Classifier(Model):
 
     pruned = True
 
-    def __init__(self, config, label_names, dtype=np.float32, seed=0):
+    def __init__(self, config: Any, label_names: Sequence[str], dtype: Any = np.float32,
+                 seed: int | None = 0):
         self.label_names = tuple(label_names)
         self.trunk = GPT2(config)
         self.score = Linear("score", config.n_embd, len(self.label_names), config.head_layer,
@@ -141,33 +162,32 @@ class Classifier(Model):
             self.build(dtype, seed)
 
     @property
-    def output(self):
-        """-> what it gives for a text, as `repr` says it."""
+    def output(self) -> str:
         return f"{len(self.label_names)} classes"
 
-    def options(self):
-        """-> the arguments that make a model of this shape."""
+    def options(self) -> dict[str, Any]:
         return {"config": self.trunk.config, "label_names": self.label_names}
 
     @property
-    def head_layer(self):
+    def head_layer(self) -> int:
         return self.trunk.config.head_layer
 
-    def from_random_weights(self, dropout, seed):
+    def from_random_weights(self, dropout: float, seed: int) -> "Classifier":
         """-> a classifier of the same shape and labels that has learnt nothing."""
         return type(self)(self.trunk.config.with_dropout(dropout), self.label_names, seed=seed)
 
-    def forward(self, batch, stream=None):
+    def forward(self, batch: Batch, stream: random.Stream | None = None) -> Array:
         """Batch -> logits (B,K)."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
         batch = self.received(batch)
         return self.score.forward(self.trunk.forward(batch, stream, last_only=True))
 
-    def backward(self, dlogits):
+    def backward(self, dlogits: Array) -> Array:
         """dlogits (B,K) -> gradient of the embedded tokens (N,C), or None where layers freeze."""
         return self.trunk.backward(self.score.backward(dlogits))
 
-    def loss(self, batch, stream=None, weights=None, smoothing=0.0):
+    def loss(self, batch: Batch, stream: random.Stream | None = None, weights: Array = None,
+             smoothing: float = 0.0) -> tuple[Array, Array, Array]:
         """Batch with labels (B,) -> loss summed over the texts, denominator, logits (B,K).
 
         Raises ValueError for a label that is no class.
@@ -191,7 +211,8 @@ class BertClassifier(Classifier):
 
     POOLINGS = "first", "mean"
 
-    def __init__(self, config, label_names, dtype=np.float32, seed=0, pooling="first"):
+    def __init__(self, config: Any, label_names: Sequence[str], dtype: Any = np.float32,
+                 seed: int | None = 0, pooling: str = "first"):
         if pooling not in self.POOLINGS:
             raise ValueError(f"pooling is {pooling!r}, expected first or mean")
         self.label_names, self.pooling = tuple(label_names), pooling
@@ -204,18 +225,18 @@ class BertClassifier(Classifier):
         if dtype is not None:
             self.build(dtype, seed)
 
-    def options(self):
+    def options(self) -> dict[str, Any]:
         return super().options() | {"pooling": self.pooling}
 
-    def from_random_weights(self, dropout, seed):
+    def from_random_weights(self, dropout: float, seed: int) -> "Classifier":
         return type(self)(self.trunk.config.with_dropout(dropout), self.label_names, seed=seed,
                           pooling=self.pooling)
 
     @property
-    def head_layer(self):
+    def head_layer(self) -> int:
         return self.trunk.config.final_layer     # the pooler too: a checkpoint may lack it
 
-    def forward(self, batch, stream=None):
+    def forward(self, batch: Batch, stream: random.Stream | None = None) -> Array:
         """Batch -> logits (B,K)."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
         batch = self.received(batch)
@@ -226,7 +247,7 @@ class BertClassifier(Classifier):
         pooled = self.drop.forward(pooled, stream, example_ids, 0 * example_ids)
         return self.classifier.forward(pooled)
 
-    def backward(self, dlogits):
+    def backward(self, dlogits: Array) -> Array:
         """dlogits (B,K) -> gradient of the embedded tokens (N,C), or None where layers freeze."""
         dpooled = self.drop.backward(self.classifier.backward(dlogits))
         return self.trunk.backward(self.pooler.backward(dpooled))
@@ -240,23 +261,24 @@ class LanguageModel(Model):
 
     overwrites_logits = True     # N x V numbers, held once: the gradient takes their place
 
-    def __init__(self, config, tied=True, dtype=np.float32, seed=0):
+    def __init__(self, config: Any, tied: bool = True, dtype: Any = np.float32,
+                 seed: int | None = 0):
         self.trunk = GPT2(config)
-        self.lm_head = None if tied else Linear("lm_head", config.n_embd, config.vocab_size,
+        self.lm_head: Any = None if tied else Linear("lm_head", config.n_embd, config.vocab_size,
                                                 config.head_layer, bias=False)
         if dtype is not None:
             self.build(dtype, seed)
 
     @property
-    def output(self):
+    def output(self) -> str:
         """-> what it gives for a token, as `repr` says it."""
         return f"{self.trunk.config.vocab_size:,} tokens of vocabulary"
 
-    def options(self):
-        """-> the arguments that make a model of this shape."""
+    def options(self) -> dict[str, Any]:
         return {"config": self.trunk.config, "tied": self.lm_head is None}
 
-    def forward(self, batch, stream=None, rows=None, last_only=False, kv_cache=None):
+    def forward(self, batch: Batch, stream: random.Stream | None = None, rows: Array = None,
+                last_only: bool = False, kv_cache: Any = None) -> Array:
         """Batch -> logits (N,V), or of some distinct rows, or (B,V) of each sequence's last."""
         self.loss_cache = None     # of an earlier forward, whose layers' caches end here
         batch = self.received(batch)
@@ -272,7 +294,7 @@ class LanguageModel(Model):
         self.save_for_backward(cache, rows, n)
         return logits
 
-    def backward(self, dlogits):
+    def backward(self, dlogits: Array) -> Array:
         """dlogits as `forward` returned them -> gradient of the embedded tokens (N,C)."""
         cache, rows, n = self.pop_saved()
         if cache is None:
@@ -293,7 +315,7 @@ class LanguageModel(Model):
             dhidden = scattered
         return self.trunk.backward(dhidden)
 
-    def loss(self, batch, stream=None):
+    def loss(self, batch: Batch, stream: random.Stream | None = None) -> tuple[Array, Array, Array]:
         """Batch with the next token of each token (N,) as labels -> summed loss, denominator,
         logits of the rows that count; `loss_backward` overwrites them."""
         self.require_labels(batch, len(batch.ids), self.trunk.config.vocab_size,
@@ -302,5 +324,6 @@ class LanguageModel(Model):
         batch = self.received(batch)
         rows = batch.asarray(rows)
         logits = self.forward(batch, stream, rows)
-        (loss, denominator), self.loss_cache = cross_entropy.forward(logits, batch.labels[rows])
+        labels: Any = batch.labels
+        (loss, denominator), self.loss_cache = cross_entropy.forward(logits, labels[rows])
         return loss, denominator, logits

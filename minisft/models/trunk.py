@@ -1,55 +1,76 @@
 """What stands between the embeddings and a head: blocks, of which some may be frozen."""
 
+from typing import Any
+
+from minisft.backend.array import Array
+from minisft.backend.random import Stream
+from minisft.data.batch import Batch
 from minisft.nn.layers import Layer
 
 
 class Trunk(Layer):
     """Embeddings and `blocks`: what frozen layers save, whatever the model.
 
-    A model gives `embed(batch, stream)` and `wanted(batch)`, the rows that a classifier reads.
+    A model gives its config and its blocks, how it embeds, and which rows a classifier reads.
     """
 
+    config: Any
+    blocks: Any
+
+    def embed(self, batch: Batch, stream: Stream | None) -> Array:
+        """Batch of N tokens -> x (N,C)."""
+        raise NotImplementedError
+
+    def pooled_rows(self, batch: Batch) -> Array:
+        """-> the row of each sequence that a classifier reads (B,)."""
+        raise NotImplementedError
+
     @property
-    def first_trainable_layer(self):
-        """-> the number of the lowest layer that is trained; beyond all where none is."""
+    def first_trainable_layer(self) -> int:
+        """-> the number of the first layer that is trained; the head's where none of these is."""
         return min((p.layer for p in self.parameters() if p.trainable),
                    default=self.config.head_layer)
 
-    def run_blocks(self, batch, stream=None, pruned=False, kv_cache=None):
-        """Batch of N tokens -> x (N,C), or (B,C) of the wanted rows when `pruned`.
+    def run_blocks(self, batch: Batch, stream: Stream | None = None, pruned: bool = False,
+                   kv_cache: Any = None) -> Array:
+        """Batch of N tokens -> x (N,C), or (B,C) of the pooled rows when `pruned`.
 
-        Frozen layers have no dropout, and are passed by where the batch has their output.
+        Frozen layers have no dropout, and are skipped where the batch has their output.
         """
         first_trainable = self.first_trainable_layer
         x = batch.hidden
         if x is None:
             x = self.embed(batch, None if first_trainable else stream)
         for i, block in enumerate(self.blocks):
-            live = i + 1 >= first_trainable
-            if live or batch.hidden is None:
-                x = block.forward(x, batch, stream if live else None,
+            trained = self.config.block_layer(i) >= first_trainable
+            if trained or batch.hidden is None:
+                x = block.forward(x, batch, stream if trained else None,
                                   self._rows(batch, pruned, i),
                                   None if kv_cache is None else kv_cache[i])
-            if not live:
+            if not trained:
                 block.clear_cache()     # no backward comes so far down
         return x
 
-    def run_backward(self, dx):
-        """dx behind the blocks -> dx before the lowest that is trained."""
-        for block in reversed(self.blocks[max(self.first_trainable_layer - 1, 0):]):
+    def run_backward(self, dx: Array) -> Array:
+        """dx behind the blocks -> dx before the first that is trained."""
+        for block in reversed(self.blocks[self._n_frozen():]):
             dx = block.backward(dx)
         return dx
 
-    def frozen_forward(self, batch, pruned=False):
-        """Batch -> what the frozen layers make of it (N,C): the input of the lowest live layer.
+    def frozen_forward(self, batch: Batch, pruned: bool = False) -> Array:
+        """Batch -> the output of the frozen layers (N,C), the input of the first that is trained.
 
-        (B,C) of the wanted rows where all blocks are frozen and `pruned`.
+        (B,C) of the pooled rows where all blocks are frozen and `pruned`.
         """
         x = self.embed(batch, None)
-        for i, block in enumerate(self.blocks[:max(self.first_trainable_layer - 1, 0)]):
+        for i, block in enumerate(self.blocks[:self._n_frozen()]):
             x = block.forward(x, batch, None, self._rows(batch, pruned, i))
             block.clear_cache()
         return x
 
-    def _rows(self, batch, pruned, i):
+    def _n_frozen(self) -> int:
+        """-> the number of blocks below the first that is trained."""
+        return max(self.first_trainable_layer - self.config.block_layer(0), 0)
+
+    def _rows(self, batch: Batch, pruned: bool, i: int) -> Array:
         return self.pooled_rows(batch) if pruned and i == len(self.blocks) - 1 else None

@@ -1,22 +1,25 @@
 """Transformer blocks and what they are made of: self-attention and the MLP."""
 
 from math import sqrt
+from typing import Any
 
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.array import array_module
+from minisft.backend.array import Array, array_module
 from minisft.dispatch import attention, dispatched, gelu, gelu_adds_bias
 from minisft.nn.layers import INITIAL_SCALE, Dropout, Layer, LayerNorm, Linear
 
 
 class MultiHeadAttention(Layer):
-    """What the self-attentions of all models share: dropout's words, and which keys are asked.
+    """What the self-attentions of all models share: dropout's words, and which keys are asked."""
 
-    A model's sets `n_head`, `rate` (of dropout) and `layer`.
-    """
+    n_head: int
+    rate: float     # of dropout
+    layer: int
 
-    def attend(self, q, k, v, batch, stream, causal, rows=None, keys=None):
+    def attend(self, q: Array, k: Array, v: Array, batch: Any, stream: random.Stream | None,
+               causal: bool, rows: Array = None, keys: Any = None) -> Array:
         """q (Nq,H,D), k and v (Nk,H,D) -> y (Nq,H,D); `attend_backward` finds what it needs.
 
         rows: which tokens of the batch ask, one of each sequence; None for all. keys: starts and
@@ -31,13 +34,13 @@ class MultiHeadAttention(Layer):
             drop = self.rate, random.Scores(
                 dispatched(stream), self.layer, batch.example_ids, cu_seqlens, self.n_head,
                 array_module(batch.ids), positions)
-        low = next(self._parts(Linear)).w.compute_value
+        weight = next(self._parts(Linear)).w.compute_value     # those of a model are of one kind
         y, self.attended = attention.forward(
             q, k, v, cu_seqlens, starts, lengths, causal, drop,
-            compute_dtype=None if low is None else low.dtype)
+            compute_dtype=None if weight is None else weight.dtype)
         return y
 
-    def attend_backward(self, dy):
+    def attend_backward(self, dy: Array) -> tuple[Array, Array, Array]:
         """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D)."""
         cache, self.attended = self.attended, None
         return attention.backward(dy, cache)
@@ -46,18 +49,19 @@ class MultiHeadAttention(Layer):
 class SelfAttention(MultiHeadAttention):
     """`c_attn` makes queries, keys and values at once (C,3C), `c_proj` mixes the heads (C,C)."""
 
-    def __init__(self, name, config, layer):
+    def __init__(self, name: str, config: Any, layer: int):
         width = config.n_embd
         self.c_attn = Linear(f"{name}.c_attn", width, 3 * width, layer)
         self.c_proj = Linear(f"{name}.c_proj", width, width, layer,
                              INITIAL_SCALE / sqrt(2 * config.n_layer))
         self.n_head, self.rate, self.layer = config.n_head, config.attn_pdrop, layer
 
-    def forward(self, x, batch, stream=None, rows=None, kv_cache=None):
+    def forward(self, x: Array, batch: Any, stream: random.Stream | None = None,
+                rows: Array = None, kv_cache: Any = None) -> Array:
         """x (N,C) -> y (N,C); with `rows` (B,), each sequence's last, y (B,C) of those rows only.
 
-        `past` (one block's of generate.Past) holds the keys and values of earlier tokens; those
-        of this batch are written into it.
+        `kv_cache` (one block's of generate.KVCache) holds the keys and values of earlier tokens;
+        those of this batch are written into it.
         """
         width, heads = x.shape[-1], (self.n_head, x.shape[-1] // self.n_head)
         keys = parts = None
@@ -75,7 +79,7 @@ class SelfAttention(MultiHeadAttention):
         self.save_for_backward(rows, parts, q.shape)
         return self.c_proj.forward(y.reshape(len(y), -1))
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
         rows, parts, shape = self.pop_saved()
         dy = self.c_proj.backward(dy)
@@ -93,22 +97,23 @@ class SelfAttention(MultiHeadAttention):
 class MLP(Layer):
     """Two linear maps with GELU between them; the inner width is n_inner."""
 
-    def __init__(self, name, config, layer):
+    def __init__(self, name: str, config: Any, layer: int):
         inner = config.n_inner or 4 * config.n_embd
         self.c_fc = Linear(f"{name}.c_fc", config.n_embd, inner, layer)
         self.c_proj = Linear(f"{name}.c_proj", inner, config.n_embd, layer,
                              INITIAL_SCALE / sqrt(2 * config.n_layer))
         self.form = config.gelu_form
 
-    def forward(self, x):
+    def forward(self, x: Array) -> Array:
         """x (N,C) -> y (N,C)."""
         fused = gelu_adds_bias(x)     # then its backward makes the bias's gradient
         z, to_z = self.c_fc.forward_columns(x, slice(None), bias=not fused)
-        h, cache = gelu.forward(z, self.form, **({"bias": self.c_fc.b.value} if fused else {}))
+        h, cache = (gelu.forward(z, self.form, self.c_fc.b.value) if fused else
+                    gelu.forward(z, self.form))
         self.save_for_backward(cache, to_z, fused)
         return self.c_proj.forward(h)
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """dy (N,C) -> dx (N,C)."""
         cache, to_z, fused = self.pop_saved()
         dz = gelu.backward(self.c_proj.backward(dy), cache)
@@ -119,12 +124,22 @@ class MLP(Layer):
 
 
 class TransformerBlock(Layer):
-    """What all blocks share: with `recompute`, x alone is kept and the block runs again before its
-    backward. A block says how it runs in `run` and `run_backward`."""
+    """What all blocks share: with `gradient_checkpointing`, x alone is saved and the block runs
+    again before its backward. A block says how it runs in `run` and `run_backward`."""
 
     gradient_checkpointing = False
 
-    def forward(self, x, batch, stream=None, rows=None, kv_cache=None):
+    def run(self, x: Array, batch: Any, stream: random.Stream | None, rows: Array,
+            kv_cache: Any = None) -> Array:
+        """As `forward`."""
+        raise NotImplementedError
+
+    def run_backward(self, dy: Array) -> Array:
+        """As `backward`."""
+        raise NotImplementedError
+
+    def forward(self, x: Array, batch: Any, stream: random.Stream | None = None,
+                rows: Array = None, kv_cache: Any = None) -> Array:
         """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
         y = self.run(x, batch, stream, rows, kv_cache)
         if self.gradient_checkpointing:
@@ -132,7 +147,7 @@ class TransformerBlock(Layer):
             self.save_for_backward(x, batch, stream, rows)
         return y
 
-    def backward(self, dy):
+    def backward(self, dy: Array) -> Array:
         """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
         if self.gradient_checkpointing:
             self.run(*self.pop_saved())     # dropout draws the same masks again
@@ -148,7 +163,7 @@ class Block(TransformerBlock):
         (4) dx = du + ln_1'(attn'(drop_1'(du)))
     """
 
-    def __init__(self, name, config, layer):
+    def __init__(self, name: str, config: Any, layer: int):
         eps = config.layer_norm_epsilon
         self.ln_1 = LayerNorm(f"{name}.ln_1", config.n_embd, layer, eps)
         self.attn = SelfAttention(f"{name}.attn", config, layer)
@@ -157,7 +172,8 @@ class Block(TransformerBlock):
         self.mlp = MLP(f"{name}.mlp", config, layer)
         self.drop_2 = Dropout(config.resid_pdrop, layer, random.MLP_OUT)
 
-    def run(self, x, batch, stream, rows, kv_cache=None):
+    def run(self, x: Array, batch: Any, stream: random.Stream | None, rows: Array,
+            kv_cache: Any = None) -> Array:
         """As `forward`."""
         example_ids, positions = batch.token_example_ids, batch.positions
         a = self.attn.forward(self.ln_1.forward(x), batch, stream, rows, kv_cache)
@@ -168,7 +184,7 @@ class Block(TransformerBlock):
         m = self.mlp.forward(self.ln_2.forward(x))
         return x + self.drop_2.forward(m, stream, example_ids, positions)                   # (2)
 
-    def run_backward(self, dy):
+    def run_backward(self, dy: Array) -> Array:
         """As `backward`."""
         (rows,) = self.pop_saved()
         dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))         # (3)

@@ -2,14 +2,18 @@
 
 The gradient norm and AdamW are then each one pass over one array. The buffer is ordered by layer
 and, within it, by what decays and what does not, so that a learning rate or a decay is a number for
-each run of the buffer.
+each parameter group of the buffer.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from minisft.backend import array
+from minisft.backend.array import Array
 from minisft.dispatch import rounded
 
 
@@ -20,56 +24,64 @@ class Parameter:
     added takes their place, which spares a pass over memory to write them and three to add.
     """
 
-    def __init__(self, name, shape, layer, decays, scale=0.0, fill=0.0):
+    value: Array     # a view into the store's buffer of values, once there is a store
+
+    def __init__(self, name: str, shape: Sequence[int], layer: int, decays: bool,
+                 scale: float = 0.0, fill: float = 0.0):
         self.name, self.shape, self.layer, self.decays = name, tuple(shape), layer, decays
         self.scale, self.fill = scale, fill     # initial values: fill + scale * normal
-        self.value = self._grad = None
+        self.value = None
+        self._grad: Array = None
         self.zeroed = False     # to be read as zeros, whatever the memory holds
         self.compute_value = None     # the value in 16 bits, where the model computes in them
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         dtype = "no values yet" if self.value is None else self.value.dtype
         return (f"Parameter({self.name}, {self.shape}, {dtype}, "
                 f"{'trainable' if self.trainable else 'frozen'})")
 
     @property
-    def size(self):
+    def size(self) -> int:
         """-> number of values."""
         return int(np.prod(self.shape))
 
     @property
-    def product_value(self):
+    def product_value(self) -> Array:
         """-> the value that matrix products take: in 16 bits where the model computes in them."""
         return self.value if self.compute_value is None else self.compute_value
 
     @property
-    def trainable(self):
+    def trainable(self) -> bool:
         """-> whether it is trained."""
         return self._grad is not None
 
     @property
-    def grad(self):
+    def grad(self) -> Array:
         """-> the gradient, a view into the store's buffer; None while it is frozen."""
-        if self.zeroed:
-            self._grad[...], self.zeroed = 0, False
+        self.write_zeros()
         return self._grad
 
     @grad.setter
-    def grad(self, gradient):     # grad += x and the like end here
+    def grad(self, gradient: Array) -> None:     # grad += x and the like end here
         self._grad[...], self.zeroed = gradient, False
 
-    def set_grad_view(self, view):
+    def write_zeros(self) -> None:
+        """Writes the zeros that a zeroed gradient only stands for."""
+        if self.zeroed:
+            self._grad[...], self.zeroed = 0, False
+
+    def set_grad_view(self, view: Array) -> None:
         """The gradient lives in this part of the store's buffer from now on; None: it is frozen."""
         self._grad, self.zeroed = view, False
 
-    def first_grad(self):
+    def first_grad(self) -> Array:
         """-> where to put the first gradient since zeroing, whole; None if it must be added."""
         if not self.zeroed:
             return None
         self.zeroed = False
         return self._grad
 
-    def add_grad(self, gradient):
+    def add_grad(self, gradient: Array) -> None:
         """gradient of this parameter's shape; a frozen parameter lets it go by."""
         if gradient.shape != self.shape:     # += would spread a smaller one without a word
             raise ValueError(f"{self.name} has shape {self.shape}, its gradient {gradient.shape}")
@@ -92,9 +104,10 @@ class ParamGroup:
 
 
 class Parameters:
-    """The store: `values` and `grads` are flat (P,), `runs` says what lies where."""
+    """The store: `values` and `grads` are flat (P,), `param_groups` says what lies where."""
 
-    def __init__(self, parameters, dtype=np.float32, xp=np):
+    def __init__(self, parameters: Sequence[Parameter], dtype: Any = np.float32,
+                 xp: ModuleType = np):
         self.all = {p.name: p for p in parameters}
         if len(self.all) != len(parameters):
             raise ValueError("two parameters have the same name")
@@ -103,45 +116,47 @@ class Parameters:
             p.value = xp.zeros(p.shape, dtype=dtype)
         self.train(lambda p: True)
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Parameter:
         return self.all[name]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Parameter]:
         return iter(self.all.values())
 
     @property
-    def trainable(self):
+    def trainable(self) -> list[Parameter]:
         """-> the parameters that are trained, in the order of the buffer."""
         return [p for p in self._ordered if p.trainable]
 
     @property
-    def grads(self):
+    def grads(self) -> Array:
         """-> all gradients (P,), in the order of `values`."""
         for p in self.trainable:
-            p.grad     # noqa: B018  writes the zeros that it only stood for
+            p.write_zeros()
         return self._grads
 
     @grads.setter
-    def grads(self, gradients):     # grads /= n and the like end here
+    def grads(self, gradients: Array) -> None:     # grads /= n and the like end here
         self.grads[...] = gradients
 
     @property
-    def size(self):
+    def size(self) -> int:
         """-> number of values, trained and frozen."""
         return sum(p.size for p in self)
 
-    def train(self, wanted):
-        """wanted(parameter) -> bool says which are trained; lays both buffers anew."""
+    def train(self, is_trained: Callable[[Parameter], bool]) -> None:
+        """is_trained(parameter) says which are; lays both buffers out anew."""
         self._ordered = sorted(self, key=lambda p: (p.layer, not p.decays))
-        live = [p for p in self._ordered if wanted(p)]
-        self.values, views = self._lay(live)
+        trained = [p for p in self._ordered if is_trained(p)]
+        self.values, views = self._lay(trained)
         # not zeros_like: pages that nobody trains are then never touched
         self._grads = self.xp.zeros(self.values.shape, dtype=self.dtype)
-        self.frozen_values, frozen_views = self._lay([p for p in self._ordered if not wanted(p)])
+        self.frozen_values, frozen_views = self._lay(
+            [p for p in self._ordered if not is_trained(p)])
         for p in self:
             p.set_grad_view(None)
-        self.param_groups, start = [], 0
-        for p in live:
+        self.param_groups: list[ParamGroup] = []
+        start = 0
+        for p in trained:
             p.set_grad_view(self._grads[start:start + p.size].reshape(p.shape))
             last = self.param_groups[-1] if self.param_groups else None
             if last and (last.layer, last.decays) == (p.layer, p.decays):
@@ -153,28 +168,31 @@ class Parameters:
             p.value = view
         self.refresh()
 
-    def to_gpu(self):
-        """Lays both buffers anew on the GPU, from the values that they have here."""
-        self.xp, live = array.cupy, set(self.trainable)
-        self.train(live.__contains__)
+    def to_gpu(self) -> None:
+        """Lays both buffers out anew on the GPU, from the values that they have here."""
+        self.xp, trained = array.cupy, set(self.trainable)
+        self.train(trained.__contains__)
 
-    def set_compute_dtype(self, dtype):
-        """From now on every parameter also has `low`, rounded to a format of matmul.py, or None."""
+    def set_compute_dtype(self, dtype: Any) -> None:
+        """From now on every parameter also has `compute_value`, rounded to this 16-bit format.
+
+        None: no parameter has one, products are of the dtype of the values.
+        """
         self.compute_dtype = dtype
         self.refresh()
 
-    def refresh(self):
+    def refresh(self) -> None:
         """Rounds all values anew, after some have changed: one pass over each buffer."""
         if self.compute_dtype is None:
             return
-        for buffer, live in ((self.values, True), (self.frozen_values, False)):
+        for buffer, trained in ((self.values, True), (self.frozen_values, False)):
             flat, start = rounded(buffer, self.compute_dtype), 0
             for p in self._ordered:
-                if p.trainable == live:
+                if p.trainable == trained:
                     p.compute_value = flat[start:start + p.size].reshape(p.shape)
                     start += p.size
 
-    def _lay(self, parameters):
+    def _lay(self, parameters: Sequence[Parameter]) -> tuple[Array, dict[Parameter, Array]]:
         """-> one flat array with these parameters' values, and a view into it for each."""
         flat = self.xp.empty(sum(p.size for p in parameters), dtype=self.dtype)
         views, start = {}, 0
@@ -184,7 +202,7 @@ class Parameters:
             start += p.size
         return flat, views
 
-    def zero_grad(self):
+    def zero_grad(self) -> None:
         """Sets every gradient to zero."""
         for p in self.trainable:
             p.zeroed = True
