@@ -64,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(globals().keys() | _MODULES.keys())
+    return sorted((globals().keys() | _MODULES.keys()) - {"Any", "TYPE_CHECKING"})

@@ -136,7 +136,7 @@ def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sam
         if not len(alive):
             break
         batch = Batch(ids, positions, np.arange(len(alive) + 1), alive)
-    for slot, new_ids in enumerate(new):
-        if len(new_ids) == max_new_tokens and finish_reason[slot] == "context":
-            finish_reason[slot] = "length"
+    for i, new_ids in enumerate(new):
+        if len(new_ids) == max_new_tokens and finish_reason[i] == "context":
+            finish_reason[i] = "length"
     return list(map(Generated, new, finish_reason))
