@@ -19,8 +19,8 @@ from minisft.io.checkpoint import save
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.planning import operations
-from minisft.planning.ledger import Ledger
 from minisft.planning.memory import ITEM, Step, largest_of, plan
+from minisft.planning.memory_tracker import MemoryTracker
 from minisft.training.config import TrainingConfig
 from minisft.training.frozen_features import with_features
 from minisft.training.loop import train_step
@@ -200,15 +200,15 @@ def test_operations_add_up_for_gpt2():
     assert found["gelu"][0] == 9 * n * 12 * 3072
 
 
-def test_ledger_finds_the_fullest_moment():
-    ledger = Ledger()
-    ledger.hold("a.x", 3)
-    ledger.look(large_one=4)
-    ledger.hold("a.y", 2)
-    ledger.drop("a.")
-    ledger.hold("b", 6)
-    assert (ledger.peak, ledger.at_peak) == (7, {"a.x": 3, "large one": 4})
-    assert ledger.held == {"b": 6} and ledger.largest == ("large one", 4)
+def test_the_tracker_finds_the_fullest_moment():
+    tracker = MemoryTracker()
+    tracker.allocate("a.x", 3)
+    tracker.observe(large_one=4)
+    tracker.allocate("a.y", 2)
+    tracker.free("a.")
+    tracker.allocate("b", 6)
+    assert (tracker.peak, tracker.at_peak) == (7, {"a.x": 3, "large one": 4})
+    assert tracker.allocated == {"b": 6} and tracker.largest == ("large one", 4)
 
 
 def test_largest_batch_of_a_file_is_planned():

@@ -1,1 +1,1 @@
-"""What computes: arrays of NumPy or CuPy, random numbers, the CPU and the GPU."""
+"""Arrays of NumPy or CuPy, random numbers, and fast implementations for CPU and GPU."""

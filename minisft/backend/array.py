@@ -1,4 +1,4 @@
-"""NumPy or CuPy: which module an array belongs to. The only `import cupy` of the package."""
+"""Which module an array belongs to, NumPy or CuPy. The only `import cupy` of the package."""
 
 from types import ModuleType
 from typing import Any
@@ -16,18 +16,18 @@ Array = Any     # a numpy.ndarray or a cupy.ndarray; CuPy need not be installed
 
 
 def array_module(*arrays: Any) -> ModuleType:
-    """arrays -> cupy when one of them lives on the GPU, else numpy."""
+    """arrays -> cupy if one of them is on the GPU, else numpy."""
     if cupy is not None and any(isinstance(a, cupy.ndarray) for a in arrays):
         return cupy
     return np
 
 
 def gpu_available() -> bool:
-    """-> whether CuPy is installed and one element can really be allocated on a card."""
+    """-> whether CuPy is installed and can allocate an array on a card."""
     if cupy is None or not cupy.cuda.is_available():
         return False
     try:
-        cupy.zeros(1)     # a driver too old for the runtime shows only here
+        cupy.zeros(1)     # only this fails when the driver is too old for the runtime
     except cupy.cuda.runtime.CUDARuntimeError:
         return False
     return True

@@ -1,30 +1,31 @@
-"""Random numbers that belong to the thing they are for: Philox4x32-10.
+"""Random numbers by what they are for, not by the order of calls: Philox4x32-10.
 
 A counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"):
 four words of output are a fixed function of four words of counter and two of key. The key says
-which dropout (seed; layer, site), the counter says which number of it (optimizer step, the text's
-own number in the data set, position in the text, channel). Nothing depends on where a token lies
-in the packed batch, so company, order and accumulation leave every mask as it is.
+which dropout (seed; layer, site), the counter which number of it (optimizer step, the example's id
+in the data set, position in the text, channel). Nothing depends on where a token lies in the packed
+batch, so a mask is the same whatever else is in the batch, in whatever order or micro-batch.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
 import numpy as np
 
-from minisft.backend.array import array_module
+from minisft.backend.array import Array, array_module
 from minisft.backend.constants import PHILOX_MULTIPLIERS, PHILOX_ROUNDS, PHILOX_WEYL, WORD, ceil_div
 from minisft.backend.cpu import row_blocks
 
-# The sites of one layer that draw dropout masks; the number goes into the key.
+# The places in a layer that have a dropout mask; the number goes into the key.
 EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT, POOLED = range(5)
-# Who draws an order, initial values, a next token or a changed text stands in the place of a layer.
+# In place of a layer's number: a shuffled order, initial values, a next token, an augmented text.
 SHUFFLE, INITIAL, SAMPLE, AUGMENT = 0xFFFF, 0xFFFE, 0xFFFD, 0xFFFC
 
 
-def philox(counter, key, xp=np):
+def philox(counter: Sequence[Array], key: tuple[int, int],
+           xp: ModuleType = np) -> tuple[Array, Array, Array, Array]:
     """counter: four uint32 arrays of one shape, key: two ints -> four uint32 arrays of that shape.
 
     Salmon et al. 2011, section 3.3 and figure 2; ten rounds.
@@ -43,7 +44,8 @@ def philox(counter, key, xp=np):
     return c0, c1, c2, c3
 
 
-def draw_words(step, example_ids, positions, heads, first, shape, key, xp=np):
+def draw_words(step: int, example_ids: Array, positions: Array, heads: Array, first: int,
+               shape: tuple[int, ...], key: tuple[int, int], xp: ModuleType = np) -> Array:
     """The parts of a counter, a key of two ints -> words (*shape,4) uint32.
 
     `shape` is that of the counters: step, example_ids, positions, and heads + first + 0, 1, 2, ...
@@ -68,31 +70,33 @@ def draw_words(step, example_ids, positions, heads, first, shape, key, xp=np):
 
 @dataclass(frozen=True)
 class Stream:
-    """All random numbers of one optimizer step; a site of it makes the words of one mask."""
+    """All random numbers of one optimizer step: words for the mask of each layer and site."""
 
     seed: int
     step: int
     draw: Callable = field(default=draw_words, repr=False, compare=False)
 
-    def tokens(self, layer, site, example_ids, positions, width):
-        """texts (N,), positions (N,) -> words (N,width) uint32, one for each token and channel."""
+    def tokens(self, layer: int, site: int, example_ids: Array, positions: Array,
+               width: int) -> Array:
+        """example_ids (N,), positions (N,) -> words (N,width) uint32, one a token and channel."""
         return self._words(layer, site, example_ids[:, None], positions[:, None], 0, width)
 
-    def scores(self, layer, text, positions, n_head, n_keys, first=0):
-        """query positions (Tq,) of one text -> words (H,Tq,Tk) uint32, one for each score.
+    def scores(self, layer: int, example_id: Array, positions: Array, n_head: int, n_keys: int,
+               first: int = 0) -> Array:
+        """query positions (Tq,) of one example -> words (H,Tq,Tk) uint32, one for each score.
 
-        Of several texts (G,1,1,1) at the same positions: (G,H,Tq,Tk).
+        Of several examples (G,1,1,1) at the same positions: (G,H,Tq,Tk).
         With `first`, a multiple of four: of the keys from there to n_keys only.
         """
         xp = array_module(positions)
         heads = xp.arange(n_head)[:, None, None] << 20
-        return self._words(layer, SCORES, text, positions[None, :, None], heads,
+        return self._words(layer, SCORES, example_id, positions[None, :, None], heads,
                            n_keys - first, first)
 
     def _words(self, layer, site, example_ids, positions, heads, width, first=0):
-        # Counter (step, text, position, head << 20 | last // 4); word last % 4 of the output.
+        # Counter (step, example id, position, head << 20 | last // 4); word last % 4 of the output.
         if first % 4:
-            raise ValueError(f"the first of some words is {first}, expected a multiple of 4")
+            raise ValueError(f"words start at {first}, expected a multiple of 4")
         xp = array_module(positions)
         shape = xp.broadcast_shapes(xp.shape(example_ids), positions.shape, xp.shape(heads),
                                     (ceil_div(width, 4),))
@@ -103,9 +107,9 @@ class Stream:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The words of every token and channel of a packed batch, made when they are asked for.
+    """The words of every token and channel of a packed batch, drawn when called.
 
-    A kernel makes the same words itself, from the numbers that are kept here.
+    A kernel draws the same words itself, from the numbers held here.
     """
 
     stream: Stream
@@ -114,16 +118,16 @@ class Tokens:
     example_ids: np.ndarray
     positions: np.ndarray
 
-    def __call__(self, width):
+    def __call__(self, width: int) -> Array:
         """number of channels -> words (N,width) uint32."""
         return self.stream.tokens(self.layer, self.site, self.example_ids, self.positions, width)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The words of every score of a packed batch, made for one sequence when they are asked for.
+    """The words of every score of a packed batch, drawn for one sequence when called.
 
-    A kernel makes the same words itself, from the numbers that are kept here.
+    A kernel draws the same words itself, from the numbers held here.
     """
 
     stream: Stream
@@ -134,7 +138,8 @@ class Scores:
     xp: ModuleType = np     # of the words
     positions: np.ndarray | None = None     # of the queries; None: the last of each text's keys
 
-    def __call__(self, b, n_keys, block=None, queries=slice(None)):
+    def __call__(self, b: int, n_keys: int, block: slice | None = None,
+                 queries: slice = slice(None)) -> Array:
         """sequence, its number of keys -> words (H,Tq,Tk) uint32; or of a slice of keys, which
         starts at a multiple of four, and a slice of queries."""
         start, stop = self.cu_seqlens[b], self.cu_seqlens[b + 1]
@@ -144,16 +149,16 @@ class Scores:
         return self.stream.scores(self.layer, self.example_ids[b], positions[queries], self.n_head,
                                   last, first)
 
-    def of_groups(self):
+    def of_groups(self) -> "GroupScores":
         """-> the words of the same scores for groups of whole sequences."""
         return GroupScores(self.stream, self.layer, self.example_ids, self.n_head)
 
 
 @dataclass(frozen=True)
 class GroupScores:
-    """The words of every score of some texts from their first token on, made when asked for.
+    """The words of every score of some texts from their first token on, drawn when called.
 
-    A compiled loop makes the same words itself, from the numbers that are kept here.
+    A compiled loop draws the same words itself, from the numbers held here.
     """
 
     stream: Stream
@@ -161,14 +166,14 @@ class GroupScores:
     example_ids: np.ndarray
     n_head: int
 
-    def __call__(self, indices, length):
+    def __call__(self, indices: list[int], length: int) -> Array:
         """sequences (G), the longest length -> words (G,H,length,length) uint32."""
         return self.stream.scores(self.layer, self.example_ids[indices, None, None, None],
                                   np.arange(length), self.n_head, length)
 
 
-def permutation(n, seed, epoch):
-    """-> an order of n things (n,) int64 that only the seed and the epoch decide."""
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """-> a random order of n indices (n,) int64; it depends on seed and epoch alone."""
     index = np.arange(n, dtype=np.uint32)
     fixed = np.full(n, epoch, dtype=np.uint32)
     zero = np.zeros(n, dtype=np.uint32)
@@ -176,7 +181,7 @@ def permutation(n, seed, epoch):
     return np.argsort(high.astype(np.uint64) << np.uint64(32) | low, kind="stable")
 
 
-def normal(shape, seed, number):
+def normal(shape: tuple[int, ...], seed: int, number: int) -> np.ndarray:
     """-> standard normal values float64 of that shape: the initial values of parameter `number`.
 
     Box and Muller 1958, from two uniform numbers of 32 bits each.

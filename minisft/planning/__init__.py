@@ -1,1 +1,1 @@
-"""What memory and how many operations a training step takes, said beforehand."""
+"""Memory and operations of a training step, computed before it runs."""

@@ -1,12 +1,13 @@
-"""What a training step needs before it is taken: bytes by tensor, operations by formula.
+"""What a training step needs, before it runs: bytes by tensor, operations by formula.
 
-A ledger follows the step as models/ and blocks.py take it: what a forward keeps is held until its
-backward has used it, what a formula needs meanwhile is a temporary. The peak is the fullest moment.
-Sizes are counted in values, of `ITEM` bytes each. Compiled twins (extra `fast`) hold no more than
-that.
+A MemoryTracker follows the step through models/ and nn/blocks.py: what a forward keeps stays
+allocated until its backward has used it, what a formula needs meanwhile is a temporary. The peak is
+the fullest moment. Sizes are counted in values, of `ITEM` bytes each. Compiled loops (extra `fast`)
+need no more than that.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +18,11 @@ from minisft.dispatch import attention_groups, attention_key_blocks
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.planning import operations
-from minisft.planning.ledger import Ledger
+from minisft.planning.memory_tracker import MemoryTracker
 
 ITEM = 4         # float32
 MOMENTS = 2      # AdamW's
-FORMULA = 5      # arrays that a formula has at once in a block of rows (rows.BLOCK)
+FORMULA = 5      # arrays that a formula has at once in a block of rows (row_blocks.BLOCK)
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,16 @@ class Step:
     features: bool = True         # frozen layers' outputs are computed once and kept
 
     @property
-    def tokens(self):
+    def tokens(self) -> int:
         """-> N, the tokens of the batch."""
         return int(sum(self.lengths))
 
-    def rows_out(self, i):
+    def rows_out(self, i: int) -> int:
         """-> tokens that leave block i: a classifier wants each text's last from the last one."""
         last = self.task == "classify" and i == self.config.n_layer - 1
         return len(self.lengths) if last else self.tokens
 
-    def rate(self, name):
+    def rate(self, name: str) -> float:
         """-> a rate of dropout of the config, or the one that replaces all."""
         return getattr(self.config, name) if self.dropout is None else self.dropout
 
@@ -67,15 +68,15 @@ class Plan:
     at_peak: dict
     largest: tuple
     operations: dict     # floating-point operations by name: (forward, backward)
-    first_trainable: int          # number of the lowest layer that is trained
+    first_trainable_layer: int    # number of the first layer that is trained
 
     @property
-    def state(self):
+    def state(self) -> int:
         """-> values of weights, gradients and moments."""
         return sum(sum(part.values()) for part in (self.weights, self.gradients, self.moments))
 
     @property
-    def above(self):
+    def above(self) -> int:
         """-> values beyond the state at the fullest moment."""
         return sum(self.at_peak.values())
 
@@ -90,25 +91,27 @@ class _Trained:
         self.trainable = [p for p in self.parameters if wanted(p)]
 
 
-def plan(step):
+def plan(step: Step) -> Plan:
     """Step -> Plan; raises ValueError for layers that the model does not have."""
     model = (Classifier(step.config, [str(k) for k in range(step.classes)], dtype=None)
              if step.task == "classify" else LanguageModel(step.config, dtype=None))
     model.store = _Trained(model.parameters())
     model.train_layers(step.train_layers)
     weights = {p.name: p.size for p in model.parameters()}
-    live = {p.name: p.size for p in model.store.trainable}
+    trainable = {p.name: p.size for p in model.store.trainable}
     first_trainable = min(p.layer for p in model.store.trainable)
     walk = _Walk(step, first_trainable)
     walk.forward()
-    kept = dict(walk.ledger.held)
+    kept = dict(walk.tracker.allocated)
     walk.backward()
-    return Plan(weights, live, {name: MOMENTS * n for name, n in live.items()}, kept,
-                walk.ledger.at_peak, walk.ledger.largest,
-                operations.operations(step, first_trainable, sum(live.values())), first_trainable)
+    return Plan(weights, trainable, {name: MOMENTS * n for name, n in trainable.items()}, kept,
+                walk.tracker.at_peak, walk.tracker.largest,
+                operations.operations(step, first_trainable, sum(trainable.values())),
+                first_trainable)
 
 
-def largest_of(lengths, batch_tokens, seed, config, **options):
+def largest_of(lengths: np.ndarray, batch_tokens: int, seed: int, config: GPT2Config,
+               **options: Any) -> tuple[Step, Plan]:
     """Lengths of all texts -> the Step of an epoch that needs most memory, and its Plan."""
     lengths = np.asarray(lengths)
     order = random.permutation(len(lengths), seed, 0)
@@ -118,82 +121,82 @@ def largest_of(lengths, batch_tokens, seed, config, **options):
 
 
 class _Walk:
-    """One step's forward and backward, told to a ledger."""
+    """One step's forward and backward, followed by a MemoryTracker."""
 
     def __init__(self, step, first_trainable):
-        self.step, self.first_trainable_layer, self.ledger = step, first_trainable, Ledger()
+        self.step, self.first_trainable_layer, self.tracker = step, first_trainable, MemoryTracker()
         c = step.config
         self.n, self.b, self.layers = step.tokens, len(step.lengths), c.n_layer
         self.c, self.inner, self.heads = c.n_embd, c.n_inner or 4 * c.n_embd, c.n_head
         self.classifies = step.task == "classify"
         # ids, positions, the text of each token: 8 bytes each
-        self.ledger.hold("batch", 3 * 8 // ITEM * self.n)
+        self.tracker.allocate("batch", 3 * 8 // ITEM * self.n)
 
     def forward(self):
         """Embeddings, blocks, the last LayerNorm and the head, with its loss."""
-        hold, drop, look = self.ledger.hold, self.ledger.drop, self.ledger.look
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
         n, c, first = self.n, self.c, operations.first_block(self.step, self.first_trainable_layer)
         if self.first_trainable_layer and self.step.features:
             pass      # they start where the frozen layers ended
         elif self.first_trainable_layer == 0 and self.step.rate("embd_pdrop"):
-            hold("embeddings.dropout", n * c)
-            look(embedded=2 * n * c, words=n * c)
+            allocate("embeddings.dropout", n * c)
+            observe(embedded=2 * n * c, words=n * c)
         else:
-            look(token_rows=n * c, position_rows=n * c)
-        hold(f"h.{first}.x", (n if first < self.layers else self.step.rows_out(first - 1)) * c)
+            observe(token_rows=n * c, position_rows=n * c)
+        allocate(f"h.{first}.x", (n if first < self.layers else self.step.rows_out(first - 1)) * c)
         for i in range(first, self.layers):
             self.block_forward(i)
             if i + 1 < self.first_trainable_layer:
-                drop(f"h.{i}.")
+                free(f"h.{i}.")
             elif self.step.gradient_checkpointing:
-                x = self.ledger.held[f"h.{i}.x"]
-                drop(f"h.{i}.")
-                hold(f"h.{i}.x", x)
+                x = self.tracker.allocated[f"h.{i}.x"]
+                free(f"h.{i}.")
+                allocate(f"h.{i}.x", x)
         out = self.step.rows_out(self.layers - 1)
-        hold("ln_f", out * c)
+        allocate("ln_f", out * c)
         if self.classifies:
             return
         counted = n - self.b      # the last token of a text has no next one
-        hold("head.hidden", counted * c)
-        drop("ln_f")
-        hold("head.logits", counted * self.step.config.vocab_size)
+        allocate("head.hidden", counted * c)
+        free("ln_f")
+        allocate("head.logits", counted * self.step.config.vocab_size)
 
     def block_forward(self, i):
         """Block i, from h.i.x to the x of what follows."""
-        hold, drop, look = self.ledger.hold, self.ledger.drop, self.ledger.look
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
         n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}."
-        live = i + 1 >= self.first_trainable_layer
-        hold(f"{h}norms", 2 * (n + out))
-        hold(f"{h}ln_1", n * c)
-        hold(f"{h}attn.c_attn", 3 * n * c if out == n else 2 * n * c + 2 * out * c)
-        self.attention_forward(i, live)
-        hold("attention", out * c)          # the block's own, until it ends
-        self.dropout_forward(f"{h}drop_1", out, live)
-        hold(f"{h}x_1", out * c)
-        drop("dropped")
-        hold(f"{h}ln_2", out * c)
-        hold(f"{h}mlp.c_fc", out * self.inner)
-        hold(f"{h}mlp.tanh", out * self.inner)
-        hold(f"{h}mlp.gelu", out * self.inner)
-        look(row_blocks=_row_blocks(out * self.inner))
-        hold("mlp", out * c)
-        self.dropout_forward(f"{h}drop_2", out, live)
-        hold(f"h.{i + 1}.x", out * c)
-        drop("attention", "mlp", "dropped")
+        trained = i + 1 >= self.first_trainable_layer
+        allocate(f"{h}norms", 2 * (n + out))
+        allocate(f"{h}ln_1", n * c)
+        allocate(f"{h}attn.c_attn", 3 * n * c if out == n else 2 * n * c + 2 * out * c)
+        self.attention_forward(i, trained)
+        allocate("attention", out * c)          # the block's own, until it ends
+        self.dropout_forward(f"{h}drop_1", out, trained)
+        allocate(f"{h}x_1", out * c)
+        free("dropped")
+        allocate(f"{h}ln_2", out * c)
+        allocate(f"{h}mlp.c_fc", out * self.inner)
+        allocate(f"{h}mlp.tanh", out * self.inner)
+        allocate(f"{h}mlp.gelu", out * self.inner)
+        observe(row_blocks=_row_blocks(out * self.inner))
+        allocate("mlp", out * c)
+        self.dropout_forward(f"{h}drop_2", out, trained)
+        allocate(f"h.{i + 1}.x", out * c)
+        free("attention", "mlp", "dropped")
 
-    def attention_forward(self, i, live):
+    def attention_forward(self, i, trained):
         """Scores, what is kept of them, and the mixed values."""
-        hold, out, h = self.ledger.hold, self.step.rows_out(i), f"h.{i}.attn."
+        allocate, out, h = self.tracker.allocate, self.step.rows_out(i), f"h.{i}.attn."
         kept, moment = self.scores(i)
         if kept:
-            hold(f"{h}probabilities", kept)
+            allocate(f"{h}probabilities", kept)
         else:
-            hold(f"{h}lse", out * self.heads)
-        if kept and live and self.step.rate("attn_pdrop"):
+            allocate(f"{h}lse", out * self.heads)
+        if kept and trained and self.step.rate("attn_pdrop"):
             # a byte each in a group of texts, a value each where one query asks
-            hold(f"{h}dropout", kept if out == self.b else kept / ITEM)
-        self.ledger.look(scores=moment)
-        hold(f"{h}y", out * self.c)
+            allocate(f"{h}dropout", kept if out == self.b else kept / ITEM)
+        self.tracker.observe(scores=moment)
+        allocate(f"{h}y", out * self.c)
 
     def scores(self, i):
         """-> scores kept for the backward, and what they and their like take at one time."""
@@ -208,80 +211,80 @@ class _Walk:
                 self.heads * sum(q * k * texts for (q, k), texts in pairs.items())))
         return self.heads * sum(q * k * texts for (q, k), texts in pairs.items()), 3 * moment
 
-    def dropout_forward(self, name, out, live):
+    def dropout_forward(self, name, out, trained):
         """A mask that is kept, and the product, until the sum is made."""
-        if live and self.step.rate("resid_pdrop"):
-            self.ledger.hold(name, out * self.c)
-            self.ledger.hold("dropped", out * self.c)
-            self.ledger.look(words=out * self.c)
+        if trained and self.step.rate("resid_pdrop"):
+            self.tracker.allocate(name, out * self.c)
+            self.tracker.allocate("dropped", out * self.c)
+            self.tracker.observe(words=out * self.c)
 
     def backward(self):
-        """The mirror image; stops at the lowest live layer."""
-        hold, drop, look = self.ledger.hold, self.ledger.drop, self.ledger.look
+        """The mirror image; stops at the first trainable layer."""
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
         n, c, config = self.n, self.c, self.step.config
         out = self.step.rows_out(self.layers - 1)
         if not self.classifies:
-            look(dhidden=(n - self.b) * c)
-        drop("ln_f")
+            observe(dhidden=(n - self.b) * c)
+        free("ln_f")
         if self.first_trainable_layer > self.layers + 1:
             return
-        hold("dhidden", out * c)     # until the trunk's backward ends
-        hold("dy", out * c)
-        drop(f"h.{self.layers}.x")
+        allocate("dhidden", out * c)     # until the trunk's backward ends
+        allocate("dy", out * c)
+        free(f"h.{self.layers}.x")
         for i in reversed(range(max(self.first_trainable_layer - 1, 0), self.layers)):
             if self.step.gradient_checkpointing:
                 self.block_forward(i)
-                drop(f"h.{i + 1}.x")
+                free(f"h.{i + 1}.x")
             self.block_backward(i)
         if self.first_trainable_layer == 0:
-            drop("embeddings.dropout")
-            look(sorted_rows=n * c, summed_rows=2 * min(n, config.vocab_size) * c)
+            free("embeddings.dropout")
+            observe(sorted_rows=n * c, summed_rows=2 * min(n, config.vocab_size) * c)
 
     def block_backward(self, i):
         """Block i, from the dy of its output to that of its input."""
-        hold, drop, look = self.ledger.hold, self.ledger.drop, self.ledger.look
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
         out, c, inner, h = self.step.rows_out(i), self.c, self.inner, f"h.{i}."
-        if f"{h}drop_2" in self.ledger.held:
-            hold("d mlp", out * c)
-        look(gradient_of_gelu=out * inner)
-        drop(f"{h}mlp.gelu", f"{h}drop_2")
-        hold("d gelu", out * inner)
-        hold("d c_fc", out * inner)
-        look(row_blocks=_row_blocks(out * inner))
-        drop("d gelu")
-        look(gradient_of_norm=out * c)
-        drop(f"{h}mlp.", f"{h}ln_2", "d c_fc", "d mlp")
-        look(gradients_of_norm=2 * out * c)
-        drop(f"{h}x_1")
-        hold("dx_1", out * c)
-        if f"{h}drop_1" in self.ledger.held:
-            hold("d attention", out * c)
+        if f"{h}drop_2" in self.tracker.allocated:
+            allocate("d mlp", out * c)
+        observe(gradient_of_gelu=out * inner)
+        free(f"{h}mlp.gelu", f"{h}drop_2")
+        allocate("d gelu", out * inner)
+        allocate("d c_fc", out * inner)
+        observe(row_blocks=_row_blocks(out * inner))
+        free("d gelu")
+        observe(gradient_of_norm=out * c)
+        free(f"{h}mlp.", f"{h}ln_2", "d c_fc", "d mlp")
+        observe(gradients_of_norm=2 * out * c)
+        free(f"{h}x_1")
+        allocate("dx_1", out * c)
+        if f"{h}drop_1" in self.tracker.allocated:
+            allocate("d attention", out * c)
         self.attention_backward(i)
-        drop("d attention", f"{h}drop_1")
-        look(gradients_of_norm=2 * self.n * c)
-        drop(h)
-        look(gradients_of_x=2 * self.n * c)
-        drop("dx_1")
-        hold("dy", self.n * c)
+        free("d attention", f"{h}drop_1")
+        observe(gradients_of_norm=2 * self.n * c)
+        free(h)
+        observe(gradients_of_x=2 * self.n * c)
+        free("dx_1")
+        allocate("dy", self.n * c)
 
     def attention_backward(self, i):
         """From the gradient of the block's attention to that of its normalised input."""
-        hold, drop, look = self.ledger.hold, self.ledger.drop, self.ledger.look
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
         n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}.attn."
-        look(gradient_of_y=out * c)
-        hold("d y", out * c)
-        if f"{h}lse" not in self.ledger.held:
-            drop(f"{h}y")
-        hold("dq, dk, dv", (out + 2 * n) * c)
-        look(scores=self.scores(i)[1])
-        drop(h)
+        observe(gradient_of_y=out * c)
+        allocate("d y", out * c)
+        if f"{h}lse" not in self.tracker.allocated:
+            free(f"{h}y")
+        allocate("dq, dk, dv", (out + 2 * n) * c)
+        observe(scores=self.scores(i)[1])
+        free(h)
         width = 3 if out == n else 2
-        hold("d c_attn", width * n * c)
+        allocate("d c_attn", width * n * c)
         # a matrix's gradient goes where it stays, but for the parts of a pruned block's
-        look(gradient_of_norm=n * c, attention_matrix_gradient=0 if out == n else width * c * c)
-        drop("d y", "dq, dk, dv", "d c_attn", f"h.{i}.ln_1")
+        observe(gradient_of_norm=n * c, attention_matrix_gradient=0 if out == n else width * c * c)
+        free("d y", "dq, dk, dv", "d c_attn", f"h.{i}.ln_1")
 
 
 def _row_blocks(values):
-    """-> what a formula needs beside its result of that many values, run in blocks of rows."""
+    """-> what a formula needs besides its result of that many values, run in blocks of rows."""
     return min(FORMULA * row_blocks.threads() * row_blocks.BLOCK // ITEM, FORMULA * values)

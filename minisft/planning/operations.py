@@ -6,6 +6,7 @@ that its file in ops/ takes; an exponential or a root counts as one.
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,18 +29,18 @@ class Product:
     backward: bool = False
 
     @property
-    def operations(self):
+    def operations(self) -> int:
         """-> floating-point operations of all of them."""
         return 2 * self.m * self.k * self.n * self.times
 
 
-def products(step, first_trainable):
-    """plan.Step, its lowest live layer -> Products of a step."""
-    c, made = step.config, []
+def products(step: Any, first_trainable: int) -> list[Product]:
+    """memory.Step, its first trainable layer -> Products of a step."""
+    c, result = step.config, []
     width, inner = c.n_embd, c.n_inner or 4 * c.n_embd
     for i in range(first_block(step, first_trainable), c.n_layer):
-        live, n, out = i + 1 >= first_trainable, step.tokens, step.rows_out(i)
-        again = live and step.gradient_checkpointing
+        trained, n, out = i + 1 >= first_trainable, step.tokens, step.rows_out(i)
+        again = trained and step.gradient_checkpointing
         if out == n:
             linears = [("attn.c_attn", n, width, 3 * width)]
         else:
@@ -47,43 +48,44 @@ def products(step, first_trainable):
         linears += [("attn.c_proj", out, width, width), ("mlp.c_fc", out, width, inner),
                     ("mlp.c_proj", out, inner, width)]
         for linear in linears:
-            made += _linear(*linear, live, live, again)
-        made += _attention(step, out < n, live, again)
+            result += _linear(*linear, trained, trained, again)
+        result += _attention(step, out < n, trained, again)
     if step.task == "classify":
-        return made + _linear("score", len(step.lengths), width, step.classes, True, True)
+        return result + _linear("score", len(step.lengths), width, step.classes, True, True)
     counted = step.tokens - len(step.lengths)      # the last token of a text has no next one
-    made += _linear("head", counted, width, c.vocab_size, True, False)
+    result += _linear("head", counted, width, c.vocab_size, True, False)
     if first_trainable == 0:      # the token table's gradient, (V,C) as it is
-        made.append(Product("head", c.vocab_size, counted, width, 1, True))
-    return made
+        result.append(Product("head", c.vocab_size, counted, width, 1, True))
+    return result
 
 
-def operations(step, first_trainable, live_parameters):
+def operations(step: Any, first_trainable: int,
+               trainable_parameters: int) -> dict[str, tuple[int, int]]:
     """-> {name: (forward, backward)}: operations of a step, the optimizer's among the backward."""
-    found = {}
+    totals: dict[str, tuple[int, int]] = {}
 
     def add(name, forward=0, backward=0):
-        had = found.get(name, (0, 0))
-        found[name] = int(had[0] + forward), int(had[1] + backward)
+        before = totals.get(name, (0, 0))
+        totals[name] = int(before[0] + forward), int(before[1] + backward)
 
     for p in products(step, first_trainable):
         add(p.name, *((0, p.operations) if p.backward else (p.operations, 0)))
     c = step.config
     width, inner = c.n_embd, c.n_inner or 4 * c.n_embd
 
-    def formula(name, values, counts, live, again=False):
-        add(name, counts[0] * values, live * counts[1] * values + again * counts[0] * values)
+    def formula(name, values, counts, trained, again=False):
+        add(name, counts[0] * values, trained * counts[1] * values + again * counts[0] * values)
 
     for i in range(first_block(step, first_trainable), c.n_layer):
-        live, out = i + 1 >= first_trainable, step.rows_out(i)
-        again = live and step.gradient_checkpointing
+        trained, out = i + 1 >= first_trainable, step.rows_out(i)
+        again = trained and step.gradient_checkpointing
         scores = sum(p.m * p.n * p.times for p in _attention(step, out < step.tokens, False, False)
                      if p.name == "attention scores")
         for name, values, counts in (
                 ("layer_norm", (step.tokens + out) * width, LAYER_NORM),
                 ("gelu", out * inner, GELU), ("softmax", scores, SOFTMAX),
                 ("residual sums", 2 * out * width, SUM)):
-            formula(name, values, counts, live, again)
+            formula(name, values, counts, trained, again)
     last = len(step.lengths) if step.task == "classify" else step.tokens
     formula("layer_norm", last * width, LAYER_NORM, first_trainable <= c.n_layer + 1)
     if step.task == "complete":
@@ -91,50 +93,50 @@ def operations(step, first_trainable, live_parameters):
                 True)
     if not (first_trainable and step.features):
         formula("embeddings", step.tokens * width, SUM, first_trainable == 0)
-    add("adamw", 0, ADAMW * live_parameters)
-    return found
+    add("adamw", 0, ADAMW * trainable_parameters)
+    return totals
 
 
-def first_block(step, first_trainable):
+def first_block(step: Any, first_trainable: int) -> int:
     """-> the first block that a step computes: none below where their output is kept."""
     return min(first_trainable - 1, step.config.n_layer) if first_trainable and step.features else 0
 
 
 def _linear(name, rows, width_in, width_out, dx, dw, again=False):
     """-> the product of a linear layer, and those of its backward that are wanted."""
-    made = [Product(name, rows, width_in, width_out)]
+    result = [Product(name, rows, width_in, width_out)]
     if again:
-        made.append(Product(name, rows, width_in, width_out, 1, True))
+        result.append(Product(name, rows, width_in, width_out, 1, True))
     if dx:
-        made.append(Product(name, rows, width_out, width_in, 1, True))
+        result.append(Product(name, rows, width_out, width_in, 1, True))
     if dw:
-        made.append(Product(name, width_in, rows, width_out, 1, True))
-    return made
+        result.append(Product(name, width_in, rows, width_out, 1, True))
+    return result
 
 
-def _attention(step, last_only, live, again):
+def _attention(step, last_only, trained, again):
     """-> the products of one block's attention, texts of equal length together."""
-    heads, made = step.config.n_head, []
+    heads, result = step.config.n_head, []
     d = step.config.n_embd // heads
     for (q, k), texts in attended(step, last_only).items():
         times = texts * heads
         forward = [Product("attention scores", q, d, k, times),
                    Product("attention values", q, k, d, times)]
-        made += forward
+        result += forward
         if again:
-            made += [Product(p.name, p.m, p.k, p.n, times, True) for p in forward]
-        if live:
+            result += [Product(p.name, p.m, p.k, p.n, times, True) for p in forward]
+        if trained:
             scored_anew = not last_only and max(step.lengths) > attention_key_blocks.SHORT
-            made += [Product(name, *shape, times, True) for name, shape in (
+            result += [Product(name, *shape, times, True) for name, shape in (
                 ("attention values", (k, q, d)), ("attention values", (q, d, k)),
                 ("attention scores", (q, k, d)), ("attention scores", (k, q, d)),
                 *([("attention scores", (q, d, k))] * scored_anew))]
-    return made
+    return result
 
 
-def attended(step, last_only):
+def attended(step: Any, last_only: bool) -> Counter[tuple[int, int]]:
     """-> Counter of (queries, keys) that one block's attention scores at a time for a head, by the
-    way that blocks.Attending takes: one query for each text, groups of texts, or blocks of keys."""
+    implementation that runs: one query for each text, groups of texts, or blocks of keys."""
     lengths = np.array(step.lengths)
     if last_only:
         return Counter((1, int(n)) for n in lengths)
@@ -146,9 +148,10 @@ def attended(step, last_only):
                    for n in lengths for start in range(0, int(n), keys))
 
 
-def largest(step, first_trainable, most=None):
+def largest(step: Any, first_trainable: int,
+            most: int | None = None) -> list[tuple[tuple[int, int, int], int]]:
     """-> Counter of the step's products by shape (m,k,n) and times, the most work first."""
-    found = Counter()
+    shapes: Counter[tuple[int, int, int]] = Counter()
     for p in products(step, first_trainable):
-        found[p.m, p.k, p.n] += p.times
-    return sorted(found.items(), key=lambda entry: -np.prod(entry[0]) * entry[1])[:most]
+        shapes[p.m, p.k, p.n] += p.times
+    return sorted(shapes.items(), key=lambda entry: -np.prod(entry[0]) * entry[1])[:most]

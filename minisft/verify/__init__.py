@@ -1,1 +1,1 @@
-"""Gradient checks, checks of kernels and compiled loops, and bugs planted to be found."""
+"""Gradient checks, checks of kernels and compiled loops, and planted bugs that test the checks."""

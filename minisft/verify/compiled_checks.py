@@ -29,8 +29,8 @@ from minisft.verify.kernel_checks import (
 )
 
 
-def compiled_checks():
-    """-> {name: KernelCheck} of the loops, nothing where they do not run."""
+def compiled_checks() -> dict[str, KernelCheck]:
+    """-> {name: KernelCheck} of the compiled loops; empty where they do not run."""
     if not jit.chosen():
         return {}
     # here, since they import Numba

@@ -9,11 +9,13 @@ draws a random upstream gradient R and compares every element of every gradient.
     (2) df/dx ~ (f(x + h) - f(x - h)) / 2h
     (3) error = max|by hand - (2)| / max(max|(2)|, G / 1000),   G: largest (2) of all arrays
 
-A plain `.sum()` as objective would hide mistakes: the rows of a softmax sum to one, so it would
-find the gradient zero right.
+A plain `.sum()` as objective would hide bugs: the rows of a softmax sum to one, so a gradient of
+zero would pass.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,41 +41,45 @@ class Row:
     by_hand: float
     numeric: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         where = "along a random direction" if self.index is None else f"at {list(self.index)}"
         return (f"gradient of {self.name} {where}: by hand {self.by_hand:.9g}, "
                 f"finite differences {self.numeric:.9g}, error {self.error:.1e}")
 
 
-def check(forward, backward, *inputs, names=None, limit=LIMIT, seed=0, operation=None):
+def check(forward: Callable, backward: Callable, *inputs: Any, names: list[str] | None = None,
+          limit: float = LIMIT, seed: int = 0, operation: str | None = None) -> list[Row]:
     """forward(*inputs) -> (y, cache), backward(dy, cache) -> gradients of the float64 inputs.
 
     Returns a Row for each float64 input, in order; raises GradientError when one is beyond `limit`
-    and ValueError for float32 inputs or a gradient missing. Other inputs (ids, options) are held.
+    and ValueError for float32 inputs or a missing gradient. Other inputs (ids, options) stay as
+    they are.
     """
     rng = np.random.default_rng(seed)
     for i, x in enumerate(inputs):
         if isinstance(x, np.ndarray) and x.dtype in (np.float32, np.float16):
             raise ValueError(f"input {i} is {x.dtype}: gradients are checked in float64")
-    live = [i for i, x in enumerate(inputs) if isinstance(x, np.ndarray) and x.dtype == np.float64]
-    names = names or [f"input {i}" for i in live]
-    held = [x.copy() if i in live else x for i, x in enumerate(inputs)]
-    y, cache = forward(*held)
+    checked = [i for i, x in enumerate(inputs)
+               if isinstance(x, np.ndarray) and x.dtype == np.float64]
+    names = names or [f"input {i}" for i in checked]
+    copies = [x.copy() if i in checked else x for i, x in enumerate(inputs)]
+    y, cache = forward(*copies)
     dy = rng.standard_normal(np.shape(y))
     gradients = backward(dy, cache)
     if not isinstance(gradients, tuple):
         gradients = (gradients,)
-    if len(gradients) != len(live) or len(names) != len(live):
-        raise ValueError(f"{len(live)} float64 inputs, {len(gradients)} gradients, "
+    if len(gradients) != len(checked) or len(names) != len(checked):
+        raise ValueError(f"{len(checked)} float64 inputs, {len(gradients)} gradients, "
                          f"{len(names)} names")
-    rows = compare(lambda: float((dy * forward(*held)[0]).sum()),                     # (1)
-                   {n: held[i] for n, i in zip(names, live, strict=True)},
+    rows = compare(lambda: float((dy * forward(*copies)[0]).sum()),                   # (1)
+                   {n: copies[i] for n, i in zip(names, checked, strict=True)},
                    dict(zip(names, gradients, strict=True)))
     require(rows, limit, operation)
     return rows
 
 
-def compare(objective, values, gradients):
+def compare(objective: Callable[[], float], values: dict[str, np.ndarray],
+            gradients: dict[str, np.ndarray]) -> list[Row]:
     """objective() -> float of the arrays in `values` (dict); gradients (dict) -> a Row for each.
 
     Changes every element in turn and puts it back.
@@ -93,7 +99,9 @@ def compare(objective, values, gradients):
             for name in values]
 
 
-def compare_directions(objective, values, gradients, seed=0, progress=iter):
+def compare_directions(objective: Callable[[], float], values: dict[str, np.ndarray],
+                       gradients: dict[str, np.ndarray], seed: int = 0,
+                       progress: Callable[[list[str]], Iterable[str]] = iter) -> list[Row]:
     """The same along one random direction d for each array: two objectives an array.
 
     For a real checkpoint, where every element would take years. The elements of d are standard
@@ -119,12 +127,12 @@ def compare_directions(objective, values, gradients, seed=0, progress=iter):
     return rows
 
 
-def worst_of(rows):
+def worst_of(rows: list[Row]) -> Row:
     """-> the row with the largest error; one that is no number counts as the largest."""
     return max(rows, key=lambda row: row.error if np.isfinite(row.error) else np.inf)
 
 
-def require(rows, limit, operation=None):
+def require(rows: list[Row], limit: float, operation: str | None = None) -> None:
     """Raises GradientError, naming the worst of the rows, when it is beyond the limit."""
     worst = worst_of(rows)
     if not worst.error <= limit:

@@ -5,11 +5,11 @@
 
 Shapes are tiny, so that every element of every array is checked in seconds. Inputs and weights
 are drawn wide (0.3 and more): with GPT-2's initial 0.02 attention is nearly uniform, gradients
-nearly vanish and a mistake hides. `rows(broken)` runs a check on a broken variant of its part:
+nearly vanish and a bug hides. `rows(broken)` runs a check on a broken variant of its part:
 see `minisft/verify/planted_bugs.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -33,7 +33,7 @@ from minisft.ops import (
     linear,
     softmax,
 )
-from minisft.verify.gradcheck import LIMIT, MODEL_LIMIT, check, compare, compare_directions
+from minisft.verify.gradcheck import LIMIT, MODEL_LIMIT, Row, check, compare, compare_directions
 
 CONFIG = GPT2Config(vocab_size=11, n_positions=5, n_embd=6, n_layer=2, n_head=2,
                     embd_pdrop=0.3, attn_pdrop=0.3, resid_pdrop=0.3)
@@ -56,12 +56,13 @@ class Check:
     run: Callable
     limit: float = LIMIT
 
-    def rows(self, broken=None):
+    def rows(self, broken: Callable | None = None) -> list[Row]:
         """-> a gradcheck.Row for each array, of `broken` in the place of the part."""
         return self.run(broken or self.part)
 
 
-def check_model(model, seed=0, progress=iter):
+def check_model(model: Classifier | LanguageModel, seed: int = 0,
+                progress: Callable[[list[str]], Iterable[str]] = iter) -> list[Row]:
     """A built model in float64 -> a Row for each trained parameter, then again under dropout.
 
     One random direction for each, on three short texts of random tokens. Changes the values while
@@ -83,10 +84,10 @@ def _directions(model, batch, stream, rng, seed, progress):
     dy = rng.standard_normal(model.forward(batch, stream).shape)
     model.store.zero_grad()
     model.backward(dy)
-    live = model.store.trainable
+    trainable = model.store.trainable
     return compare_directions(lambda: float(np.vdot(dy, model.forward(batch, stream))),
-                              {p.name: p.value for p in live}, {p.name: p.grad for p in live},
-                              seed + 1, progress)
+                              {p.name: p.value for p in trainable},
+                              {p.name: p.grad for p in trainable}, seed + 1, progress)
 
 
 def _normal(*shapes, seed=1):

@@ -12,11 +12,12 @@ were rounded before). Without a GPU the emulator runs it.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from minisft.backend import bfloat16
-from minisft.backend.array import to_cpu
+from minisft.backend.array import Array, to_cpu
 from minisft.backend.gpu.launch import adamw as adamw_launch
 from minisft.backend.gpu.launch import attention as attention_launch
 from minisft.backend.gpu.launch import attention_bfloat16 as attention_bfloat16_launch
@@ -57,27 +58,29 @@ class KernelCheck:
     run: Callable
     noise: float = NOISE
 
-    def rows(self, size=SIZE, put=np.asarray):
+    def rows(self, size: int = SIZE, put: Callable = np.asarray) -> list[KernelRow]:
         """-> a KernelRow for each array; `put` brings an input to where the kernel runs."""
-        found = {name: [np.asarray(to_cpu(a), dtype=np.float64) for a in three]
+        arrays = {name: [np.asarray(to_cpu(a), dtype=np.float64) for a in three]
                  for name, three in self.run(size, put).items()}
-        largest = max((np.abs(exact).max(initial=0) for name, (_, _, exact) in found.items()
+        largest = max((np.abs(exact).max(initial=0) for name, (_, _, exact) in arrays.items()
                        if name.startswith("d")), default=0)
         return [KernelRow(name, _error(ours, exact, largest),
                           2 * _error(plain, exact, largest) + self.noise)
-                for name, (ours, plain, exact) in found.items()]
+                for name, (ours, plain, exact) in arrays.items()]
 
 
-def _error(found, exact, largest):
+def _error(result, exact, largest):
     """Relative to the array, or to `largest` of all gradients where it is zero in theory."""
-    if found.shape != exact.shape:
+    if result.shape != exact.shape:
         return np.inf
     size = max(np.abs(exact).max(initial=0), 1e-3 * largest) if exact.any() else largest
-    error = np.abs(found - exact).max(initial=0) / max(size, 1e-30)
+    error = np.abs(result - exact).max(initial=0) / max(size, 1e-30)
     return float(error) if error == error else np.inf
 
 
-def compare(names, put, kernel, formula, arrays, dy):
+def compare(names: tuple[str, ...], put: Callable, kernel: tuple[Callable, Callable],
+            formula: tuple[Callable, Callable], arrays: list[np.ndarray],
+            dy: Array) -> dict[str, tuple[Array, Array, Array]]:
     """-> {name: (the kernel's, the formula's in float32, and in float64)} of y and the gradients.
 
     kernel and formula: (forward(*arrays), backward(dy, cache)); arrays, dy in float32."""
@@ -96,12 +99,12 @@ def compare(names, put, kernel, formula, arrays, dy):
     return dict(zip(names, zip(ours, plain, exact, strict=True), strict=True))
 
 
-def normal(*shapes, seed=1):
+def normal(*shapes: tuple[int, ...], seed: int = 1) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.standard_normal(shape, dtype=np.float32) for shape in shapes]
 
 
-def of_softmax(launcher, size, put):
+def of_softmax(launcher: Any, size: int, put: Callable) -> dict[str, tuple[Array, Array, Array]]:
     s, dp = normal((7, size), (7, size))
     s *= 4
     s[2, 1:] = -np.inf     # a masked row but for one score
@@ -111,7 +114,8 @@ def of_softmax(launcher, size, put):
                     (softmax.forward, softmax.backward), [s], dp)
 
 
-def of_layer_norm(launcher, times, size, put):
+def of_layer_norm(launcher: Any, times: int, size: int,
+                  put: Callable) -> dict[str, tuple[Array, Array, Array]]:
     """`times` as many channels as rows; more than 128 take more than one warp."""
     width = times * size
     x, w, b, dy = normal((size, width), (width,), (width,), (size, width))
@@ -120,7 +124,8 @@ def of_layer_norm(launcher, times, size, put):
                     (layer_norm.forward, layer_norm.backward), [3 + x, 1 + w, b], dy)
 
 
-def of_gelu(launcher, form, size, put):
+def of_gelu(launcher: Any, form: str, size: int,
+            put: Callable) -> dict[str, tuple[Array, Array, Array]]:
     x, dy = normal((2 * size, size), (2 * size, size))
     return compare(("y", "dx"), put, (partial(launcher.forward, form=form), launcher.backward),
                     (partial(gelu.forward, form=form), gelu.backward), [3 * x], dy)
@@ -138,20 +143,20 @@ def _gelu_of_sum(form, size, put):
                     (lambda x, b: gelu.forward(x + b, form), backward), [x, b], dy)
 
 
-def of_cross_entropy(launcher, options, size, put):
-    z, weights = normal((size, size), (size,))
+def of_cross_entropy(launcher: Any, options: bool, size: int,
+                     put: Callable) -> dict[str, tuple[Array, Array, Array]]:
+    z, drawn = normal((size, size), (size,))
     labels = np.random.default_rng(2).integers(0, size, size)
-    smoothing = 0.2 if options else 0.0
-    weights = np.abs(weights) if options else None
+    smoothing, weights = 0.0, None
     if options:
+        smoothing, weights = 0.2, np.abs(drawn)
         labels[::3] = cross_entropy.IGNORE
         weights[-1] = 0
 
     def forward_of(module, z):
-        of_class = None if weights is None else (
-            put(weights) if module is launcher else weights)
-        of_text = put(labels) if module is launcher else labels
-        (loss, denominator), cache = module.forward(z, of_text, of_class, smoothing)
+        bring = put if module is launcher else np.asarray
+        (loss, denominator), cache = module.forward(
+            z, bring(labels), None if weights is None else bring(weights), smoothing)
         return loss, (denominator, cache)
 
     def backward_of(module, dloss, cache):
@@ -173,7 +178,7 @@ def _embedding(size, put):
     return {"dw": (ours, plain, exact)}
 
 
-def of_dropout(launcher, size, put):
+def of_dropout(launcher: Any, size: int, put: Callable) -> dict[str, tuple[Array, Array, Array]]:
     x, dy = normal((size, size), (size, size))
     words = Tokens(STREAM, 2, 1, np.arange(size) // 7 + 2**31, np.arange(size) % 7)
     return compare(("y", "dx"), put,
@@ -208,7 +213,7 @@ def _bfloat16(size, put):
     return {"y": (ours, plain, plain)}
 
 
-def of_adamw(step, size, put):
+def of_adamw(step: Callable, size: int, put: Callable) -> dict[str, tuple[Array, Array, Array]]:
     """Three steps, the gradients clipped, against minisft/training/optim.py.
 
     step(values, grads, m, v, t, lr, decay, scale, limit) changes values, m and v.

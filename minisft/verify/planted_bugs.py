@@ -1,6 +1,6 @@
-"""Mistakes on purpose: broken variants of a backward, which a gradient check must find.
+"""Planted bugs: broken variants of a backward, which a gradient check must detect.
 
-`minisft check --break NAME` shows each; the tests demand that each is found.
+`minisft check --break NAME` shows each; a test asserts that every one is detected.
 """
 
 from collections.abc import Callable
@@ -13,73 +13,75 @@ from minisft.models import bert
 from minisft.models.heads import LanguageModel
 from minisft.nn.blocks import Block
 from minisft.ops import attention, cross_entropy, softmax
-from minisft.verify.gradcheck import check
+from minisft.verify.gradcheck import Row, check
 
 
-def softmax_rowsum(dp, cache):
+def softmax_rowsum(dp: np.ndarray, cache: tuple) -> np.ndarray:
     (p,) = cache
     return p * dp
 
 
-def softmax_zeros(dp, cache):
+def softmax_zeros(dp: np.ndarray, cache: tuple) -> np.ndarray:
     return np.zeros_like(dp)
 
 
-def layer_norm_term(dy, cache):
+def layer_norm_term(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x, w, mean, rstd = cache
     n, g = (x - mean) * rstd, dy * w
     return rstd * (g - g.mean(axis=-1, keepdims=True)), (dy * n).sum(axis=0), dy.sum(axis=0)
 
 
-def linear_transposed(dy, cache, bias=True):
+def linear_transposed(dy: np.ndarray, cache: tuple,
+                      bias: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x, w = cache
     return dy @ w.T, dy.T @ x, dy.sum(axis=0)
 
 
-def embedding_repeats(dy, cache, out=None):
+def embedding_repeats(dy: np.ndarray, cache: tuple, out: np.ndarray | None = None) -> np.ndarray:
     ids, shape = cache
     dw = np.zeros(shape) if out is None else out
     dw[ids] = dy
     return dw
 
 
-def gelu_chain(dy, cache):
+def gelu_chain(dy: np.ndarray, cache: tuple) -> np.ndarray:
     x, t, _ = cache
     return dy * ((1 + t) / 2 + x / 2 * (1 - t * t))
 
 
-def dropout_mask(dy, cache):
+def dropout_mask(dy: np.ndarray, cache: tuple) -> np.ndarray:
     return dy
 
 
-def cross_entropy_onehot(dloss, cache):
+def cross_entropy_onehot(dloss: np.ndarray, cache: tuple) -> np.ndarray:
     z, m, e, _, counted, on_label, weights, smoothing = cache
     spread = 0 if weights is None else smoothing * weights.mean()
     return dloss * np.exp(z - m) / e * (on_label + counted * spread)[:, None]
 
 
-def cross_entropy_ignored(dloss, cache):
+def cross_entropy_ignored(dloss: np.ndarray, cache: tuple) -> np.ndarray:
     z, m, e, y, counted, *rest = cache
     return cross_entropy.backward(dloss, (z, m, e, y, np.ones_like(counted), *rest))
 
 
-def attention_scale(dy, cache):
+def attention_scale(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     dq, dk, dv = attention.backward(dy, cache)
     d = cache[0].shape[-1]
     return dq * sqrt(d), dk * sqrt(d), dv
 
 
-def attention_mask(dy, cache):
-    *inputs, causal, kept = cache
-    _, (*_, unmasked) = attention.forward(*inputs, causal=False)
-    return attention.backward(dy, (*inputs, causal, unmasked))
+def attention_mask(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    q, k, v, cu_seqlens, key_starts, key_lengths, _, _ = cache
+    _, (*_, unmasked) = attention.forward(q, k, v, cu_seqlens, key_starts, key_lengths,
+                                          causal=False)
+    return attention.backward(dy, (*cache[:-1], unmasked))
 
 
-def attention_rowsum(dy, cache):
+def attention_rowsum(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return _attention(dy, cache, lambda p, m, dp: p * dp)
 
 
-def attention_dropout(dy, cache):
+def attention_dropout(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return _attention(dy, cache,
                       lambda p, m, dp: p * (dp - (dp * p * m).sum(axis=-1, keepdims=True)))
 
@@ -101,20 +103,20 @@ def _attention(dy, cache, equation_6):
 
 
 class BlockResidual(Block):
-    def backward(self, dy):
+    def backward(self, dy: np.ndarray) -> np.ndarray:
         (rows,) = self.pop_saved()
         dy = self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))
         return self.ln_1.backward(self.attn.backward(self.drop_1.backward(dy)))
 
 
 class TiedMatrix(LanguageModel):
-    def backward(self, dlogits):
+    def backward(self, dlogits: np.ndarray) -> np.ndarray:
         (_, wte), _, _ = self.pop_saved()
         return self.trunk.backward(dlogits @ wte.T)
 
 
 class PostNormResidual(bert.Block):
-    def backward(self, dy):
+    def backward(self, dy: np.ndarray) -> np.ndarray:
         (rows,) = self.pop_saved()
         dx = self.norm_2.backward(dy)
         dx = dy + self.norm_1.backward(dx + self.mlp.backward(self.drop_2.backward(dx)))
@@ -123,7 +125,7 @@ class PostNormResidual(bert.Block):
 
 
 class BertKeys(bert.SelfAttention):
-    def backward(self, dy):
+    def backward(self, dy: np.ndarray) -> np.ndarray:
         self.pop_saved()
         dy = self.dense.backward(dy).reshape(len(dy), self.n_head, -1)
         dq, dk, dv = (d.reshape(len(d), -1) for d in self.attend_backward(dy))
@@ -131,7 +133,7 @@ class BertKeys(bert.SelfAttention):
 
 
 class TokenTypes(bert.Embeddings):
-    def backward(self, dy):
+    def backward(self, dy: np.ndarray) -> np.ndarray:
         dx = self.norm.backward(self.drop.backward(dy))
         self.position.backward(dx)
         self.word.backward(dx)
@@ -139,13 +141,13 @@ class TokenTypes(bert.Embeddings):
 
 
 class PoolerTanh(bert.Pooler):
-    def backward(self, dy):
+    def backward(self, dy: np.ndarray) -> np.ndarray:
         (y,) = self.pop_saved()
         return self.dense.backward(dy * (1 - y))
 
 
 class MeanOfBatch(bert.MeanPooler):
-    def backward(self, dy):
+    def backward(self, dy: np.ndarray) -> np.ndarray:
         (lengths,) = self.pop_saved()
         return np.repeat(dy / lengths.mean(), lengths, axis=0)
 
@@ -179,7 +181,7 @@ PLANTED = {
     "cross_entropy-ignored": Mistake("cross_entropy (all options)", cross_entropy_ignored,
         "(4) without the factor sum_j t[j]: an ignored row, whose t is 0, gets softmax(z)."),
     "attention-scale": Mistake("attention (causal)", attention_scale,
-        "(7) without 1 / sqrt(D) in dQ and dK: the scale of (1) forgotten on the way back."),
+        "(7) without 1 / sqrt(D) in dQ and dK: the scale of (1) is missing in the backward."),
     "attention-rowsum": Mistake("attention (causal)", attention_rowsum,
         "(6) without rowsum(dP * P): dS = P * dP."),
     "attention-mask": Mistake("attention (causal)", attention_mask,
@@ -193,7 +195,7 @@ PLANTED = {
     "bert-residual": Mistake("BERT layer: Block (dropout)", PostNormResidual,
         "y = LayerNorm(x + f(x)) gone back as if the residual passed the norm by, as in GPT-2."),
     "bert-keys": Mistake("BERT layer: SelfAttention (dropout)", BertKeys,
-        "x is asked as query, key and value: the gradient by way of the keys is missing."),
+        "x enters as query, key and value: the gradient through the keys is missing."),
     "bert-types": Mistake("BERT layer: Embeddings (dropout)", TokenTypes,
         "the table of token types gets no gradient: it is one of three summed tables."),
     "bert-pooler": Mistake("BERT layer: Pooler", PoolerTanh,
@@ -203,7 +205,7 @@ PLANTED = {
 }
 
 
-def sum_hides():
+def sum_hides() -> Row:
     """-> the worst Row of a softmax whose backward returns zeros, with sum(y) as the objective."""
     def forward(s):
         p, cache = softmax.forward(s)

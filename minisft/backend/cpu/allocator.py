@@ -1,15 +1,16 @@
-"""Memory that a step gives back is handed to the next step, page faults and zeroing spared.
+"""Keeps freed memory in the process, so that the next training step reuses it.
 
-The C library returns every large array to the system as soon as it is freed, and the system zeroes
-each of its pages when it is touched again. Between the steps of a training loop that is work for
-nothing: the next step wants the same arrays. GNU's C library can be told to keep them
-(mallopt(3)); no formula has to carry buffers, and who holds two results holds two.
+By default the C library returns every large array to the system as soon as it is freed, and the
+system zeroes each page when it is touched again. In a training loop this is wasted work, since the
+next step needs arrays of the same sizes. mallopt(3) of GNU's C library switches it off; formulas
+need no buffers of their own.
 """
 
 import ctypes
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-# <malloc.h>: what is set, and its value as the C library starts
+# options of <malloc.h>, and their values when the process starts
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 DEFAULTS = {TRIM_THRESHOLD: 128 * 1024, MMAP_MAX: 65536}
 KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}     # never shrink the heap; everything in the heap
@@ -18,10 +19,10 @@ _users = 0
 
 
 @contextmanager
-def reused():
-    """Inside, freed memory stays with the process; without GNU's C library nothing changes.
+def reused() -> Iterator[None]:
+    """Within it, freed memory stays in the process; without GNU's C library nothing changes.
 
-    The end of the outermost one gives it back.
+    The outermost one returns it to the system at its end.
     """
     global _users
     libc = _libc()

@@ -6,25 +6,31 @@ otherwise. Numba is imported when the first of them is called.
 """
 
 import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
+from typing import TypeVar
 
 from minisft.backend.cpu import row_blocks
 from minisft.errors import UserError
 
-# What the compiler may do: nothing; a * b + c in one rounding; sums in vectors. Never NaN and inf.
-NONE, EXACT = frozenset(), frozenset({"contract"})
+# What fastmath allows: nothing; a * b + c in one rounding; sums in vectors. NaN and inf stay exact.
+NONE: frozenset[str] = frozenset()
+EXACT = frozenset({"contract"})
 SUMS = frozenset({"reassoc", "contract", "nsz", "arcp"})
+
+Result = TypeVar("Result")
 
 _wanted = ContextVar("compiled", default=True)
 
 
 @contextmanager
-def compiled(wanted):
-    """Within it, operations run as compiled loops where there are any (True), or never (False)."""
+def compiled(wanted: bool) -> Iterator[None]:
+    """Within it, operations with a compiled loop use it (True), or none does (False)."""
     token = _wanted.set(wanted)
     try:
         yield
@@ -32,52 +38,52 @@ def compiled(wanted):
         _wanted.reset(token)
 
 
-def chosen():
-    """-> whether compiled loops run, here; cheap, as every operation asks."""
+def chosen() -> bool:
+    """-> whether compiled loops run; cheap, since every operation calls it."""
     return _wanted.get() and _allowed() and numba() is not None
 
 
 def _allowed():
-    wish = os.environ.get("MINISFT_COMPILED", "")
-    if wish not in ("", "off"):
-        raise UserError(f"MINISFT_COMPILED is {wish!r}, expected off or nothing")
-    return not wish
+    value = os.environ.get("MINISFT_COMPILED", "")
+    if value not in ("", "off"):
+        raise UserError(f"MINISFT_COMPILED is {value!r}, expected off or nothing")
+    return not value
 
 
 @cache
-def numba():
-    """-> the module, or None where it is not installed or does not go with this NumPy."""
+def numba() -> ModuleType | None:
+    """-> the module, or None where it is not installed or refuses this version of NumPy."""
     if find_spec("numba") is None:
         return None
     try:
         return import_module("numba")
-    except ImportError:     # its way to refuse a NumPy that is too new
+    except ImportError:     # so it refuses a NumPy that is too new
         return None
 
 
-def loop(flags=EXACT, part=None):
-    """Decorates a function over arrays: compiled on its first call and kept on disk for others.
+def loop(flags: frozenset[str] = EXACT, part: str | None = None) -> Callable[[Callable], Callable]:
+    """Decorates a function over arrays: compiled on its first call and cached on disk.
 
-    `part`: it is a part of loops: "own" keeps its flags there, "pasted" takes the loop's, and its
-    tuple of results costs nothing. After a change of a part delete the folders `__pycache__`: what
-    is kept on disk knows only the file of the loop itself.
+    `part` is for a function that loops call: "own" compiles it with its own flags, "pasted" inlines
+    it with the loop's flags, so that returning a tuple costs nothing. After changing a part delete
+    the folders `__pycache__`: Numba's disk cache checks only the file of the loop itself.
     """
     def decorate(function):
-        if numba() is None:     # nobody will call it, but the file can be imported and documented
+        if numba() is None:     # never called, but the module can be imported and documented
             return function
         options = {"nogil": True, "fastmath": set(flags), "error_model": "numpy"}
         if part is not None:
-            how = {"inline": "always"} if part == "pasted" else {"forceinline": True}
-            return numba().njit(**how, **options)(function)
+            inlining = {"inline": "always"} if part == "pasted" else {"forceinline": True}
+            return numba().njit(**inlining, **options)(function)
         try:
             return numba().njit(cache=True, **options)(function)
-        except RuntimeError:     # no folder that may be written to
+        except RuntimeError:     # no writable folder for the cache
             return numba().njit(**options)(function)
     return decorate
 
 
-def each(work, n, row_bytes):
+def each(work: Callable[[int, int], Result], n: int, row_bytes: int) -> list[Result]:
     """work(start, stop) for blocks of n rows, on all threads -> results in the order of rows."""
-    # larger than those of NumPy: a loop holds few arrays, and every call costs microseconds
+    # larger blocks than NumPy's: a loop uses few arrays, and each call costs microseconds
     parts = row_blocks.blocks(n, row_bytes // 4)
     return row_blocks.each(lambda part: work(part.start, part.stop), parts)

@@ -1,4 +1,4 @@
-"""The one loader and launcher of the kernels in `kernels/`: on a GPU through CuPy, else emulated.
+"""Compiles and launches the kernels in `kernels/`, on a GPU through CuPy, else in the emulator.
 
     cuda.launch("softmax", "softmax_forward", grid, block, s=s, p=p, n=n, m=m)
 
@@ -8,13 +8,14 @@ when it is compiled are `defines` and become -D options. A kernel is compiled on
 `device.cuh` is pasted in front of the file, since CuPy's disk cache would not notice an edit of an
 included file.
 
-`minisft/dispatch` asks here which version of a kernel may run (`with kernels("naive")`,
-MINISFT_CUDA=emulate).
+`with kernels("naive")` and MINISFT_CUDA=emulate say which version of the kernels may run;
+`minisft/dispatch` reads it here.
 """
 
 import ctypes
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from minisft.backend import array
+from minisft.backend.array import Array
 from minisft.backend.gpu import emulator
 from minisft.errors import UserError
 
@@ -41,7 +43,7 @@ _version = ContextVar("version", default="fused")
 
 
 @contextmanager
-def kernels(version):
+def kernels(version: str) -> Iterator[None]:
     """Within it, operations run as their fused kernels, naive ones where there are any, or off."""
     if version not in VERSIONS:
         raise UserError(f"kernels are {version!r}, expected one of {', '.join(VERSIONS)}")
@@ -52,32 +54,32 @@ def kernels(version):
         _version.reset(token)
 
 
-def chosen(x):
-    """array -> which version of the kernels works on it: fused, naive or off."""
+def chosen(x: Array) -> str:
+    """array -> the version of the kernels that runs on it: fused, naive or off."""
     return _version.get() if array.array_module(x) is not np or emulated() else "off"
 
 
-def possible():
-    """-> whether anything at all could run as a kernel; cheap, as every operation asks."""
+def possible() -> bool:
+    """-> whether any kernel could run; cheap, since every operation calls it."""
     return array.cupy is not None or bool(os.environ.get("MINISFT_CUDA"))
 
 
-def runs_on(x):
-    """array -> whether operations on it run as kernels, here."""
+def runs_on(x: Array) -> bool:
+    """array -> whether operations on it run as kernels."""
     return possible() and x.dtype == np.float32 and chosen(x) != "off"
 
 
-def emulated():
+def emulated() -> bool:
     """-> whether MINISFT_CUDA=emulate asks for the kernels on the CPU."""
-    wish = os.environ.get("MINISFT_CUDA", "")
-    if wish not in ("", "emulate"):
-        raise UserError(f"MINISFT_CUDA is {wish!r}, expected emulate or nothing")
-    return bool(wish)
+    value = os.environ.get("MINISFT_CUDA", "")
+    if value not in ("", "emulate"):
+        raise UserError(f"MINISFT_CUDA is {value!r}, expected emulate or nothing")
+    return bool(value)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """An argument whose rows may lie apart, such as queries within the output of one product."""
+    """An array whose rows need not be adjacent, such as q within the output of one product."""
 
     array: np.ndarray
 
@@ -102,33 +104,33 @@ class Parameter:
 
 
 @cache
-def kernel_folder():
-    """-> the folder of the .cu files: inside the installed package, or beside it in a checkout."""
+def kernel_folder() -> Path:
+    """-> the folder of the .cu files: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parents[2]
     return package / "kernels" if (package / "kernels").is_dir() else package.parent / "kernels"
 
 
 @cache
-def source(file):
+def source(file: str) -> str:
     """Stem of a .cu file -> its text behind device.cuh; errors name the lines of both."""
     return "\n".join(f'#line 1 "{path.name}"\n{path.read_text(encoding="utf-8")}' for path in
                      (kernel_folder() / "device.cuh", kernel_folder() / f"{file}.cu"))
 
 
 @cache
-def signatures(text):
+def signatures(text: str) -> dict[str, tuple[Parameter, ...]]:
     """Source -> {kernel: (Parameter, ...)}, as it declares them."""
     return {name: tuple(map(_parameter, " ".join(parameters.split()).split(",")))
             for name, parameters in KERNEL.findall(text)}
 
 
 def _parameter(declared):
-    found = re.fullmatch(r"\s*(const )?([\w ]+?)(\*)?( __restrict__)? (\w+)", declared)
-    if not found or found[2] not in TYPES:
+    match = re.fullmatch(r"\s*(const )?([\w ]+?)(\*)?( __restrict__)? (\w+)", declared)
+    if not match or match[2] not in TYPES:
         raise ValueError(f"parameter {declared.strip()!r}: expected one of {', '.join(TYPES)} or a "
                          "pointer to it")
-    return Parameter(found[5], TYPES[found[2]], bool(found[3]),
-                     bool(found[3]) and not found[1])
+    return Parameter(match[5], TYPES[match[2]], bool(match[3]),
+                     bool(match[3]) and not match[1])
 
 
 def launch(file: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], /, *,

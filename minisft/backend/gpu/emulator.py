@@ -1,7 +1,7 @@
 """CUDA kernels without a GPU: the same .cu, compiled for the CPU, one fiber a CUDA thread.
 
-Barriers and shuffles are real: a thread that waits for nobody, or for somebody who never comes, is
-an error that names kernel, line, block and thread. It is slow and meant for checking and learning.
+Barriers and shuffles are real: a thread that waits for one that never arrives is an error that
+names kernel, line, block and thread. It is slow and meant for checking and learning.
 The C++ side is `kernels/emulator/`; `minisft/backend/gpu/cuda.py` decides when it is used.
 """
 
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -30,12 +31,12 @@ _lock = threading.Lock()     # the emulator's threads and blocks are variables o
 
 
 class KernelError(RuntimeError):
-    """The emulator refused to go on: kernel, file, line, block and thread."""
+    """The emulator stopped a kernel; the message names kernel, file, line, block and thread."""
 
 
 @contextmanager
-def thread_order(name, seed=0):
-    """Within it, threads run in that order: forward, reverse, or ahead (a random warp first)."""
+def thread_order(name: str, seed: int = 0) -> Iterator[None]:
+    """Within it, threads run in this order: forward, reverse, or ahead (a random warp first)."""
     token = _order.set((name, seed))
     try:
         yield
@@ -43,7 +44,7 @@ def thread_order(name, seed=0):
         _order.reset(token)
 
 
-def compiler():
+def compiler() -> str | None:
     """-> the C++ compiler, CXX or the first of g++, clang++, c++; None without one."""
     for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
         if path := shutil.which(name):
@@ -51,7 +52,8 @@ def compiler():
     return None
 
 
-def build(source, kernels, folder, defines):
+def build(source: str, kernels: Iterable[str], folder: Path,
+          defines: dict[str, int]) -> ctypes.CDLL:
     """CUDA source, names of its kernels, folder of the header, {name: number} -> ctypes library.
 
     Raises UserError without a C++ compiler, KernelError when it refuses the source.
@@ -75,8 +77,9 @@ def build(source, kernels, folder, defines):
     return ctypes.CDLL(str(library))
 
 
-def run(library, kernel, grid, block, arguments):
-    """Runs a kernel on ctypes values; raises KernelError naming what went wrong, and where."""
+def run(library: ctypes.CDLL, kernel: str, grid: tuple[int, ...], block: tuple[int, ...],
+        arguments: list) -> None:
+    """Runs a kernel on ctypes values; raises KernelError that says what failed, and where."""
     sizes = (ctypes.c_ulong * 64)()
     expected = list(sizes[:getattr(library, f"emulator_sizes_{kernel}")(sizes)])
     given = [ctypes.sizeof(a) for a in arguments]
@@ -94,8 +97,8 @@ def run(library, kernel, grid, block, arguments):
 
 
 @cache
-def cache_folder():
-    """-> where compiled kernels stay: MINISFT_CACHE, the user's cache, or a temporary folder."""
+def cache_folder() -> Path:
+    """-> the folder of compiled kernels: MINISFT_CACHE, the user's cache, or a temporary one."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minisft"
     folder = Path(os.environ.get("MINISFT_CACHE") or user) / "kernels"
     try:
@@ -107,12 +110,12 @@ def cache_folder():
 
 def _compile(command, text, library):
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        source, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+        source, output = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
         source.write_text(text, encoding="utf-8")
-        # a preloaded sanitizer is for this process, not for the compiler
+        # a preloaded sanitizer is meant for this process, not for the compiler
         plain = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-        done = subprocess.run([*command, "-x", "c++", str(source), "-o", str(made)],
+        done = subprocess.run([*command, "-x", "c++", str(source), "-o", str(output)],
                               capture_output=True, text=True, env=plain)
         if done.returncode:
             raise KernelError(f"the C++ compiler refuses the kernel:\n{done.stderr[:4000]}")
-        made.replace(library)     # whole or not at all, whoever else compiles it
+        output.replace(library)     # atomic: another process may compile it, too

@@ -3,13 +3,14 @@
 import numpy as np
 
 from minisft.backend import array
+from minisft.backend.array import Array
 
 
-def gemm_ex(a, b, out=None):
+def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
     """a (N,C), b (C,M), CuPy's, both bfloat16 (uint16) or both float16 -> (N,M) float32.
 
-    `out` (N,M), contiguous: where it goes. cuBLAS stores matrices by columns: y^T = b^T a^T is what
-    it makes.
+    `out` (N,M), contiguous: where it goes. cuBLAS stores matrices by columns, so it computes
+    y^T = b^T a^T.
     """
     cupy = array.cupy
     (n, k), m = a.shape, b.shape[1]
@@ -19,20 +20,20 @@ def gemm_ex(a, b, out=None):
         return y
     cublas, runtime = cupy.cuda.cublas, cupy.cuda.runtime
     kind = runtime.CUDA_R_16BF if a.dtype == np.uint16 else runtime.CUDA_R_16F
-    (a, turned_a, rows_a), (b, turned_b, rows_b) = _by_columns(a), _by_columns(b)
-    turns = [cublas.CUBLAS_OP_T if turned else cublas.CUBLAS_OP_N
-             for turned in (turned_b, turned_a)]
+    (a, transpose_a, lda), (b, transpose_b, ldb) = _by_columns(a), _by_columns(b)
+    modes = [cublas.CUBLAS_OP_T if transpose else cublas.CUBLAS_OP_N
+             for transpose in (transpose_b, transpose_a)]
     one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-    cublas.gemmEx(cupy.cuda.get_cublas_handle(), *turns, m, n, k, one.ctypes.data,
-                  b.data.ptr, kind, rows_b, a.data.ptr, kind, rows_a, zero.ctypes.data,
+    cublas.gemmEx(cupy.cuda.get_cublas_handle(), *modes, m, n, k, one.ctypes.data,
+                  b.data.ptr, kind, ldb, a.data.ptr, kind, lda, zero.ctypes.data,
                   y.data.ptr, runtime.CUDA_R_32F, m, cublas.CUBLAS_COMPUTE_32F,
                   cublas.CUBLAS_GEMM_DEFAULT)
     return y
 
 
 def _by_columns(a):
-    """-> the matrix, copied if neither its rows nor its columns are contiguous; whether read by
-    columns it must be turned to be its own transpose; how far apart the contiguous stretches lie.
+    """-> the matrix, copied if neither its rows nor its columns are contiguous; whether cuBLAS,
+    which reads it by columns, must transpose it; the leading dimension.
     """
     item = a.itemsize
     if a.strides[1] == item and a.strides[0] >= a.shape[1] * item:

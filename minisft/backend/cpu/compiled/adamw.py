@@ -1,4 +1,4 @@
-"""One step of AdamW over a run of the flat buffers, in one compiled loop.
+"""One step of AdamW over a part of the flat buffers, in one compiled loop.
 
 As minisft/training/optim.py.
 """
@@ -10,8 +10,10 @@ import numpy as np
 from minisft.backend.cpu import jit
 
 
-def step(values, grads, m, v, t, lr, decay=0.0, betas=(0.9, 0.999), eps=1e-8, scale=1.0):
-    """All (P,) float32, changed in place but for grads; t counts from 1."""
+def step(values: np.ndarray, grads: np.ndarray, m: np.ndarray, v: np.ndarray, t: int, lr: float,
+         decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+         scale: float = 1.0) -> None:
+    """All (P,) float32, values, m and v are changed in place; t counts from 1."""
     b1, b2 = betas
     numbers = [np.float32(a) for a in (scale, 1 - lr * decay, b1, 1 - b1, b2, 1 - b2,
                                        1 / sqrt(1 - b2**t), eps, lr / (1 - b1**t))]

@@ -1,21 +1,24 @@
-"""What stands between the products of minisft/dispatch/attention_groups.py, as compiled loops.
+"""What minisft/dispatch/attention_groups.py does between its products, as compiled loops.
 
-A padding query's scores get probability and gradient zero, and what a mask hides no random word. A
-group is one core's work, so nothing here is spread over threads.
+The scores of a padding query get probability and gradient zero, and no random words are drawn for
+masked scores. One core computes a group, so nothing here uses several threads.
 """
 
 import numpy as np
 
 from minisft.backend import random
+from minisft.backend.array import Array
 from minisft.backend.cpu import jit
 from minisft.backend.cpu.compiled.exp import ZERO, F
 from minisft.backend.cpu.compiled.philox import U, philox
 from minisft.backend.cpu.compiled.softmax import exponentials, normalise, shift
 
-VECTOR = 16     # words of a row are made in whole vectors, some of them for nothing
+VECTOR = 16     # a row's words are drawn in whole vectors; those beyond its end are not used
+
+Drop = tuple[float, random.GroupScores] | None     # rate, words
 
 
-def pad(x, cu_seqlens, group):
+def pad(x: np.ndarray, cu_seqlens: np.ndarray, group: tuple[list[int], int]) -> np.ndarray:
     """x (N,H,D) -> its rows of a group (G,H,T,D), zeros after a shorter sequence."""
     indices, length = group
     padded = np.empty((len(indices), x.shape[1], length, x.shape[2]), dtype=x.dtype)
@@ -23,12 +26,13 @@ def pad(x, cu_seqlens, group):
     return padded
 
 
-def unpad(x, padded, cu_seqlens, indices):
-    """The other way round: writes the group's rows of x."""
+def unpad(x: np.ndarray, padded: np.ndarray, cu_seqlens: np.ndarray, indices: list[int]) -> None:
+    """The inverse of `pad`: writes the group's rows of x."""
     _unpad(x, padded, cu_seqlens, np.array(indices))
 
 
-def probabilities(s, indices, lengths, scale, causal, drop):
+def probabilities(s: np.ndarray, indices: list[int], lengths: np.ndarray, scale: float,
+                  causal: bool, drop: Drop) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """s (G,H,T,T) -> p, taking its place, keep (G,H,T,T) bool or None, p * M (G,H,T,T)."""
     _softmax(s, lengths, F(scale), causal)
     if drop is None:
@@ -42,7 +46,8 @@ def probabilities(s, indices, lengths, scale, causal, drop):
     return s, keep, kept
 
 
-def dropped(p, keep, drop):
+def dropped(p: np.ndarray, keep: Array,
+            drop: Drop) -> np.ndarray:
     """p (G,H,T,T), keep of that shape or None -> p * M (G,H,T,T)."""
     if drop is None:
         return p
@@ -51,7 +56,8 @@ def dropped(p, keep, drop):
     return kept
 
 
-def scores_backward(dp, p, keep, scale, drop):
+def scores_backward(dp: np.ndarray, p: np.ndarray, keep: Array, scale: float,
+                    drop: Drop) -> np.ndarray:
     """dp (G,H,T,T) behind the mask -> ds, taking its place."""
     width = p.shape[-1]
     rows = dp.reshape(-1, width), p.reshape(-1, width)

@@ -7,7 +7,9 @@ from minisft.backend.cpu import jit
 from minisft.backend.cpu.compiled.exp import ZERO, F, exp, largest
 
 
-def forward(z, labels, weights=None, smoothing=0.0, ignore=IGNORE):
+def forward(z: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None,
+            smoothing: float = 0.0,
+            ignore: int = IGNORE) -> tuple[tuple[np.floating, np.floating], tuple]:
     """z (N,K), labels (N,), weights (K,) or None -> (loss, denominator), cache."""
     z = np.ascontiguousarray(z)
     w = np.ones(z.shape[1], z.dtype) if weights is None else weights.astype(z.dtype)
@@ -21,12 +23,12 @@ def forward(z, labels, weights=None, smoothing=0.0, ignore=IGNORE):
     return (losses.sum(), mass.sum()), (z, m, e, y, on_label, spread, bool(smoothing))
 
 
-def backward(dloss, cache, out=None):
-    """dloss () -> dz (N,K); `out` may be z itself, which nobody must need any more."""
+def backward(dloss: float, cache: tuple, out: np.ndarray | None = None) -> np.ndarray:
+    """dloss () -> dz (N,K); `out` may be z itself if nothing reads z afterwards."""
     z, m, e, y, on_label, spread, smooth = cache
     dz = np.empty_like(z) if out is None else out
     if dz is not z:
-        dz[...] = z     # a loop over two arrays that may be one is not made of vectors
+        dz[...] = z     # a loop over two arrays that may be the same is not vectorised
     total = on_label + (y >= 0) * spread.sum() if smooth else on_label
     jit.each(lambda start, stop: _backward(dz, m, e, y, on_label, total, spread, smooth, F(dloss),
                                            start, stop), *_rows(z))
@@ -47,7 +49,7 @@ def _forward(z, y, on_label, spread, smooth, m, e, losses, start, stop):
             total += exp(row[k] - top)
         log = np.log(total)                                            # (1)
         loss = ZERO
-        if on_label[i] > ZERO:     # 0 * -inf is no number
+        if on_label[i] > ZERO:     # 0 * -inf is NaN
             loss -= on_label[i] * (row[y[i]] - top - log)              # (3)
         if smooth and y[i] >= 0:
             for k in range(row.size):

@@ -1,4 +1,4 @@
-"""minisft/ops/dropout.py as compiled loops: the words stay in the cache, the mask is bytes."""
+"""minisft/ops/dropout.py as compiled loops: words are not stored, the mask takes bytes."""
 
 import numpy as np
 
@@ -8,18 +8,18 @@ from minisft.backend.cpu.compiled.exp import ZERO, F
 from minisft.backend.cpu.compiled.philox import U, philox
 
 
-def forward(x, words, rate):
+def forward(x: np.ndarray, words: random.Tokens, rate: float) -> tuple[np.ndarray, tuple]:
     """x (N,C), words: a random.Tokens, rate in [0, 1) -> y (N,C), cache."""
     x = np.ascontiguousarray(x)
     y, keep, scale = np.empty_like(x), np.empty(x.shape, dtype=bool), F(1 / (1 - rate))
-    made = (np.asarray(words.example_ids).astype(U), np.asarray(words.positions).astype(U),
+    mask = (np.asarray(words.example_ids).astype(U), np.asarray(words.positions).astype(U),
             U(words.stream.step & random.WORD), U(words.stream.seed & random.WORD),
             U(words.layer << 16 | words.site), U(int(rate * 2**32)), scale)
-    jit.each(lambda start, stop: _forward(x, y, keep, *made, start, stop), *_rows(x))
+    jit.each(lambda start, stop: _forward(x, y, keep, *mask, start, stop), *_rows(x))
     return y, (keep, scale)
 
 
-def backward(dy, cache):
+def backward(dy: np.ndarray, cache: tuple) -> np.ndarray:
     """dy (N,C) -> dx (N,C)."""
     keep, scale = cache
     dy = np.ascontiguousarray(dy)

@@ -1,4 +1,4 @@
-"""minisft/ops/gelu.py as one compiled loop each way; nothing but x is kept.
+"""minisft/ops/gelu.py as compiled loops; the cache holds x alone.
 
 With s the sigmoid of 2 u, (1 + tanh(u)) / 2 = s and (1 - tanh(u)^2) / 4 = s (1 - s) in (2), (3).
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 from minisft.backend.constants import CUBIC, SLOPE
 from minisft.backend.cpu import jit
-from minisft.backend.cpu.compiled.exp import HIGHEST, ONE, ZERO, F, exp
+from minisft.backend.cpu.compiled.exp import MAX_INPUT, ONE, ZERO, F, exp
 from minisft.backend.erf import LARGE_P, LARGE_Q, SMALL_P, SMALL_Q
 
 A, A3, B, B3 = F(-2 * SLOPE), F(-2 * SLOPE * CUBIC), F(2 * SLOPE), F(6 * SLOPE * CUBIC)
@@ -19,7 +19,7 @@ P, Q = (tuple(map(F, c)) for c in (SMALL_P, SMALL_Q))
 P1, Q1 = (tuple(map(F, c)) for c in (LARGE_P, LARGE_Q))
 
 
-def forward(x, form="tanh"):
+def forward(x: np.ndarray, form: str = "tanh") -> tuple[np.ndarray, tuple]:
     """x (...) -> y (...), cache; form is "tanh" or "erf"."""
     x = np.ascontiguousarray(x)
     y, loop = np.empty_like(x), _tanh_forward if form == "tanh" else _erf_forward
@@ -27,7 +27,7 @@ def forward(x, form="tanh"):
     return y, (x, form)
 
 
-def backward(dy, cache):
+def backward(dy: np.ndarray, cache: tuple) -> np.ndarray:
     """dy (...) -> dx (...)."""
     x, form = cache
     dy = np.ascontiguousarray(dy)
@@ -62,7 +62,7 @@ def _sigmoid(v):
     """x -> s, 1 - s."""
     minus = v * (A + A3 * (v * v))
     e = exp(minus)
-    s = ZERO if minus > HIGHEST else ONE / (ONE + e)     # exp stops at HIGHEST
+    s = ZERO if minus > MAX_INPUT else ONE / (ONE + e)     # exp stops at MAX_INPUT
     return s, e * s
 
 

@@ -6,10 +6,11 @@ from minisft.backend.constants import ceil_div
 from minisft.backend.cpu import jit
 from minisft.backend.cpu.compiled.exp import ONE, ZERO, F
 
-ROWS = 64     # added up one after the other for dw and db: a longer sum would lose more
+ROWS = 64     # rows added one after another for dw and db: longer sums would lose precision
 
 
-def forward(x, w, b, eps=1e-5):
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray,
+            eps: float = 1e-5) -> tuple[np.ndarray, tuple]:
     """x (N,C), w (C,), b (C,) -> y (N,C), cache."""
     x = np.ascontiguousarray(x)
     y, (mean, rstd) = np.empty_like(x), np.empty((2, len(x)), dtype=x.dtype)
@@ -18,7 +19,7 @@ def forward(x, w, b, eps=1e-5):
     return y, (x, w, mean, rstd)
 
 
-def backward(dy, cache):
+def backward(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dy (N,C) -> dx (N,C), dw (C,), db (C,)."""
     x, w, mean, rstd = cache
     dy = np.ascontiguousarray(dy)
@@ -72,7 +73,7 @@ def _backward(dy, x, w, mean, rstd, dx, parts, start, stop):
         for c in range(row.size):
             n = (row[c] - middle) * slope
             out[c] = slope * (up[c] * w[c] - of_g - n * of_gn)          # (3)
-        for c in range(row.size):     # apart: of many arrays at once the compiler makes no vectors
+        for c in range(row.size):     # its own loop: with too many arrays it is not vectorised
             dw[c] += up[c] * ((row[c] - middle) * slope)                # (4)
         for c in range(row.size):
             db[c] += up[c]

@@ -6,7 +6,7 @@ from minisft.backend.cpu import jit
 from minisft.backend.cpu.compiled.exp import INFINITY, ONE, ZERO, exp, largest
 
 
-def forward(s):
+def forward(s: np.ndarray) -> tuple[np.ndarray, tuple]:
     """s (...,M) -> p (...,M), cache."""
     s = np.ascontiguousarray(s)
     p = np.empty_like(s)
@@ -16,7 +16,7 @@ def forward(s):
     return p, (p,)
 
 
-def backward(dp, cache):
+def backward(dp: np.ndarray, cache: tuple) -> np.ndarray:
     """dp (...,M) -> ds (...,M)."""
     (p,) = cache
     dp = np.ascontiguousarray(dp)

@@ -54,7 +54,7 @@ def backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array]:
 
 
 class Rounding:
-    """The same calls for float32 arrays, which are rounded on their way into the kernel."""
+    """The same calls for float32 arrays, which are rounded before the kernel runs."""
 
     @staticmethod
     def forward(q: Array, k: Array, v: Array, *rest: Any) -> tuple[Array, tuple]:

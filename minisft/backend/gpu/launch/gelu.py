@@ -37,7 +37,7 @@ def backward(dy: Array, cache: tuple) -> Array | tuple[Array, Array]:
         return dx
     db = xp.empty_like(bias)
     launch("gelu", "gelu_backward_sum", grid[:1], (THREADS,),
-           parts=parts, db=db, width=width, pieces=len(parts))
+           parts=parts, db=db, width=width, pieces=grid[1])
     return dx, db
 
 
