@@ -162,5 +162,5 @@ def test_words_of_some_keys_are_those_of_all():
     positions = np.array([9, 12])
     whole = Stream(1, 2).scores(1, 3, positions, 2, 11)
     assert np.array_equal(Stream(1, 2).scores(1, 3, positions, 2, 11, first=8), whole[..., 8:])
-    with pytest.raises(ValueError, match="is 6, expected a multiple of 4"):
+    with pytest.raises(ValueError, match="start at 6, expected a multiple of 4"):
         Stream(1, 2).scores(1, 3, positions, 2, 11, first=6)
