@@ -1,4 +1,4 @@
-"""What the compiled twins bring (extra `fast`): each operation, and whole steps, with and without.
+"""What the compiled loops bring (extra `fast`): each operation, and whole steps, with and without.
 
 python -m benchmarks.compiled
 
@@ -163,7 +163,7 @@ def steps(options):
 def run(options):
     """Writes the table; raises UserError where nothing is compiled."""
     if not jit.chosen():
-        raise UserError("no compiled twins here: expected the extra `fast`, and MINISFT_COMPILED "
+        raise UserError("no compiled loops here: expected the extra `fast`, and MINISFT_COMPILED "
                         "not off")
     made = []
     for case, call in operations(options).items():

@@ -2,7 +2,7 @@
 
 python -m benchmarks.frozen
 
-Three sides with equal batches: ours, with the compiled twins and without, computes the frozen
+Three sides with equal batches: ours, with the compiled loops and without, computes the frozen
 blocks once for each text; the peer as its users run it goes through them in every epoch; the peer
 with features computes them once too. The time of an epoch that fills the features counts.
 """
@@ -141,7 +141,7 @@ def run(options):
     for _ in range(options.repeats):
         of_side = runs(options, folder, sequences, batches)
         seconds = harness.alternate(
-            {name: harness.without_twins(side.epoch) if name == harness.OURS else side.epoch
+            {name: harness.without_loops(side.epoch) if name == harness.OURS else side.epoch
              for name, side in of_side.items()}, list(range(options.epochs)), warmup=0)
         for name, found in seconds.items():
             totals.setdefault(name, []).append(sum(found))

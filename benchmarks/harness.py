@@ -3,7 +3,7 @@
 All sides work on the same item before any goes on to the next one, in an order that turns round,
 so a slow minute of the machine falls on all of them. A ratio is the peer's time over ours for the
 same item: above 1 ours is faster. Where Numba is installed our side runs twice, with the compiled
-twins and without, as `minisft[fast]` and `minisft`.
+loops and without, as `minisft[fast]` and `minisft`.
 """
 
 import argparse
@@ -92,8 +92,8 @@ def run(job, options):
 
 
 def forms(step):
-    """Our step(item) -> {name: step}: with the compiled twins, if there are any, and without."""
-    return {name: step if name == FAST else without_twins(step) for name in our_sides()}
+    """Our step(item) -> {name: step}: with the compiled loops, if there are any, and without."""
+    return {name: step if name == FAST else without_loops(step) for name in our_sides()}
 
 
 def our_sides():
@@ -101,7 +101,7 @@ def our_sides():
     return OUR_SIDES if jit.chosen() else (OURS,)
 
 
-def without_twins(step):
+def without_loops(step):
     """step(item) -> the same, as NumPy runs it."""
     def plain(item):
         with jit.compiled(False):

@@ -85,7 +85,7 @@ class Theirs(sides.Peer):
 
 
 def read(args):
-    """-> training and test Sequences, the names of the classes."""
+    """-> training and test TokenizedDatasets, the names of the classes."""
     folder = hub.resolve(args.model)
     tokenizer, clean = load_tokenizer(folder), parse_cleaning_steps("all")
     train = read_examples(args.train, ["text"], "label", None, clean)

@@ -53,9 +53,9 @@ class WholeLastBlock(Classifier):
 class Variant:
     """Our side with some ideas off."""
 
-    def __init__(self, ours, padded=False, whole=False, block=None, plain=False, twins=False):
+    def __init__(self, ours, padded=False, whole=False, block=None, plain=False, compiled=False):
         self.ours, self.padded, self.block, self.plain = copy.copy(ours), padded, block, plain
-        self.twins = twins
+        self.compiled = compiled
         if whole:
             self.ours.model = WholeLastBlock(ours.model)
 
@@ -86,7 +86,7 @@ class Variant:
         for block in blocks:
             block.attn.plain = self.plain
         try:
-            with jit.compiled(self.twins):
+            with jit.compiled(self.compiled):
                 yield
         finally:
             row_blocks.BLOCK = kept
@@ -169,7 +169,7 @@ def frozen(items, folder, options):
     kept = with_features(sequences, ours.model, 8192, NEVER).features
     size = options.batch[0]
     seconds = harness.alternate({
-        name: harness.without_twins(step) for name, step in {
+        name: harness.without_loops(step) for name, step in {
             "frozen blocks in every step": lambda i: ours.step(*items[i]),
             "+ frozen blocks once": lambda i: ours.step(
                 *items[i], Some(kept, range(i * size, (i + 1) * size)))}.items()},
@@ -184,7 +184,7 @@ def run(options):
     folder, size = sides.weights(options, "classify", names), options.batch[0]
     ours = sides.Ours(folder)
     config = ours.model.trunk.config
-    twins = {"+ compiled twins": Variant(ours, twins=True)} if jit.chosen() else {}
+    compiled = {"+ compiled loops": Variant(ours, compiled=True)} if jit.chosen() else {}
     items = [([sequences.ids[n] for n in b], [sequences.labels[n] for n in b])
              for b in texts.batches(len(sequences), size, options.steps, options.seed)]
     made = ablation(f"{size} texts", {
@@ -192,7 +192,7 @@ def run(options):
         "+ packed": Variant(ours, False, True, NEVER, True),
         "+ last block pruned": Variant(ours, False, False, NEVER, True),
         "+ formulas in row blocks": Variant(ours, plain=True),
-        "+ attention by groups of texts": Variant(ours)} | twins, items, options)
+        "+ attention by groups of texts": Variant(ours)} | compiled, items, options)
     made += roofline(f"{size} texts", ours, items, config, len(names), options)
     for n, length in harness.shapes(options):
         equal = [(list(ids), list(np.resize(sequences.labels, n))) for ids in
@@ -200,7 +200,7 @@ def run(options):
         if length > attention_key_blocks.SHORT:
             made += ablation(f"{n}x{length}", {
                 "attention as its formula stands, every score kept": Variant(ours, plain=True),
-                "+ attention in blocks of keys": Variant(ours)} | twins, equal, options)
+                "+ attention in blocks of keys": Variant(ours)} | compiled, equal, options)
         made += roofline(f"{n}x{length}", ours, equal, config, len(names), options)
     del ours
     made += frozen(items, folder, options)

@@ -194,7 +194,7 @@ def steps(ours, peer, precisions):
 
 
 def require_equal(ours, peer, ids):
-    """Raises UserError unless ours gives the peer's logits, with the compiled twins and without."""
+    """Raises UserError unless ours gives the peer's logits, with the compiled loops and without."""
     theirs = peer.logits(ids)
     for logits in harness.forms(ours.logits).values():
         harness.require_equal(logits(ids), theirs)

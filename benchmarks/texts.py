@@ -23,7 +23,7 @@ def shared():
 
 
 def read(options, known="AG News", most=None):
-    """Options, the data set wanted -> Sequences, names of the classes, what to say of them."""
+    """Options, name of the data -> TokenizedDataset, names of the classes, what to say of them."""
     path = options.texts
     if path is None and shared() is not None and (shared() / KNOWN[known]).is_file():
         path = shared() / KNOWN[known]

@@ -52,12 +52,12 @@ def test_table_runs_without_torch(name, tmp_path):
     found = made(name, tmp_path, "--alone")
     assert found["rows"] and "toy-news" in found["texts"]
     told = {row["side"] for row in found["rows"] if "side" in row}
-    assert told == set(harness.our_sides())     # with compiled twins and without
+    assert told == set(harness.our_sides())     # with compiled loops and without
     assert "torch" not in found["machine"]["versions"]
 
 
-def test_compiled_twins_take_turns_with_numpy(tmp_path, monkeypatch):
-    pytest.importorskip("numba", reason="compiled twins need the extra fast")
+def test_compiled_loops_take_turns_with_numpy(tmp_path, monkeypatch):
+    pytest.importorskip("numba", reason="compiled loops need the extra fast")
     from benchmarks import compiled
     seen = set()
     monkeypatch.setattr(compiled, "WIDTHS", ((5, 8),))

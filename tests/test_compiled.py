@@ -1,4 +1,4 @@
-"""Every compiled twin against its formula in float64; the random words bit for bit."""
+"""Every compiled loop against its formula in float64; the random words bit for bit."""
 
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,7 @@ from minisft.nn.parameters import Parameter, Parameters
 from minisft.training.optim import AdamW
 from minisft.verify.compiled_checks import compiled_checks
 
-pytest.importorskip("numba", reason="compiled twins need the extra fast")
+pytest.importorskip("numba", reason="compiled loops need the extra fast")
 CHECKS = compiled_checks()
 LOOPS = "minisft.backend.cpu.compiled"
 STREAM = random.Stream(7, 2**31 + 5)
@@ -37,18 +37,18 @@ def normal(rng, *shape):
 
 @pytest.mark.parametrize("size", [1, 2, 31, 32, 33, 77, 257])
 @pytest.mark.parametrize("name", CHECKS)
-def test_twin_matches_formula(name, size):
+def test_loop_matches_formula(name, size):
     for row in CHECKS[name].rows(size):
         assert row.error <= row.limit, row
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_twin_in_blocks_matches_formula(name, small_blocks):
+def test_loop_in_blocks_matches_formula(name, small_blocks):
     for row in CHECKS[name].rows(33):
         assert row.error <= row.limit, row
 
 
-def test_every_twin_has_a_check():
+def test_every_loop_has_a_check():
     stems = {"softmax", "layer_norm", "gelu", "cross_entropy", "dropout", "adamw",
              "attention_groups"}
     found = {path.stem for path in Path(jit.__file__).with_name("compiled").glob("[a-z]*.py")}
@@ -98,7 +98,7 @@ def test_inputs_are_left_alone_and_may_be_read_only(rng):
             kept, [a for a in args if isinstance(a, np.ndarray)], strict=True))
 
 
-def test_what_no_twin_takes_runs_as_the_formula(rng):
+def test_what_no_loop_takes_runs_as_the_formula(rng):
     for x in (normal(rng, 0, 3), rng.standard_normal((2, 3))):     # no rows; float64
         _, cache = layer_norm.forward(x, x.sum(axis=0), x.sum(axis=0))
         assert cache.implementation.name != "compiled"
@@ -228,10 +228,10 @@ def test_a_whole_step_is_that_of_the_formulas(rng, rate):
                                atol=1e-5 * np.abs(found[1][1]).max())
 
 
-def test_a_mistake_in_a_twin_is_found(monkeypatch):
-    twin = import_module(f"{LOOPS}.layer_norm")
-    whole = twin.backward
-    monkeypatch.setattr(twin, "backward", lambda dy, cache: (
+def test_a_mistake_in_a_loop_is_found(monkeypatch):
+    module = import_module(f"{LOOPS}.layer_norm")
+    whole = module.backward
+    monkeypatch.setattr(module, "backward", lambda dy, cache: (
         whole(dy, cache)[0] * np.float32(1 + 1e-5), *whole(dy, cache)[1:]))
     found = {row.name: row for row in compiled_checks()["compiled layer_norm"].rows(33)}
     assert found["dx"].error > found["dx"].limit and found["dw"].error <= found["dw"].limit

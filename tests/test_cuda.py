@@ -107,7 +107,7 @@ def test_sizes_are_compiled_in(x):
 @needs_compiler
 def test_check_runs_every_kernel_when_asked(monkeypatch, capsys):
     monkeypatch.setenv("MINISFT_CUDA", "emulate")
-    monkeypatch.setenv("MINISFT_COMPILED", "off")     # the twins have checks of their own
+    monkeypatch.setenv("MINISFT_COMPILED", "off")     # compiled loops have checks of their own
     assert main(["check", "softmax"]) == 0
     out = capsys.readouterr().out
     assert "softmax (naive)" in out and "softmax (fused)" in out and "3 checks, all pass" in out

@@ -1,4 +1,4 @@
-"""Whether compiled twins run is asked in one place; without Numba nothing is missing."""
+"""Whether compiled loops run is asked in one place; without Numba nothing is missing."""
 
 import json
 import subprocess
@@ -51,7 +51,7 @@ def test_a_wish_that_is_none_is_told(rng, monkeypatch):
 
 
 def test_the_switches_switch(monkeypatch):
-    pytest.importorskip("numba", reason="compiled twins need the extra fast")
+    pytest.importorskip("numba", reason="compiled loops need the extra fast")
     machine = run_folder.environment()
     assert jit.chosen() and machine["compiled"] and machine["versions"]["numba"]
     with jit.compiled(False):
@@ -63,7 +63,7 @@ def test_the_switches_switch(monkeypatch):
 
 
 def test_numba_is_imported_when_the_first_operation_runs():
-    pytest.importorskip("numba", reason="compiled twins need the extra fast")
+    pytest.importorskip("numba", reason="compiled loops need the extra fast")
     code = ("import sys, json, numpy as np\nimport minisft.cli\n"
             "from minisft.dispatch import softmax\n"
             "first = 'numba' in sys.modules\nx = np.ones((2, 3))\n"
@@ -78,7 +78,7 @@ def test_numba_is_imported_when_the_first_operation_runs():
 
 
 def test_a_loop_that_cannot_be_kept_is_compiled_all_the_same(monkeypatch):
-    numba = pytest.importorskip("numba", reason="compiled twins need the extra fast")
+    numba = pytest.importorskip("numba", reason="compiled loops need the extra fast")
 
     class Refusing:
         @staticmethod
@@ -107,7 +107,7 @@ def test_blocks_follow_from_the_sizes_and_results_from_their_order(monkeypatch):
 
 
 def test_a_cache_of_the_formula_is_for_the_formula(rng):
-    pytest.importorskip("numba", reason="compiled twins need the extra fast")
+    pytest.importorskip("numba", reason="compiled loops need the extra fast")
     x = rng.standard_normal((5, 8), dtype=np.float32)
     with jit.compiled(False):
         _, cache = layer_norm.forward(x, x[0], x[1])
@@ -116,5 +116,5 @@ def test_a_cache_of_the_formula_is_for_the_formula(rng):
                                                     strict=True))
     _, cache = layer_norm.forward(x, x[0], x[1])
     assert cache.implementation.name == "compiled"
-    with jit.compiled(False):     # what a twin began, its backward ends
+    with jit.compiled(False):     # what a loop began, its backward ends
         assert all(np.isfinite(a).all() for a in layer_norm.backward(x, cache))

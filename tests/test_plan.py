@@ -91,7 +91,7 @@ def measured(step, rng):
 
 @pytest.fixture(autouse=True)
 def formulas(monkeypatch):
-    """The plan counts what the formulas hold; their compiled twins hold less."""
+    """The plan counts what the formulas hold; their compiled loops hold less."""
     monkeypatch.setenv("MINISFT_COMPILED", "off")
 
 
@@ -107,7 +107,7 @@ def test_peak_is_within_five_percent(name, rng, monkeypatch):
 
 @pytest.mark.parametrize("name", STEPS)
 def test_compiled_twins_need_no_more_than_is_planned(name, rng, monkeypatch):
-    pytest.importorskip("numba", reason="compiled twins need the extra fast")
+    pytest.importorskip("numba", reason="compiled loops need the extra fast")
     monkeypatch.delenv("MINISFT_COMPILED")
     monkeypatch.setattr(row_blocks, "threads", lambda: 1)
     measured(STEPS[name], rng)     # compiles
