@@ -165,7 +165,7 @@ MISFITS = [
     ("attention", (Q, Q, Q[:5], CU, CU[:-1], np.diff(CU)), "attention: v has shape (5, 2, 4)"),
     ("attention", (Q, Q, Q, CU, CU, np.diff(CU)), "attention: key_starts has shape (3,)"),
     ("attention", (Q, Q, Q, CU + 1, CU[:-1], np.diff(CU)), "attention: cu_seqlens go from 1 to 7"),
-    ("attention", (Q, Q, Q, CU, CU[:-1], np.array([2, 5])), "keys of a sequence reach to 7"),
+    ("attention", (Q, Q, Q, CU, CU[:-1], np.array([2, 5])), "keys of sequence 1 go from 2 to 7"),
     ("attention", (Q, Q, Q, CU, CU[:-1], np.array([1, 4])), "sequence 0: 2 queries but 1 keys"),
 ]
 

@@ -1,6 +1,7 @@
 """When an implementation takes a call: each condition says why not, or "" where it does."""
 
 from collections.abc import Callable
+from operator import sub
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,11 @@ def labels_are_classes(site: Site, arguments: dict[str, Any]) -> str:
 
 def all_ask(site: Site, arguments: dict[str, Any]) -> str:
     """Every token of the batch asks, and the keys are the batch's own."""
-    cu_seqlens = np.asarray(arguments["cu_seqlens"])
+    edges = np.asarray(arguments["cu_seqlens"]).tolist()
     same = (len(arguments["q"]) == len(arguments["k"])
-            and np.array_equal(arguments["key_starts"], cu_seqlens[:-1])
-            and np.array_equal(arguments["key_lengths"], np.diff(cu_seqlens)))
+            and np.asarray(arguments["key_starts"]).tolist() == edges[:-1]
+            and np.asarray(arguments["key_lengths"]).tolist()
+            == list(map(sub, edges[1:], edges[:-1])))
     return "" if same else "not every token asks, or keys come from a cache"
 
 
@@ -111,7 +113,8 @@ def packed_keys(site: Site, arguments: dict[str, Any]) -> str:
 def longer_than(most: Callable[[], int]) -> Condition:
     """A sequence has more queries than this."""
     def condition(site: Site, arguments: dict[str, Any]) -> str:
-        longest = int(np.diff(arguments["cu_seqlens"]).max(initial=0))
+        edges = np.asarray(arguments["cu_seqlens"]).tolist()
+        longest = max(map(sub, edges[1:], edges[:-1]), default=0)
         return "" if longest > most() else f"no sequence has more than {most()} queries"
     return condition
 

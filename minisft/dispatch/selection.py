@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minisft.backend.array import array_module
+from minisft.backend import array
 from minisft.backend.cpu import jit
 from minisft.backend.gpu import cuda
 
@@ -50,17 +50,14 @@ class Site:
 
 def site_of(arguments: dict[str, Any]) -> Site:
     """The arguments of a call by name -> Site."""
-    arrays = [a for a in arguments.values() if _is_array(a)]
+    kinds = np.ndarray if array.cupy is None else (np.ndarray, array.cupy.ndarray)
+    arrays = [a for a in arguments.values() if isinstance(a, kinds)]
     floats = [a for a in arrays if a.dtype.kind == "f"]
     # lengths and starts of sequences stay on the CPU, whatever asks for them
-    on_cpu = all(isinstance(a, np.ndarray) for a in floats or arrays)
+    on_cpu = array.cupy is None or all(isinstance(a, np.ndarray) for a in floats or arrays)
     return Site(cuda.chosen(floats[0]) if floats and cuda.possible() else "off",
                 on_cpu and jit.chosen(),
                 bool(floats) and all(a.dtype == np.float32 for a in floats), on_cpu)
-
-
-def _is_array(a: Any) -> bool:
-    return isinstance(a, np.ndarray) or array_module(a) is not np
 
 
 # Says why an implementation does not take a call, or "" where it does.

@@ -74,19 +74,27 @@ def attention(q: Any, k: Any, v: Any, cu_seqlens: Any, key_starts: Any, key_leng
         raise ValueError(f"attention: q has shape {q.shape}, expected (Nq,H,D)")
     _expect("attention", "k", k.shape, (*k.shape[:1], *q.shape[1:]))
     _expect("attention", "v", v.shape, k.shape)
-    n = len(cu_seqlens) - 1
-    _expect("attention", "key_starts", np.shape(key_starts), (n,))
-    _expect("attention", "key_lengths", np.shape(key_lengths), (n,))
-    queries, starts, lengths = np.diff(cu_seqlens), np.asarray(key_starts), np.asarray(key_lengths)
-    if n and (cu_seqlens[0] != 0 or cu_seqlens[-1] != len(q) or queries.min() < 0):
-        raise ValueError(f"attention: cu_seqlens go from {cu_seqlens[0]} to {cu_seqlens[-1]}, "
-                         f"expected 0 to {len(q)}, the number of queries, and never down")
-    if n and (starts.min() < 0 or lengths.min() < 0 or (starts + lengths).max() > len(k)):
-        raise ValueError(f"attention: the keys of a sequence reach to {(starts + lengths).max()}, "
-                         f"but there are {len(k)}")
-    for b in np.flatnonzero(queries > lengths)[:1] if causal else ():
-        raise ValueError(f"sequence {b}: {queries[b]} queries but {lengths[b]} keys under a causal "
-                         "mask")
+    # lists: of some dozens of sequences they are several times as fast as NumPy
+    edges, starts, lengths = _list(cu_seqlens), _list(key_starts), _list(key_lengths)
+    _expect("attention", "key_starts", (len(starts),), (len(edges) - 1,))
+    _expect("attention", "key_lengths", (len(lengths),), (len(edges) - 1,))
+    if edges[0] != 0 or edges[-1] != len(q):
+        raise ValueError(f"attention: cu_seqlens go from {edges[0]} to {edges[-1]}, expected 0 to "
+                         f"{len(q)}, the number of queries")
+    for b, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        queries = edges[b + 1] - edges[b]
+        if queries < 0:
+            raise ValueError(f"attention: cu_seqlens fall from {edges[b]} to {edges[b + 1]}")
+        if start < 0 or length < 0 or start + length > len(k):
+            raise ValueError(f"attention: the keys of sequence {b} go from {start} to "
+                             f"{start + length}, but there are {len(k)}")
+        if causal and queries > length:
+            raise ValueError(f"sequence {b}: {queries} queries but {length} keys under a causal "
+                             "mask")
+
+
+def _list(a: Any) -> list[int]:
+    return a.tolist() if isinstance(a, np.ndarray) else [int(n) for n in a]
 
 
 def adamw(values: Any, grads: Any, m: Any, v: Any) -> None:
