@@ -16,8 +16,8 @@ from minisft.io import safetensors
 from minisft.io.architectures import family_of, family_of_model, hf_config, pooling_of
 from minisft.io.files import CONFIG, read_json, write_json
 from minisft.io.safetensors import WEIGHTS
-from minisft.models.gpt2 import initialise
 from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.init_weights import init_weights
 
 
 def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = None,
@@ -55,7 +55,7 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     model.build(dtype)
     for name in expected_shapes:
         _copy_tensor(model.store[name], tensors[name], family)
-    initialise(model.parameters(), seed, model.newly_initialized)
+    init_weights(model.parameters(), seed, model.newly_initialized)
     return model
 
 

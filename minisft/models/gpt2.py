@@ -1,6 +1,5 @@
 """GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners")."""
 
-from collections.abc import Container, Iterable
 from typing import Any
 
 from minisft.backend import random
@@ -10,7 +9,6 @@ from minisft.models.config import GPT2Config
 from minisft.models.trunk import Trunk
 from minisft.nn.blocks import Block
 from minisft.nn.layers import Dropout, Embedding, LayerNorm
-from minisft.nn.parameters import Parameter
 
 
 class GPT2(Trunk):
@@ -70,22 +68,6 @@ class GPT2(Trunk):
         self.wpe.backward(dx)
         self.wte.backward(dx)
         return dx
-
-
-def initialise(parameters: Iterable[Parameter], seed: int,
-               names: Container[str] | None = None) -> None:
-    """Fills the parameters of these names, or all, with initial values: N(0, 0.02), residual
-    projections smaller.
-
-    Radford et al. 2019, section 2.3. Drawn by the parameter's place in the model, so a width or
-    dtype changes nothing for the others.
-    """
-    for number, p in enumerate(parameters):
-        if names is not None and p.name not in names:
-            continue
-        p.value[...] = p.fill
-        if p.scale:
-            p.value += (p.scale * random.normal(p.shape, seed, number)).astype(p.value.dtype)
 
 
 def count(config: Any) -> int:

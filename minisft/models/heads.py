@@ -10,7 +10,8 @@ from minisft.backend.array import Array, array_module, to_cpu
 from minisft.data.batch import Batch
 from minisft.dispatch import FORMATS, cross_entropy, linear, matmul, rounded
 from minisft.models.bert import Bert, MeanPooler, Pooler
-from minisft.models.gpt2 import GPT2, initialise
+from minisft.models.gpt2 import GPT2
+from minisft.models.init_weights import init_weights
 from minisft.nn.layers import Dropout, Layer, Linear
 from minisft.nn.parameters import Parameters
 from minisft.ops.cross_entropy import IGNORE
@@ -69,7 +70,7 @@ class Model(Layer):
         """
         self.store = Parameters(self.parameters(), dtype)
         if seed is not None:
-            initialise(self.store, seed)
+            init_weights(self.store, seed)
 
     def to(self, device, precision="float32"):
         """cpu or gpu, float32, bfloat16 or float16 -> self, from now on computing there and so."""
