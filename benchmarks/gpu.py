@@ -114,7 +114,7 @@ def correct(bench):
     failed = []
     for check in KERNEL_CHECKS.values():
         for size in (1, 33, 127) if bench.card else (33,):
-            rows = check.rows(size, bench.asarray)
+            rows = check.results(size, bench.asarray)
             failed += [f"{check.name}, size {size}: {row}" for row in rows
                        if not row.error <= row.limit]
     print(f"correct: {len(KERNEL_CHECKS)} checks of kernels, {len(failed)} beyond their limit")

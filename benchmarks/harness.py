@@ -98,7 +98,7 @@ def forms(step):
 
 def our_sides():
     """-> the names of our forms that can run here."""
-    return OUR_SIDES if jit.chosen() else (OURS,)
+    return OUR_SIDES if jit.enabled() else (OURS,)
 
 
 def without_loops(step):

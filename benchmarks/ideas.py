@@ -9,7 +9,7 @@ a step takes at least that long.
 
 import copy
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from benchmarks.frozen import Some
 from minisft.backend.cpu import jit, row_blocks
 from minisft.data.batch import pack
 from minisft.data.dataset import TokenizedDataset
-from minisft.dispatch import attention_key_blocks
+from minisft.dispatch import attention_key_blocks, only
 from minisft.models.heads import Classifier
 from minisft.planning import operations
 from minisft.planning.memory import Step
@@ -81,17 +81,14 @@ class Variant:
 
     @contextmanager
     def _switched(self):
-        kept, blocks = row_blocks.BLOCK, self.ours.model.trunk.blocks
+        kept = row_blocks.BLOCK
         row_blocks.BLOCK = self.block or kept
-        for block in blocks:
-            block.attn.plain = self.plain
+        plain = only("formula", operations=("attention",)) if self.plain else nullcontext()
         try:
-            with jit.compiled(self.compiled):
+            with jit.compiled(self.compiled), plain:
                 yield
         finally:
             row_blocks.BLOCK = kept
-            for block in blocks:
-                block.attn.plain = False
 
 
 def own_time(step, heads):
@@ -184,7 +181,7 @@ def run(options):
     folder, size = sides.weights(options, "classify", names), options.batch[0]
     ours = sides.Ours(folder)
     config = ours.model.trunk.config
-    compiled = {"+ compiled loops": Variant(ours, compiled=True)} if jit.chosen() else {}
+    compiled = {"+ compiled loops": Variant(ours, compiled=True)} if jit.enabled() else {}
     items = [([sequences.ids[n] for n in b], [sequences.labels[n] for n in b])
              for b in texts.batches(len(sequences), size, options.steps, options.seed)]
     made = ablation(f"{size} texts", {

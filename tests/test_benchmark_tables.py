@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import harness, ideas, sides, texts
 from minisft.backend.cpu import jit, row_blocks
+from minisft.dispatch import attention
 from minisft.errors import UserError
 
 TINY = "--layers 2 --width 32 --heads 2 --vocab 400 --context-length 64 --steps 2".split()
@@ -66,7 +67,7 @@ def test_compiled_loops_take_turns_with_numpy(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "LOGITS", (3, 11))
     monkeypatch.setattr(compiled, "AT_LEAST", 0)
     loss = sides.Ours.step
-    monkeypatch.setattr(sides.Ours, "step", lambda *args: (seen.add(jit.chosen()), loss(*args))[1])
+    monkeypatch.setattr(sides.Ours, "step", lambda *args: (seen.add(jit.enabled()), loss(*args))[1])
     found = made("compiled", tmp_path)
     assert seen == {True, False} and found["machine"]["compiled"]
     cases = [row["case"] for row in found["rows"]]
@@ -164,11 +165,11 @@ def test_batches_of_each_kind():
 def test_ideas_switch_what_they_name(options, rng, monkeypatch):
     ours = sides.Ours(sides.weights(options, "classify"))
     ids = [rng.integers(0, 399, n) for n in (5, 60, 9, 2)]
-    seen = []
+    seen, q = [], np.zeros((2, 1, 4), np.float32)
     forward = ours.model.trunk.forward
     monkeypatch.setattr(ours.model.trunk, "forward", lambda batch, stream=None, last_only=False: (
         seen.append((len(batch.ids), last_only, row_blocks.BLOCK,
-                     ours.model.trunk.h[0].attn.plain)),
+                     attention.choose(q, q, q, [0, 2], [0], [2]).name == "formula")),
         forward(batch, stream, last_only))[1])
     block = row_blocks.BLOCK
     nothing = ideas.Variant(ours, True, True, ideas.NEVER, True).logits(ids)

@@ -38,13 +38,13 @@ def normal(rng, *shape):
 @pytest.mark.parametrize("size", [1, 2, 31, 32, 33, 77, 257])
 @pytest.mark.parametrize("name", CHECKS)
 def test_loop_matches_formula(name, size):
-    for row in CHECKS[name].rows(size):
+    for row in CHECKS[name].results(size):
         assert row.error <= row.limit, row
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_loop_in_blocks_matches_formula(name, small_blocks):
-    for row in CHECKS[name].rows(33):
+    for row in CHECKS[name].results(33):
         assert row.error <= row.limit, row
 
 
@@ -228,12 +228,12 @@ def test_a_whole_step_is_that_of_the_formulas(rng, rate):
                                atol=1e-5 * np.abs(found[1][1]).max())
 
 
-def test_a_mistake_in_a_loop_is_found(monkeypatch):
+def test_a_bug_in_a_loop_is_found(monkeypatch):
     module = import_module(f"{LOOPS}.layer_norm")
     whole = module.backward
     monkeypatch.setattr(module, "backward", lambda dy, cache: (
         whole(dy, cache)[0] * np.float32(1 + 1e-5), *whole(dy, cache)[1:]))
-    found = {row.name: row for row in compiled_checks()["compiled layer_norm"].rows(33)}
+    found = {row.name: row for row in compiled_checks()["compiled layer_norm"].results(33)}
     assert found["dx"].error > found["dx"].limit and found["dw"].error <= found["dw"].limit
 
 

@@ -1,4 +1,4 @@
-"""The catalogue behind `minisft check`: all of it passes, and every planted mistake is found."""
+"""The catalogue behind `minisft check`: all of it passes, and every planted bug is found."""
 
 import argparse
 from dataclasses import replace
@@ -34,7 +34,7 @@ def run(*arguments):
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_the_catalogue_passes(name):
-    require(CHECKS[name].rows(), CHECKS[name].limit, name)
+    require(CHECKS[name].results(), CHECKS[name].limit, name)
 
 
 def test_the_catalogue_covers_every_operation():
@@ -42,10 +42,10 @@ def test_the_catalogue_covers_every_operation():
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_planted_mistakes_are_found(name):
-    mistake = PLANTED[name]
-    planned = CHECKS[mistake.check]
-    row = gradcheck.worst_of(planned.rows(mistake.broken))
+def test_planted_bugs_are_found(name):
+    bug = PLANTED[name]
+    planned = CHECKS[bug.check]
+    row = gradcheck.worst_of(planned.results(bug.broken))
     assert row.error > 1e4 * planned.limit     # by a wide margin, not by luck
 
 
@@ -56,10 +56,10 @@ def test_planted_mistakes_are_found(name):
         "word_embeddings.weight", "position_embeddings.weight", "LayerNorm.weight",
         "LayerNorm.bias")]),
 ])
-def test_planted_mistakes_leave_the_other_gradients_right(name, right):
-    mistake = PLANTED[name]
-    planned = CHECKS[mistake.check]
-    rows = planned.rows(mistake.broken)
+def test_planted_bugs_leave_the_other_gradients_right(name, right):
+    bug = PLANTED[name]
+    planned = CHECKS[bug.check]
+    rows = planned.results(bug.broken)
     assert [row.name for row in rows if row.error <= planned.limit] == right
 
 
@@ -69,7 +69,7 @@ def test_keys_in_the_place_of_values_are_found():
         q, k, v, *rest = cache
         return ops.attention.backward(dy, (q, k, k, *rest))
 
-    rows = CHECKS["attention (causal)"].rows(swapped)
+    rows = CHECKS["attention (causal)"].results(swapped)
     assert [row.error > 0.01 for row in rows] == [True, True, False]
 
 
@@ -108,7 +108,7 @@ def test_command_fails_for_a_gradient_of_another_shape(capsys, monkeypatch):
 def test_command_refuses_unknown_names():
     with pytest.raises(UserError, match="no check has 'convolution' in its name"):
         run("convolution")
-    with pytest.raises(UserError, match="no such mistake.*attention-scale"):
+    with pytest.raises(UserError, match="no such planted bug.*attention-scale"):
         run("--break", "attention-scales")
     with pytest.raises(UserError, match="expected no NAME"):
         run("softmax", "--break", "attention-scale")
@@ -125,7 +125,7 @@ def test_command_breaks(capsys):
 
 def test_command_shows_what_sum_hides(capsys):
     assert run("--break", "softmax-zeros") == 1
-    assert "With sum(y) as the objective the mistake passes" in capsys.readouterr().out
+    assert "With sum(y) as the objective the bug passes" in capsys.readouterr().out
 
 
 def test_command_lists_mistakes(capsys):
@@ -182,9 +182,9 @@ def test_check_model_without_dropout_checks_once():
 @pytest.mark.parametrize("name", ["attention-scale", "attention-rowsum", "attention-mask",
                                   "layer_norm-term", "embedding-repeats", "gelu-chain"])
 @pytest.mark.parametrize("model", models(), ids=MODELS)
-def test_check_model_finds_mistakes(monkeypatch, model, name):
-    mistake = PLANTED[name]
-    operation = mistake.check.split(" (")[0]
+def test_check_model_finds_planted_bugs(monkeypatch, model, name):
+    bug = PLANTED[name]
+    operation = bug.check.split(" (")[0]
 
     def forward(*args, compute_dtype=None, **options):     # attention's is dispatch's alone
         return getattr(ops, operation).forward(*args, **options)
@@ -192,7 +192,7 @@ def test_check_model_finds_mistakes(monkeypatch, model, name):
     # in the layers only: some broken variants call the right backward themselves
     for module in blocks, layers, bert:
         monkeypatch.setattr(module, operation, SimpleNamespace(
-            forward=forward, backward=mistake.broken), raising=False)
+            forward=forward, backward=bug.broken), raising=False)
     rows = check_model(model)
     with pytest.raises(GradientError):
         require(rows, 100 * MODEL_LIMIT)

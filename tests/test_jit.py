@@ -23,7 +23,7 @@ def no_numba(monkeypatch):
 
 
 def test_without_numba_the_formula_runs(rng, no_numba):
-    assert not jit.chosen() and run_folder.environment()["compiled"] is False
+    assert not jit.enabled() and run_folder.environment()["compiled"] is False
     assert "numba" not in run_folder.environment()["versions"]
     s = rng.standard_normal((3, 4), dtype=np.float32)
     p, cache = softmax.forward(s)
@@ -39,7 +39,7 @@ def test_a_numba_that_refuses_this_numpy_is_none(monkeypatch):
     monkeypatch.setattr(jit, "import_module", refuse)
     jit.numba.cache_clear()
     try:
-        assert jit.numba() is None and not jit.chosen()
+        assert jit.numba() is None and not jit.enabled()
     finally:
         jit.numba.cache_clear()
 
@@ -53,13 +53,13 @@ def test_a_wish_that_is_none_is_told(rng, monkeypatch):
 def test_the_switches_switch(monkeypatch):
     pytest.importorskip("numba", reason="compiled loops need the extra fast")
     machine = run_folder.environment()
-    assert jit.chosen() and machine["compiled"] and machine["versions"]["numba"]
+    assert jit.enabled() and machine["compiled"] and machine["versions"]["numba"]
     with jit.compiled(False):
-        assert not jit.chosen()
+        assert not jit.enabled()
         with jit.compiled(True):
-            assert jit.chosen()
+            assert jit.enabled()
     monkeypatch.setenv("MINISFT_COMPILED", "off")
-    assert not jit.chosen() and run_folder.environment()["compiled"] is False
+    assert not jit.enabled() and run_folder.environment()["compiled"] is False
 
 
 def test_numba_is_imported_when_the_first_operation_runs():

@@ -90,7 +90,7 @@ def is_found(monkeypatch, file, text, size=77):
     monkeypatch.setattr(cuda, "source", lambda name: text if name == file else SOURCE(name))
     try:
         with emulator.thread_order("ahead", seed=1):
-            rows = KERNEL_CHECKS[CHECKS[file]].rows(size)
+            rows = KERNEL_CHECKS[CHECKS[file]].results(size)
     except emulator.KernelError:
         return True
     return any(row.error > row.limit for row in rows)
@@ -129,7 +129,7 @@ if {file!r}:
 for name in {names!r}:
     for order in ("forward", "ahead"):
         with emulator.thread_order(order):
-            for row in KERNEL_CHECKS[name].rows({size}):
+            for row in KERNEL_CHECKS[name].results({size}):
                 assert {file!r} or row.error <= row.limit, (name, row)
 print("done")
 """

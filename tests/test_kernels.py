@@ -36,7 +36,7 @@ def emulate(monkeypatch):
 @pytest.mark.parametrize("name", KERNEL_CHECKS)
 def test_kernel_matches_formula(name, size, order):
     with emulator.thread_order(order, seed=1):
-        for row in KERNEL_CHECKS[name].rows(size):
+        for row in KERNEL_CHECKS[name].results(size):
             assert row.error <= row.limit, row
 
 
@@ -46,7 +46,7 @@ def test_kernel_matches_formula(name, size, order):
 def test_gpu_matches_formula(name, size):
     if not array.gpu_available():
         pytest.skip("no CUDA card")
-    for row in KERNEL_CHECKS[name].rows(size, put=array.to_gpu):
+    for row in KERNEL_CHECKS[name].results(size, put=array.to_gpu):
         assert row.error <= row.limit, row
 
 
@@ -58,7 +58,7 @@ def test_a_shape_or_a_number_that_is_wrong_is_found():
         def run(size, put):
             return {name: (change(ours), plain, exact)
                     for name, (ours, plain, exact) in check.run(size, put).items()}
-        return type(check)("planted", run).rows(33)
+        return type(check)("planted", run).results(33)
 
     def one_off(a):
         a = np.array(a)

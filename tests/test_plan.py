@@ -106,7 +106,7 @@ def test_peak_is_within_five_percent(name, rng, monkeypatch):
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_compiled_twins_need_no_more_than_is_planned(name, rng, monkeypatch):
+def test_compiled_loops_need_no_more_than_is_planned(name, rng, monkeypatch):
     pytest.importorskip("numba", reason="compiled loops need the extra fast")
     monkeypatch.delenv("MINISFT_COMPILED")
     monkeypatch.setattr(row_blocks, "threads", lambda: 1)

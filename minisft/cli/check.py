@@ -1,7 +1,7 @@
-"""`minisft check`: every backward by hand against finite differences, and mistakes on purpose.
+"""`minisft check`: every backward by hand against finite differences, and planted bugs.
 
 With MINISFT_CUDA=emulate, or on a GPU, every kernel is compared with its formula besides; where
-Numba is installed every compiled twin is.
+Numba is installed every compiled loop is.
 """
 
 import sys
@@ -32,8 +32,8 @@ def add_arguments(parser):
     parser.add_argument("names", nargs="*", metavar="NAME",
                         help="run only the checks whose name contains one of these")
     other = parser.add_mutually_exclusive_group()
-    other.add_argument("--break", dest="planted", metavar="MISTAKE",
-                       help="plant a mistake and see the check find it; `list` lists them")
+    other.add_argument("--break", dest="planted", metavar="BUG",
+                       help="plant a bug and see the check find it; `list` lists them")
     other.add_argument("--model", metavar="DIR",
                        help="check a checkpoint, one random direction for each tensor")
     parser.add_argument("--device", choices=("cpu", "gpu"), help="where the kernels run: gpu "
@@ -50,7 +50,7 @@ def run(args):
     if args.device == "gpu":
         require_gpu()
     if args.planted == "list":
-        _list_mistakes()
+        _list_bugs()
         return 0
     if args.planted:
         return _break(args.planted)
@@ -62,8 +62,8 @@ def run(args):
 def _check_catalogue(names, on_card):
     kernels = KERNEL_CHECKS if on_card or cuda.emulated() else {}     # where something can run them
     chosen, of_kernels = _chosen(CHECKS, names), _chosen(kernels, names)
-    of_twins = _chosen(compiled_checks(), names)
-    if not (chosen or of_kernels or of_twins):
+    of_loops = _chosen(compiled_checks(), names)
+    if not (chosen or of_kernels or of_loops):
         raise UserError(f"no check has {' or '.join(map(repr, names))} in its name, expected a "
                         f"part of one of: {', '.join(CHECKS | kernels | compiled_checks())}")
     started, errors, failed = time.perf_counter(), [], []
@@ -71,7 +71,7 @@ def _check_catalogue(names, on_card):
         _print_head()
     for c in chosen:
         try:
-            row = worst_of(c.rows())
+            row = worst_of(c.results())
         except GradientError as error:     # a gradient of another shape has no worst element
             print(f"{c.name:<38} {error}  FAIL", flush=True)
             failed.append(c.name)
@@ -80,8 +80,8 @@ def _check_catalogue(names, on_card):
         if not _print_row(c.name, row, c.limit):
             failed.append(c.name)
     failed += _check_kernels("kernel", of_kernels, to_gpu if on_card else np.asarray)
-    failed += _check_kernels("compiled twin", of_twins, np.asarray)
-    return _summary(len(chosen) + len(of_kernels) + len(of_twins), failed, errors, started)
+    failed += _check_kernels("compiled loop", of_loops, np.asarray)
+    return _summary(len(chosen) + len(of_kernels) + len(of_loops), failed, errors, started)
 
 
 def _chosen(checks, names):
@@ -91,13 +91,13 @@ def _chosen(checks, names):
 
 
 def _check_kernels(what, checks, put):
-    """Prints each kernel's or twin's worst array -> the names of those beyond their limit."""
+    """Prints each kernel's or loop's worst array -> the names of those beyond their limit."""
     failed = []
     if checks:
         print(f"{what + ', float32, against the formula':<60} {'worst array':<12} {'error':>8} "
               f"{'limit':>7}")
     for c in checks:
-        row = max(c.rows(put=put), key=lambda row: row.error / row.limit)
+        row = max(c.results(put=put), key=lambda row: row.error / row.limit)
         passes = row.error <= row.limit
         print(f"{c.name:<60} {row.name:<12} {row.error:>8.1e} {row.limit:>7.1e}  "
               f"{'ok' if passes else 'FAIL'}", flush=True)
@@ -117,12 +117,12 @@ def _check_checkpoint(folder, seed):
 
 def _break(name):
     if name not in PLANTED:
-        raise UserError(f"--break {name}: no such mistake, expected one of: list, "
+        raise UserError(f"--break {name}: no such planted bug, expected one of: list, "
                         f"{', '.join(PLANTED)}")
-    mistake = PLANTED[name]
-    planned = CHECKS[mistake.check]
-    print(f"{name}: {mistake.wrong}\n\n{getsource(mistake.broken)}")
-    rows = planned.rows(mistake.broken)
+    bug = PLANTED[name]
+    planned = CHECKS[bug.check]
+    print(f"{name}: {bug.wrong}\n\n{getsource(bug.broken)}")
+    rows = planned.results(bug.broken)
     failed = [row for row in rows if not row.error <= planned.limit]
     shown = rows if len(rows) <= 4 else failed     # of a whole block or model, what fails
     _print_head()
@@ -134,11 +134,11 @@ def _break(name):
           "must be the gradient by hand.")
     if name == "softmax-zeros":
         row = sum_hides()
-        print(f"\nWith sum(y) as the objective the mistake passes: each row of y sums to one, so "
+        print(f"\nWith sum(y) as the objective the bug passes: each row of y sums to one, so "
               f"the true\ngradient is zero. By hand {row.by_hand:g}, finite differences "
               f"{row.numeric:.1e}: a difference of {abs(row.by_hand - row.numeric):.1e}.")
-    verdict = "fails, as it must (exit code 1)" if failed else "passes: the mistake is NOT FOUND"
-    print(f"\n1 check with a mistake planted: it {verdict}")
+    verdict = "fails, as it must (exit code 1)" if failed else "passes: the bug is NOT FOUND"
+    print(f"\n1 check with a bug planted: it {verdict}")
     return 1 if failed else 0
 
 
@@ -147,9 +147,9 @@ def _names(names, most=6):
     return ", ".join(names[:most]) + more
 
 
-def _list_mistakes():
-    for name, mistake in PLANTED.items():
-        print(f"{name:<22} {mistake.check}: {mistake.wrong}")
+def _list_bugs():
+    for name, bug in PLANTED.items():
+        print(f"{name:<22} {bug.check}: {bug.wrong}")
 
 
 def _print_head():

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--dropout is {args.dropout}, expected a number in [0, 1)")
     on_gpu = args.device != "cpu"
     kernels = args.kernels if on_gpu or cuda.emulated() else "off"
-    site = Site(kernels, not on_gpu and jit.chosen(), not args.float64, not on_gpu)
+    site = Site(kernels, not on_gpu and jit.enabled(), not args.float64, not on_gpu)
     for name in [args.operation] if args.operation else OPERATIONS:
         rows = OPERATIONS[name].explain(site, _arguments(name, args))
         runs = next(implementation for implementation, reason in rows if not reason)

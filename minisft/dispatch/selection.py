@@ -55,8 +55,8 @@ def site_of(arguments: dict[str, Any]) -> Site:
     floats = [a for a in arrays if a.dtype.kind == "f"]
     # lengths and starts of sequences stay on the CPU, whatever asks for them
     on_cpu = array.cupy is None or all(isinstance(a, np.ndarray) for a in floats or arrays)
-    return Site(cuda.chosen(floats[0]) if floats and cuda.possible() else "off",
-                on_cpu and jit.chosen(),
+    return Site(cuda.version_for(floats[0]) if floats and cuda.possible() else "off",
+                on_cpu and jit.enabled(),
                 bool(floats) and all(a.dtype == np.float32 for a in floats), on_cpu)
 
 

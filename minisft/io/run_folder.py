@@ -122,7 +122,7 @@ def file_sha256(path: str | Path | None) -> str | None:
 def environment() -> dict[str, Any]:
     """-> what the bits of a run depend on besides its settings: versions, whether compiled loops
     ran, processor, threads."""
-    compiled = jit.chosen()
+    compiled = jit.enabled()
     return {
         "versions": {name: version(name) for name in (
             "numpy", "safetensors", "tokenizers", *(("numba",) if compiled else ()))},

@@ -1,7 +1,7 @@
 """The catalogue of compiled checks: each compiled loop of the CPU against its formula.
 
     from minisft.verify.compiled_checks import compiled_checks
-    rows = compiled_checks()["compiled softmax"].rows(size=77)
+    rows = compiled_checks()["compiled softmax"].results(size=77)
 
 The same arrays and limits as those of the kernels (`kernel_checks.py`). `minisft check` runs them
 where Numba is installed.
@@ -31,7 +31,7 @@ from minisft.verify.kernel_checks import (
 
 def compiled_checks() -> dict[str, KernelCheck]:
     """-> {name: KernelCheck} of the compiled loops; empty where they do not run."""
-    if not jit.chosen():
+    if not jit.enabled():
         return {}
     # here, since they import Numba
     from minisft.backend.cpu.compiled import (

@@ -32,7 +32,7 @@ class GradientError(AssertionError):
 
 
 @dataclass(frozen=True)
-class Row:
+class Result:
     """The worst element of one gradient: index None means a random direction, not an element."""
 
     name: str
@@ -48,12 +48,12 @@ class Row:
 
 
 def check(forward: Callable, backward: Callable, *inputs: Any, names: list[str] | None = None,
-          limit: float = LIMIT, seed: int = 0, operation: str | None = None) -> list[Row]:
+          limit: float = LIMIT, seed: int = 0, operation: str | None = None) -> list[Result]:
     """forward(*inputs) -> (y, cache), backward(dy, cache) -> gradients of the float64 inputs.
 
-    Returns a Row for each float64 input, in order; raises GradientError when one is beyond `limit`
-    and ValueError for float32 inputs or a missing gradient. Other inputs (ids, options) stay as
-    they are.
+    Returns a Result for each float64 input, in order; raises GradientError when one is beyond
+    `limit` and ValueError for float32 inputs or a missing gradient. Other inputs (ids, options)
+    stay as they are.
     """
     rng = np.random.default_rng(seed)
     for i, x in enumerate(inputs):
@@ -79,8 +79,8 @@ def check(forward: Callable, backward: Callable, *inputs: Any, names: list[str] 
 
 
 def compare(objective: Callable[[], float], values: dict[str, np.ndarray],
-            gradients: dict[str, np.ndarray]) -> list[Row]:
-    """objective() -> float of the arrays in `values` (dict); gradients (dict) -> a Row for each.
+            gradients: dict[str, np.ndarray]) -> list[Result]:
+    """objective() -> float of the arrays in `values` (dict); gradients (dict) -> a Result for each.
 
     Changes every element in turn and puts it back.
     """
@@ -101,7 +101,7 @@ def compare(objective: Callable[[], float], values: dict[str, np.ndarray],
 
 def compare_directions(objective: Callable[[], float], values: dict[str, np.ndarray],
                        gradients: dict[str, np.ndarray], seed: int = 0,
-                       progress: Callable[[list[str]], Iterable[str]] = iter) -> list[Row]:
+                       progress: Callable[[list[str]], Iterable[str]] = iter) -> list[Result]:
     """The same along one random direction d for each array: two objectives an array.
 
     For a real checkpoint, where every element would take years. The elements of d are standard
@@ -123,16 +123,16 @@ def compare_directions(objective: Callable[[], float], values: dict[str, np.ndar
         x[...] = kept
         by_hand = float(np.vdot(gradients[name], direction))
         scale = max(norms[name], abs(numeric), floor) or 1.0
-        rows.append(Row(name, abs(by_hand - numeric) / scale, None, by_hand, numeric))
+        rows.append(Result(name, abs(by_hand - numeric) / scale, None, by_hand, numeric))
     return rows
 
 
-def worst_of(rows: list[Row]) -> Row:
+def worst_of(rows: list[Result]) -> Result:
     """-> the row with the largest error; one that is no number counts as the largest."""
     return max(rows, key=lambda row: row.error if np.isfinite(row.error) else np.inf)
 
 
-def require(rows: list[Row], limit: float, operation: str | None = None) -> None:
+def require(rows: list[Result], limit: float, operation: str | None = None) -> None:
     """Raises GradientError, naming the worst of the rows, when it is beyond the limit."""
     worst = worst_of(rows)
     if not worst.error <= limit:
@@ -156,9 +156,9 @@ def _require_shapes(values, gradients):
 
 def _worst(name, by_hand, numeric, scale):
     if not numeric.size:
-        return Row(name, 0.0, (), 0.0, 0.0)
+        return Result(name, 0.0, (), 0.0, 0.0)
     difference = np.abs(by_hand - numeric)
     difference[~np.isfinite(difference)] = np.inf
     index = np.unravel_index(difference.argmax(), difference.shape)
-    return Row(name, float(difference[index] / scale), tuple(int(i) for i in index),  # (3)
-               float(by_hand[index]), float(numeric[index]))
+    return Result(name, float(difference[index] / scale), tuple(int(i) for i in index),  # (3)
+                  float(by_hand[index]), float(numeric[index]))

@@ -1,11 +1,11 @@
 """The catalogue of gradient checks that `minisft check` runs: operations, layers, whole models.
 
     from minisft.verify.gradient_checks import CHECKS
-    rows = CHECKS["softmax"].rows()
+    rows = CHECKS["softmax"].results()
 
 Shapes are tiny, so that every element of every array is checked in seconds. Inputs and weights
 are drawn wide (0.3 and more): with GPT-2's initial 0.02 attention is nearly uniform, gradients
-nearly vanish and a bug hides. `rows(broken)` runs a check on a broken variant of its part:
+nearly vanish and a bug hides. `results(broken)` runs a check on a broken variant of its part:
 see `minisft/verify/planted_bugs.py`.
 """
 
@@ -33,7 +33,7 @@ from minisft.ops import (
     linear,
     softmax,
 )
-from minisft.verify.gradcheck import LIMIT, MODEL_LIMIT, Row, check, compare, compare_directions
+from minisft.verify.gradcheck import LIMIT, MODEL_LIMIT, Result, check, compare, compare_directions
 
 CONFIG = GPT2Config(vocab_size=11, n_positions=5, n_embd=6, n_layer=2, n_head=2,
                     embd_pdrop=0.3, attn_pdrop=0.3, resid_pdrop=0.3)
@@ -56,14 +56,14 @@ class Check:
     run: Callable
     limit: float = LIMIT
 
-    def rows(self, broken: Callable | None = None) -> list[Row]:
-        """-> a gradcheck.Row for each array, of `broken` in the place of the part."""
+    def results(self, broken: Callable | None = None) -> list[Result]:
+        """-> a gradcheck.Result for each array, of `broken` in the place of the part."""
         return self.run(broken or self.part)
 
 
 def check_model(model: Classifier | LanguageModel, seed: int = 0,
-                progress: Callable[[list[str]], Iterable[str]] = iter) -> list[Row]:
-    """A built model in float64 -> a Row for each trained parameter, then again under dropout.
+                progress: Callable[[list[str]], Iterable[str]] = iter) -> list[Result]:
+    """A built model in float64 -> a Result for each trained parameter, then again under dropout.
 
     One random direction for each, on three short texts of random tokens. Changes the values while
     it runs and puts them back; the gradients are lost. Raises ValueError for another dtype.

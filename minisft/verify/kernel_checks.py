@@ -1,7 +1,7 @@
 """The catalogue of kernel checks: each CUDA kernel, forward and backward, against its formula.
 
     from minisft.verify.kernel_checks import KERNEL_CHECKS
-    rows = KERNEL_CHECKS["softmax"].rows(size=77)
+    rows = KERNEL_CHECKS["softmax"].results(size=77)
 
 A kernel works in float32, so its error is measured against the formula in float64, and may be at
 most twice the error of the same formula in float32, plus 1e-6 (bfloat16: plus 2e-2, of inputs that
@@ -42,7 +42,7 @@ RATE = 0.3
 
 
 @dataclass(frozen=True)
-class KernelRow:
+class KernelResult:
     """The error of one array that a kernel makes, and what it may be."""
 
     name: str
@@ -58,13 +58,13 @@ class KernelCheck:
     run: Callable
     noise: float = NOISE
 
-    def rows(self, size: int = SIZE, put: Callable = np.asarray) -> list[KernelRow]:
-        """-> a KernelRow for each array; `put` brings an input to where the kernel runs."""
+    def results(self, size: int = SIZE, put: Callable = np.asarray) -> list[KernelResult]:
+        """-> a KernelResult for each array; `put` brings an input to where the kernel runs."""
         arrays = {name: [np.asarray(to_cpu(a), dtype=np.float64) for a in three]
                  for name, three in self.run(size, put).items()}
         largest = max((np.abs(exact).max(initial=0) for name, (_, _, exact) in arrays.items()
                        if name.startswith("d")), default=0)
-        return [KernelRow(name, _error(ours, exact, largest),
+        return [KernelResult(name, _error(ours, exact, largest),
                           2 * _error(plain, exact, largest) + self.noise)
                 for name, (ours, plain, exact) in arrays.items()]
 

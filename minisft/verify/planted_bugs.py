@@ -13,7 +13,7 @@ from minisft.models import bert
 from minisft.models.heads import LanguageModel
 from minisft.nn.blocks import Block
 from minisft.ops import attention, cross_entropy, softmax
-from minisft.verify.gradcheck import Row, check
+from minisft.verify.gradcheck import Result, check
 
 
 def softmax_rowsum(dp: np.ndarray, cache: tuple) -> np.ndarray:
@@ -153,7 +153,7 @@ class MeanOfBatch(bert.MeanPooler):
 
 
 @dataclass(frozen=True)
-class Mistake:
+class PlantedBug:
     """A broken variant of the part of one check, and what is wrong with it."""
 
     check: str
@@ -162,51 +162,51 @@ class Mistake:
 
 
 PLANTED = {
-    "softmax-rowsum": Mistake("softmax", softmax_rowsum,
+    "softmax-rowsum": PlantedBug("softmax", softmax_rowsum,
         "(4) without its sum: ds = p * dp. Each probability also falls when another rises."),
-    "softmax-zeros": Mistake("softmax", softmax_zeros,
+    "softmax-zeros": PlantedBug("softmax", softmax_zeros,
         "(4) replaced by ds = 0, which a check with sum(y) as its objective lets pass."),
-    "layer_norm-term": Mistake("layer_norm", layer_norm_term,
+    "layer_norm-term": PlantedBug("layer_norm", layer_norm_term,
         "(3) without its third term n * mean(g * n): rstd taken for a constant."),
-    "linear-transposed": Mistake("linear", linear_transposed,
+    "linear-transposed": PlantedBug("linear", linear_transposed,
         "(3) transposed: dw = dy^T @ x. Of the right shape where w is square."),
-    "embedding-repeats": Mistake("embedding", embedding_repeats,
+    "embedding-repeats": PlantedBug("embedding", embedding_repeats,
         "(2) assigned, not summed: dw[ids] = dy keeps the last token of each id."),
-    "gelu-chain": Mistake("gelu (tanh)", gelu_chain,
+    "gelu-chain": PlantedBug("gelu (tanh)", gelu_chain,
         "(3) without the factor du/dx: the chain rule stops at tanh(u)."),
-    "dropout-mask": Mistake("dropout", dropout_mask,
+    "dropout-mask": PlantedBug("dropout", dropout_mask,
         "(3) without m: dx = dy also where x was dropped."),
-    "cross_entropy-onehot": Mistake("cross_entropy", cross_entropy_onehot,
+    "cross_entropy-onehot": PlantedBug("cross_entropy", cross_entropy_onehot,
         "(4) without - t[k]: the label never enters the gradient."),
-    "cross_entropy-ignored": Mistake("cross_entropy (all options)", cross_entropy_ignored,
+    "cross_entropy-ignored": PlantedBug("cross_entropy (all options)", cross_entropy_ignored,
         "(4) without the factor sum_j t[j]: an ignored row, whose t is 0, gets softmax(z)."),
-    "attention-scale": Mistake("attention (causal)", attention_scale,
+    "attention-scale": PlantedBug("attention (causal)", attention_scale,
         "(7) without 1 / sqrt(D) in dQ and dK: the scale of (1) is missing in the backward."),
-    "attention-rowsum": Mistake("attention (causal)", attention_rowsum,
+    "attention-rowsum": PlantedBug("attention (causal)", attention_rowsum,
         "(6) without rowsum(dP * P): dS = P * dP."),
-    "attention-mask": Mistake("attention (causal)", attention_mask,
+    "attention-mask": PlantedBug("attention (causal)", attention_mask,
         "P of (4) and (6) computed again, without the causal mask of (1)."),
-    "attention-dropout": Mistake("attention (causal, dropout)", attention_dropout,
+    "attention-dropout": PlantedBug("attention (causal, dropout)", attention_dropout,
         "(6) with P * M in its rowsum: the mask counts twice, dP has it from (5) already."),
-    "block-residual": Mistake("layer: Block (dropout)", BlockResidual,
+    "block-residual": PlantedBug("layer: Block (dropout)", BlockResidual,
         "y = x + f(x) gone back as dx = f'(x) dy: the gradient of the residual x is missing."),
-    "tied-matrix": Mistake("GPT-2 language model (tied)", TiedMatrix,
+    "tied-matrix": PlantedBug("GPT-2 language model (tied)", TiedMatrix,
         "wte gets its gradient from the embedding only: as the output matrix it has another."),
-    "bert-residual": Mistake("BERT layer: Block (dropout)", PostNormResidual,
+    "bert-residual": PlantedBug("BERT layer: Block (dropout)", PostNormResidual,
         "y = LayerNorm(x + f(x)) gone back as if the residual passed the norm by, as in GPT-2."),
-    "bert-keys": Mistake("BERT layer: SelfAttention (dropout)", BertKeys,
+    "bert-keys": PlantedBug("BERT layer: SelfAttention (dropout)", BertKeys,
         "x enters as query, key and value: the gradient through the keys is missing."),
-    "bert-types": Mistake("BERT layer: Embeddings (dropout)", TokenTypes,
+    "bert-types": PlantedBug("BERT layer: Embeddings (dropout)", TokenTypes,
         "the table of token types gets no gradient: it is one of three summed tables."),
-    "bert-pooler": Mistake("BERT layer: Pooler", PoolerTanh,
+    "bert-pooler": PlantedBug("BERT layer: Pooler", PoolerTanh,
         "tanh gone back as 1 - y in the place of 1 - y^2."),
-    "bert-mean": Mistake("BERT layer: MeanPooler", MeanOfBatch,
+    "bert-mean": PlantedBug("BERT layer: MeanPooler", MeanOfBatch,
         "each token divided by the mean length of the batch, not by its own text's."),
 }
 
 
-def sum_hides() -> Row:
-    """-> the worst Row of a softmax whose backward returns zeros, with sum(y) as the objective."""
+def sum_hides() -> Result:
+    """-> the Result of a softmax whose backward returns zeros, with sum(y) as the objective."""
     def forward(s):
         p, cache = softmax.forward(s)
         return p.sum(), cache

@@ -38,7 +38,7 @@ def compiled(wanted: bool) -> Iterator[None]:
         _wanted.reset(token)
 
 
-def chosen() -> bool:
+def enabled() -> bool:
     """-> whether compiled loops run; cheap, since every operation calls it."""
     return _wanted.get() and _allowed() and numba() is not None
 

@@ -54,7 +54,7 @@ def kernels(version: str) -> Iterator[None]:
         _version.reset(token)
 
 
-def chosen(x: Array) -> str:
+def version_for(x: Array) -> str:
     """array -> the version of the kernels that runs on it: fused, naive or off."""
     return _version.get() if array.array_module(x) is not np or emulated() else "off"
 
@@ -66,7 +66,7 @@ def possible() -> bool:
 
 def runs_on(x: Array) -> bool:
     """array -> whether operations on it run as kernels."""
-    return possible() and x.dtype == np.float32 and chosen(x) != "off"
+    return possible() and x.dtype == np.float32 and version_for(x) != "off"
 
 
 def emulated() -> bool:
