@@ -24,7 +24,8 @@ def test_the_card_says_where_it_comes_from():
                    "tokens seen", "minisft pretrain", "--seed" if "--seed" in card else "seed",
                    "What it cannot do", "curves.png"):
         assert needed in card
-    assert (FOLDER / "curves.png").is_file()
+    assert card.startswith("---\nlicense: mit\n")
+    assert (FOLDER / "curves.png").is_file() and (FOLDER / "LICENSE-WordNet.txt").is_file()
 
 
 def test_it_knows_english():

@@ -107,6 +107,7 @@ def test_folder_and_card(run):
     assert {p.name for p in run.iterdir()} == {
         "config.json", "metrics.jsonl", "model", "training_state", "results.json", "curves.png"}
     card = (run / "model" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n") and "\n---\n\n# A small" in card
     for words in ("Words of our own: MIT", "bits per byte of `xz -9e`", "What it cannot do",
                   "tokens seen", "| seed | 0 |", "](curves.png)",
                   "minisft pretrain --text text.txt --layers 1 --width 16 --heads 2"):

@@ -9,12 +9,16 @@ from minisft.training.options import spelled
 # What says nothing of the model, or stands in the card by itself
 OMITTED = ("source", "out", "overwrite", "quiet")
 
+# What the Hugging Face Hub reads of a card; licence and language of the texts are not known here.
+FRONT_MATTER = ("---", "library_name: transformers", "pipeline_tag: text-generation", "tags:",
+                "- minisft", "- gpt2", "---", "")
+
 
 def write_card(path, config, results, samples, machine):
     """PretrainConfig, figures, texts written by the model, runs.machine() -> README.md beside
     the weights."""
     lines = [
-        "# A small GPT-2, pretrained with minisft", "",
+        *FRONT_MATTER, "# A small GPT-2, pretrained with minisft", "",
         f"{results['parameters']:,} parameters, GPT-2's architecture and file format, float16. "
         "`transformers` and `minisft` open this folder.", "",
         "## Text", "",
