@@ -9,6 +9,21 @@ import pytest
 
 from minisft.data import toy_news
 
+# `-m quick`: one look at everything in less than a minute; see CONTRIBUTING.md.
+QUICK = {
+    "test_attention", "test_batch", "test_checkpoint", "test_cli", "test_cross_entropy",
+    "test_dispatch", "test_docs", "test_dropout", "test_embedding", "test_gelu", "test_gpt2",
+    "test_gradcheck", "test_layer_norm", "test_layers", "test_layout",
+    "test_linear", "test_metrics", "test_optim", "test_parameters", "test_random", "test_read",
+    "test_row_blocks", "test_safetensors", "test_softmax", "test_text"}
+NOT_QUICK = {"slow", "gpu", "parity"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in QUICK and not NOT_QUICK & {mark.name for mark in item.iter_markers()}:
+            item.add_marker("quick")
+
 
 @pytest.fixture
 def rng():
