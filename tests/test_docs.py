@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from minisft.cli import COMMANDS, main
+from scripts import draw_headline
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.zh-CN.md", *sorted(
+COPIES = ("README.zh-CN.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = [*(ROOT / name for name in COPIES), *sorted(
     path for path in DOCS.rglob("*.md")     # but what the build copies in
-    if path.name != "readme.zh-CN.md" and path.parent != DOCS / "notebooks")]
+    if path.name not in ("readme.zh-CN.md", "contributing.md", "changelog.md")
+    and path.parent != DOCS / "notebooks")]
 LINK = re.compile(r"\]\(([^()\s:#]*)(?:#([^()\s]*))?\)")
 NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 
@@ -79,7 +82,7 @@ def test_every_page_is_in_the_contents():
     for page in (DOCS / "index.md", DOCS / "library.md"):
         for tree in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text("utf-8"), re.S):
             listed |= {line for line in tree.split("\n") if line and not line.startswith(":")}
-    for path in PAGES[1:]:
+    for path in PAGES[len(COPIES):]:
         page = path.relative_to(DOCS).with_suffix("").as_posix()
         assert page == "index" or page in listed or \
             any("*" in p and Path(page).match(p) for p in listed), f"{page} is in no toctree"
@@ -97,7 +100,7 @@ def test_the_table_leads_to_everything_of_an_operation(stem):
     o = OPERATIONS[stem]
     (row,) = re.findall(rf"^\| \[{stem}\].*$", INDEX, re.M)
     for path in (o.path, o.notebook, o.check.path, *o.kernels, *o.compiled):
-        assert f"(../{path}" in row, path
+        assert path is None or f"(../{path}" in row, path
     assert f"(../{o.dispatch.path}#{o.dispatch.name})" in row
 
 
@@ -188,6 +191,10 @@ def test_every_module_is_in_the_library():
              for module in catalogue.modules(name)]
     every = {name for name in catalogue.modules("") if name not in ("minisft", "minisft.__main__")}
     assert sorted(shown) == sorted(every)
+
+
+def test_the_picture_of_the_headline_shows_its_table():
+    assert draw_headline.PICTURE.read_text("utf-8") == draw_headline.draw(draw_headline.rows())
 
 
 def test_the_drawing_names_what_is_there():

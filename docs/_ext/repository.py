@@ -3,7 +3,7 @@
 A page is written for two readers: on the web page of the repository
 `[x](../minisft/data/text.py)` is a plain link; here it leads to the file's own page, numbered line
 by line. `#L33` names a line, `#Adam` the line where a function or class begins. Notebooks and the
-Chinese README, which lie outside of this folder, are copied in before the pages are read.
+files of COPIES, which lie outside of this folder, are copied in before the pages are read.
 """
 
 import posixpath
@@ -19,7 +19,9 @@ from pygments.util import ClassNotFound
 
 LINK = re.compile(r"\]\(([^()\s:#]+)(?:#([^()\s]*))?\)")
 SCHEME = "repository"      # marks a link as done: see `myst_url_schemes` in conf.py
-COPIES = {"readme.zh-CN": "README.zh-CN.md"}      # page: file, beside all notebooks
+COPIES = {     # page: file, beside all notebooks
+    "readme.zh-CN": "README.zh-CN.md", "contributing": "CONTRIBUTING.md",
+    "changelog": "CHANGELOG.md"}
 PAGES = (".ipynb", ".md")
 SHOWN = ("minisft/**/*.py", "tests/*.py", "scripts/*.py", "notebooks/*.py", "kernels/**/*.cu*",
          "kernels/**/*.h", "README.md", "LICENSE", "pyproject.toml", ".ci/run")
