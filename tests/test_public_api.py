@@ -1,9 +1,11 @@
 """What `import minisft` offers: lazily, completely, with type hints."""
 
 import ast
+import inspect
 import subprocess
 import sys
 import tomllib
+import typing
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,34 @@ def test_mypy_checks_every_module_behind_a_name():
                for name, module in minisft._MODULES.items()}
     assert modules <= {path.removesuffix(".py").replace("/", ".")
                        for path in config["tool"]["mypy"]["files"]}
+
+
+def public_callables():
+    """-> (name, function) of every public function, class and method behind `__all__`."""
+    for name in minisft.__all__:
+        value = getattr(minisft, name)
+        if inspect.isclass(value):
+            for attribute, member in inspect.getmembers(value):
+                module = getattr(inspect.unwrap(member), "__module__", "") if callable(
+                    member) else ""
+                if inspect.isroutine(member) and (module or "").startswith("minisft") and (
+                        not attribute.startswith("_") or attribute == "__init__"):
+                    yield f"{name}.{attribute}", member
+        elif inspect.ismodule(value):
+            yield from ((f"{name}.{attribute}", member) for attribute, member in
+                        inspect.getmembers(value, inspect.isfunction)
+                        if not attribute.startswith("_") and member.__module__ == value.__name__)
+        elif callable(value):
+            yield name, value
+
+
+@pytest.mark.parametrize("name, function", list(public_callables()), ids=lambda x: x if isinstance(
+    x, str) else "")
+def test_every_public_callable_is_annotated(name, function):
+    parameters = inspect.signature(function).parameters
+    missing = [p for p in parameters if p not in ("self", "cls") and
+               parameters[p].annotation is inspect.Parameter.empty]
+    assert not missing, f"{name}: {', '.join(missing)}"
+    hints = typing.get_type_hints(function)
+    if not name.endswith(".__init__"):
+        assert "return" in hints, name

@@ -1,7 +1,7 @@
 """What stands on top of GPT-2 or BERT: a classifier, or a language model with the tied matrix."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Model(Layer):
         if seed is not None:
             init_weights(self.store, seed)
 
-    def to(self, device, precision="float32"):
+    def to(self, device: str, precision: str = "float32") -> Self:
         """cpu or gpu, float32, bfloat16 or float16 -> self, from now on computing there and so."""
         if device == "gpu":
             self.store.to_gpu()
