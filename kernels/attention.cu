@@ -1,15 +1,15 @@
 // Attention, fused (Dao et al. 2022, FlashAttention; Dao 2023, FlashAttention-2): the scores of a
 // tile of queries and a tile of keys live in registers and shared memory and never reach the
-// card's own memory. All that is kept for the backward is y and each row's log-sum-exp.
+// memory of the GPU. The backward needs only y and each row's log-sum-exp.
 //
 // Computes, of minisft/ops/attention.py: (1) to (3) in attention_forward; (5) to (7) for dQ in
 // attention_backward_queries; (4) to (7) for dK and dV in attention_backward_keys, which reads what
-// the one before it left in `delta`. Each makes its scores again; no sum needs an atomic, so equal
-// inputs give equal bits.
+// the one before it wrote to `delta`. Each computes its scores again; no sum needs atomics, so
+// equal inputs give equal bits.
 // Grid: (tiles, heads, sequences). A block owns a tile of queries (or of keys) of one head of one
 // sequence and walks over the tiles of keys (or queries); a warp owns ROWS of them.
-// Lanes play two parts: where scores are made a lane is a key; where sums over keys (or queries)
-// are made it is a channel, or several channels 32 apart.
+// A lane has two roles: for scores it is a key; for sums over keys (or queries) it is a channel, or
+// several channels 32 apart.
 // Shared memory, bytes, D = HEAD_WIDTH: forward (QUERIES + 2 KEYS) * 4 * (D | 1) + 4 * QUERIES *
 // KEYS; backward about 2 (QUERIES + KEYS) * 4 * (D | 1) + 8 * QUERIES * KEYS; always below 48 KB.
 // Demands: float32; HEAD_WIDTH (a -D option) from 1 to 128; q, k, v (tokens, heads, D) whose rows
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
     const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths);
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    // under a causal mask the last tiles have most to do: they begin first
+    // under a causal mask the last tiles have the most work: they start first
     const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES, mine = first + warp * ROWS;
     if (first >= at.n_queries) return;     // the whole block: sequences differ in length
 

@@ -1,5 +1,5 @@
-// Attention, the first rung of the ladder: one thread makes one number, and every score is written
-// to memory, as the equations say.
+// Attention, the simple version: one thread computes one number, and every score is written to
+// memory, as in the equations.
 //
 // Computes, of minisft/ops/attention.py: (1), (2) in _probabilities; (3) in _output; (5), (6) in
 // _score_gradients; (7) for dQ in _query_gradients; (4) and (7) for dK, dV in _key_gradients.

@@ -1,5 +1,5 @@
-// What every kernel shares. The loader pastes this file in front of each .cu, so no kernel includes
-// anything; it is the only file that knows whether a GPU or the emulator runs the kernel.
+// What all kernels share. The launcher pastes this file in front of each .cu, so no kernel includes
+// anything. Only this file distinguishes between a GPU and the emulator.
 //
 // Words: a warp is 32 threads that run in step, a lane is a thread's place in its warp. A block is
 // up to 1024 threads that share memory and can wait for each other; a grid is all blocks.
@@ -66,8 +66,8 @@ __device__ __forceinline__ float exp_below(float s, float largest) {
     return s == -INFINITY ? 0.0f : expf(s - largest);
 }
 
-// What two parts of a row found -> what the whole of it has: the sum of the part with the smaller
-// maximum is scaled down.
+// The states of two parts of a row -> that of both: the sum of the part with the smaller maximum is
+// scaled down.
 __device__ __forceinline__ Running running_join(Running a, Running b) {
     const float largest = fmaxf(a.largest, b.largest);
     return {largest, a.sum * exp_below(a.largest, largest) + b.sum * exp_below(b.largest, largest)};

@@ -1,12 +1,12 @@
-// Dropout of token rows: the mask is made where it is used, from the numbers of the thing, and
-// never written: the backward makes it again.
+// Dropout of token rows. The mask is drawn where it is used and never stored; the backward draws it
+// again.
 //
 // Computes (1) with (2), or with (3), of minisft/ops/dropout.py, with the words of
-// minisft/backend/random.py, Stream.tokens: counter (step, text, position, channel / 4), key
+// minisft/backend/random.py, Stream.tokens: counter (step, example id, position, channel / 4), key
 // (seed, site).
-// A thread owns four channels of one token, which one call of Philox serves. Shared memory: none.
+// A thread owns four channels of one token: one call of Philox. Shared memory: none.
 // Demands: float32, contiguous x, y (n, width); example_ids and positions (n,).
-// Memory traffic: 8 bytes a number; with a mask in memory it would be 12 and 12.
+// Memory traffic: 8 bytes a number; with a stored mask 12 forward and 12 backward.
 
 extern "C" __global__ void dropout_apply(const float* __restrict__ x, float* __restrict__ y,
                                          const uint32_t* __restrict__ example_ids,

@@ -1,5 +1,5 @@
-// The backward of the embedding, in the order of the tokens: equal inputs give equal bits, which
-// adding with atomics would not.
+// The backward of the embedding, summed in the order of the tokens: equal inputs give equal bits,
+// unlike with atomics.
 //
 // Computes (2) of minisft/ops/embedding.py. (1) is a plain copy of rows and needs no kernel.
 // Grid: (tokens, pieces of the channels). `order` lists the tokens by id, equal ids in their order;

@@ -1,4 +1,4 @@
-// Softmax over rows, fused: one warp does one row, and the maximum and the sum take one reading.
+// Softmax over rows, fused: one warp computes a row; maximum and sum take one pass over it.
 //
 // Computes (1) to (3) forward and (4) backward of minisft/ops/softmax.py.
 // A block owns blockDim.x / 32 rows, each warp one of them; no warp waits for another.

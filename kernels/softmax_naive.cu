@@ -1,4 +1,4 @@
-// Softmax over rows, the first rung of the ladder: one thread does one row, as on paper.
+// Softmax over rows, the simple version: one thread computes one row.
 //
 // Computes (1) to (3) forward and (4) backward of minisft/ops/softmax.py.
 // A block owns blockDim.x rows. Shared memory: none.

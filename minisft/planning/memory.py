@@ -93,8 +93,8 @@ class _Trained:
 
 def plan(step: Step) -> Plan:
     """Step -> Plan; raises ValueError for layers that the model does not have."""
-    model = (Classifier(step.config, [str(k) for k in range(step.classes)], dtype=None)
-             if step.task == "classify" else LanguageModel(step.config, dtype=None))
+    model: Any = (Classifier(step.config, [str(k) for k in range(step.classes)], dtype=None)
+                  if step.task == "classify" else LanguageModel(step.config, dtype=None))
     model.store = _Trained(model.parameters())
     model.train_layers(step.train_layers)
     weights = {p.name: p.size for p in model.parameters()}

@@ -124,6 +124,13 @@ def signatures(text: str) -> dict[str, tuple[Parameter, ...]]:
             for name, parameters in KERNEL.findall(text)}
 
 
+@cache
+def _names(text):
+    """Source -> {kernel: the names of its parameters}."""
+    return {kernel: frozenset(p.name for p in parameters)
+            for kernel, parameters in signatures(text).items()}
+
+
 def _parameter(declared):
     match = re.fullmatch(r"\s*(const )?([\w ]+?)(\*)?( __restrict__)? (\w+)", declared)
     if not match or match[2] not in TYPES:
@@ -148,8 +155,8 @@ def launch_source(text: str, kernel: str, grid: tuple[int, ...], block: tuple[in
     """The same for the text of a CUDA source."""
     grid, block = (tuple(map(int, size)) + (1,) * (3 - len(size)) for size in (grid, block))
     parameters = signatures(text)[kernel]
-    names = [p.name for p in parameters]
-    if arguments.keys() != set(names):
+    if arguments.keys() != _names(text)[kernel]:
+        names = [p.name for p in parameters]
         missing = [name for name in names if name not in arguments]
         unknown = [name for name in arguments if name not in names]
         raise ValueError(f"{kernel}: " + "; ".join(

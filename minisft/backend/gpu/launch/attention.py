@@ -51,7 +51,7 @@ def _queries(width, rows, rows_of_wide_heads):
 
 def _shared(at, q, k, v):
     """-> the arguments that all three kernels take, by name."""
-    inputs = {"q": Rows(q), "k": Rows(k), "v": Rows(v)}
-    strides = {f"{name}_stride": rows.stride() for name, rows in inputs.items()}
-    return {**inputs, **strides, **at.sequences, "causal": at.causal, "scale": at.scale,
+    q, k, v = Rows(q), Rows(k), Rows(v)
+    return {"q": q, "k": k, "v": v, "q_stride": q.stride(), "k_stride": k.stride(),
+            "v_stride": v.stride(), **at.sequences, "causal": at.causal, "scale": at.scale,
             **at.dropout}
