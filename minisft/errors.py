@@ -1,9 +1,42 @@
 """The error of a public door: something a user gave us is wrong, and they can mend it."""
 
+import re
+from collections.abc import Callable
+
+_MARK = "\ue000"     # of Unicode's private use: no text of a user holds it
+
 
 class UserError(ValueError):
-    """One line: the file, the line or tensor, what was found and what was expected."""
+    """One line: the file, the line or tensor, what it is and what was expected.
+
+    str() names options as Python does; the command line shows those within `setting` as flags.
+    """
+
+    def __str__(self) -> str:
+        return render(super().__str__(), as_keyword)
 
 
 class NotFittedError(UserError, AttributeError):
     """An estimator was asked before `fit`; scikit-learn's own error has the same two parents."""
+
+
+def setting(name: str, value: str | None = None) -> str:
+    """An option (and its value) -> the same, marked for `render` within a message."""
+    return f"{_MARK}{name}{_MARK}" if value is None else f"{_MARK}{name}={value}{_MARK}"
+
+
+def render(message: str, spell: Callable[[str, str | None], str]) -> str:
+    """A message with marked options -> the message with spell(name, value or None) for each."""
+    return re.sub(f"{_MARK}([a-z0-9_]+)(?:=([^{_MARK}]*))?{_MARK}",
+                  lambda match: spell(match[1], match[2]), message)
+
+
+def as_keyword(name: str, value: str | None = None) -> str:
+    """-> as Python has it: max_length, task='complete'."""
+    return name if value is None else f"{name}={value!r}"
+
+
+def as_flag(name: str, value: str | None = None) -> str:
+    """-> as the command line has it: --max-length, --task complete."""
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is None else f"{flag} {value}"

@@ -1,8 +1,8 @@
 """Estimators as scikit-learn has them: texts in, labels or completions out.
 
-Each parameter is the option of `minisft finetune` with that name, meaning and default (README,
-`minisft finetune --help`), and with the same settings the result has the same bits. scikit-learn
-is not needed; where it is installed, its model selection and pipelines take these estimators.
+Each parameter is the option of `minisft finetune` with that name, meaning and default, as its
+help explains them, and with the same settings the result has the same bits. scikit-learn is not
+needed; where it is installed, its model selection and pipelines take these estimators.
 """
 
 import inspect

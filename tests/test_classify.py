@@ -18,10 +18,10 @@ def test_class_weights():
 @pytest.mark.parametrize("text", ["", "a", "d=1", "a=x", "a=0", "a=-1", "a=nan", "a=inf", "a=1,",
                                   "a=1,a=2"])
 def test_class_weights_that_make_no_sense(text):
-    with pytest.raises(UserError, match="--class-weights"):
+    with pytest.raises(UserError, match="class_weights"):
         class_weights(text, "abc", [0, 1, 2])
 
 
 def test_balance_needs_a_text_of_each_class():
-    with pytest.raises(UserError, match="balanced: no training text of c"):
+    with pytest.raises(UserError, match="balanced': no training text of c"):
         class_weights("balanced", "abc", [0, 1, 1])

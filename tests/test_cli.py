@@ -129,9 +129,9 @@ def test_bad_options(work, capsys, case):
 
 
 def test_what_only_a_file_makes_sense_with(work, capsys):
-    refused(capsys, ["finetune", "--task", "complete"], "--train FILE")
+    refused(capsys, ["finetune", "--task", "complete"], "--task complete needs --train")
     for option in ("--test", "--valid"):
-        refused(capsys, ["finetune", option, "../good.csv"], option, "--train FILE")
+        refused(capsys, ["finetune", option, "../good.csv"], f"{option} without --train")
     assert not list((work / "work").iterdir())
 
 
@@ -235,7 +235,7 @@ def test_a_changed_data_file_is_not_resumed(work, capsys):
     refused(capsys, ["finetune", "--resume", str(out)], "finished")
     (out / "results.json").unlink()
     (work / "good.csv").write_text(GOOD + "one more,a\n")
-    refused(capsys, ["finetune", "--resume", str(out)], "good.csv", "same --train file")
+    refused(capsys, ["finetune", "--resume", str(out)], "good.csv", "same file for --train")
     (work / "good.csv").unlink()
     refused(capsys, ["finetune", "--resume", str(out)], "../good.csv", "where the run began")
     (work / "good.csv").write_text(GOOD)

@@ -54,7 +54,7 @@ def test_draws_are_nested_and_keep_the_shares():
     assert not np.array_equal(stratified_subset("f", labels, 100, 50, 0),
                               stratified_subset("f", labels, 100, 50, 1))
     assert (np.diff(stratified_subset("f", None, 100, 30, 0)) > 0).all()
-    with pytest.raises(UserError, match="f: holds 100 texts, but --train-texts 101"):
+    with pytest.raises(UserError, match="f: holds 100 texts, but train_texts is 101"):
         stratified_subset("f", labels, 100, 101, 0)
 
 

@@ -162,7 +162,7 @@ def test_every_option_runs(files, tmp_path, options, capsys):
                  *TINY, *options]) == 0
     captured = capsys.readouterr()
     assert "validation accuracy" in captured.out and captured.err == ""
-    assert "without --test the figures at the end" in captured.out
+    assert "without a test file the figures at the end" in captured.out
     assert "epoch 1:" not in captured.out
     assert "optimistic" in (tmp_path / "run" / "report.md").read_text()
     assert ("naive Bayes" in captured.out) == ("--compare" not in options)

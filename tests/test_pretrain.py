@@ -160,7 +160,7 @@ def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, content, options, 
 
 def test_no_text_is_one_line(capsys):
     assert main(["pretrain"]) == 2
-    assert "--text FILE is missing" in capsys.readouterr().err
+    assert "--text is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parity

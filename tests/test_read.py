@@ -88,18 +88,18 @@ def test_json_keeps_types_and_places(write):
     ("x.csv", "", "x.csv: is empty"),
     ("x.csv", "\n \n", "x.csv: is empty"),
     ("x.csv.gz", "", "x.csv.gz: is empty"),
-    ("x.csv", "text,label\n", "holds a header and no rows; if it has no header, add --no-header"),
+    ("x.csv", "text,label\n", "holds a header and no rows; if it has no header, add no_header"),
     ("x.txt", "a", "x.txt: cannot tell its format .*expected .* .csv .tsv .jsonl .json, alone or"),
     ("x", "a", "cannot tell its format"),
     ("x.gz", "a", "cannot tell its format"),
     ("x.csv", b"a,b\nc,d\ne\xff,f\n", r"line 3: byte 0xff \(number 2 of the line\) is not utf-8"),
     ("x.jsonl", b"{}\n\n\xe9", r"line 3: byte 0xe9 \(number 1 of the line\)"),
-    ("x.csv", "a,b\nc,d\ne\0,f\n", "line 3: holds a NUL byte.*--encoding utf-16"),
+    ("x.csv", "a,b\nc,d\ne\0,f\n", "line 3: holds a NUL byte.*encoding='utf-16'"),
     ("x.csv.gz", gzip.compress(b"a,b\n" * 99)[:-9], "x.csv.gz: damaged gzip file"),
     ("x.csv", "a,b\n\nc,d\n1,2,3\n", "x.csv, line 4: 3 fields, but line 1 has 2"),
     ("x.csv", 'a,b\n"c\n",d\n1\n', "line 4: 1 fields, but line 1 has 2"),
     ("x.tsv", "a\tb\nc\td\te\n", "x.tsv, line 2: 3 fields, but line 1 has 2"),
-    ("x.csv", "a,b,a\n1,2,3\n", "line 1: the column name 'a' stands there twice.*--no-header"),
+    ("x.csv", "a,b,a\n1,2,3\n", "line 1: the column name 'a' stands there twice.*no_header"),
     ("x.csv", 'a,b\nc,d\n"e,f\ng,h\n', "line 3: the row that starts here .*: a quote is never"),
     ("x.csv", 'a,b\n"c"d,e\n', "line 2: the row that starts here is no CSV: .*should be .tsv"),
     ("x.jsonl", '{"a": 1}\n{"a": }\n', "x.jsonl, line 2: no valid JSON: Expecting value"),
@@ -137,7 +137,7 @@ def test_wrong_paths_and_options(write, tmp_path):
     for encoding in ("utf-9", "hex", ""):
         with pytest.raises(UserError, match=f"x.csv: unknown encoding '{encoding}'; expected one"):
             read_table(path, encoding)
-    with pytest.raises(UserError, match="--no-header is for .csv and .tsv"):
+    with pytest.raises(UserError, match="no_header is for .csv and .tsv"):
         read_table(write("x.jsonl", "{}"), header=False)
 
 
@@ -169,7 +169,7 @@ def test_label_names_are_sorted_by_number_only_if_all_are(write):
     ("text,label\na,x\nb,x\n", "every label is 'x'; a classifier needs two or more"),
     ("text,label\na,x\nb, \n", "x.csv, line 3: the label is empty"),
     ("text,label\na,x\n<b></b>,y\n", r"x.csv, line 3: the text \(after cleaning\) is empty"),
-    ("body,class\na,x\nb,y\n", "no column 'text'; the columns are: body, class; .*--no-header"),
+    ("body,class\na,x\nb,y\n", "no column 'text'; the columns are: body, class; .*no_header"),
     ("text,class\na,x\nb,y\n", "x.csv: no column 'label'; the columns are: text, class"),
 ])
 def test_faulty_examples(write, content, message):
@@ -181,7 +181,7 @@ def test_faulty_examples(write, content, message):
 def test_columns_without_header(write):
     path = write("x.tsv", "ham\tone\nspam\ttwo\n")
     assert read_examples(path, ["2"], "1", header=False).texts == ["one", "two"]
-    with pytest.raises(UserError, match="the columns are: 1, 2; --no-header numbers the columns"):
+    with pytest.raises(UserError, match="the columns are: 1, 2; no_header numbers the columns"):
         read_examples(path, ["text"], "1", header=False)
     with pytest.raises(UserError, match="column '1' cannot be both text and label"):
         read_examples(path, ["2", "1"], "1", header=False)

@@ -19,7 +19,7 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
     run_folder.check_output_folder(tmp_path / "new", False)
     run_folder.check_output_folder(tmp_path, False)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="not empty.*--overwrite.*--resume"):
+    with pytest.raises(UserError, match="not empty.*overwrite.*resume"):
         run_folder.check_output_folder(tmp_path, False)
     run_folder.check_output_folder(tmp_path, True)
     (tmp_path / "thesis.doc").touch()

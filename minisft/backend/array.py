@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 
 try:
     import cupy
@@ -36,14 +36,15 @@ def gpu_available() -> bool:
 def require_gpu() -> None:
     """Raises UserError, saying what is missing, unless a GPU can be used."""
     if cupy is None:
-        raise UserError("--device gpu: CuPy is not installed, expected the extra cuda13 or cuda12, "
-                        "whichever fits the driver: pip install 'minisft[cuda13]'")
+        raise UserError(f"{setting('device', 'gpu')}: CuPy is not installed, expected the extra "
+                        "cuda13 or cuda12, whichever fits the driver: pip install "
+                        "'minisft[cuda13]'")
     if not cupy.cuda.is_available():
-        raise UserError("--device gpu: CuPy finds no CUDA card or no driver, expected both, or "
-                        "--device cpu")
+        raise UserError(f"{setting('device', 'gpu')}: CuPy finds no CUDA card or no driver, "
+                        f"expected both, or {setting('device', 'cpu')}")
     if not gpu_available():
-        raise UserError("--device gpu: the card takes no array, expected a driver as new as the "
-                        "CUDA of the installed CuPy (the extras cuda12 and cuda13)")
+        raise UserError(f"{setting('device', 'gpu')}: the card takes no array, expected a driver "
+                        "as new as the CUDA of the installed CuPy (the extras cuda12 and cuda13)")
 
 
 def to_gpu(x: Array) -> Array:

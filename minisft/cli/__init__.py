@@ -7,9 +7,10 @@ import argparse
 import importlib
 import io
 import sys
+from collections.abc import Sequence
 
 from minisft.backend.gpu import cuda
-from minisft.errors import UserError
+from minisft.errors import UserError, as_flag, as_keyword, render
 
 COMMANDS = ("finetune", "curve", "evaluate", "predict", "generate", "pretrain",
             "check", "plan", "why")
@@ -28,7 +29,7 @@ class _Formatter(argparse.HelpFormatter):
         return f"{action.help} (default: {shown})"
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Arguments (default: the process's) -> exit code."""
     parser = argparse.ArgumentParser(
         prog="minisft", description="A Transformer you can read, check and fine-tune.")
@@ -46,7 +47,7 @@ def main(argv=None):
         with cuda.kernels(getattr(args, "kernels", cuda.VERSIONS[0])):
             return args.run(args) or 0
     except UserError as error:
-        print(f"minisft: {error}", file=sys.stderr)
+        print(f"minisft: {_with_flags(error, args)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 1     # `minisft predict ... | head`
@@ -61,3 +62,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("minisft: interrupted", file=sys.stderr)
         return 130
+
+
+def _with_flags(error, args):
+    """-> the message, with the options that the command has as its flags."""
+    return render(str(error.args[0]), lambda name, value: (
+        as_flag if name in vars(args) else as_keyword)(name, value))

@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from minisft.backend.gpu import cuda
-from minisft.errors import UserError
+from minisft.errors import UserError, as_flag, render
 from minisft.training.loop import Interrupted
-from minisft.training.options import Config, spelled
+from minisft.training.options import Config
 
 METAVARS = {int: "N", float: "X"}
 
@@ -21,11 +21,12 @@ def add_config(parser: argparse.ArgumentParser, kind: type[Config]) -> None:
         for setting in fields(part.default_factory):
             options = {name: value for name, value in setting.metadata.items()
                        if name != "within"}
+            options["help"] = render(options["help"], as_flag)
             if options.get("action") != "store_true":
                 options["default"] = setting.default
             if options.get("type") in METAVARS:
                 options["metavar"] = METAVARS[options["type"]]
-            group.add_argument(spelled(setting.name), **options)
+            group.add_argument(as_flag(setting.name), **options)
     group.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, with the "
                        "settings that it began with")
     add_kernels(group)
@@ -42,7 +43,7 @@ def run_with_config(args: argparse.Namespace, kind: type[Config], command: str,
     if args.resume is not None:
         for name, known in kind.option_fields().items():
             if values[name] != known.default and name not in beside_resume:
-                raise UserError(f"{spelled(name)} beside --resume: expected no other option, the "
+                raise UserError(f"{as_flag(name)} beside --resume: expected no other option, the "
                                 "settings of the run go on")
     try:
         job(kind.from_options(**values), args.resume)

@@ -12,7 +12,7 @@ import numpy as np
 from minisft.data.table import Table as Table
 from minisft.data.table import read_table, short_repr
 from minisft.data.text import CLEANING_STEPS, clean, clean_all
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ def _column(table, name, header):
         columns = ", ".join(short_repr(column).strip("'\"") for column in table.columns[:20])
         hint = ""
         if not header:
-            hint = "; --no-header numbers the columns from 1"
+            hint = f"; {setting('no_header')} numbers the columns from 1"
         elif table.path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
-            hint = "; if that is no header, add --no-header and name the columns 1, 2, ..."
+            hint = (f"; if that is no header, add {setting('no_header')} and name the columns 1, "
+                    "2, ...")
         raise UserError(f"{table.path}: no column {short_repr(name)}; the columns are: "
                         f"{columns}{hint}")
     return [_value(table, row, line, name)
@@ -227,7 +228,7 @@ def stratified_subset(path: str | Path, labels: Sequence[int] | None, n: int, co
     gives. UserError, with the path, if there are fewer.
     """
     if count > n:
-        raise UserError(f"{path}: holds {n:,} texts, but --train-texts {count:,} were asked for")
+        raise UserError(f"{path}: holds {n:,} texts, but {setting('train_texts')} is {count:,}")
     classes = np.zeros(n, dtype=np.int64) if labels is None else np.asarray(labels)
     shuffled = np.random.Generator(np.random.PCG64([seed, 1])).permutation(n)
     share = np.empty(n)

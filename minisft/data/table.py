@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 
@@ -42,7 +42,8 @@ def read_table(path: str | Path, encoding: str = "utf-8", header: bool = True) -
     text = read_text(path, encoding)
     if suffix in (".json", ".jsonl"):
         if not header:
-            raise UserError(f"{path}: JSON names its columns; --no-header is for .csv and .tsv")
+            raise UserError(f"{path}: JSON names its columns; {setting('no_header')} is for .csv "
+                            "and .tsv")
         objects = _json_lines(path, text) if suffix == ".jsonl" else _json_list(path, text)
         if not objects:
             raise UserError(f"{path}: holds no rows")
@@ -85,7 +86,8 @@ def _decode(path, data, encoding):
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - data.rfind(b"\n", 0, error.start)
         raise UserError(f"{path}, line {line}: byte 0x{data[error.start]:02x} (number {column} of "
-                        f"the line) is not {encoding}; give the right --encoding") from None
+                        f"the line) is not {encoding}; give the right "
+                        f"{setting('encoding')}") from None
     except (LookupError, ValueError):
         raise UserError(f"{path}: unknown encoding {encoding!r}; expected one such as utf-8, "
                         "utf-16, latin-1 or cp1252") from None
@@ -95,7 +97,7 @@ def _decode(path, data, encoding):
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UserError(f"{path}, line {line}: holds a NUL byte, which no text has; if the file is "
-                        "UTF-16, give --encoding utf-16")
+                        f"UTF-16, give {setting('encoding', 'utf-16')}")
     return text
 
 
@@ -131,10 +133,11 @@ def _table(path, records, header):
     columns = tuple(first) if header else tuple(str(n + 1) for n in range(len(first)))
     if repeated := [name for name, count in Counter(columns).items() if count > 1]:
         raise UserError(f"{path}, line {first_line}: the column name {short_repr(repeated[0])} "
-                        "stands there twice; if this is no header, add --no-header")
+                        f"stands there twice; if this is no header, add {setting('no_header')}")
     records = records[1:] if header else records
     if not records:
-        raise UserError(f"{path}: holds a header and no rows; if it has no header, add --no-header")
+        raise UserError(f"{path}: holds a header and no rows; if it has no header, add "
+                        f"{setting('no_header')}")
     for line, fields in records:
         if len(fields) != len(columns):
             raise UserError(f"{path}, line {line}: {len(fields)} fields, but line {first_line} "

@@ -11,14 +11,15 @@ from tqdm import tqdm
 from minisft.backend.array import to_cpu
 from minisft.data.batch import pack, token_budget_batches
 from minisft.data.dataset import TokenizedDataset
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.models.generate import Sampler, generate
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import log_softmax
 
 # Prompts generated at the same time: enough to fill the matrix products, little memory.
 GENERATION_BATCH = 32
-_TOO_LARGE = "the model gives values that are not finite, as it does after too high an --lr"
+_TOO_LARGE = ("the model gives values that are not finite, as it does after too high an "
+              f"{setting('lr')}")
 
 
 @np.errstate(over="ignore", invalid="ignore")     # reported by one UserError

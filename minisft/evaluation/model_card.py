@@ -3,8 +3,8 @@
 import shlex
 from pathlib import Path
 
+from minisft.errors import as_flag
 from minisft.evaluation.report import escape
-from minisft.training.options import spelled
 
 # What says nothing of the model, or stands in the card by itself
 OMITTED = ("source", "out", "overwrite", "quiet")
@@ -64,5 +64,5 @@ def command(config):
     defaults = type(config)().options()
     for name, value in shown_options(config).items():
         if value != defaults[name]:
-            words += [spelled(name), *map(str, value if isinstance(value, tuple) else [value])]
+            words += [as_flag(name), *map(str, value if isinstance(value, tuple) else [value])]
     return shlex.join(words)

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.io.files import CONFIG
 
 ALIASES = {"gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium",
@@ -53,7 +53,7 @@ def resolve(name: str | Path, online: bool = False) -> Path:
         return _download(repository)
     raise UserError(f"{name}: no such folder, and not whole in the Hugging Face cache at "
                     f"{cache()}; give a folder's path, or allow the download of {repository} with "
-                    "--download")
+                    f"{setting('download')}")
 
 
 def cache() -> Path:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from minisft.backend.cpu import jit, row_blocks
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.io.files import CONFIG, read_json, write_json
 
-# What a run writes; `--overwrite` removes these and touches nothing else in the folder.
+# What a run writes; `overwrite` removes these and touches nothing else in the folder.
 CONTENTS = (CONFIG, "metrics.jsonl", "model", "training_state", "curves.png",
             "confusion.png", "results.json", "report.md", "curve.json", "curve.png")
 # A run of several seeds or training sizes has a folder for each inside.
@@ -42,12 +42,13 @@ def check_output_folder(folder: str | Path, overwrite: bool) -> None:
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
     if names and not overwrite:
         raise UserError(f"{folder} is not empty ({', '.join(names[:3])}, ...): choose another "
-                        "--out, or --overwrite, or --resume it")
+                        f"{setting('out')}, or {setting('overwrite')}, or {setting('resume')} it")
     for name in names:
         if _inner(folder / name):
             check_output_folder(folder / name, overwrite)
         elif name not in CONTENTS + PARTIAL:
-            raise UserError(f"{folder} holds {name!r}, which no run made: choose another --out")
+            raise UserError(f"{folder} holds {name!r}, which no run made: choose another "
+                            f"{setting('out')}")
 
 
 def remove_model(folder: str | Path) -> None:

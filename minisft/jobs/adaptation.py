@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minisft.data.dataset import TokenizedDataset
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.evaluation.evaluate import completion_loss
 from minisft.models.gpt2 import GPT2
 from minisft.models.heads import Classifier, LanguageModel
@@ -42,8 +42,8 @@ def adapt(model: Classifier, train: TokenizedDataset, valid: TokenizedDataset, e
     """
     epochs = config.training.adapt_epochs
     if not isinstance(model.trunk, GPT2):
-        raise UserError(f"--adapt-epochs is {epochs}, but {config.model.model} does not predict "
-                        "the next token")
+        raise UserError(f"{setting('adapt_epochs')} is {epochs}, but {config.model.model} does not "
+                        "predict the next token")
     place = None if folder is None else folder / FOLDER
     if place is not None:
         place.mkdir(exist_ok=True)

@@ -19,7 +19,7 @@ from minisft.data.read import (
     train_valid_split,
 )
 from minisft.data.sequences import encode_sequences, special_ids
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.evaluation import baselines, comparison, metrics, plots, report
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.io.checkpoint import load
@@ -59,8 +59,8 @@ class Classification:
         if data.train is None:
             for name in ("test", "valid"):
                 if getattr(data, name) is not None:
-                    raise UserError(f"--{name} without --train: the bundled toy-news has its own "
-                                    f"parts, expected --train FILE beside it")
+                    raise UserError(f"{setting(name)} without {setting('train')}: the bundled "
+                                    "toy-news has its own parts, expected a file for both")
             train, test = (_toy(part) for part in ("train", "transfer"))
             valid = None
         else:
@@ -225,23 +225,23 @@ def class_weights(text: str, label_names: Sequence[str],
     if text == "balanced":
         counts = np.bincount(labels, minlength=len(label_names))
         if counts.min() == 0:
-            raise UserError("--class-weights balanced: no training text of "
+            raise UserError(f"{setting('class_weights', 'balanced')}: no training text of "
                             f"{label_names[counts.argmin()]}")
         return (len(labels) / (len(label_names) * counts)).astype(np.float32)
     weights = {}
     for pair in text.split(","):
         name, _, number = pair.rpartition("=")
         if name not in label_names:
-            raise UserError(f"--class-weights {pair!r}: expected NAME=W with NAME one of "
-                            f"{', '.join(label_names)}")
+            raise UserError(f"{setting('class_weights')} {pair!r}: expected NAME=W with NAME one "
+                            f"of {', '.join(label_names)}")
         if name in weights:
-            raise UserError(f"--class-weights {pair!r}: {name} has a weight already")
+            raise UserError(f"{setting('class_weights')} {pair!r}: {name} has a weight already")
         try:
             weights[name] = float(number)
         except ValueError:
             weights[name] = -1.0
         if not 0 < weights[name] < float("inf"):
-            raise UserError(f"--class-weights {pair!r}: expected a number above 0")
+            raise UserError(f"{setting('class_weights')} {pair!r}: expected a number above 0")
     return np.array([weights.get(name, 1.0) for name in label_names], dtype=np.float32)
 
 

@@ -17,7 +17,7 @@ from minisft.data.read import (
     train_valid_split,
 )
 from minisft.data.text import END_OF_TEXT, encode_all
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.evaluation import metrics, report
 from minisft.evaluation.evaluate import completion_loss, generate_completions
 from minisft.io.checkpoint import load
@@ -59,7 +59,8 @@ def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
         raise UserError(f"the tokenizer has no {END_OF_TEXT}, which ends a completion")
     if preprocessing.max_length < 2:
         raise UserError(f"at most {preprocessing.max_length} token for prompt and completion, "
-                        "expected 2 or more: see --max-length and --context-length")
+                        f"expected 2 or more: see {setting('max_length')} and "
+                        f"{setting('context_length')}")
     starts, _ = encode_all(tokenizer,
                            [p + (preprocessing.separator or "") for p in prompts.prompts])
     answers, _ = encode_all(tokenizer, prompts.completions)
@@ -118,7 +119,8 @@ class Completion:
         """-> the task with the texts of the config's files; raises UserError."""
         data = config.data
         if data.train is None:
-            raise UserError("--task complete needs --train FILE with prompts and completions")
+            raise UserError(f"{setting('task', 'complete')} needs {setting('train')}, a file of "
+                            "prompts and completions")
         train, valid, test = (None if path is None else read_prompts(
             path, list(data.prompt_column), data.completion_column, clean,
             data.encoding, not data.no_header) for path in (data.train, data.valid, data.test))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.evaluation import comparison, plots
 from minisft.evaluation.markdown import table
 from minisft.io import run_folder
@@ -36,8 +36,8 @@ class SizesConfig:
     """The points of the curve."""
 
     sizes: tuple[int, ...] = option(
-        (), "numbers of training texts, such as 50,100,500; beside --resume: more of them",
-        type=_sizes, metavar="N,N,...")
+        (), f"numbers of training texts, such as 50,100,500; beside {setting('resume')}: more of "
+        "them", type=_sizes, metavar="N,N,...")
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,14 @@ def _single(config, size, seed):
 def _require_sizes(config):
     """Raises UserError for whatever would stop a later size, before the first one begins."""
     if not config.curve.sizes:
-        raise UserError("--sizes is missing, expected numbers of training texts such as "
-                        "50,100,500")
+        raise UserError(f"{setting('sizes')} is missing, expected numbers of training texts such "
+                        "as 50,100,500")
     if config.data.train is not None and config.data.test is None:
-        raise UserError("--test is missing, expected a file: without it every size would be scored "
-                        "on other texts")
+        raise UserError(f"{setting('test')} is missing, expected a file: without it every size "
+                        "would be scored on other texts")
     if config.data.train_texts is not None:
-        raise UserError("--train-texts beside --sizes: expected --sizes alone")
+        raise UserError(f"{setting('train_texts')} beside {setting('sizes')}: expected "
+                        f"{setting('sizes')} alone")
     seeds.require_seeds(config)
     for size in config.curve.sizes:
         single = with_defaults(_single(config, size, config.training.seed))
@@ -111,7 +112,7 @@ def _require_sizes(config):
         try:
             runner.read_task(single).loss_options()
         except UserError as error:
-            raise UserError(f"--sizes {size}: {error}") from None
+            raise UserError(f"{setting('sizes')} {size}: {error.args[0]}") from None
 
 
 def _first(points):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from minisft.data.read import Examples, Prompts
 from minisft.data.text import load_tokenizer, parse_cleaning_steps, train_tokenizer
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.evaluation import plots
 from minisft.io import hub, run_folder
 from minisft.io.files import write_json
@@ -119,7 +119,8 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None,
     if kept is not None:
         config = kept_config(kept, resume)
     if config.output.seeds != 1:
-        raise UserError(f"--seeds is {config.output.seeds}: seeds.finetune trains several")
+        raise UserError(f"{setting('seeds')} is {config.output.seeds}: seeds.finetune trains "
+                        "several")
     config = with_defaults(config)
     require_sound(config)
     if resume is None and config.output.out is not None:
@@ -128,7 +129,7 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None,
     task = read_task(config)
     files = fingerprints(config, kept, resume)
     if config.data.train is None:
-        say("no --train file: the texts are toy-news, short news made up by a grammar "
+        say("no training file: the texts are toy-news, short news made up by a grammar "
             "(minisft/data/toy_news.py)")
     prepared = _prepare(task, say)
     _say_data(prepared, say)
@@ -139,8 +140,8 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None,
 def read_task(config: FinetuneConfig) -> Classification | Completion:
     """-> the task with its texts, cleaned and split; raises UserError."""
     if config.data.valid_fraction == 0 and config.data.valid is None:
-        raise UserError("--valid-fraction is 0.0, expected more, or --valid FILE: every epoch is "
-                        "scored on those texts")
+        raise UserError(f"{setting('valid_fraction')} is 0.0, expected more, or a file for "
+                        f"{setting('valid')}: every epoch is scored on those texts")
     return TASKS[config.data.task].read(config, parse_cleaning_steps(config.data.clean))
 
 
@@ -272,10 +273,10 @@ def _build(task, config, say):
             vocab_size=tokenizer.get_vocab_size(), n_positions=chosen.context_length,
             n_embd=chosen.width, n_layer=chosen.layers, n_head=chosen.heads)
         shape = shape.with_dropout(chosen.dropout)
-        shape.require_sound("--width, --heads")
+        shape.require_sound(f"{setting('width')}, {setting('heads')}")
         model = task.scratch(shape)
         say("the model starts from random weights, so it knows no words yet: fine-tuning a "
-            "pretrained one (--model) needs far fewer texts")
+            "pretrained one needs far fewer texts")
     else:
         folder = hub.resolve(chosen.model, chosen.download)
         model = task.load(folder)
@@ -287,7 +288,7 @@ def _build(task, config, say):
     try:
         model.train_layers(chosen.train_layers)
     except ValueError as error:
-        raise UserError(f"--train-layers: {error}") from None
+        raise UserError(f"{setting('train_layers')}: {error}") from None
     for block in model.trunk.blocks:
         block.gradient_checkpointing = config.training.gradient_checkpointing
     model.to(chosen.device, chosen.precision)
@@ -320,7 +321,7 @@ def _say_data(prepared, say):
         say(f"note: {data['shared_with_training']:,} test texts also stand in the training file, "
             "which makes the test easier than new texts would be")
     if data["n_test"] is None:
-        say("note: without --test the figures at the end are of the validation part" + (
+        say("note: without a test file the figures at the end are of the validation part" + (
             "" if prepared.config.training.select == "last" else
             ", on which the best epoch is chosen too: expect less on new texts"))
     for line in task.sample(prepared.tokenizer, prepared.encoded):
@@ -333,8 +334,8 @@ def _say_choice(training, state, say):
     if training.average:
         averaged = state.best.get("averaged")
         say(f"the model is the mean of its values after each of {averaged:,} steps" if averaged else
-            "note: the best epoch ended before --average began, so its own values are the model; "
-            "--select last takes the mean")
+            "note: the best epoch ended before averaging began, so its own values are the model; "
+            "choosing the last epoch takes the mean")
 
 
 def run_name(config: FinetuneConfig) -> str:
@@ -354,7 +355,8 @@ def fingerprints(config: FinetuneConfig, kept: dict | None,
     for name, checksum in files.items():
         if kept is not None and kept["files"].get(name) != checksum:
             raise UserError(f"{getattr(config.data, name)}: has changed since the run {resume} "
-                            f"began, expected the same --{name} file")
+                            f"began, expected the same file for "
+                            f"{setting(name)}")
     return files
 
 
@@ -365,6 +367,6 @@ def kept_config(kept: dict, folder: str | Path,
     for name in ("train", "valid", "test"):
         path = getattr(config.data, name)
         if path is not None and not Path(path).exists():
-            raise UserError(f"{path}: no such file, expected the --{name} file of the run "
-                            f"{folder}; resume in the folder where the run began")
+            raise UserError(f"{path}: no such file, expected the file for {setting(name)} of the "
+                            f"run {folder}; resume in the folder where the run began")
     return config

@@ -16,7 +16,7 @@ from minisft.data.dataset import TokenizedDataset
 from minisft.data.documents import encode_documents, read_documents
 from minisft.data.text import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
 from minisft.dispatch import FORMATS
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.evaluation import plots
 from minisft.evaluation.evaluate import completion_loss
 from minisft.evaluation.model_card import write_card
@@ -73,7 +73,7 @@ class PretrainModelConfig:
     device: str = option("cpu", "where the model computes", choices=("cpu", "gpu"))
     precision: str = option(
         "float32", "of matrix products; weights, sums and all else stay float32. 16 bits are for "
-        "--device gpu", choices=tuple(FORMATS))
+        f"{setting('device', 'gpu')}", choices=tuple(FORMATS))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class PretrainOutputConfig:
     out: str | None = option(
         None, "run folder (default: the first free of runs/pretrained, ...)", metavar="DIR")
     overwrite: bool = option(
-        False, "replace what an earlier run left in --out", action="store_true")
+        False, f"replace what an earlier run left in {setting('out')}", action="store_true")
     quiet: bool = option(False, "no progress bar and no samples", action="store_true")
 
 
@@ -142,7 +142,7 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
     require_in_range(config)
     data = config.data
     if not data.text:
-        raise UserError("--text FILE is missing, expected one text file or more")
+        raise UserError(f"{setting('text')} is missing, expected one text file or more")
     require_device(config.model.device, config.model.precision)
     if resume is None and config.output.out is not None:
         run_folder.check_output_folder(config.output.out, config.output.overwrite)
@@ -180,7 +180,7 @@ class Pretraining:
             vocab_size=tokenizer.get_vocab_size(), n_positions=shape.context_length,
             n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
             embd_pdrop=shape.dropout, attn_pdrop=shape.dropout, resid_pdrop=shape.dropout)
-        gpt2.require_sound("--width, --heads")
+        gpt2.require_sound(f"{setting('width')}, {setting('heads')}")
         self.end = end_token_id(tokenizer)
         self.train, self.valid = (
             TokenizedDataset(*encode_documents(tokenizer, part, self.end, shape.context_length))
@@ -264,7 +264,8 @@ def _texts(data, seed):
     n = round(data.valid_fraction * len(train))
     if not 0 < n < len(train):
         raise UserError(f"{data.text[0]}: cannot hold out {data.valid_fraction:g} of "
-                        f"{len(train)} documents, expected --valid FILE or more documents")
+                        f"{len(train)} documents, expected more of them or a file for "
+                        f"{setting('valid')}")
     held = set(order[:n].tolist())
     return ([text for i, text in enumerate(train) if i not in held],
             [text for i, text in enumerate(train) if i in held])

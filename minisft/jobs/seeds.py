@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.evaluation import comparison, metrics
 from minisft.evaluation.markdown import table
 from minisft.io import run_folder
@@ -66,8 +66,8 @@ def require_seeds(config: FinetuneConfig) -> None:
     """Raises UserError when the last seed is none."""
     seed, seeds = config.training.seed, config.output.seeds
     if seed + seeds > 2**32:
-        raise UserError(f"--seeds is {seeds} with --seed {seed}, expected the last one below "
-                        f"{2**32}")
+        raise UserError(f"{setting('seeds')} is {seeds} with {setting('seed')} {seed}, expected "
+                        f"the last one below {2**32}")
 
 
 def run_all(planned: Sequence[PlannedRun], folder: Path, options: dict, resume: bool,

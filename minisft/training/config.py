@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from minisft.backend.array import require_gpu
 from minisft.backend.gpu.cuda import emulated
 from minisft.dispatch import FORMATS
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.training.optim import OPTIMIZERS, SCHEDULES
-from minisft.training.options import Config, option, require_in_range, spelled
+from minisft.training.options import Config, option, require_in_range
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class DataConfig:
     valid_fraction: float = option(
         0.1, "part of the training texts held out for validation", within=(0, 0.9), type=float)
     train_texts: int | None = option(
-        None, "use so many of the training texts, drawn by --seed with the classes' shares kept; "
+        None, "use so many of the training texts, drawn by "
+        f"{setting('seed')} with the classes' shares kept; "
         "the draw of a smaller number is part of that of a larger one (default: all)",
         within=(2, None), type=int)
     text_column: tuple[str, ...] = option(
@@ -90,7 +91,7 @@ class ModelConfig:
     device: str = option("cpu", "where the model computes", choices=("cpu", "gpu"))
     precision: str = option(
         "float32", "of matrix products; weights, sums and all else stay float32. 16 bits are for "
-        "--device gpu", choices=tuple(FORMATS))
+        f"{setting('device', 'gpu')}", choices=tuple(FORMATS))
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class TrainingConfig:
         within=(0, 10**9), type=int)
     lr: float | None = option(
         None, "highest learning rate (default: 5e-5 * (768 / width) ** 1.5, less for batches of "
-        "few texts; scratch, and --train-layers head: 1e-3; sgd: a hundred times that)",
+        f"few texts; scratch, and {setting('train_layers', 'head')}: 1e-3; sgd: a hundred times "
+        "that)",
         within=(0, None), type=float)
     schedule: str = option("linear", "how the learning rate falls", choices=SCHEDULES)
     warmup_ratio: float = option(
@@ -148,7 +150,7 @@ class TrainingConfig:
         "step", within=(0, 0.9), type=float)
     average: float = option(
         0.0, "part of all steps, the last ones, over whose values the mean is taken, in place of "
-        "the values themselves; sure to count with --select last (0: none)",
+        f"the values themselves; sure to count with {setting('select', 'last')} (0: none)",
         within=(0, 1), type=float)
     early_stopping: int = option(
         0, "stop after this many epochs without a better one (0: never)",
@@ -165,8 +167,9 @@ class OutputConfig:
     """What is compared, written and shown."""
 
     seeds: int = option(
-        1, "how many seeds are trained with: --seed, the next one, ..., each in a folder of its "
-        "own below --out, with the mean and its interval beside them", within=(1, 1000), type=int)
+        1, f"how many seeds are trained with: {setting('seed')}, the next one, ..., each in a "
+        f"folder of its own below {setting('out')}, with the mean and its interval beside them",
+        within=(1, 1000), type=int)
     compare: str | None = option(
         None, "classify: what is measured beside the model on the same texts: random (the same "
         "architecture from random weights, and baselines), baselines (the most frequent class, "
@@ -178,7 +181,7 @@ class OutputConfig:
     out: str | None = option(
         None, "run folder (default: the first free of runs/NAME, runs/NAME-2, ...)", metavar="DIR")
     overwrite: bool = option(
-        False, "replace what an earlier run left in --out", action="store_true")
+        False, f"replace what an earlier run left in {setting('out')}", action="store_true")
     quiet: bool = option(False, "no progress bar and no line for each epoch", action="store_true")
 
 
@@ -202,22 +205,24 @@ def require_sound(config: FinetuneConfig) -> None:
     data, model, training = config.data, config.model, config.training
     require_device(model.device, model.precision)
     if training.average and training.early_stopping:
-        raise UserError("--early-stopping may end the run before --average begins, expected one "
-                        "of them")
+        raise UserError(f"{setting('early_stopping')} may end the run before {setting('average')} "
+                        "begins, expected one of them")
     if training.select == "last" and training.early_stopping:
-        raise UserError("--early-stopping waits for a better epoch, but --select last takes the "
-                        "last one whatever it is")
+        raise UserError(f"{setting('early_stopping')} waits for a better epoch, but "
+                        f"{setting('select', 'last')} takes the last one whatever it is")
     for name in ("pair_column", "token_dropout", "token_swap"):
         if data.task != "classify" and config.options()[name]:
-            raise UserError(f"{spelled(name)} is for --task classify")
+            raise UserError(f"{setting(name)} is for {setting('task', 'classify')}")
     if model.pooling is not None and (model.model == "scratch" or data.task != "classify"):
-        raise UserError("--pooling is for a BERT that classifies: see --model")
+        raise UserError(f"{setting('pooling')} is for a BERT that classifies: see "
+                        f"{setting('model')}")
     for name in SCRATCH:
         if model.model != "scratch" and getattr(model, name) != getattr(ModelConfig, name):
-            raise UserError(f"{spelled(name)} is for --model scratch, {model.model} has its own")
+            raise UserError(f"{setting(name)} is for {setting('model', 'scratch')}, "
+                            f"{model.model} has its own")
     if training.adapt_epochs and data.task != "classify":
-        raise UserError("--adapt-epochs is for --task classify: completing is next-token training "
-                        "already")
+        raise UserError(f"{setting('adapt_epochs')} is for {setting('task', 'classify')}: "
+                        "completing is next-token training already")
 
 
 def require_device(device: str, precision: str) -> None:
@@ -225,6 +230,6 @@ def require_device(device: str, precision: str) -> None:
     if device == "gpu":
         require_gpu()
     elif precision != "float32" and not emulated():
-        raise UserError(f"--precision {precision} is for --device gpu, expected float32: a CPU "
-                        "would only be slower (MINISFT_CUDA=emulate runs it all the same, to be "
-                        "checked)")
+        raise UserError(f"{setting('precision', precision)} is for {setting('device', 'gpu')}, "
+                        "expected float32: a CPU would only be slower (MINISFT_CUDA=emulate runs "
+                        "it all the same, to be checked)")

@@ -18,7 +18,7 @@ from minisft.backend.cpu import allocator
 from minisft.data.batch import token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.dispatch import FLOAT16
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.io import run_folder
 from minisft.io import training_state as states
 from minisft.io.files import read_json
@@ -187,8 +187,8 @@ def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int]
         return mean, None
     if not (math.isfinite(mean) and math.isfinite(norm)):
         raise UserError(f"step {optimizer.t + 1}: the loss is {mean:.4g} and the gradient's norm "
-                        f"{norm:.4g}; a smaller --lr (now {lr:.2g}) may help, with --overwrite or "
-                        "another --out")
+                        f"{norm:.4g}; a smaller {setting('lr')} (now {lr:.2g}) may help, with "
+                        f"{setting('overwrite')} or another {setting('out')}")
     optimizer.step(lr, optim.clip_scale(norm, config.max_grad_norm) / denominator)
     return mean, norm
 
@@ -287,8 +287,8 @@ def _update_scale(scale, norm, step):
     try:
         return scale.update(math.isfinite(norm))
     except OverflowError as error:
-        raise UserError(f"step {step}: {error}; expected --precision bfloat16 or a smaller "
-                        "--lr") from None
+        raise UserError(f"step {step}: {error}; expected {setting('precision', 'bfloat16')} or a "
+                        f"smaller {setting('lr')}") from None
 
 
 def _scale_of(state):

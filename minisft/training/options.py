@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 
 
 def option(default: Any, help: str, within: tuple | None = None, **argparse: Any) -> Any:
@@ -62,11 +62,6 @@ class Config:
         return {group.name: getattr(self, group.name) for group in dataclasses.fields(self)}
 
 
-def spelled(name: str) -> str:
-    """An option's name -> as the command line has it."""
-    return f"--{name.replace('_', '-')}"
-
-
 def require_in_range(config: Config) -> None:
     """Raises UserError naming the first option whose number or choice cannot be."""
     options = config.options()
@@ -77,14 +72,14 @@ def require_in_range(config: Config) -> None:
             if not isinstance(value, int | float) or not low <= value <= (high or math.inf) or \
                     value == math.inf:
                 expected = f"at least {low}" if high is None else f"from {low} to {high}"
-                raise UserError(f"{spelled(name)} is {value}, expected {expected}")
+                raise UserError(f"{setting(name)} is {value}, expected {expected}")
         choices = known.metadata.get("choices")
         if choices and value not in (*choices, known.default):
-            raise UserError(f"{spelled(name)} is {value!r}, expected one of {', '.join(choices)}")
+            raise UserError(f"{setting(name)} is {value!r}, expected one of {', '.join(choices)}")
         if value == "" and name in ("train", "test", "valid", "model", "tokenizer", "out"):
-            raise UserError(f"{spelled(name)} is empty, expected a name")
+            raise UserError(f"{setting(name)} is empty, expected a name")
     if options["lr"] == 0:
-        raise UserError("--lr is 0.0, expected more: nothing would be learnt")
+        raise UserError(f"{setting('lr')} is 0.0, expected more: nothing would be learnt")
 
 
 def config_of_run(kind: type[Config], kept: Mapping[str, Any], folder: Any) -> Any:

@@ -1,6 +1,6 @@
 """Planted bugs: broken variants of a backward, which a gradient check must detect.
 
-`minisft check --break NAME` shows each; a test asserts that every one is detected.
+The command `check` shows each by its name; a test asserts that every one is detected.
 """
 
 from collections.abc import Callable
