@@ -13,12 +13,12 @@ from functools import partial
 import numpy as np
 
 from benchmarks import harness, sides, small, texts
+from minisft import dispatch
 from minisft.backend import random
 from minisft.backend.cpu import jit
-from minisft.dispatch import attention_groups
+from minisft.dispatch import cross_entropy, dropout, gelu, layer_norm, softmax
 from minisft.errors import UserError
 from minisft.nn.parameters import Parameter, Parameters
-from minisft.ops import cross_entropy, dropout, gelu, layer_norm, softmax
 from minisft.training.optim import AdamW
 
 PLAIN = "NumPy"
@@ -80,14 +80,15 @@ def attention(options):
     sequences, _, _ = texts.read(options, most=32)
     cu_seqlens = np.concatenate([[0], np.cumsum(sequences.lengths)])
     q, k, v, dy = normal(4, cu_seqlens[-1], HEADS, CHANNELS)
-    words = random.GroupScores(STREAM, 1, np.arange(len(sequences)), HEADS)
+    words = random.Scores(STREAM, 1, np.arange(len(sequences)), cu_seqlens, HEADS)
     made = {}
     for causal in (True, False):
         for drop in (None, (RATE, words)):
             case = (f"attention, {HEADS} heads of {CHANNELS}, {'causal' if causal else 'all keys'}"
                     f"{', dropout' if drop else ''}")
-            made |= both(case, attention_groups.forward, attention_groups.backward,
-                         (q, k, v, cu_seqlens, causal, drop), dy)
+            made |= both(case, dispatch.attention.forward, dispatch.attention.backward,
+                         (q, k, v, cu_seqlens, cu_seqlens[:-1], sequences.lengths, causal, drop),
+                         dy)
     return made
 
 
