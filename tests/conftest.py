@@ -13,9 +13,9 @@ from minisft.data import toy_news
 QUICK = {
     "test_attention", "test_batch", "test_checkpoint", "test_cli", "test_cross_entropy",
     "test_dispatch", "test_docs", "test_dropout", "test_embedding", "test_gelu", "test_gpt2",
-    "test_gradcheck", "test_layer_norm", "test_layers", "test_layout",
-    "test_linear", "test_metrics", "test_optim", "test_parameters", "test_random", "test_read",
-    "test_row_blocks", "test_safetensors", "test_softmax", "test_text"}
+    "test_gradcheck", "test_layer_norm", "test_layers", "test_layout", "test_linear",
+    "test_metrics", "test_optim", "test_parameters", "test_public_api", "test_random",
+    "test_read", "test_row_blocks", "test_safetensors", "test_softmax", "test_text"}
 NOT_QUICK = {"slow", "gpu", "parity"}
 
 
