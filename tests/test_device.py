@@ -191,10 +191,12 @@ def test_16_bits_on_the_card_are_those_of_the_emulator(card, texts, tmp_path, mo
                     "attention_bfloat16_backward_queries", "attention_bfloat16_backward_keys"}
     assert tensor_cores & used == (tensor_cores if version == "fused" else set())
     steps, expected = (left(tmp_path / device)[0] for device in ("gpu", "cpu"))
-    # cuBLAS takes y^T = b^T a^T, whose sums the CPU adds in another order
+    # cuBLAS takes y^T = b^T a^T, whose sums the CPU adds in another order: some activations are
+    # then rounded to the neighbouring number, 2^-8 (bfloat16) or 2^-11 (float16) away
+    limit = {"bfloat16": 1e-3, "float16": 1e-4}[precision]
     for ours, theirs in zip(steps, expected, strict=True):
         key = "loss" if "loss" in ours else "train_loss"
-        assert ours[key] == pytest.approx(theirs[key], rel=1e-4)
+        assert ours[key] == pytest.approx(theirs[key], rel=limit)
 
 
 @pytest.mark.gpu
