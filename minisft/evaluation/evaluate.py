@@ -12,6 +12,7 @@ from minisft.backend.array import to_cpu
 from minisft.data.batch import pack, token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.errors import UserError, setting
+from minisft.evaluation import metrics
 from minisft.models.generate import Sampler, generate
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import log_softmax
@@ -77,6 +78,27 @@ def generate_completions(model: LanguageModel, tokenizer: Tokenizer, prompts: Se
         for n, completion in zip(group, completed, strict=True):
             texts[n] = tokenizer.decode(completion.ids)
     return texts
+
+
+def validate(model: Classifier | LanguageModel, dataset: TokenizedDataset, batch_tokens: int,
+             select: str) -> dict[str, Any]:
+    """-> figures of the validation part, with the "score" by which `select` chooses an epoch.
+
+    `select` is "accuracy", "macro_f1", "loss" or "last"; a language model has its loss alone.
+    """
+    if isinstance(model, LanguageModel):
+        loss = completion_loss(model, dataset, batch_tokens)
+        return {"score": [-loss["loss"]], "valid_loss": loss["loss"],
+                "valid_perplexity": loss["perplexity"]}
+    logp = log_probabilities(model, dataset.ids, batch_tokens, types=dataset.types,
+                             features=dataset.features)
+    figures = metrics.classification(dataset.labels, logp, model.label_names)
+    # for the last epoch the score decides nothing, and is there to be read
+    first = -figures["loss"] if select == "loss" else figures[
+        "accuracy" if select == "last" else select]
+    # equal accuracy is common on a small part: the loss then decides
+    return {"score": [first, -figures["loss"]], "valid_loss": figures["loss"],
+            "valid_accuracy": figures["accuracy"], "valid_macro_f1": figures["macro_f1"]}
 
 
 def _progress_bar(batches, description):

@@ -6,6 +6,7 @@ texts it is to classify, without their labels, needs fewer labels afterwards.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from minisft.data.dataset import TokenizedDataset
 from minisft.errors import UserError, setting
-from minisft.evaluation.evaluate import completion_loss
+from minisft.evaluation.evaluate import validate
 from minisft.models.gpt2 import GPT2
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
@@ -57,17 +58,12 @@ def adapt(model: Classifier, train: TokenizedDataset, valid: TokenizedDataset, e
         learner.store[name].value[...] = model.store[name].value
     learner.store.refresh()
     train, valid = next_tokens(train.ids, end), next_tokens(valid.ids, end)
-
-    def validate(model):
-        figures = completion_loss(model, valid, training.micro_tokens)
-        return {"score": [-figures["loss"]], "valid_loss": figures["loss"],
-                "valid_perplexity": figures["perplexity"]}
-
+    validation = partial(validate, dataset=valid, batch_tokens=training.micro_tokens, select="loss")
     say("adapting to the training texts by next-token training:")
-    before = validate(learner)["valid_loss"]
+    before = validation(learner)["valid_loss"]
     optimizer = make_optimizer(learner, training)
     state = load_or_init_state(place, resume, learner, optimizer, say)
-    fit_in(place, learner, train, training, validate, state, optimizer,
+    fit_in(place, learner, train, training, validation, state, optimizer,
            show_progress=not config.output.quiet)
     for name in names:
         model.store[name].value[...] = learner.store[name].value

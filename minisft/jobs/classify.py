@@ -21,7 +21,7 @@ from minisft.data.read import (
 from minisft.data.sequences import encode_sequences, special_ids
 from minisft.errors import UserError, setting
 from minisft.evaluation import baselines, comparison, metrics, plots, report
-from minisft.evaluation.evaluate import log_probabilities
+from minisft.evaluation.evaluate import log_probabilities, validate
 from minisft.io.checkpoint import load
 from minisft.io.model_folder import Preprocessing
 from minisft.models.gpt2 import GPT2Config
@@ -126,16 +126,8 @@ class Classification:
 
     def validate(self, model: Classifier, valid: TokenizedDataset) -> dict:
         """-> figures of the validation part, with the score that chooses the best epoch."""
-        logp = log_probabilities(model, valid.ids, self.config.training.micro_tokens,
-                                 types=valid.types, features=valid.features)
-        figures = metrics.classification(self.valid.labels, logp, self.label_names)
-        # for the last epoch the score decides nothing, and is there to be read
-        select = self.config.training.select
-        first = -figures["loss"] if select == "loss" else figures[
-            "accuracy" if select == "last" else select]
-        # equal accuracy is common on a small part: the loss then decides
-        return {"score": [first, -figures["loss"]], "valid_loss": figures["loss"],
-                "valid_accuracy": figures["accuracy"], "valid_macro_f1": figures["macro_f1"]}
+        training = self.config.training
+        return validate(model, valid, training.micro_tokens, training.select)
 
     def describe(self, encoded: EncodedTexts) -> dict:
         """-> what the report says of the data."""

@@ -19,7 +19,7 @@ from minisft.data.read import (
 from minisft.data.text import END_OF_TEXT, encode_all
 from minisft.errors import UserError, setting
 from minisft.evaluation import metrics, report
-from minisft.evaluation.evaluate import completion_loss, generate_completions
+from minisft.evaluation.evaluate import completion_loss, generate_completions, validate
 from minisft.io.checkpoint import load
 from minisft.io.model_folder import Preprocessing, end_token_id
 from minisft.models.gpt2 import GPT2Config
@@ -170,9 +170,8 @@ class Completion:
 
     def validate(self, model: LanguageModel, valid: TokenizedDataset) -> dict:
         """-> figures of the validation part, with the score that chooses the best epoch."""
-        figures = completion_loss(model, valid, self.config.training.micro_tokens)
-        return {"score": [-figures["loss"]], "valid_loss": figures["loss"],
-                "valid_perplexity": figures["perplexity"]}
+        training = self.config.training
+        return validate(model, valid, training.micro_tokens, training.select)
 
     def describe(self, encoded: EncodedPrompts) -> dict:
         """-> what the report says of the data."""

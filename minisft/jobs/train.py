@@ -1,12 +1,12 @@
 """Training in memory, for who has a model and a data set of token ids."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from minisft.data.dataset import TokenizedDataset
 from minisft.errors import UserError
-from minisft.evaluation import metrics
-from minisft.evaluation.evaluate import completion_loss, log_probabilities
+from minisft.evaluation.evaluate import validate
 from minisft.jobs.classify import class_weights
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.training.config import FinetuneConfig, TrainingConfig, require_sound
@@ -41,30 +41,12 @@ def train(model: Classifier | LanguageModel, dataset: TokenizedDataset,
                                             list(dataset.labels))}
     for block in model.trunk.blocks:
         block.gradient_checkpointing = config.gradient_checkpointing
+    validated = None if validation is None else partial(
+        validate, dataset=validation, batch_tokens=config.micro_tokens, select=config.select)
     state = State()
     try:
-        fit(model, dataset, config,
-            None if validation is None else lambda model: score(model, validation, config), state,
-            make_optimizer(model, config), log=callback, loss_options=options,
-            show_progress=show_progress)
+        fit(model, dataset, config, validated, state, make_optimizer(model, config),
+            log=callback, loss_options=options, show_progress=show_progress)
     except Interrupted:
         raise KeyboardInterrupt from None
     return {"steps": state.steps, "epochs": state.epochs}
-
-
-def score(model: Classifier | LanguageModel, dataset: TokenizedDataset,
-          config: TrainingConfig) -> dict[str, Any]:
-    """-> figures of a data set, with the "score" by which config.select chooses an epoch."""
-    if isinstance(model, LanguageModel):
-        figures = completion_loss(model, dataset, config.micro_tokens)
-        return {"score": [-figures["loss"]], "valid_loss": figures["loss"],
-                "valid_perplexity": figures["perplexity"]}
-    logp = log_probabilities(model, dataset.ids, config.micro_tokens, types=dataset.types,
-                             features=dataset.features)
-    figures = metrics.classification(dataset.labels, logp, model.label_names)
-    # for the last epoch the score decides nothing, and is there to be read
-    first = -figures["loss"] if config.select == "loss" else figures[
-        "accuracy" if config.select == "last" else config.select]
-    # equal accuracy is common on a small part: the loss then decides
-    return {"score": [first, -figures["loss"]], "valid_loss": figures["loss"],
-            "valid_accuracy": figures["accuracy"], "valid_macro_f1": figures["macro_f1"]}
