@@ -96,6 +96,7 @@ def test_fitting_shows_progress(capsys):
     TextClassifier(**SMALL | {"quiet": False}).fit(TEXTS, LABELS)
     shown = capsys.readouterr()
     assert "parameters" in shown.out and "valid accuracy" in shown.out + shown.err
+    assert "--" not in shown.out
     TextClassifier(**SMALL).fit(TEXTS, LABELS)
     assert capsys.readouterr() == ("", "")
 
@@ -166,13 +167,14 @@ def test_what_is_no_text(classifier, writer):
 @pytest.mark.parametrize("params, message", [
     ({"epochs": 0}, "epochs is 0, expected"), ({"lr": -1.0}, "lr is -1.0"),
     ({"model": "no such model"}, "no such"), ({"heads": 3}, "heads"), ({"clean": "x"}, "clean"),
-    ({"train_layers": "x"}, "train.layers"), ({"class_weights": "x=2"}, "class.weights"),
+    ({"train_layers": "x"}, "train_layers"), ({"class_weights": "x=2"}, "class_weights"),
     ({"truncate": "middle"}, "truncate"), ({"device": "tpu"}, "device"),
     ({"valid_fraction": 0}, "validation"), ({"precision": "float16"}, "precision")])
-def test_errors_name_parameters(params, message):
+def test_errors_name_parameters_and_no_flags(params, message):
     fit = TextClassifier(**SMALL | params).fit
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         fit(TEXTS, LABELS)
+    assert "--" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", [TextClassifier, CompletionModel])
