@@ -23,6 +23,7 @@ from minisft.data.sequences import encode_sequences
 from minisft.data.text import parse_cleaning_steps
 from minisft.errors import NotFittedError, UserError
 from minisft.evaluation.evaluate import completion_loss, log_probabilities
+from minisft.io import hub
 from minisft.io.files import read_json, write_json
 from minisft.io.model_folder import Preprocessing, read_folder, write_folder
 from minisft.jobs import complete
@@ -154,8 +155,9 @@ class Estimator:
 
         Raises UserError.
         """
-        model, tokenizer, preprocessing = read_folder(str(folder), download, device, task=cls.task)
-        path = Path(folder) / PARAMETERS
+        place = hub.resolve(str(folder), download)
+        model, tokenizer, preprocessing = read_folder(place, download, device, task=cls.task)
+        path = place / PARAMETERS
         saved = read_json(path) if path.is_file() else {"params": {"model": str(folder)}}
         try:
             estimator = cls(**saved["params"] | {"device": device, "precision": precision})
@@ -271,13 +273,7 @@ class TextClassifier(Estimator):
         return {"label_dtype": self.classes_.dtype.name}
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
-        names, dtype = list(self.model_.label_names), saved.get("label_dtype", "str")
-        if dtype == "bool":
-            classes = np.array([name == "True" for name in names])
-        else:
-            classes = np.array(names)
-            classes = classes if dtype.startswith("str") else classes.astype(dtype)
-        self._set_classes(np.unique(classes))
+        self._set_classes(_typed(self.model_.label_names, saved.get("label_dtype", "str")))
 
 
 class CompletionModel(Estimator):
@@ -372,3 +368,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return str(value) if isinstance(value, Path) else value
+
+
+def _typed(label_names: Sequence[str], dtype: str) -> np.ndarray:
+    """Names of labels -> the labels, sorted; str where the names are none of the type (now)."""
+    names = np.array(label_names)
+    try:
+        labels = names == "True" if dtype == "bool" else names.astype(dtype)
+    except (TypeError, ValueError):
+        labels = names
+    same = labels.astype(str).tolist() == list(label_names)
+    return np.unique(labels if same else names)

@@ -131,8 +131,10 @@ def test_labels_keep_their_type(values, tmp_path):
 def test_what_is_no_label():
     fit = TextClassifier(**SMALL).fit
     for labels, message in [
-            ([*LABELS[:-1], None], r"labels\[59\] is missing"),
-            ([*LABELS[:-1], float("nan")], r"labels\[59\] is missing"),
+            ([*LABELS[:-1], None], r"labels\[59\] is None, expected a str"),
+            ([*LABELS[:-1], float("nan")], r"labels\[59\] is nan"),
+            ([0.0, float("nan")] * 30, r"labels\[1\] is nan"), ([1j] * 60, "is 1j, expected"),
+            (np.zeros((60, 2)), r"labels\[0\] is array"), ([0, 2**70] * 30, "beyond 64 bits"),
             ([*LABELS[:-1], 3], r"labels\[59\] is 3, but labels\[0\] is 'economy'|labels\[59\]"),
             ([*LABELS[:-1], " "], r"labels\[59\] is empty"),
             ([i / 7 for i in range(60)], "Unknown label type"),
@@ -239,6 +241,13 @@ def test_save_and_load(classifier, writer, tmp_path, capsys):
           "--temperature", "0"])
     told = capsys.readouterr().out
     assert told == "a\n" + writer.generate("a", max_new_tokens=5, temperature=0) + "\n"
+
+
+def test_names_given_to_numbers_afterwards_are_the_classes(tmp_path):
+    TextClassifier(**SMALL).fit(TEXTS, [i % 2 for i in range(60)]).save(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"0": "0"', '"0": "bad"'))
+    assert TextClassifier.load(tmp_path / "model").classes_.tolist() == ["1", "bad"]
 
 
 def test_a_saved_file_of_another_kind(classifier, tmp_path):

@@ -36,8 +36,9 @@ def as_labels(values: Any, name: str = "labels") -> np.ndarray:
     if not labels:
         raise UserError(f"no {name}, expected one for each text")
     for i, label in enumerate(labels):
-        if label is None or label != label:
-            raise UserError(f"{name}[{i}] is missing, expected a class")
+        if not isinstance(label, str | int | float | np.bool_ | np.integer | np.floating):
+            raise UserError(f"{name}[{i}] is {label!r:.80}, expected a str, an int, a bool or a "
+                            "whole float")
         if isinstance(label, str) != isinstance(labels[0], str):
             raise UserError(f"{name}[{i}] is {label!r}, but {name}[0] is {labels[0]!r}: expected "
                             "labels of one type")
@@ -46,9 +47,8 @@ def as_labels(values: Any, name: str = "labels") -> np.ndarray:
         if isinstance(label, float | np.floating) and not float(label).is_integer():
             raise UserError(f"Unknown label type: {name}[{i}] is {label!r}, expected a class")
     array = np.array(labels)
-    if array.ndim != 1 or array.dtype.kind not in "biufU":
-        raise UserError(f"{name}[0] is {labels[0]!r:.80}, expected a str, an int, a bool or a "
-                        "whole float")
+    if array.dtype.kind == "O":
+        raise UserError(f"{name} hold an int beyond 64 bits")
     return array
 
 
