@@ -12,6 +12,7 @@ from minisft.errors import UserError
 from minisft.io import safetensors
 from minisft.io.checkpoint import load, save
 from minisft.io.files import read_json
+from minisft.io.model_folder import unused_head
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 
@@ -435,3 +436,59 @@ def test_golden_file_is_kept(tmp_path):
     assert ours.keys() == stored.keys()
 
 
+
+
+# Names that others give to the same tensors
+
+def renamed(folder, rename):
+    """The names of the folder's tensors through a function, None takes a tensor out."""
+    stored, _ = safetensors.read_header(folder / "model.safetensors")
+    content = (folder / "model.safetensors").read_bytes()
+    raw_file(folder / "model.safetensors", {
+        rename(name): (t.dtype, t.shape, content[t.start:t.start + 4 * int(np.prod(t.shape))])
+        for name, t in stored.items() if rename(name) is not None})
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "base_model.model.",
+                                     "module._orig_mod.", "_orig_mod.base_model.model."])
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_names_behind_a_wrapper(tmp_path, wrapper, prefix):
+    model = language_model()
+    folder = foreign(tmp_path, model, prefix=wrapper + prefix)
+    assert same(load(folder), model)
+
+
+def test_a_wrapper_that_explains_only_a_part_is_kept(folder):
+    renamed(folder, lambda name: f"module.{name}")
+    change_tensors(folder, {"module.adapter.lora_A": zeros(3)})
+    refused(folder, "the tensor wte.weight is missing", "there are module.transformer.", "more")
+
+
+def test_the_tied_matrix_under_the_name_of_the_head_alone(folder):
+    renamed(folder, {"transformer.wte.weight": "lm_head.weight"}.get)     # and nothing else
+    refused(folder, "only 1 tensors")
+    foreign(folder, language_model())
+    renamed(folder, lambda name: {"transformer.wte.weight": "lm_head.weight"}.get(name, name))
+    assert same(load(folder), language_model())
+    assert load(folder, label_names=NAMES).unused_tensors == ()
+    change_config(folder, tie_word_embeddings=False)
+    refused(folder, "the tensor wte.weight is missing")
+
+
+@pytest.mark.parametrize("names", [
+    ("qa_outputs.weight", "qa_outputs.bias"), ("multiple_choice_head.summary.weight",),
+    ("classifier.weight", "classifier.bias")])
+def test_heads_of_another_task_are_left_out(folder, names):
+    change_tensors(folder, {name: zeros(2, 12) for name in names})
+    model = load(folder)
+    assert same(model, language_model()) and model.unused_tensors == tuple(sorted(names))
+    assert load(folder, label_names=NAMES).unused_tensors == tuple(sorted(names))
+    head = names[0].split(".")[0]
+    assert unused_head(model) == f"the folder holds a head of another task, {head}: it is not used"
+    assert unused_head(language_model()) is None
+
+
+def test_a_language_models_head_is_left_out_of_a_classifier(tmp_path):
+    folder = foreign(tmp_path, language_model(tied=False))
+    assert load(folder, label_names=NAMES).unused_tensors == ("lm_head.weight",)
+    assert load(folder).unused_tensors == ()

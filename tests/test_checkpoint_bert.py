@@ -200,3 +200,37 @@ def test_config_contradicts_tensors(tmp_path):
 def test_pooling_is_berts(tmp_path):
     save(Classifier(GPT2Config(31, 8, 12, 2, 3), NAMES), tmp_path)
     refused(tmp_path, "pooling mean is for BERT", pooling="mean")
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "model.", "base_model.model."])
+def test_names_behind_a_wrapper(tmp_path, wrapper):
+    model = classifier()
+    save(model, tmp_path)
+    rewrite(tmp_path, lambda name: wrapper + name)
+    assert same(model, load(tmp_path))
+
+
+def test_a_config_without_model_type_is_told_by_its_keys(tmp_path):
+    model = classifier()
+    save(model, tmp_path)
+    rewrite(tmp_path, lambda name: name, model_type=..., architectures=...)
+    loaded = load(tmp_path)
+    assert type(loaded) is BertClassifier and same(model, loaded)
+
+
+@pytest.mark.parametrize(("architecture", "names"), [
+    ("BertForQuestionAnswering", ("qa_outputs.bias", "qa_outputs.weight")),
+    ("BertForMultipleChoice", ("classifier.bias", "classifier.weight")),
+    ("BertForTokenClassification", ("classifier.bias", "classifier.weight")),
+    ("BertForPreTraining", ("cls.predictions.bias", "cls.seq_relationship.weight"))])
+def test_heads_of_another_task_are_left_out_with_a_note(tmp_path, architecture, names):
+    model = classifier()
+    bare(tmp_path)
+    tensors, _ = safetensors.read_header(tmp_path / "model.safetensors")
+    arrays = {name: tensor.read() for name, tensor in tensors.items()}
+    safetensors.write(tmp_path / "model.safetensors",
+                      arrays | {name: np.ones((1, 12), "f4") for name in names})
+    rewrite(tmp_path, lambda name: name, architectures=[architecture])
+    loaded = load(tmp_path, label_names=NAMES)
+    assert loaded.unused_tensors == names and loaded.newly_initialized == HEAD
+    assert same(model, loaded, {p.name for p in model.store} - set(HEAD))

@@ -8,6 +8,7 @@ from typing import Any
 
 from minisft.backend.gpu import cuda
 from minisft.errors import UserError, as_flag, render
+from minisft.io.model_folder import unused_head
 from minisft.training.loop import Interrupted
 from minisft.training.options import Config
 
@@ -60,6 +61,12 @@ def add_model(parser, help):
     parser.add_argument("--download", action="store_true",
                         help="allow a model that is not here to be downloaded")
     add_device(parser)
+
+
+def warn_of_unused_head(model):
+    """A line on stderr where the folder holds a head of another task."""
+    if (note := unused_head(model)) is not None:
+        print(f"minisft: note: {note}", file=sys.stderr)
 
 
 def add_device(parser):

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from minisft.cli.arguments import add_model, add_table, whole
+from minisft.cli.arguments import add_model, add_table, warn_of_unused_head, whole
 from minisft.data.read import read_examples, read_prompts
 from minisft.data.sequences import encode_sequences
 from minisft.evaluation import metrics
@@ -36,6 +36,7 @@ def add_arguments(parser):
 def run(args):
     """Prints the figures, as lines or as JSON."""
     model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device)
+    warn_of_unused_head(model)
     room = model.trunk.config.n_positions
     preprocessing = dataclasses.replace(
         preprocessing, max_length=min(preprocessing.max_length or room, room))

@@ -4,7 +4,7 @@ import sys
 
 from tqdm import tqdm
 
-from minisft.cli.arguments import add_model, whole
+from minisft.cli.arguments import add_model, warn_of_unused_head, whole
 from minisft.errors import UserError
 from minisft.io.model_folder import read_folder
 from minisft.jobs.generate import generate_texts
@@ -37,6 +37,7 @@ def run(args):
         raise UserError(str(error)) from None
     model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device,
                                               task="complete")
+    warn_of_unused_head(model)
     with tqdm(unit="token", desc="generating", leave=False, dynamic_ncols=True,
               disable=None) as bar:     # none where stderr is a file
         results = generate_texts(

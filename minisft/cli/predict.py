@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minisft.cli.arguments import add_model, add_table
+from minisft.cli.arguments import add_model, add_table, warn_of_unused_head
 from minisft.data.read import read_pairs, read_texts
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import clean
@@ -40,6 +40,7 @@ def run(args):
         raise UserError(f"--out {out}: expected a new file ending in .csv or .jsonl, in a folder "
                         "that is there")
     model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device)
+    warn_of_unused_head(model)
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
     columns, rows, texts, pairs = _texts(args, preprocessing.clean)

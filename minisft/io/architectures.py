@@ -37,14 +37,18 @@ BERT:
     pooler.dense.weight, .bias                       (C,C), here (C,C)^T; (C,)
     classifier.weight, .bias                         (K,C), here (C,K); (K,)
 
-M is intermediate_size. Files of a model with a head put `bert.` before all but the classifier. The
-heads that only pretraining needs (`cls.`) and `embeddings.position_ids` are ignored.
+M is intermediate_size. Files of a model with a head put `bert.` before all but the classifier.
+`embeddings.position_ids` is ignored.
+
+Heads of another task (`cls.` of BERT's pretraining, `qa_outputs.`, `multiple_choice_head.`) are
+left out, and `load` says so in `unused_tensors`. Names that a wrapper of PyTorch or PEFT has put
+something before (`module.`, `_orig_mod.`, `model.`, `base_model.model.`) are read without it.
 
 A further architecture is one more entry of FAMILIES.
 """
 
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +64,10 @@ from minisft.nn.parameters import Parameter
 # The model_type of a classifier on the mean of the tokens. `transformers` does not know it and
 # says so; under `bert` it would draw a pooler at random without a warning.
 BERT_MEAN = "minisft_bert_mean"
+# What DataParallel, torch.compile, Lightning and PEFT put before the names of the model they hold.
+WRAPPERS = re.compile(r"((module|_orig_mod|base_model\.model|model)\.)+")
+# Keys that BERT's config.json has and GPT-2's has not
+BERT_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 NOTE = ("a BERT whose classifier reads the mean of the tokens: transformers has no such class, "
         "minisft opens this folder")
 
@@ -84,7 +92,9 @@ class Family:
     optional: tuple[str, ...]     # names of tensors that a folder may hold and the model lack
     unprefixed: tuple[str, ...]   # parameters whose name in the file has no prefix
     transposed: re.Pattern[str]   # (out,in) in the file, (in,out) here
+    trunk_tensors: re.Pattern[str]
     ignored_tensors: re.Pattern[str]
+    other_heads: re.Pattern[str]  # of another task
     legacy_names: tuple[tuple[str, str], ...]     # (pattern, today's name) of names in old files
     n_layer_key: str          # the key of config.json with the number of blocks
     unsupported: dict[str, Any]   # keys of config.json that may only have this value
@@ -95,6 +105,22 @@ class Family:
         for pattern, current in self.legacy_names:
             name = re.sub(pattern, current, name)
         return None if self.ignored_tensors.fullmatch(name) else name
+
+    def knows(self, name: str) -> bool:
+        """-> whether a name in a file can be one of this architecture."""
+        known = self.from_hf(name)
+        return (known is None or known in self.optional
+                or self.trunk_tensors.fullmatch(known) is not None
+                or self.other_heads.fullmatch(known) is not None)
+
+    def without_wrappers(self, names: Iterable[str]) -> dict[str, str]:
+        """Names in a file -> each without what a wrapper has put before it.
+
+        They stay as they are unless that makes names of this architecture of all of them.
+        """
+        bare = {name: name if self.knows(name) else WRAPPERS.sub("", name, count=1)
+                for name in names}
+        return bare if all(map(self.knows, bare.values())) else {name: name for name in bare}
 
     def to_hf(self, name: str) -> str:
         """A name here -> the name in the files that we write."""
@@ -137,7 +163,9 @@ GPT2 = Family(
     head=("score.weight",), optional=("score.weight", "lm_head.weight"),
     unprefixed=("score.weight", "lm_head.weight"),
     transposed=re.compile(r"(score|lm_head)\.weight"),
-    ignored_tensors=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"), legacy_names=(),
+    trunk_tensors=re.compile(r"(wte|wpe|ln_f|h\.\d+)\..+"),
+    ignored_tensors=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
+    other_heads=re.compile(r"(qa_outputs|multiple_choice_head|classifier)\..+"), legacy_names=(),
     n_layer_key="n_layer", unsupported=GPT2_UNSUPPORTED)
 BERT = Family(
     model_type="bert", config=BertConfig, classifier=BertClassifier,
@@ -148,7 +176,9 @@ BERT = Family(
     optional=("classifier.weight", "classifier.bias", "pooler.dense.weight", "pooler.dense.bias"),
     unprefixed=("classifier.weight", "classifier.bias"),
     transposed=re.compile(r"(.*\.)?(query|key|value|dense|classifier)\.weight"),
-    ignored_tensors=re.compile(r"embeddings\.position_ids|cls\..*"),
+    trunk_tensors=re.compile(r"(embeddings|encoder|pooler)\..+"),
+    ignored_tensors=re.compile(r"embeddings\.position_ids"),
+    other_heads=re.compile(r"(cls|qa_outputs)\..+"),
     legacy_names=((r"LayerNorm\.gamma$", "LayerNorm.weight"),
                   (r"LayerNorm\.beta$", "LayerNorm.bias")),
     n_layer_key="num_hidden_layers", unsupported=BERT_UNSUPPORTED)
@@ -156,8 +186,12 @@ FAMILIES = {family.model_type: family for family in (GPT2, BERT)}
 
 
 def family_of(settings: dict[str, Any], source: str | Path) -> Family:
-    """config.json as a dict, its path for messages -> Family; raises UserError for another."""
-    model_type = settings.get("model_type", "gpt2")
+    """config.json as a dict, its path for messages -> Family; raises UserError for another.
+
+    Old files have no model_type: their other keys tell BERT from GPT-2.
+    """
+    likely = "bert" if any(key in settings for key in BERT_KEYS) else "gpt2"
+    model_type = settings.get("model_type", likely)
     if model_type == BERT_MEAN:
         return BERT
     if not isinstance(model_type, str) or model_type not in FAMILIES:

@@ -24,7 +24,7 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
          label_names: Iterable[str] | None = None, seed: int = 0, dropout: float | None = None,
          pooling: str | None = None) -> Classifier | LanguageModel:
     """A checkpoint folder -> Classifier or LanguageModel; its `newly_initialized` names the
-    parameters that the folder lacked.
+    parameters that the folder lacked, `unused_tensors` what it has of another task's head.
 
     `task` is "classify", "complete", or None for what the folder holds. With `label_names`, the
     labels to classify into, the head is kept if it has the same labels in the same order, and
@@ -38,7 +38,10 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     if dropout is not None:
         config = config.with_dropout(dropout)
         config.require_sound("dropout")
-    tensors = _stored_tensors(folder, family)
+    tensors, unused = _stored_tensors(folder, family)
+    if "wte.weight" not in tensors and settings.get("tie_word_embeddings", True) and \
+            "lm_head.weight" in tensors:     # the same matrix, saved under its other name
+        tensors["wte.weight"] = tensors.pop("lm_head.weight")
     if config.n_layer > len(tensors):      # before anything as deep as the config says is built
         raise UserError(f"{folder / CONFIG}: {family.n_layer_key} is {config.n_layer}, but there "
                         f"are only {len(tensors)} tensors")
@@ -56,6 +59,10 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     for name in expected_shapes:
         _copy_tensor(model.store[name], tensors[name], family)
     init_weights(model.parameters(), seed, model.newly_initialized)
+    dropped = set(family.optional) & set(tensors) - set(expected_shapes)
+    if not has_labels or isinstance(model, LanguageModel):     # else its reason is the labels'
+        unused += tuple(sorted(name for name in dropped if _is_head(name, model)))
+    model.unused_tensors = unused
     return model
 
 
@@ -92,16 +99,21 @@ def save(model: Classifier | LanguageModel, folder: str | Path, dtype: DTypeLike
 
 
 def _stored_tensors(folder, family):
-    """-> every tensor of the folder (Stored, unread) by its name in the model."""
-    tensors = {}
-    for tensor in safetensors.folder_tensors(folder):
-        name = family.from_hf(tensor.name)
+    """-> every tensor of the folder (Stored, unread) by its name in the model, and the names of
+    those that another task's head has."""
+    tensors, unused = {}, []
+    stored = list(safetensors.folder_tensors(folder))
+    bare = family.without_wrappers(tensor.name for tensor in stored)
+    for tensor in stored:
+        name = family.from_hf(bare[tensor.name])
         if name in tensors:
             raise UserError(f"{tensor.path}: {name} is there twice, as {tensors[name].name} and as "
                             f"{tensor.name}")
-        if name is not None:
+        if name is not None and name not in family.optional and family.other_heads.fullmatch(name):
+            unused.append(name)
+        elif name is not None:
             tensors[name] = tensor
-    return tensors
+    return tensors, tuple(sorted(unused))
 
 
 def _classifier(folder, family, config, settings, tensors, label_names, pooling):
@@ -142,6 +154,12 @@ def _wants_classifier(folder, family, has_labels, task, label_names):
         raise UserError(f"{folder}: holds a {title} without labels, expected a classifier "
                         "(or the names of the labels to train one)")
     return task == "classify"
+
+
+def _is_head(name, model):
+    """-> whether an optional tensor that the model leaves out is a head of its own."""
+    tied = isinstance(model, LanguageModel) and name == "lm_head.weight"
+    return not tied and not name.startswith("pooler.")
 
 
 def _is_tied(settings, tensors):
@@ -209,7 +227,7 @@ def _require_names_and_shapes(folder, family, tensors, expected_shapes):
     for name, shape in expected_shapes.items():
         if name not in tensors:
             raise UserError(f"{folder}: the tensor {name} is missing, {CONFIG} asks for it with "
-                            f"shape {shape}")
+                            f"shape {shape}; there are {_some_names(tensors)}")
         tensor = tensors[name]
         if tensor.shape != shape:
             raise UserError(f"{tensor.path}: {tensor.name} has shape {tensor.shape}, {CONFIG} "
@@ -221,6 +239,12 @@ def _require_names_and_shapes(folder, family, tensors, expected_shapes):
         if name not in expected_shapes and name not in family.optional:
             raise UserError(f"{tensor.path}: {tensor.name} is unexpected, a {family.config.TITLE} "
                             f"as {CONFIG} describes has no such tensor")
+
+
+def _some_names(tensors):
+    """-> the first names as the files have them, and how many more there are."""
+    names = [tensor.name for tensor in tensors.values()]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _copy_tensor(parameter, tensor, family):

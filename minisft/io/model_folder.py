@@ -48,6 +48,14 @@ def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) ->
         raise UserError(f"{source}: the tokenizer has {size} tokens, the model {config.vocab_size}")
 
 
+def unused_head(model: Classifier | LanguageModel) -> str | None:
+    """-> a line on the tensors of another task's head, which loading left out; None without any."""
+    heads = dict.fromkeys(name.split(".")[0] for name in model.unused_tensors)
+    if not heads:
+        return None
+    return f"the folder holds a head of another task, {', '.join(heads)}: it is not used"
+
+
 def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
                 **options: Any) -> tuple[Classifier | LanguageModel, Tokenizer, Preprocessing]:
     """A path or a model's name -> model, tokenizer, Preprocessing; options as `checkpoint.load`.

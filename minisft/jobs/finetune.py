@@ -18,7 +18,13 @@ from minisft.errors import UserError, setting
 from minisft.evaluation import plots
 from minisft.io import hub, run_folder
 from minisft.io.files import write_json
-from minisft.io.model_folder import Preprocessing, end_token_id, require_vocab_fits, write_folder
+from minisft.io.model_folder import (
+    Preprocessing,
+    end_token_id,
+    require_vocab_fits,
+    unused_head,
+    write_folder,
+)
 from minisft.jobs.adaptation import adapt
 from minisft.jobs.classify import Classification, EncodedTexts
 from minisft.jobs.complete import Completion, EncodedPrompts
@@ -282,6 +288,8 @@ def _build(task, config, say):
         model = task.load(folder)
         tokenizer = load_tokenizer(chosen.tokenizer or folder)
         require_vocab_fits(tokenizer, model.trunk.config, chosen.tokenizer or folder)
+        if (note := unused_head(model)) is not None:
+            say(note)
         if model.newly_initialized:
             say(f"a new head for the {len(model.label_names)} labels, from random weights; the "
                 f"rest is as {chosen.model} has it")

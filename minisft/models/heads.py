@@ -24,6 +24,8 @@ class Model(Layer):
     store: Parameters
     # names of the parameters that a checkpoint lacked and `load` drew
     newly_initialized: tuple[str, ...] = ()
+    # names of the tensors of another task's head that a checkpoint holds
+    unused_tensors: tuple[str, ...] = ()
     loss_cache: Any = None
     overwrites_logits = False     # whether `loss_backward` writes over the logits of `loss`
     pruned = False        # whether it reads one token of each text alone
