@@ -21,6 +21,7 @@ from minisft.data.in_memory import Texts
 from minisft.data.read import sorted_label_names, train_valid_split
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import parse_cleaning_steps
+from minisft.data.tokenizer import decode
 from minisft.errors import NotFittedError, UserError
 from minisft.evaluation.evaluate import completion_loss, log_probabilities
 from minisft.io import hub
@@ -342,7 +343,7 @@ class CompletionModel(Estimator):
                   disable=self.quiet or None) as bar:     # none where stderr is a file
             results = generate_texts(self.model_, self.tokenizer_, self.preprocessing_, several,
                                      max_new_tokens, sampler, bar.update, self._say())
-        texts = [self.tokenizer_.decode(result.ids) for result in results]
+        texts = [decode(self.tokenizer_, result.ids) for result in results]
         return texts[0] if isinstance(prompts, str) else texts
 
     def perplexity(self, prompts: Iterable[str], completions: Iterable[str]) -> float:

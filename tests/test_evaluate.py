@@ -6,6 +6,7 @@ import pytest
 from minisft.data.batch import pack
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.text import train_tokenizer
+from minisft.data.tokenizer import unused_token_ids
 from minisft.evaluation.evaluate import completion_loss, generate_completions, log_probabilities
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
@@ -47,7 +48,8 @@ def test_completions_come_back_in_order(ids):
     tokenizer = train_tokenizer(["some words of text"] * 3, 300)
     model = LanguageModel(CONFIG, dtype=np.float64)
     prompts = [x % tokenizer.get_vocab_size() for x in ids]
+    unused = unused_token_ids(tokenizer, CONFIG.vocab_size)
     found = generate_completions(model, tokenizer, prompts, 3, None)
     for prompt, answer in zip(prompts, found, strict=True):
-        (alone,) = generate(model, [prompt], 3, Sampler(temperature=0))
+        (alone,) = generate(model, [prompt], 3, Sampler(temperature=0), unused_ids=unused)
         assert answer == tokenizer.decode(alone.ids)

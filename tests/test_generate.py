@@ -62,6 +62,16 @@ def test_stops_at_the_end_token(model):
     assert found.ids == whole[:whole.index(end)] and found.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("sampler", [GREEDY, Sampler(1.0, seed=2), Sampler(2.0, 5, 0.9, seed=2)])
+def test_an_id_that_no_token_has_is_never_chosen(model, sampler):
+    padding = np.arange(20, 31)
+    model.trunk.wte.w.value[padding] *= 50      # without the rule they would always win
+    free = generate(model, [np.array([3])], 20, sampler)[0].ids
+    assert set(free) & set(padding)
+    (found,) = generate(model, [np.array([3])], 20, sampler, unused_ids=padding)
+    assert len(found.ids) == 20 and max(found.ids) < 20
+
+
 def test_company_changes_no_sample(model, rng):
     sampler = Sampler(temperature=1.3, top_k=9, top_p=0.9, seed=5)
     prompts = [rng.integers(0, 31, n) for n in (2, 5, 4)]

@@ -5,6 +5,7 @@ import sys
 from tqdm import tqdm
 
 from minisft.cli.arguments import add_model, warn_of_unused_head, whole
+from minisft.data.tokenizer import decode
 from minisft.errors import UserError
 from minisft.io.model_folder import read_folder
 from minisft.jobs.generate import generate_texts
@@ -44,7 +45,8 @@ def run(args):
             model, tokenizer, preprocessing, args.prompt, args.max_new_tokens, sampler, bar.update,
             say=lambda line: print(f"minisft: {line}", file=sys.stderr))
     for prompt, generated in zip(args.prompt, results, strict=True):
-        print(prompt + ("\n" if preprocessing.separator else "") + tokenizer.decode(generated.ids))
+        print(prompt + ("\n" if preprocessing.separator else "")
+              + decode(tokenizer, generated.ids))
         if generated.finish_reason == "context":
             print(f"minisft: stopped there, the model has only "
                   f"{model.trunk.config.n_positions} positions for a prompt and "

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minisft.data.text import encode_all
+from minisft.data.tokenizer import encode
 from minisft.errors import UserError
 
 
@@ -53,7 +54,7 @@ def special_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _template(tokenizer, paired):
     """-> (part, ids, type) in order: part None for special tokens, 0 or 1 for the texts."""
-    encoding = tokenizer.encode(*["a"] * (1 + paired))
+    encoding = encode(tokenizer, *["a"] * (1 + paired))
     rows = zip(encoding.sequence_ids, encoding.ids, encoding.type_ids, strict=True)
     template = []
     for (part, kind), group in groupby(rows, key=lambda row: (row[0], row[2])):

@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from minisft.data.tokenizer import encode_batch, library_errors
 from minisft.data.wordpiece import (
     TOKENIZER_CONFIG,
     VOCABULARY,
@@ -200,13 +201,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if files is None:
         raise UserError(f"{path}: no tokenizer in this folder; looked for "
                         f"{', '.join(map('+'.join, _FILES))}")
-    try:
+    with library_errors(f"{'+'.join(map(str, files))}: damaged tokenizer"):
         if len(files) == 1:
             return _without_extras(load_tokenizer_file(files[0]))
         return _without_extras(_byte_level(*BPE.read_file(*map(str, files))))
-    except Exception as error:      # the library raises bare Exception
-        reason = " ".join(str(error).split())
-        raise UserError(f"{'+'.join(map(str, files))}: damaged tokenizer: {reason}") from None
 
 
 def _without_extras(tokenizer):
@@ -278,8 +276,7 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str], max_length: int | Non
                             "cleaning step `control` replaces")
     sequences, cut = [], 0
     for start in range(0, len(texts), 256):      # one text's encoding is far larger than its ids
-        encodings = tokenizer.encode_batch_fast(texts[start:start + 256], add_special_tokens=False)
-        for encoding in encodings:
+        for encoding in encode_batch(tokenizer, texts[start:start + 256]):
             ids = encoding.ids
             if max_length is not None and len(ids) > max_length:
                 ids = ids[:max_length] if truncate == "head" else ids[-max_length:]

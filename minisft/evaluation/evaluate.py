@@ -11,6 +11,7 @@ from tqdm import tqdm
 from minisft.backend.array import to_cpu
 from minisft.data.batch import pack, token_budget_batches
 from minisft.data.dataset import TokenizedDataset
+from minisft.data.tokenizer import decode, unused_token_ids
 from minisft.errors import UserError, setting
 from minisft.evaluation import metrics
 from minisft.models.generate import Sampler, generate
@@ -70,13 +71,14 @@ def generate_completions(model: LanguageModel, tokenizer: Tokenizer, prompts: Se
                          progress: str | None = None) -> list[str]:
     """LanguageModel, token ids of M prompts -> M completions as texts, by greedy decoding."""
     texts = [""] * len(prompts)
+    unused = unused_token_ids(tokenizer, model.trunk.config.vocab_size)
     order = np.argsort([len(p) for p in prompts], kind="stable")
     groups = [order[i:i + GENERATION_BATCH] for i in range(0, len(order), GENERATION_BATCH)]
     for group in _progress_bar(groups, progress):
         completed = generate(model, [prompts[n] for n in group], max_new_tokens,
-                             Sampler(temperature=0), end_token)
+                             Sampler(temperature=0), end_token, unused_ids=unused)
         for n, completion in zip(group, completed, strict=True):
-            texts[n] = tokenizer.decode(completion.ids)
+            texts[n] = decode(tokenizer, completion.ids)
     return texts
 
 

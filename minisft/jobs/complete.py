@@ -17,6 +17,7 @@ from minisft.data.read import (
     train_valid_split,
 )
 from minisft.data.text import END_OF_TEXT, encode_all
+from minisft.data.tokenizer import decode
 from minisft.errors import UserError, setting
 from minisft.evaluation import metrics, report
 from minisft.evaluation.evaluate import completion_loss, generate_completions, validate
@@ -165,8 +166,8 @@ class Completion:
         counted = int((labels != IGNORE).sum())
         prompt, answer = ids[:len(ids) - counted], labels[labels != IGNORE]
         return [f"the first sample, {len(ids)} tokens; the loss counts the last {counted} only:",
-                f"  no loss: {tokenizer.decode(prompt.tolist())!r}",
-                f"  loss:    {tokenizer.decode(answer.tolist(), skip_special_tokens=False)!r}"]
+                f"  no loss: {decode(tokenizer, prompt.tolist())!r}",
+                f"  loss:    {decode(tokenizer, answer.tolist(), skip_special_tokens=False)!r}"]
 
     def validate(self, model: LanguageModel, valid: TokenizedDataset) -> dict:
         """-> figures of the validation part, with the score that chooses the best epoch."""

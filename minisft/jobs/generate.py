@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from minisft.data.text import clean, encode_all
+from minisft.data.tokenizer import unused_token_ids
 from minisft.errors import UserError
 from minisft.io.model_folder import Preprocessing, end_token_id
 from minisft.models.generate import Generated, Sampler, generate
@@ -36,4 +37,5 @@ def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preproce
     if any(len(x) == 0 for x in ids) and end is None:
         raise UserError("an empty prompt, and the tokenizer has no token that starts a text")
     ids = [x if len(x) else np.array([end]) for x in ids]
-    return generate(model, ids, max_new_tokens, sampler, end, progress)
+    return generate(model, ids, max_new_tokens, sampler, end, progress,
+                    unused_token_ids(tokenizer, model.trunk.config.vocab_size))

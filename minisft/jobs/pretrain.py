@@ -15,6 +15,7 @@ from minisft.backend import random
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.documents import encode_documents, read_documents
 from minisft.data.text import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
+from minisft.data.tokenizer import decode
 from minisft.dispatch import FORMATS
 from minisft.errors import UserError, setting
 from minisft.evaluation import plots
@@ -218,7 +219,7 @@ class Pretraining:
         start = [np.array([self.end])] * n
         most = min(tokens, self.config.model.context_length - 1)
         texts = generate(self.model, start, most, Sampler(0.8, seed=self.training.seed), self.end)
-        return [self.tokenizer.decode(generated.ids).strip() for generated in texts]
+        return [decode(self.tokenizer, generated.ids).strip() for generated in texts]
 
     def run(self, folder: Path, optimizer: Optimizer, state: State) -> dict:
         """Trains, evaluates and writes everything into the folder; -> results."""

@@ -99,8 +99,12 @@ class Generated:
 
 def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sampler: Sampler,
              end_token: int | None = None,
-             progress: Callable[[int], Any] | None = None) -> list[Generated]:
+             progress: Callable[[int], Any] | None = None,
+             unused_ids: Sequence[int] | np.ndarray = ()) -> list[Generated]:
     """LanguageModel, B arrays of token ids -> B Generated.
+
+    `unused_ids`: ids that no token has, as where a vocabulary is padded to a round size; they are
+    never chosen.
 
     `progress(n)` is called with the number of new tokens. Position embeddings are learned, so a
     sequence stops when n_positions of its tokens have been read; one more may follow. Raises
@@ -119,6 +123,8 @@ def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sam
     for _ in range(max_new_tokens):
         kv_cache.slots = alive
         logits = to_cpu(model.forward(batch, last_only=True, kv_cache=kv_cache))
+        if len(unused_ids):
+            logits[:, unused_ids] = -np.inf
         positions = batch.end_positions
         ids = sampler.next_token(logits, alive, positions)
         for slot, token, position in zip(alive, ids, positions, strict=True):

@@ -1,0 +1,53 @@
+"""The one place that asks the tokenizers library for something it may fail at.
+
+The library raises bare `Exception`, and a panic of its Rust code is no `Exception` at all. Both
+become a UserError here.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from minisft.errors import UserError
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Calls of the tokenizers library -> UserError that begins with `what` for whatever it raises.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:     # PanicException is none but that
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{what}: {reason[:300]}") from None
+
+
+def encode(tokenizer: Tokenizer, *texts: str) -> Any:
+    """A text, or two -> Encoding with special tokens; raises UserError."""
+    with library_errors("the tokenizer fails"):
+        return tokenizer.encode(*texts)
+
+
+def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Any]:
+    """Texts -> Encodings without special tokens; raises UserError."""
+    with library_errors("the tokenizer fails"):
+        return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    """Token ids -> text; raises UserError."""
+    with library_errors("the tokenizer cannot decode"):
+        return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+def unused_token_ids(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+    """-> the ids below `vocab_size` that no token has, sorted: rows that only round up a table."""
+    used = np.zeros(vocab_size, bool)
+    ids = np.fromiter(tokenizer.get_vocab(with_added_tokens=True).values(), np.int64)
+    used[ids[ids < vocab_size]] = True
+    return np.flatnonzero(~used)
