@@ -11,11 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minisft import __version__
+from minisft.backend.array import gpu_available
 from minisft.cli import COMMANDS, main
 from minisft.data.text import save_tokenizer, train_tokenizer
+from minisft.errors import UserError
 from minisft.io.checkpoint import save
+from minisft.io.model_folder import read_folder
+from minisft.jobs.pretrain import PretrainConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
+from minisft.training.config import FinetuneConfig, require_sound
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = "text,label\n" + "".join(f"a text with number {i},{'ab'[i % 2]}\n" for i in range(20))
@@ -286,8 +292,44 @@ def test_help_tells_every_default(command, capsys):
             assert f"\n{group}:\n" in out
 
 
+def test_without_a_command_there_is_help(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: minisft") and all(command in out for command in COMMANDS)
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"minisft {__version__}\n"
+
+
+def test_gpu_is_another_word_for_cuda(work, capsys):
+    for name in ("cuda", "gpu"):
+        config = FinetuneConfig.from_options(device=name)
+        assert config.options()["device"] == "cuda" == PretrainConfig.from_options(
+            device=name).model.device
+        if not gpu_available():
+            for command in (["finetune"], ["predict", "--model", "../classifier", "x"], ["check"],
+                            ["pretrain", "--text", "../good.csv"]):
+                refused(capsys, [*command, "--device", name], "--device cuda: CuPy")
+    for command in (["finetune"], ["check"]):
+        with pytest.raises(SystemExit):
+            main([*command, "--device", "gpuu"])
+        assert "gpuu" in capsys.readouterr().err
+
+
+def test_names_of_devices_and_precisions_that_do_not_exist(models):
+    model = Classifier(CONFIG, ["a", "b"])
+    with pytest.raises(ValueError, match="device is 'gpuu', expected one of cpu, cuda"):
+        model.to("gpuu")
+    with pytest.raises(ValueError, match="precision is 'float8', expected one of float32, bf"):
+        model.to("cpu", "float8")
+    with pytest.raises(ValueError, match="device is 'tpu'"):
+        read_folder(models / "classifier", device="tpu")
+    with pytest.raises(UserError, match="device is 'tpu', expected one of cpu, cuda"):
+        require_sound(FinetuneConfig.from_options(device="tpu"))
+
+
 def test_unknown_commands_and_options_exit_with_2(capsys):
-    for arguments in (["fly"], [], ["finetune", "--fly"], ["finetune", "--epochs", "many"],
+    for arguments in (["fly"], ["finetune", "--fly"], ["finetune", "--epochs", "many"],
                       ["predict", "--model", "x", "y", "--batch-tokens", "0"],
                       ["generate", "--model", "x", "y", "--max-new-tokens", "-1"]):
         with pytest.raises(SystemExit) as ended:

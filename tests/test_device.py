@@ -1,4 +1,4 @@
-"""--device gpu: every command through a stand-in for CuPy gives the CPU's bits, or says why not.
+"""--device cuda: every command through a stand-in for CuPy gives the CPU's bits, or says why not.
 
 The stand-in refuses whatever crosses between card and CPU without a call (tests/standin_cupy.py).
 """
@@ -235,15 +235,15 @@ def test_without_a_card_one_line_says_what_is_missing(monkeypatch, capsys, cupy,
 
         monkeypatch.setattr(cupy, "zeros", zeros)
     monkeypatch.setattr(array, "cupy", cupy)
-    assert main([*command, "--device", "gpu"]) == 2
+    assert main([*command, "--device", "cuda"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("minisft: --device gpu: ") and expected in error
+    assert error.startswith("minisft: --device cuda: ") and expected in error
     assert error.count("\n") == 1
 
 
 @needs_compiler
 def test_check_takes_the_kernels_to_the_card(card, capsys):
-    assert main(["check", "dropout", "gelu", "embedding", "cross_entropy", "--device", "gpu"]) == 0
+    assert main(["check", "dropout", "gelu", "embedding", "cross_entropy", "--device", "cuda"]) == 0
     assert "cross_entropy (all options)" in capsys.readouterr().out
     assert main(["check", "embedding", "--device", "cpu"]) == 0
     assert "kernel, float32" not in capsys.readouterr().out

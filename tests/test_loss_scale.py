@@ -175,5 +175,5 @@ def test_a_cpu_refuses_in_one_line(monkeypatch, capsys):
     monkeypatch.delenv("MINISFT_CUDA", raising=False)
     assert main(["finetune", "--precision", "bfloat16"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("minisft: --precision bfloat16 is for --device gpu, expected float32")
+    assert error.startswith("minisft: --precision bfloat16 is for --device cuda, expected float32")
     assert error.count("\n") == 1

@@ -29,7 +29,7 @@ def test_attention_of_a_batch(capsys, tokens, expected):
     (["--precision", "bfloat16", "--cached"], "fused kernel"), (["--kernels", "off"], "key blocks"),
     (["--float64"], "formula"), (["--precision", "bfloat16", "--dropout", "0.1"], "tensor cores")])
 def test_attention_on_a_card_that_is_not_here(capsys, argv, expected):
-    assert first_line(capsys, "attention", "--device", "gpu", "--tokens", "1024", *argv) == \
+    assert first_line(capsys, "attention", "--device", "cuda", "--tokens", "1024", *argv) == \
         f"attention: {expected}"
 
 

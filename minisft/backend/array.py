@@ -12,6 +12,7 @@ try:
 except ImportError:
     cupy = None
 
+DEVICES = ("cpu", "cuda")
 Array = Any     # a numpy.ndarray or a cupy.ndarray; CuPy need not be installed
 
 
@@ -20,6 +21,11 @@ def array_module(*arrays: Any) -> ModuleType:
     if cupy is not None and any(isinstance(a, cupy.ndarray) for a in arrays):
         return cupy
     return np
+
+
+def device_name(name: str) -> str:
+    """-> its name in DEVICES: `gpu` is another word for `cuda`; other names stay as they are."""
+    return "cuda" if name == "gpu" else name
 
 
 def gpu_available() -> bool:
@@ -36,14 +42,14 @@ def gpu_available() -> bool:
 def require_gpu() -> None:
     """Raises UserError, saying what is missing, unless a GPU can be used."""
     if cupy is None:
-        raise UserError(f"{setting('device', 'gpu')}: CuPy is not installed, expected the extra "
+        raise UserError(f"{setting('device', 'cuda')}: CuPy is not installed, expected the extra "
                         "cuda13 or cuda12, whichever fits the driver: pip install "
                         "'minisft[cuda13]'")
     if not cupy.cuda.is_available():
-        raise UserError(f"{setting('device', 'gpu')}: CuPy finds no CUDA card or no driver, "
+        raise UserError(f"{setting('device', 'cuda')}: CuPy finds no CUDA card or no driver, "
                         f"expected both, or {setting('device', 'cpu')}")
     if not gpu_available():
-        raise UserError(f"{setting('device', 'gpu')}: the card takes no array, expected a driver "
+        raise UserError(f"{setting('device', 'cuda')}: the card takes no array, expected a driver "
                         "as new as the CUDA of the installed CuPy (the extras cuda12 and cuda13)")
 
 

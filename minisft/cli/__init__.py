@@ -9,6 +9,7 @@ import io
 import sys
 from collections.abc import Sequence
 
+from minisft import __version__
 from minisft.backend.gpu import cuda
 from minisft.errors import UserError, as_flag, as_keyword, render
 
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Arguments (default: the process's) -> exit code."""
     parser = argparse.ArgumentParser(
         prog="minisft", description="A Transformer you can read, check and fine-tune.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"minisft {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name in COMMANDS:
         module = importlib.import_module(f"minisft.cli.{name}")
         command = commands.add_parser(
@@ -41,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 0
     if isinstance(sys.stdout, io.TextIOWrapper):     # a terminal may lack half of a user's letters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from minisft.backend.array import DEVICES, device_name
 from minisft.backend.gpu import cuda
 from minisft.errors import UserError, as_flag, render
 from minisft.io.model_folder import unused_head
@@ -71,7 +72,7 @@ def warn_of_unused_head(model):
 
 def add_device(parser):
     """--device and --kernels."""
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu",
+    parser.add_argument("--device", type=device_name, choices=DEVICES, default="cpu",
                         help="where the model computes")
     add_kernels(parser)
 

@@ -13,7 +13,7 @@ from inspect import getsource
 import numpy as np
 from tqdm import tqdm
 
-from minisft.backend.array import gpu_available, require_gpu, to_gpu
+from minisft.backend.array import DEVICES, device_name, gpu_available, require_gpu, to_gpu
 from minisft.backend.gpu import cuda
 from minisft.errors import UserError
 from minisft.io.checkpoint import load
@@ -36,8 +36,9 @@ def add_arguments(parser):
                        help="plant a bug and see the check find it; `list` lists them")
     other.add_argument("--model", metavar="DIR",
                        help="check a checkpoint, one random direction for each tensor")
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="where the kernels run: gpu "
-                        "demands a card (default: on one where there is one)")
+    parser.add_argument("--device", type=device_name, choices=DEVICES,
+                        help="where the kernels run: cuda demands a card (default: on one where "
+                        "there is one)")
     parser.add_argument("--seed", type=int, default=0,
                         help="seed of the random directions of --model")
 
@@ -47,7 +48,7 @@ def run(args):
     if args.names and (args.planted or args.model):
         raise UserError(f"{args.names[0]!r}: --break and --model choose their own checks, "
                         "expected no NAME beside them")
-    if args.device == "gpu":
+    if args.device == "cuda":
         require_gpu()
     if args.planted == "list":
         _list_bugs()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from tokenizers import Tokenizer
 
-from minisft.backend.array import require_gpu
+from minisft.backend.array import device_name, require_gpu
 from minisft.data.text import CLEANING_STEPS, END_OF_TEXT, load_tokenizer, save_tokenizer
 from minisft.errors import UserError
 from minisft.io import checkpoint, hub
@@ -60,9 +60,9 @@ def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
                 **options: Any) -> tuple[Classifier | LanguageModel, Tokenizer, Preprocessing]:
     """A path or a model's name -> model, tokenizer, Preprocessing; options as `checkpoint.load`.
 
-    `device` is cpu or gpu. Raises UserError.
+    `device` is cpu or cuda. Raises UserError, and ValueError for another device.
     """
-    if device == "gpu":
+    if device_name(device) == "cuda":
         require_gpu()
     folder = hub.resolve(name, online)
     model = checkpoint.load(folder, **options)

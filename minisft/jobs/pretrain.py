@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from minisft.backend import random
+from minisft.backend.array import DEVICES, device_name
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.documents import encode_documents, read_documents
 from minisft.data.text import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
@@ -71,10 +72,11 @@ class PretrainModelConfig:
     vocab_size: int = option(
         8192, "tokens of the vocabulary that is trained", within=(257, 1_000_000), type=int)
     dropout: float = option(0.0, "dropout everywhere", within=(0, 0.99), type=float)
-    device: str = option("cpu", "where the model computes", choices=("cpu", "gpu"))
+    device: str = option(
+        "cpu", "where the model computes", type=device_name, choices=DEVICES)
     precision: str = option(
         "float32", "of matrix products; weights, sums and all else stay float32. 16 bits are for "
-        f"{setting('device', 'gpu')}", choices=tuple(FORMATS))
+        f"{setting('device', 'cuda')}", choices=tuple(FORMATS))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.array import Array, array_module, to_cpu
+from minisft.backend.array import DEVICES, Array, array_module, device_name, require_gpu, to_cpu
 from minisft.data.batch import Batch
 from minisft.dispatch import FORMATS, cross_entropy, linear, matmul, rounded
 from minisft.models.bert import Bert, MeanPooler, Pooler
@@ -75,8 +75,17 @@ class Model(Layer):
             init_weights(self.store, seed)
 
     def to(self, device: str, precision: str = "float32") -> Self:
-        """cpu or gpu, float32, bfloat16 or float16 -> self, from now on computing there and so."""
-        if device == "gpu":
+        """cpu or cuda, float32, bfloat16 or float16 -> self, from now on computing there and so.
+
+        Raises ValueError for a name that is none of these, UserError where there is no GPU.
+        """
+        device = device_name(device)
+        for what, name, names in (("device", device, DEVICES),
+                                  ("precision", precision, tuple(FORMATS))):
+            if name not in names:
+                raise ValueError(f"{what} is {name!r}, expected one of {', '.join(names)}")
+        if device == "cuda":
+            require_gpu()
             self.store.to_gpu()
         self.store.set_compute_dtype(FORMATS[precision])
         return self

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from minisft.backend.array import require_gpu
+from minisft.backend.array import DEVICES, device_name, require_gpu
 from minisft.backend.gpu.cuda import emulated
 from minisft.dispatch import FORMATS
 from minisft.errors import UserError, setting
@@ -88,10 +88,11 @@ class ModelConfig:
         "all", "what is trained: all, head, or last:K (the last K blocks and the head; the matrix "
         "that a language model shares with its token table is trained with all only)",
         metavar="WHICH")
-    device: str = option("cpu", "where the model computes", choices=("cpu", "gpu"))
+    device: str = option(
+        "cpu", "where the model computes", type=device_name, choices=DEVICES)
     precision: str = option(
         "float32", "of matrix products; weights, sums and all else stay float32. 16 bits are for "
-        f"{setting('device', 'gpu')}", choices=tuple(FORMATS))
+        f"{setting('device', 'cuda')}", choices=tuple(FORMATS))
 
 
 @dataclass(frozen=True)
@@ -227,9 +228,9 @@ def require_sound(config: FinetuneConfig) -> None:
 
 def require_device(device: str, precision: str) -> None:
     """Raises UserError unless the device is there and the precision of use on it."""
-    if device == "gpu":
+    if device == "cuda":
         require_gpu()
     elif precision != "float32" and not emulated():
-        raise UserError(f"{setting('precision', precision)} is for {setting('device', 'gpu')}, "
+        raise UserError(f"{setting('precision', precision)} is for {setting('device', 'cuda')}, "
                         "expected float32: a CPU would only be slower (MINISFT_CUDA=emulate runs "
                         "it all the same, to be checked)")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
+from minisft.backend.array import device_name
 from minisft.errors import UserError, setting
 
 
@@ -52,6 +53,8 @@ class Config:
                     f", expected one of {', '.join(known)}"))
             if isinstance(known[name].default, tuple):
                 values[name] = (value,) if isinstance(value, str) else tuple(value)
+            if name == "device" and isinstance(value, str):
+                values[name] = device_name(value)
         return dataclasses.replace(self, **{
             group: dataclasses.replace(part, **{f.name: values[f.name]
                                                 for f in dataclasses.fields(part)
