@@ -58,7 +58,7 @@ def test_transformers_gives_the_same_logits():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     model, tokenizer, _ = read_folder(ModelConfig.model)
-    peer = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+    peer = transformers.AutoModelForCausalLM.from_pretrained(FOLDER).float().eval()
     peer_tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
     text = "A goalkeeper is the soccer or hockey player assigned to protect the goal."
     ids = tokenizer.encode(text).ids

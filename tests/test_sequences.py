@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from minisft.data.sequences import encode_sequences, special_ids
 from minisft.data.text import load_tokenizer, save_tokenizer, train_tokenizer
 from minisft.errors import UserError
+from minisft.io.architectures import BERT
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "news", "##s", "##letter",
           "Paper", "paper", "é", "[", "]", "sep", "日", ","]
@@ -65,7 +66,7 @@ def test_damaged_settings(folder, content):
 
 def test_saved_and_loaded_again(folder, tmp_path):
     tokenizer = load_tokenizer(folder)
-    save_tokenizer(tokenizer, tmp_path / "new", 64, "[PAD]")
+    save_tokenizer(tokenizer, tmp_path / "new", 64, "[PAD]", BERT.input_names)
     foreign = Tokenizer.from_file(str(tmp_path / "new" / "tokenizer.json"))
     foreign.enable_truncation(4)      # as all-MiniLM-L6-v2 has them in its file
     foreign.enable_padding(length=9)
@@ -133,7 +134,7 @@ def test_gpt2s_tokenizer_adds_nothing():
 def test_transformers_gives_the_same_sequences(folder, tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer = load_tokenizer(folder)
-    save_tokenizer(tokenizer, tmp_path / "new", 64, "[PAD]")
+    save_tokenizer(tokenizer, tmp_path / "new", 64, "[PAD]", BERT.input_names)
     (tmp_path / "new" / "config.json").write_text('{"model_type": "bert"}')
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
     assert theirs.pad_token == "[PAD]" and theirs.mask_token == "[MASK]"
@@ -154,7 +155,7 @@ def test_the_published_vocabulary_gives_the_same(shared_data, tmp_path):
     transformers = pytest.importorskip("transformers")
     (tmp_path / "vocab.txt").write_bytes((shared_data / "bert_vocab" / "vocab.txt").read_bytes())
     ours = load_tokenizer(tmp_path)
-    theirs = transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"))
+    theirs = transformers.BertTokenizerFast.from_pretrained(tmp_path)
     texts = ["Unaffable Héllo\tWORLD's $3.50!?", "東京 is big", "a" * 200, "don't [MASK] ﬁ №"]
     ids, _, _ = encode_sequences(ours, texts)
     assert [row.tolist() for row in ids] == theirs(texts, split_special_tokens=True)["input_ids"]

@@ -25,6 +25,7 @@ from minisft.errors import UserError
 
 CLEANING_STEPS = ("entities", "tags", "backslashes", "control", "spaces")
 END_OF_TEXT = "<|endoftext|>"
+GPT2_INPUTS = "input_ids", "attention_mask"
 
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 # Only names that are no English words; `amp;` alone could be one, but never was in 14,000 texts.
@@ -286,8 +287,11 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str], max_length: int | Non
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: int,
-                   pad_token: str | None) -> None:
-    """Tokenizer -> the files `transformers` loads; UserError if the pad token is unknown."""
+                   pad_token: str | None, input_names: Sequence[str] = GPT2_INPUTS) -> None:
+    """Tokenizer -> the files `transformers` loads; UserError if the pad token is unknown.
+
+    `input_names` are the arrays that its model is given there.
+    """
     if pad_token is not None and tokenizer.token_to_id(pad_token) is None:
         raise UserError(f"the pad token {pad_token!r} is not in the vocabulary")
     config = special_token_settings(tokenizer) | {
@@ -295,6 +299,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: i
         "model_max_length": model_max_length,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,      # a literal <|endoftext|> stays text there too
+        # without it transformers 4 adds token type 0's embedding to every token of GPT-2
+        "model_input_names": list(input_names),
     }
     if tokenizer.token_to_id(END_OF_TEXT) is not None:
         config |= {name: END_OF_TEXT for name in ("bos_token", "eos_token", "unk_token")}

@@ -35,9 +35,8 @@ def special_token_settings(tokenizer: Tokenizer) -> dict[str, Any]:
     """-> what tokenizer_config.json needs for a WordPiece tokenizer; {} for another kind."""
     if not isinstance(tokenizer.model, WordPiece):
         return {}
-    known = {role: name for role, name in SPECIAL_TOKENS.items()
-             if tokenizer.token_to_id(name) is not None}
-    return known | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    return {role: name for role, name in SPECIAL_TOKENS.items()
+            if tokenizer.token_to_id(name) is not None}
 
 
 def _from_vocabulary(path):

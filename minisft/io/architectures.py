@@ -55,6 +55,7 @@ from typing import Any
 
 import numpy as np
 
+from minisft.data.text import GPT2_INPUTS
 from minisft.errors import UserError
 from minisft.models.config import BERT_UNSUPPORTED, GPT2_UNSUPPORTED, BertConfig, GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
@@ -98,6 +99,7 @@ class Family:
     legacy_names: tuple[tuple[str, str], ...]     # (pattern, today's name) of names in old files
     n_layer_key: str          # the key of config.json with the number of blocks
     unsupported: dict[str, Any]   # keys of config.json that may only have this value
+    input_names: tuple[str, ...]  # what a tokenizer gives it in `transformers`
 
     def from_hf(self, name: str) -> str | None:
         """A name in a file -> the name here, None for an ignored tensor."""
@@ -166,7 +168,7 @@ GPT2 = Family(
     trunk_tensors=re.compile(r"(wte|wpe|ln_f|h\.\d+)\..+"),
     ignored_tensors=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
     other_heads=re.compile(r"(qa_outputs|multiple_choice_head|classifier)\..+"), legacy_names=(),
-    n_layer_key="n_layer", unsupported=GPT2_UNSUPPORTED)
+    n_layer_key="n_layer", unsupported=GPT2_UNSUPPORTED, input_names=GPT2_INPUTS)
 BERT = Family(
     model_type="bert", config=BertConfig, classifier=BertClassifier,
     architectures=("BertForSequenceClassification",),
@@ -181,7 +183,8 @@ BERT = Family(
     other_heads=re.compile(r"(cls|qa_outputs)\..+"),
     legacy_names=((r"LayerNorm\.gamma$", "LayerNorm.weight"),
                   (r"LayerNorm\.beta$", "LayerNorm.bias")),
-    n_layer_key="num_hidden_layers", unsupported=BERT_UNSUPPORTED)
+    n_layer_key="num_hidden_layers", unsupported=BERT_UNSUPPORTED,
+    input_names=("input_ids", "token_type_ids", "attention_mask"))
 FAMILIES = {family.model_type: family for family in (GPT2, BERT)}
 
 

@@ -13,6 +13,7 @@ from minisft.backend.array import device_name, require_gpu
 from minisft.data.text import CLEANING_STEPS, END_OF_TEXT, load_tokenizer, save_tokenizer
 from minisft.errors import UserError
 from minisft.io import checkpoint, hub
+from minisft.io.architectures import family_of_model
 from minisft.io.files import read_json, write_json
 from minisft.models.heads import Classifier, LanguageModel
 
@@ -105,7 +106,8 @@ def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenize
     pad = pad_token(tokenizer)
     checkpoint.save(model, folder, dtype=dtype, end_token=end_token_id(tokenizer),
                     pad_token=None if pad is None else tokenizer.token_to_id(pad))
-    save_tokenizer(tokenizer, folder, model.trunk.config.n_positions, pad)
+    save_tokenizer(tokenizer, folder, model.trunk.config.n_positions, pad,
+                   family_of_model(model).input_names)
     write_json(folder / PREPROCESSING, asdict(preprocessing))
 
 
