@@ -8,11 +8,12 @@ import warnings
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import clean, train_tokenizer
 from minisft.evaluation.evaluate import log_probabilities
-from minisft.io.model_folder import Preprocessing, read_folder, write_folder
+from minisft.io.model_folder import Preprocessing, read_folder, read_preprocessing, write_folder
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 
@@ -71,3 +72,47 @@ def test_our_classifier_as_it_comes(hf, tokenizer, tmp_path):
     expected = their_probabilities(hf, tmp_path, TEXTS)
     assert np.ptp(expected, axis=0).min() > 0.01
     np.testing.assert_allclose(our_probabilities(tmp_path, TEXTS), expected, atol=1e-5)
+
+
+def foreign(hf, tokenizer, folder, kind="GPT2ForSequenceClassification", roles=None, **settings):
+    """A folder that transformers wrote, with random weights."""
+    import torch
+    torch.manual_seed(0)
+    roles = roles or {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    fast = hf.PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(tokenizer.to_str()),
+                                      model_input_names=["input_ids", "attention_mask"], **roles)
+    ids = {f"{role}_id": fast.convert_tokens_to_ids(token) for role, token in roles.items()}
+    config = hf.GPT2Config(vocab_size=len(fast), initializer_range=0.3, **SHAPE | ids | settings)
+    getattr(hf, kind)(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+def test_a_foreign_classifier_reads_texts_as_they_are(hf, tokenizer, tmp_path):
+    foreign(hf, tokenizer, tmp_path)
+    texts = [*TEXTS, "A &amp; B\t<b>bold</b>", "\\$3  \n"]
+    expected = their_probabilities(hf, tmp_path, texts)
+    np.testing.assert_allclose(our_probabilities(tmp_path, texts), expected, atol=1e-5)
+
+
+def test_our_folder_saved_again_by_trainer(hf, tokenizer, tmp_path):
+    """An epoch of Trainer on our folder: it loads here, and its texts are cleaned as before."""
+    pytest.importorskip("accelerate")
+    kept = Preprocessing(("entities", "spaces"), 9, "tail")
+    write_folder(tmp_path / "ours", ours(tokenizer, ("neg", "pos")), tokenizer, kept)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours")
+    fast = hf.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    rows = [dict(fast(text)) | {"labels": i % 2} for i, text in enumerate(TEXTS)]
+    trainer = hf.Trainer(
+        model, hf.TrainingArguments(str(tmp_path / "run"), num_train_epochs=1, report_to="none",
+                                    use_cpu=True, disable_tqdm=True, learning_rate=0.01),
+        train_dataset=rows, data_collator=hf.DataCollatorWithPadding(fast))
+    before = our_probabilities(tmp_path / "ours", TEXTS)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "theirs"))
+    fast.save_pretrained(tmp_path / "theirs")
+    assert not (tmp_path / "theirs" / "minisft.json").exists()
+    assert read_preprocessing(tmp_path / "theirs") == kept
+    texts = [clean(text, kept.clean)[0] for text in TEXTS]
+    expected = their_probabilities(hf, tmp_path / "theirs", texts)
+    assert np.abs(expected - before).max() > 0.01
+    np.testing.assert_allclose(our_probabilities(tmp_path / "theirs", TEXTS), expected, atol=1e-5)

@@ -1,14 +1,21 @@
 """What a model folder says beside the weights, and what is made of it when it is read again."""
 
+import json
+
 import numpy as np
 import pytest
 
+from minisft.cli import main
+from minisft.data.batch import pack
 from minisft.data.text import train_tokenizer
-from minisft.io.files import read_json
-from minisft.io.model_folder import Preprocessing, write_folder
+from minisft.errors import UserError
+from minisft.io.files import read_json, write_json
+from minisft.io.model_folder import Preprocessing, read_folder, read_preprocessing, write_folder
 from minisft.models.bert import BertConfig
+from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
+from minisft.ops.cross_entropy import log_softmax
 
 SHAPE = {"n_positions": 32, "n_embd": 8, "n_layer": 1, "n_head": 2}
 TEXTS = ["a film about a river", "the river of a film", "a long, long film"]
@@ -38,3 +45,77 @@ def test_the_model_says_what_its_tokenizer_gives(tokenizer, tmp_path):
              for family in ("gpt2", "bert")}
     assert names == {"gpt2": ["input_ids", "attention_mask"],
                      "bert": ["input_ids", "token_type_ids", "attention_mask"]}
+
+
+def probabilities(folder, text):
+    """Of a text as it is, by the model and the tokenizer of a folder."""
+    model, tokenizer, _ = read_folder(folder)
+    logits = model.forward(pack([np.array(tokenizer.encode(text).ids)])).astype(np.float64)
+    return np.exp(log_softmax(logits))[0]
+
+
+LINES, ONE_LINE = "a film &amp; a river\nthe  river", "a film & a river the river"
+
+
+def foreign(folder):
+    """A folder that minisft wrote -> one that says nothing of its texts."""
+    (folder / "minisft.json").unlink()
+    settings = read_json(folder / "config.json")
+    del settings["minisft"]
+    write_json(folder / "config.json", settings)
+
+
+@pytest.mark.parametrize("who, options, cleaned", [
+    ("ours", [], True), ("ours", ["--clean", "none"], False), ("saved again", [], True),
+    ("foreign", [], False), ("foreign", ["--clean", "all"], True)])
+def test_texts_are_cleaned_as_the_folder_says(tokenizer, tmp_path, capsys, who, options, cleaned):
+    """predict and evaluate; `saved again`: by transformers, which drops minisft.json."""
+    folder = tmp_path / "model"
+    write_folder(folder, gpt2(tokenizer), tokenizer, Preprocessing())
+    if who == "foreign":
+        foreign(folder)
+    elif who == "saved again":
+        (folder / "minisft.json").unlink()
+    assert main(["predict", "--model", str(folder), *options, LINES]) == 0
+    captured = capsys.readouterr()
+    shown = float(captured.out.splitlines()[-1].rsplit(",", 1)[1])
+    different, expected = (probabilities(folder, text)[1] for text in (
+        (LINES, ONE_LINE) if cleaned else (ONE_LINE, LINES)))
+    assert shown == pytest.approx(expected, abs=1e-6) and abs(expected - different) > 1e-3
+    assert ("cleaning: entities, tags" if cleaned else "cleaning: none") in captured.err
+    write_json(tmp_path / "one.json", [{"text": LINES, "label": "pos"}])
+    assert main(["evaluate", "--model", str(folder), "--test", str(tmp_path / "one.json"),
+                 "--json", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(-np.log(expected))
+
+
+def test_a_foreign_language_model_reads_texts_as_they_are(tokenizer, tmp_path, capsys):
+    """evaluate scores all tokens of a completion's lines, and generate continues the same text."""
+    folder, answer = tmp_path / "model", "the river\n\nof  a film\n"
+    write_folder(folder, gpt2(tokenizer, labels=None), tokenizer, Preprocessing())
+    foreign(folder)
+    write_json(tmp_path / "one.json", [{"prompt": LINES, "completion": answer}])
+    assert main(["evaluate", "--model", str(folder), "--test", str(tmp_path / "one.json"),
+                 "--json", "--max-new-tokens", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == len(tokenizer.encode(answer).ids) + 1
+    model, tokenizer, preprocessing = read_folder(folder)
+    for options, read in ([], LINES), (["--clean", "spaces", "--separator", " ->"],
+                                       " ".join(LINES.split()) + " ->"):
+        assert main(["generate", "--model", str(folder), "--temperature", "0", "--max-new-tokens",
+                     "4", *options, LINES]) == 0
+        captured = capsys.readouterr()
+        (new,) = generate(model, [np.array(tokenizer.encode(read).ids)], 4, Sampler(0))
+        assert captured.out.removeprefix(LINES).strip("\n") == \
+            tokenizer.decode(new.ids).strip("\n")
+    assert "cleaning: spaces; ' ->' behind a prompt" in captured.err
+
+
+def test_what_a_config_may_say_of_texts(tokenizer, tmp_path):
+    write_folder(tmp_path, gpt2(tokenizer), tokenizer, Preprocessing(("tags",), 9, "tail"))
+    (tmp_path / "minisft.json").unlink()
+    assert read_preprocessing(tmp_path) == Preprocessing(("tags",), 9, "tail")
+    for said, message in ("all", "expected an object"), ({"clean": "all"}, "clean is 'all'"):
+        write_json(tmp_path / "config.json", read_json(tmp_path / "config.json")
+                   | {"minisft": said})
+        with pytest.raises(UserError, match=f"config.json: .*{message}"):
+            read_preprocessing(tmp_path)

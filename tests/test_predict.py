@@ -12,10 +12,9 @@ import pytest
 
 from minisft.cli import main
 from minisft.data.batch import pack
-from minisft.data.text import save_tokenizer, train_tokenizer
-from minisft.io.checkpoint import save
+from minisft.data.text import train_tokenizer
 from minisft.io.files import write_json
-from minisft.io.model_folder import read_folder
+from minisft.io.model_folder import Preprocessing, read_folder, write_folder
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier
 from minisft.ops.cross_entropy import log_softmax
@@ -28,8 +27,8 @@ def model(tmp_path_factory):
     """The folder of a classifier for ham and spam."""
     folder = tmp_path_factory.mktemp("model")
     config = GPT2Config(vocab_size=257, n_positions=16, n_embd=8, n_layer=1, n_head=2)
-    save(Classifier(config, ["ham", "spam"]), folder, end_token=256)
-    save_tokenizer(train_tokenizer(["a"], 257), folder, 16, None)
+    write_folder(folder, Classifier(config, ["ham", "spam"]), train_tokenizer(["a"], 257),
+                 Preprocessing())
     return folder
 
 
@@ -85,7 +84,8 @@ def test_json_keeps_what_it_is(model, tmp_path, capsys):
     assert rows[0]["tags"] == '["ä", 1]' and rows[0]["more"] == rows[1]["more"] == ""
     assert [row["text"] for row in rows] == ["3", "x", "true"]
     assert float(rows[0]["p_ham"]) == found[0]["p_ham"]
-    assert capsys.readouterr().err == ""
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["minisft: cleaning: entities, tags, backslashes, control, spaces"] * 2
 
 
 @pytest.mark.parametrize("row, words", [
@@ -121,11 +121,12 @@ def test_in_a_pipe_that_closes_early(model, tmp_path):
     command = [sys.executable, "-m", "minisft", "predict", "--model", str(model)]
     found = subprocess.run([*command, b"a \xff b", "ä"], cwd=ROOT, capture_output=True, check=False,
                            env={"PYTHONIOENCODING": "ascii"})
-    assert found.returncode == 0 and found.stderr == b"" and found.stdout.count(b"\n") == 3
+    assert found.returncode == 0 and found.stdout.count(b"\n") == 3
+    assert found.stderr.startswith(b"minisft: cleaning:") and found.stderr.count(b"\n") == 1
     process = subprocess.Popen([*command, "--file", str(tmp_path / "x.csv")], cwd=ROOT,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
     with process.stderr:
-        assert process.stderr.read() == b""
+        assert process.stderr.read() == found.stderr
     assert process.wait() == 1

@@ -3,11 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from minisft.backend.array import DEVICES, device_name
 from minisft.backend.gpu import cuda
+from minisft.data.text import CLEANING_STEPS, parse_cleaning_steps
 from minisft.errors import UserError, as_flag, render
 from minisft.io.model_folder import unused_head
 from minisft.training.loop import Interrupted
@@ -67,7 +68,7 @@ def add_model(parser, help):
 def warn_of_unused_head(model):
     """A line on stderr where the folder holds a head of another task."""
     if (note := unused_head(model)) is not None:
-        print(f"minisft: note: {note}", file=sys.stderr)
+        say(f"note: {note}")
 
 
 def add_device(parser):
@@ -91,6 +92,30 @@ def whole(low, high=10**12):
                                              f"{high}")
         return int(text)
     return read
+
+
+def add_preprocessing(parser, separator=False):
+    """--clean, and --separator for a language model's prompts."""
+    default = "(default: as the model's folder says, and none where it says nothing)"
+    parser.add_argument("--clean", metavar="STEPS", help="cleaning: all, none, or some of "
+                        f"{','.join(CLEANING_STEPS)} {default}")
+    if separator:
+        parser.add_argument("--separator", metavar="TEXT",
+                            help=f"language model: what stands behind a prompt {default}")
+
+
+def chosen_preprocessing(args, preprocessing):
+    """The folder's Preprocessing -> the one in force."""
+    if args.clean is not None:
+        preprocessing = replace(preprocessing, clean=parse_cleaning_steps(args.clean))
+    if getattr(args, "separator", None) is not None:
+        preprocessing = replace(preprocessing, separator=args.separator or None)
+    return preprocessing
+
+
+def say(line):
+    """What is no result goes to stderr."""
+    print(f"minisft: {line}", file=sys.stderr)
 
 
 def add_table(parser):

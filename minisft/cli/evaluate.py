@@ -3,7 +3,15 @@
 import dataclasses
 import json
 
-from minisft.cli.arguments import add_model, add_table, warn_of_unused_head, whole
+from minisft.cli.arguments import (
+    add_model,
+    add_preprocessing,
+    add_table,
+    chosen_preprocessing,
+    say,
+    warn_of_unused_head,
+    whole,
+)
 from minisft.data.read import read_examples, read_prompts
 from minisft.data.sequences import encode_sequences
 from minisft.evaluation import metrics
@@ -29,6 +37,7 @@ def add_arguments(parser):
                         help="language model: column of the completion")
     parser.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="N",
                         help="language model: longest completion in tokens")
+    add_preprocessing(parser, separator=True)
     add_table(parser)
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
 
@@ -38,8 +47,8 @@ def run(args):
     model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device)
     warn_of_unused_head(model)
     room = model.trunk.config.n_positions
-    preprocessing = dataclasses.replace(
-        preprocessing, max_length=min(preprocessing.max_length or room, room))
+    preprocessing = chosen_preprocessing(args, dataclasses.replace(
+        preprocessing, max_length=min(preprocessing.max_length or room, room)))
     measure = _classifier if isinstance(model, Classifier) else _language_model
     found, lines = measure(args, model, tokenizer, preprocessing)
     print(json.dumps(found, indent=2) if args.json else "\n".join(lines))
@@ -52,6 +61,7 @@ def _classifier(args, model, tokenizer, preprocessing):
                              args.pair_column)
     ids, types, cut = encode_sequences(tokenizer, examples.texts, preprocessing.max_length,
                                        preprocessing.truncate, examples.pairs)
+    say(str(preprocessing))
     logp = log_probabilities(model, ids, args.batch_tokens, "evaluating", types)
     found = metrics.classification(examples.labels, logp, model.label_names)
     width = max(len(name) for name in model.label_names)
@@ -69,6 +79,7 @@ def _language_model(args, model, tokenizer, preprocessing):
     prompts = read_prompts(args.test, args.prompt_column, args.completion_column,
                            preprocessing.clean, args.encoding, not args.no_header)
     sequences, starts, cut = complete.encode(tokenizer, prompts, preprocessing)
+    say(str(preprocessing))
     found, _ = complete.measure(model, tokenizer, sequences, starts, prompts.completions,
                                 args.batch_tokens, args.max_new_tokens, show_progress=True)
     return found | {"cut": cut}, [complete.headline("test", found) + f", {cut} cut"]

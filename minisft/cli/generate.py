@@ -1,10 +1,15 @@
 """`minisft generate`: continue a prompt."""
 
-import sys
-
 from tqdm import tqdm
 
-from minisft.cli.arguments import add_model, warn_of_unused_head, whole
+from minisft.cli.arguments import (
+    add_model,
+    add_preprocessing,
+    chosen_preprocessing,
+    say,
+    warn_of_unused_head,
+    whole,
+)
 from minisft.data.tokenizer import decode
 from minisft.errors import UserError
 from minisft.io.model_folder import read_folder
@@ -28,6 +33,7 @@ def add_arguments(parser):
                         help="fewest tokens kept that reach this probability together")
     parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, metavar="N",
                         help="seed of the choices")
+    add_preprocessing(parser, separator=True)
 
 
 def run(args):
@@ -39,15 +45,16 @@ def run(args):
     model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device,
                                               task="complete")
     warn_of_unused_head(model)
+    preprocessing = chosen_preprocessing(args, preprocessing)
+    say(str(preprocessing))
     with tqdm(unit="token", desc="generating", leave=False, dynamic_ncols=True,
               disable=None) as bar:     # none where stderr is a file
         results = generate_texts(
             model, tokenizer, preprocessing, args.prompt, args.max_new_tokens, sampler, bar.update,
-            say=lambda line: print(f"minisft: {line}", file=sys.stderr))
+            say)
     for prompt, generated in zip(args.prompt, results, strict=True):
         print(prompt + ("\n" if preprocessing.separator else "")
               + decode(tokenizer, generated.ids))
         if generated.finish_reason == "context":
-            print(f"minisft: stopped there, the model has only "
-                  f"{model.trunk.config.n_positions} positions for a prompt and "
-                  "its continuation", file=sys.stderr)
+            say(f"stopped there, the model has only {model.trunk.config.n_positions} positions "
+                "for a prompt and its continuation")

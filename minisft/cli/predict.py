@@ -7,7 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from minisft.cli.arguments import add_model, add_table, warn_of_unused_head
+from minisft.cli.arguments import (
+    add_model,
+    add_preprocessing,
+    add_table,
+    chosen_preprocessing,
+    say,
+    warn_of_unused_head,
+)
 from minisft.data.read import read_pairs, read_texts
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import clean
@@ -26,6 +33,7 @@ def add_arguments(parser):
     parser.add_argument("--file", metavar="FILE", help="a file of texts; its columns are kept")
     parser.add_argument("--out", metavar="FILE",
                         help="where the labelled file goes (.csv or .jsonl; default: shown as csv)")
+    add_preprocessing(parser)
     add_table(parser)
 
 
@@ -43,13 +51,15 @@ def run(args):
     warn_of_unused_head(model)
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
+    preprocessing = chosen_preprocessing(args, preprocessing)
     columns, rows, texts, pairs = _texts(args, preprocessing.clean)
     room = model.trunk.config.n_positions
     ids, types, cut = encode_sequences(
         tokenizer, texts, min(preprocessing.max_length or room, room), preprocessing.truncate,
         pairs)
     if cut:
-        print(f"minisft: cut {cut} text{'s' * (cut != 1)} to the model's length", file=sys.stderr)
+        say(f"cut {cut} text{'s' * (cut != 1)} to the model's length")
+    say(str(preprocessing))
     p = np.exp(log_probabilities(model, ids, args.batch_tokens, "predicting", types))
     names = list(model.label_names)
     taken = set(columns)

@@ -14,11 +14,12 @@ from minisft.data.text import CLEANING_STEPS, END_OF_TEXT, load_tokenizer, save_
 from minisft.errors import UserError
 from minisft.io import checkpoint, hub
 from minisft.io.architectures import family_of_model
-from minisft.io.files import read_json, write_json
+from minisft.io.files import CONFIG, read_json, write_json
 from minisft.models.heads import Classifier, LanguageModel
 
 PAD = "[PAD]"                      # BERT's, for `transformers`; our batches have no padding
-PREPROCESSING = "minisft.json"     # `transformers` ignores it
+PREPROCESSING = "minisft.json"     # `transformers` ignores it, and drops it when it saves
+EXTRA_KEY = "minisft"              # of config.json, with the same: `transformers` keeps that
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ class Preprocessing:
     max_length: int | None = None
     truncate: str = "head"
     separator: str | None = None     # between prompt and completion
+
+    def __str__(self) -> str:
+        parts = [f"cleaning: {', '.join(self.clean) or 'none'}"]
+        if self.max_length is not None:
+            parts.append(f"at most {self.max_length} tokens of a text, its {self.truncate} is kept")
+        if self.separator is not None:
+            parts.append(f"{self.separator!r} behind a prompt")
+        return "; ".join(parts)
 
 
 def end_token_id(tokenizer: Tokenizer) -> int | None:
@@ -74,11 +83,20 @@ def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
 
 
 def read_preprocessing(folder: str | Path) -> Preprocessing:
-    """-> the folder's Preprocessing, the default one for a folder that minisft did not write."""
+    """-> the folder's Preprocessing; a folder that says nothing leaves its texts as they are.
+
+    Raises UserError for one that cannot be.
+    """
     path = Path(folder) / PREPROCESSING
-    if not path.exists():
-        return Preprocessing()
-    values = read_json(path)
+    values: Any = None
+    if path.exists():
+        values = read_json(path)
+    elif (path := Path(folder) / CONFIG).exists():
+        values = read_json(path).get(EXTRA_KEY)
+    if values is None:
+        return Preprocessing(clean=())
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: {EXTRA_KEY} is {values!r}, expected an object of keys")
     unknown = sorted(values.keys() - asdict(Preprocessing()).keys())
     if unknown:
         raise UserError(f"{path}: {unknown[0]!r} is not known, expected some of "
@@ -105,7 +123,8 @@ def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenize
     folder.mkdir(parents=True, exist_ok=True)
     pad = pad_token(tokenizer)
     checkpoint.save(model, folder, dtype=dtype, end_token=end_token_id(tokenizer),
-                    pad_token=None if pad is None else tokenizer.token_to_id(pad))
+                    pad_token=None if pad is None else tokenizer.token_to_id(pad),
+                    extra_config={EXTRA_KEY: asdict(preprocessing)})
     save_tokenizer(tokenizer, folder, model.trunk.config.n_positions, pad,
                    family_of_model(model).input_names)
     write_json(folder / PREPROCESSING, asdict(preprocessing))

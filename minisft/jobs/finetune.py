@@ -314,6 +314,7 @@ def _build(task, config, say):
 def _say_data(prepared, say):
     task, length = prepared.task, prepared.preprocessing.max_length
     data = task.describe(prepared.encoded)
+    say(f"cleaning of all texts: {', '.join(prepared.preprocessing.clean) or 'none'}")
     for step, count in data["cleaned"].items():
         say(f"cleaned {step} in {count:,} training texts")
     test = "no" if data["n_test"] is None else f"{data['n_test']:,}"

@@ -19,15 +19,13 @@ def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preproce
                    say: Callable[[str], Any] = print) -> list[Generated]:
     """Prompts, how many tokens at most, how they are chosen -> Generated for each prompt.
 
-    A model that was fine-tuned on prompts is given its separator behind each. Of a prompt beyond
-    the model's length the end is kept, and `say` is told. Raises UserError for an empty prompt
-    where the tokenizer has no token that starts a text.
+    Prompts are cleaned as in training, and the separator of a model that was fine-tuned on prompts
+    stands behind each. Of a prompt beyond the model's length the end is kept, and `say` is told.
+    Raises UserError for an empty prompt where the tokenizer has no token that starts a text.
     """
     room = model.trunk.config.n_positions
-    separator = preprocessing.separator
-    texts = [clean(prompt, preprocessing.clean)[0] + separator for prompt in prompts] \
-        if separator else prompts
-    ids, _ = encode_all(tokenizer, texts)
+    ids, _ = encode_all(tokenizer, [clean(prompt, preprocessing.clean)[0]
+                                    + (preprocessing.separator or "") for prompt in prompts])
     for n, x in enumerate(ids):
         if len(x) > room:
             ids[n] = x[-max(room - max_new_tokens, 1):]     # the new tokens need a place too
