@@ -19,7 +19,7 @@ from tqdm import tqdm
 from minisft.data import in_memory
 from minisft.data.in_memory import Texts
 from minisft.data.read import sorted_label_names, train_valid_split
-from minisft.data.sequences import encode_sequences
+from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.text import parse_cleaning_steps
 from minisft.data.tokenizer import decode
 from minisft.errors import NotFittedError, UserError
@@ -259,6 +259,7 @@ class TextClassifier(Estimator):
         ids, types, _ = encode_sequences(
             self.tokenizer_, firsts, min(self.preprocessing_.max_length or room, room),
             self.preprocessing_.truncate, seconds)
+        require_readable(ids, self.tokenizer_, self.model_.trunk.config, "texts[{}]".format, types)
         logp = log_probabilities(self.model_, ids, self.micro_tokens, types=types)
         return np.exp(logp)[:, self._columns]
 
@@ -360,7 +361,8 @@ class CompletionModel(Estimator):
         room = self.model_.trunk.config.n_positions
         preprocessing = replace(self.preprocessing_, max_length=min(
             self.preprocessing_.max_length or room, room))
-        ids, _, _ = complete.encode(self.tokenizer_, rows, preprocessing)
+        ids, _, _ = complete.encode(self.tokenizer_, rows, preprocessing,
+                                    self.model_.trunk.config)
         return completion_loss(self.model_, ids, self.micro_tokens)
 
 

@@ -157,11 +157,12 @@ def test_instruction_data(shared_data, tmp_path):
 
 
 def test_generation_is_given_what_the_loss_saw(run):
-    _, tokenizer, preprocessing = read_folder(run / "model")
+    model, tokenizer, preprocessing = read_folder(run / "model")
     prompts = read_prompts(run.parent / "pairs.jsonl", ["question", "hint"], "answer")
     for most in (64, 6):
         sequences, starts, cut = complete.encode(
-            tokenizer, prompts, dataclasses.replace(preprocessing, max_length=most))
+            tokenizer, prompts, dataclasses.replace(preprocessing, max_length=most),
+            model.trunk.config)
         for ids, labels, start in zip(sequences.ids, sequences.labels, starts, strict=True):
             assert start.tolist() == ids[:len(ids) - (labels != IGNORE).sum()].tolist()
         assert (cut == 0) == (most == 64)

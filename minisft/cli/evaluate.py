@@ -13,7 +13,7 @@ from minisft.cli.arguments import (
     whole,
 )
 from minisft.data.read import read_examples, read_prompts
-from minisft.data.sequences import encode_sequences
+from minisft.data.sequences import encode_sequences, require_readable
 from minisft.evaluation import metrics
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.io.model_folder import read_folder
@@ -61,6 +61,7 @@ def _classifier(args, model, tokenizer, preprocessing):
                              args.pair_column)
     ids, types, cut = encode_sequences(tokenizer, examples.texts, preprocessing.max_length,
                                        preprocessing.truncate, examples.pairs)
+    require_readable(ids, tokenizer, model.trunk.config, examples.place, types)
     say(str(preprocessing))
     logp = log_probabilities(model, ids, args.batch_tokens, "evaluating", types)
     found = metrics.classification(examples.labels, logp, model.label_names)
@@ -78,7 +79,8 @@ def _language_model(args, model, tokenizer, preprocessing):
     """-> the figures, and the line that shows them."""
     prompts = read_prompts(args.test, args.prompt_column, args.completion_column,
                            preprocessing.clean, args.encoding, not args.no_header)
-    sequences, starts, cut = complete.encode(tokenizer, prompts, preprocessing)
+    sequences, starts, cut = complete.encode(tokenizer, prompts, preprocessing,
+                                             model.trunk.config)
     say(str(preprocessing))
     found, _ = complete.measure(model, tokenizer, sequences, starts, prompts.completions,
                                 args.batch_tokens, args.max_new_tokens, show_progress=True)

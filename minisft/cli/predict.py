@@ -16,7 +16,7 @@ from minisft.cli.arguments import (
     warn_of_unused_head,
 )
 from minisft.data.read import read_pairs, read_texts
-from minisft.data.sequences import encode_sequences
+from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.text import clean
 from minisft.errors import UserError
 from minisft.evaluation.evaluate import log_probabilities
@@ -52,11 +52,12 @@ def run(args):
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
     preprocessing = chosen_preprocessing(args, preprocessing)
-    columns, rows, texts, pairs = _texts(args, preprocessing.clean)
+    columns, rows, texts, pairs, place = _texts(args, preprocessing.clean)
     room = model.trunk.config.n_positions
     ids, types, cut = encode_sequences(
         tokenizer, texts, min(preprocessing.max_length or room, room), preprocessing.truncate,
         pairs)
+    require_readable(ids, tokenizer, model.trunk.config, place, types)
     if cut:
         say(f"cut {cut} text{'s' * (cut != 1)} to the model's length")
     say(str(preprocessing))
@@ -79,17 +80,20 @@ def run(args):
 
 
 def _texts(args, steps):
-    """-> names of the columns, a row for each text, the cleaned texts and second texts or None."""
+    """-> names of the columns, a row for each text, the cleaned texts and second texts or None, a
+    function from an index to where its text stands."""
     if args.file:
         table, texts, _ = read_texts(args.file, args.text_column, steps, args.encoding,
                                      not args.no_header)
         pairs, _ = read_pairs(table, args.pair_column, steps, not args.no_header)
-        return table.columns, [dict(row) for row in table.rows], texts, pairs
+        return (table.columns, [dict(row) for row in table.rows], texts, pairs,
+                lambda n: f"{table.path}, line {table.lines[n]}")
     texts = [clean(text, steps)[0] for text in args.text]
     for n, text in enumerate(texts, 1):
         if not text.strip():
             raise UserError(f"text {n} is empty after cleaning, expected some letters")
-    return ("text",), [{"text": text} for text in args.text], texts, None
+    return (("text",), [{"text": text} for text in args.text], texts, None,
+            lambda n: f"text {n + 1}")
 
 
 def _new(name, taken):

@@ -27,6 +27,10 @@ class Examples:
     cleaned: Counter[str]              # cleaning step -> how many texts it changed
     pairs: list[str] | None = None     # the second text of each, where there are two
 
+    def place(self, n: int) -> str:
+        """-> where the text of index n stands."""
+        return f"{self.path}, line {self.lines[n]}"
+
     @property
     def full_texts(self) -> list[str]:
         """-> each text, joined with its second text where there are two."""
@@ -44,6 +48,10 @@ class Prompts:
     completions: list[str] | None
     lines: list[int]                   # the line in the file, from 1, where each row starts
     cleaned: Counter[str]              # cleaning step -> how many texts it changed
+
+    def place(self, n: int) -> str:
+        """-> where the prompt of index n stands."""
+        return f"{self.path}, line {self.lines[n]}"
 
 
 def _column(table, name, header):

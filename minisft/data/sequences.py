@@ -4,14 +4,15 @@ The tokenizer says which special tokens stand where: BERT's puts [CLS] before a 
 behind it, GPT-2's puts none.
 """
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Sequence
+from itertools import chain, groupby
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from minisft.data.text import encode_all
-from minisft.data.tokenizer import encode
+from minisft.data.tokenizer import decode, encode, encode_batch
 from minisft.errors import UserError
 
 
@@ -46,6 +47,31 @@ def encode_sequences(tokenizer: Tokenizer, texts: Sequence[str], max_length: int
     return sequences, (types if any(kind for _, _, kind in template) else None), cut
 
 
+def require_readable(ids: Sequence[np.ndarray], tokenizer: Tokenizer, config: Any,
+                     place: Callable[[int], str], types: Sequence[np.ndarray] | None = None,
+                     what: str = "text") -> None:
+    """Raises UserError naming the first sequence that the model of this config cannot read.
+
+    That is one without tokens, or with an id or a type beyond the model's tables. `place(n)` says
+    where the text of index n stands. A token that no text holds may lie beyond: the one that was
+    added for padding, say.
+    """
+    for n, row in enumerate(ids):
+        if len(row) == 0:
+            raise UserError(f"{place(n)}: nothing is left of the {what}, the tokenizer has no "
+                            "token for any of its characters")
+        if (highest := int(row.max())) >= config.vocab_size:
+            token = tokenizer.id_to_token(highest)
+            name = "a token of its template" if token is None else f"the token {token!r}"
+            raise UserError(f"{place(n)}: {name} has the id {highest}, but the model has "
+                            f"{config.vocab_size} tokens")
+    known = getattr(config, "type_vocab_size", None)
+    for n, row in enumerate(() if types is None or known is None else types):
+        if (highest := int(row.max())) >= known:
+            raise UserError(f"{place(n)}: the tokenizer gives the token type {highest}, but the "
+                            f"model has {known} types")
+
+
 def special_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """-> the ids of the special tokens that it puts around a text, sorted."""
     return tuple(sorted({int(i) for part, ids, _ in _template(tokenizer, False) if part is None
@@ -54,18 +80,24 @@ def special_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _template(tokenizer, paired):
     """-> (part, ids, type) in order: part None for special tokens, 0 or 1 for the texts."""
-    encoding = encode(tokenizer, *["a"] * (1 + paired))
+    encoding = encode(tokenizer, *[_some_text(tokenizer)] * (1 + paired))
     rows = zip(encoding.sequence_ids, encoding.ids, encoding.type_ids, strict=True)
     template = []
     for (part, kind), group in groupby(rows, key=lambda row: (row[0], row[2])):
         template.append((part, np.array([ids for _, ids, _ in group], dtype=np.int64), kind))
     parts = [part for part, _, _ in template]
     if parts.count(0) != 1 or paired != (1 in parts):
-        raise UserError("the tokenizer makes no token of the letter a")
+        raise UserError("the tokenizer makes no token of any text")
     if paired and parts.index(1) == parts.index(0) + 1:
         raise UserError("the tokenizer puts nothing between two texts, expected one with a token "
                         "that parts them, as BERT's [SEP]")
     return template
+
+
+def _some_text(tokenizer):
+    """-> a text that the tokenizer has tokens for."""
+    texts = (decode(tokenizer, [i]) for i in range(min(tokenizer.get_vocab_size(), 1000)))
+    return next((text for text in chain("a", texts) if encode_batch(tokenizer, [text])[0].ids), "a")
 
 
 def _shares(lengths, room):

@@ -45,6 +45,16 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool =
         return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
 
+def vocab_size_of(tokenizer: Tokenizer) -> int:
+    """-> the size of a new model's vocabulary; raises UserError where the ids leave gaps."""
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    last = max(vocab, key=vocab.__getitem__)
+    if vocab[last] >= len(vocab):
+        raise UserError(f"the token {last!r} has the id {vocab[last]}, but the tokenizer has "
+                        f"{len(vocab)} tokens, expected ids from 0 without gaps")
+    return len(vocab)
+
+
 def unused_token_ids(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
     """-> the ids below `vocab_size` that no token has, sorted: rows that only round up a table."""
     used = np.zeros(vocab_size, bool)

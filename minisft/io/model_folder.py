@@ -52,8 +52,11 @@ def pad_token(tokenizer: Tokenizer) -> str | None:
 
 
 def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:
-    """Raises UserError when the tokenizer has ids beyond the model's table."""
-    size = tokenizer.get_vocab_size()
+    """Raises UserError when the tokenizer's own vocabulary is larger than the model's table.
+
+    Tokens that were added to it may lie beyond, as long as no text holds them.
+    """
+    size = tokenizer.get_vocab_size(with_added_tokens=False)
     if size > config.vocab_size:
         raise UserError(f"{source}: the tokenizer has {size} tokens, the model {config.vocab_size}")
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -18,7 +18,7 @@ from minisft.data.read import (
     stratified_subset,
     train_valid_split,
 )
-from minisft.data.sequences import encode_sequences, special_ids
+from minisft.data.sequences import encode_sequences, require_readable, special_ids
 from minisft.errors import UserError, setting
 from minisft.evaluation import baselines, comparison, metrics, plots, report
 from minisft.evaluation.evaluate import log_probabilities, validate
@@ -96,13 +96,16 @@ class Classification:
         """-> Classifier from random weights."""
         return Classifier(config, self.label_names, seed=self.config.training.seed)
 
-    def encode(self, tokenizer: Tokenizer, preprocessing: Preprocessing) -> EncodedTexts:
-        """-> the token ids of all texts."""
+    def encode(self, tokenizer: Tokenizer, preprocessing: Preprocessing,
+               config: Any) -> EncodedTexts:
+        """-> the token ids of all texts; UserError for one that the model of `config` cannot read.
+        """
         def encoded(part):
             if part is None:
                 return None, 0
             ids, types, cut = encode_sequences(tokenizer, part.texts, preprocessing.max_length,
                                                preprocessing.truncate, part.pairs)
+            require_readable(ids, tokenizer, config, part.place, types)
             return TokenizedDataset(ids, part.labels, types), cut
 
         (train, cut_train), (valid, cut_valid), (test, cut_test) = map(

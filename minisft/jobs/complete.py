@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -16,6 +16,7 @@ from minisft.data.read import (
     stratified_subset,
     train_valid_split,
 )
+from minisft.data.sequences import require_readable
 from minisft.data.text import END_OF_TEXT, encode_all
 from minisft.data.tokenizer import decode
 from minisft.errors import UserError, setting
@@ -48,12 +49,13 @@ def join(prompt_ids: np.ndarray, completion_ids: np.ndarray, end: int,
 
 
 def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
-           ) -> tuple[TokenizedDataset, list[np.ndarray], int]:
+           config: Any) -> tuple[TokenizedDataset, list[np.ndarray], int]:
     """Prompts -> dataset, the prompts' token ids to generate from, how many were cut.
 
     Generation is given the same part of the prompt as the loss; it ends at the model's length.
 
-    Raises UserError for a tokenizer or a length that cannot do it.
+    Raises UserError for a tokenizer or a length that cannot do it, and for a text that the model of
+    `config` cannot read.
     """
     end = end_token_id(tokenizer)
     if end is None:
@@ -65,6 +67,9 @@ def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
     starts, _ = encode_all(tokenizer,
                            [p + (preprocessing.separator or "") for p in prompts.prompts])
     answers, _ = encode_all(tokenizer, prompts.completions)
+    require_readable(starts, tokenizer, config, prompts.place, what="prompt")
+    require_readable(answers, tokenizer, config, prompts.place, what="completion")
+    require_readable([np.array([end])], tokenizer, config, lambda n: "the end of a completion")
     joined = [join(p, a, end, preprocessing.max_length)
               for p, a in zip(starts, answers, strict=True)]
     # the first label that counts stands at the prompt's last token
@@ -148,10 +153,11 @@ class Completion:
         """-> LanguageModel from random weights."""
         return LanguageModel(config, seed=self.config.training.seed)
 
-    def encode(self, tokenizer: Tokenizer, preprocessing: Preprocessing) -> EncodedPrompts:
-        """-> the token ids of all prompts and completions."""
+    def encode(self, tokenizer: Tokenizer, preprocessing: Preprocessing,
+               config: Any) -> EncodedPrompts:
+        """-> the token ids of all prompts and completions; raises UserError as `encode`."""
         (train, _, cut_train), (valid, valid_prompts, cut_valid), (test, test_prompts, cut_test) = (
-            (None, [], 0) if part is None else encode(tokenizer, part, preprocessing)
+            (None, [], 0) if part is None else encode(tokenizer, part, preprocessing, config)
             for part in (self.train, self.valid, self.test))
         return EncodedPrompts(train, valid, test, valid_prompts, test_prompts,
                               cut_train + cut_valid, cut_test)

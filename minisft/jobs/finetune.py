@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from minisft.data.read import Examples, Prompts
 from minisft.data.text import load_tokenizer, parse_cleaning_steps, train_tokenizer
+from minisft.data.tokenizer import vocab_size_of
 from minisft.errors import UserError, setting
 from minisft.evaluation import plots
 from minisft.io import hub, run_folder
@@ -159,7 +160,7 @@ def _prepare(task, say):
     preprocessing = Preprocessing(parse_cleaning_steps(data.clean),
                                   min(data.max_length or positions, positions), data.truncate,
                                   data.separator if data.task == "complete" else None)
-    encoded = task.encode(tokenizer, preprocessing)
+    encoded = task.encode(tokenizer, preprocessing, model.trunk.config)
     config = resolve_defaults(config, model, encoded.train)
     return Prepared(task, config, model, tokenizer, preprocessing, encoded, loss_options)
 
@@ -191,7 +192,7 @@ def _fit(prepared, folder, resume, say, callback=None):
     adaptation, show_progress = None, not config.output.quiet
     if config.training.adapt_epochs:
         adaptation = adapt(model, prepared.encoded.train, prepared.encoded.valid,
-                           end_token_id(prepared.tokenizer), config, folder, resume, say)
+                           _end_token(prepared), config, folder, resume, say)
     optimizer = make_optimizer(model, config.training)
     state = load_or_init_state(folder, resume, model, optimizer, say)
     prepared = replace(prepared, encoded=_with_frozen_features(prepared, say))
@@ -200,6 +201,12 @@ def _fit(prepared, folder, resume, say, callback=None):
                      log=callback, loss_options=prepared.loss_options,
                      show_progress=show_progress)
     return prepared, adaptation, state, history
+
+
+def _end_token(prepared):
+    """-> the id of the token that ends a text, None where the model's table has none for it."""
+    end = end_token_id(prepared.tokenizer)
+    return None if end is None or end >= prepared.model.trunk.config.vocab_size else end
 
 
 def _finish(prepared, state, history, folder, adaptation, say):
@@ -276,7 +283,7 @@ def _build(task, config, say):
         tokenizer = (load_tokenizer(chosen.tokenizer) if chosen.tokenizer
                      else train_tokenizer(task.texts, chosen.vocab_size))
         shape = GPT2Config(
-            vocab_size=tokenizer.get_vocab_size(), n_positions=chosen.context_length,
+            vocab_size=vocab_size_of(tokenizer), n_positions=chosen.context_length,
             n_embd=chosen.width, n_layer=chosen.layers, n_head=chosen.heads)
         shape = shape.with_dropout(chosen.dropout)
         shape.require_sound(f"{setting('width')}, {setting('heads')}")

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from minisft.data.sequences import require_readable
 from minisft.data.text import clean, encode_all
 from minisft.data.tokenizer import unused_token_ids
 from minisft.errors import UserError
@@ -24,16 +25,18 @@ def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preproce
     Raises UserError for an empty prompt where the tokenizer has no token that starts a text.
     """
     room = model.trunk.config.n_positions
-    ids, _ = encode_all(tokenizer, [clean(prompt, preprocessing.clean)[0]
-                                    + (preprocessing.separator or "") for prompt in prompts])
+    texts = [clean(prompt, preprocessing.clean)[0] + (preprocessing.separator or "")
+             for prompt in prompts]
+    ids, _ = encode_all(tokenizer, texts)
     for n, x in enumerate(ids):
         if len(x) > room:
             ids[n] = x[-max(room - max_new_tokens, 1):]     # the new tokens need a place too
             say(f"prompt {n + 1} is longer than {room} tokens: the last {len(ids[n])} were kept")
     end = end_token_id(tokenizer)
-    # an empty prompt starts where the model's documents start
-    if any(len(x) == 0 for x in ids) and end is None:
+    if not all(texts) and end is None:
         raise UserError("an empty prompt, and the tokenizer has no token that starts a text")
-    ids = [x if len(x) else np.array([end]) for x in ids]
+    # an empty prompt starts where the model's documents start
+    ids = [x if text else np.array([end]) for x, text in zip(ids, texts, strict=True)]
+    require_readable(ids, tokenizer, model.trunk.config, lambda n: f"prompt {n + 1}", what="prompt")
     return generate(model, ids, max_new_tokens, sampler, end, progress,
                     unused_token_ids(tokenizer, model.trunk.config.vocab_size))

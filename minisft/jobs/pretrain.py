@@ -16,7 +16,7 @@ from minisft.backend.array import DEVICES, device_name
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.documents import encode_documents, read_documents
 from minisft.data.text import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
-from minisft.data.tokenizer import decode
+from minisft.data.tokenizer import decode, vocab_size_of
 from minisft.dispatch import FORMATS
 from minisft.errors import UserError, setting
 from minisft.evaluation import plots
@@ -180,7 +180,7 @@ class Pretraining:
         self.training = config.training.of_the_loop()
         shape = config.model
         gpt2 = GPT2Config(
-            vocab_size=tokenizer.get_vocab_size(), n_positions=shape.context_length,
+            vocab_size=vocab_size_of(tokenizer), n_positions=shape.context_length,
             n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
             embd_pdrop=shape.dropout, attn_pdrop=shape.dropout, resid_pdrop=shape.dropout)
         gpt2.require_sound(f"{setting('width')}, {setting('heads')}")
