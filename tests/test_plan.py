@@ -186,7 +186,7 @@ def test_products_are_those_that_a_step_computes(rng, monkeypatch, task, which, 
     monkeypatch.setattr(Counted, "products", Counter())
     model.loss(batch)
     model.loss_backward()
-    assert dict(operations.largest(step, plan(step).first_trainable)) == Counted.products
+    assert dict(operations.largest(step, plan(step).first_trainable_layer)) == Counted.products
 
 
 def test_operations_add_up_for_gpt2():
