@@ -1,7 +1,9 @@
 """The error of a public door: something a user gave us is wrong, and they can mend it."""
 
 import re
+import shlex
 from collections.abc import Callable
+from typing import Any
 
 _MARK = "\ue000"     # of Unicode's private use: no text of a user holds it
 
@@ -39,4 +41,10 @@ def as_keyword(name: str, value: str | None = None) -> str:
 def as_flag(name: str, value: str | None = None) -> str:
     """-> as the command line has it: --max-length, --task complete."""
     flag = f"--{name.replace('_', '-')}"
-    return flag if value is None else f"{flag} {value}"
+    return flag if value is None else f"{flag} {shlex.quote(value)}"
+
+
+def short_repr(value: Any) -> str:
+    """Any value -> at most 60 characters of it on one line, for a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -19,6 +19,7 @@ def test_a_message_is_python_s_or_the_command_line_s():
     error = UserError(f"{setting('max_length')} is 0, see {setting('select', 'last')}")
     assert str(error) == "max_length is 0, see select='last'"
     assert render(error.args[0], as_flag) == "--max-length is 0, see --select last"
+    assert as_flag("delimiter", ";") == "--delimiter ';'"      # as a shell needs it
     assert str(pickle.loads(pickle.dumps(error))) == str(copy.copy(error)) == str(error)
     assert str(UserError(f"{setting('sizes')} 9: {error.args[0]}")).startswith(
         "sizes 9: max_length is 0")

@@ -224,6 +224,24 @@ def test_forms_of_files(tmp_path, name, content, options):
     assert [row["name"] for row in found["per_class"]] == sorted(toy_news.CLASSES)
 
 
+def test_bad_rows_lie_in_the_run_folder(files, tmp_path, capsys):
+    for part in ("train", "test"):
+        text = (files / f"{part}.csv").read_text()
+        (tmp_path / f"{part}.csv").write_text(text.replace("2,", "2,,", 1) + "99, ,World\n")
+    command = ["finetune", "--train", str(tmp_path / "train.csv"), "--test",
+               str(tmp_path / "test.csv"), "--out", str(tmp_path / "run"), *TINY]
+    assert main(command) == 2
+    assert "train.csv, line " in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert main([*command, "--skip-bad-rows"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("skipped 2 of 81 rows") == 2 and "72 training" in said.replace("71", "72")
+    with open(tmp_path / "run" / "bad_rows.csv", newline="") as file:
+        kept = list(csv.DictReader(file))
+    assert [row["file"].rsplit("/", 1)[1] for row in kept] == ["train.csv"] * 2 + ["test.csv"] * 2
+    assert "rows skipped, which cannot be read | 4" in (tmp_path / "run/report.md").read_text()
+    assert main([*command, "--skip-bad-rows", "--overwrite"]) == 0
+
+
 def test_a_validation_file(files, tmp_path, capsys):
     assert main(["finetune", "--train", str(files / "train.csv"), "--valid",
                  str(files / "test.csv"), "--out", str(tmp_path / "run"), *TINY]) == 0

@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from minisft.data.in_memory import subset
 from minisft.data.read import read_examples, read_prompts, train_valid_split
 from minisft.errors import UserError
 from minisft.jobs import finetune as runner
-from minisft.jobs.classify import _part
-from minisft.jobs.complete import _part as _part_of_prompts
 from minisft.training.config import FinetuneConfig
 
 TINY = {"model": "scratch", "layers": 1, "width": 16, "heads": 2, "vocab_size": 300, "epochs": 2,
@@ -39,7 +38,7 @@ def test_a_classifier_has_the_bits_of_the_command(toy_file, tmp_path, monkeypatc
     kept, held_out = train_valid_split(examples.labels, examples.texts, 0.1, 0)
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    fitted = runner.train_classifier(_part(examples, kept), _part(examples, held_out),
+    fitted = runner.train_classifier(subset(examples, kept), subset(examples, held_out),
                                      config.replace(train=None), say=silent,
                                      callback=entries.append)
     assert sorted(tmp_path.rglob("*")) == before
@@ -60,7 +59,7 @@ def test_a_language_model_has_the_bits_of_the_command(tmp_path):
     run = runner.prepare(config.replace(out=str(tmp_path / "run")), say=silent)
     runner.run(run, silent)
     prompts = read_prompts(str(path), ["prompt"], "completion")
-    parts = [_part_of_prompts(prompts, indices)
+    parts = [subset(prompts, indices)
              for indices in train_valid_split(None, prompts.prompts, 0.1, 0)]
     fitted = runner.train_completion(*parts, config.replace(train=None), say=silent)
     require_same_tensors(fitted.model, run.prepared.model)

@@ -102,6 +102,28 @@ def test_a_row_without_text_is_named(model, tmp_path, row, words, capsys):
     assert not (tmp_path / "out.csv").exists() and captured.out == ""
 
 
+def test_bad_rows_are_skipped_when_asked(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("x.csv").write_text("text;label;no\na;ham;1\n ;spam;2\nb;spam\nc;spam;4\n")
+    rows = ("--file", "x.csv", "--out", "out.csv")
+    assert predict(model, *rows) == 2 and not Path("out.csv").exists()
+    assert "x.csv, line 4: 2 fields" in capsys.readouterr().err
+    assert predict(model, *rows, "--skip-bad-rows") == 0
+    said = capsys.readouterr().err
+    assert "skipped 2 of 4 rows" in said and "separated by ';'" in said and "bad_rows.csv" in said
+    assert [row["no"] for row in shown(Path("out.csv").read_text())] == ["1", "4"]
+    assert [row["line"] for row in shown(Path("bad_rows.csv").read_text())] == ["3", "4"]
+    assert main(["evaluate", "--model", str(model), "--test", "x.csv", "--skip-bad-rows"]) == 0
+    assert "2 texts" in capsys.readouterr().out and Path("bad_rows-2.csv").exists()
+    assert main(["evaluate", "--model", str(model), "--test", "x.csv", "--skip-bad-rows",
+                 "--bad-rows", "mine.csv", "--delimiter", ";"]) == 0
+    assert Path("mine.csv").exists() and "separated" not in capsys.readouterr().err
+    for given in (["--skip-bad-rows", "--bad-rows", "mine.csv"], ["--bad-rows", "new.csv"],
+                  ["--skip-bad-rows", "--bad-rows", "no/new.csv"]):
+        assert predict(model, "--file", "x.csv", *given) == 2
+        assert "--bad-rows" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content, word", [
     ({"clean": ["soap"]}, "soap"), ({"clean": 3}, "clean"), ({"max_length": 0}, "max_length"),
     ({"max_length": "9"}, "max_length"), ({"truncate": "middle"}, "truncate"),

@@ -169,7 +169,8 @@ def test_label_names_are_sorted_by_number_only_if_all_are(write):
     ("text,label\na,x\nb,x\n", "every label is 'x'; a classifier needs two or more"),
     ("text,label\na,x\nb, \n", "x.csv, line 3: the label is empty"),
     ("text,label\na,x\n<b></b>,y\n", r"x.csv, line 3: the text \(after cleaning\) is empty"),
-    ("body,class\na,x\nb,y\n", "no column 'text'; the columns are: body, class; .*no_header"),
+    ("b,x\na,x\nb,y\n", "no column 'text'; the columns are: b, x; .*no_header"),
+    ("body,class\na,x\nb,y\n", "no column 'text'; the columns are: body, class$"),
     ("text,class\na,x\nb,y\n", "x.csv: no column 'label'; the columns are: text, class"),
 ])
 def test_faulty_examples(write, content, message):

@@ -8,11 +8,11 @@ from minisft.errors import UserError
 from minisft.io import run_folder
 
 
-def test_unused_folder(tmp_path):
-    assert run_folder.unused_folder(tmp_path, "a") == tmp_path / "a"
+def test_unused_path(tmp_path):
+    assert run_folder.unused_path(tmp_path, "a") == tmp_path / "a"
     (tmp_path / "a").mkdir()
     (tmp_path / "a-2").touch()
-    assert run_folder.unused_folder(tmp_path, "a") == tmp_path / "a-3"
+    assert run_folder.unused_path(tmp_path, "a") == tmp_path / "a-3"
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):

@@ -128,5 +128,8 @@ def add_table(parser):
                         help="the file has no header: columns are named 1, 2, ...")
     parser.add_argument("--encoding", default="utf-8", metavar="NAME",
                         help="encoding of the file")
+    parser.add_argument("--delimiter", metavar="CHAR", help="what separates the fields: one "
+                        "character, or the word tab (default: the comma of .csv, the tab of .tsv, "
+                        "or what the rows plainly have)")
     parser.add_argument("--batch-tokens", type=whole(1), default=8192, metavar="N",
                         help="most tokens computed at once")

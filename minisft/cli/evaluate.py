@@ -12,6 +12,7 @@ from minisft.cli.arguments import (
     warn_of_unused_head,
     whole,
 )
+from minisft.cli.tables import add_bad_rows, report_table, require_new_bad_rows, table_options
 from minisft.data.read import read_examples, read_prompts
 from minisft.data.sequences import encode_sequences, require_readable
 from minisft.evaluation import metrics
@@ -39,11 +40,13 @@ def add_arguments(parser):
                         help="language model: longest completion in tokens")
     add_preprocessing(parser, separator=True)
     add_table(parser)
+    add_bad_rows(parser)
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
 
 
 def run(args):
     """Prints the figures, as lines or as JSON."""
+    require_new_bad_rows(args)
     model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device)
     warn_of_unused_head(model)
     room = model.trunk.config.n_positions
@@ -57,8 +60,9 @@ def run(args):
 def _classifier(args, model, tokenizer, preprocessing):
     """-> the figures, and the lines that show them."""
     examples = read_examples(args.test, args.text_column, args.label_column, model.label_names,
-                             preprocessing.clean, args.encoding, not args.no_header,
-                             args.pair_column)
+                             preprocessing.clean, pair_column=args.pair_column,
+                             **table_options(args))
+    report_table(args, examples.notes, examples.bad_rows)
     ids, types, cut = encode_sequences(tokenizer, examples.texts, preprocessing.max_length,
                                        preprocessing.truncate, examples.pairs)
     require_readable(ids, tokenizer, model.trunk.config, examples.place, types)
@@ -78,7 +82,8 @@ def _classifier(args, model, tokenizer, preprocessing):
 def _language_model(args, model, tokenizer, preprocessing):
     """-> the figures, and the line that shows them."""
     prompts = read_prompts(args.test, args.prompt_column, args.completion_column,
-                           preprocessing.clean, args.encoding, not args.no_header)
+                           preprocessing.clean, **table_options(args))
+    report_table(args, prompts.notes, prompts.bad_rows)
     sequences, starts, cut = complete.encode(tokenizer, prompts, preprocessing,
                                              model.trunk.config)
     say(str(preprocessing))

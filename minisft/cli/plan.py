@@ -3,6 +3,7 @@
 import re
 
 from minisft.cli.arguments import add_model, add_table, whole
+from minisft.cli.tables import table_options
 from minisft.data.read import read_texts
 from minisft.data.text import encode_all, load_tokenizer
 from minisft.errors import UserError
@@ -84,10 +85,10 @@ def _lengths(args, folder, config):
     if args.lengths is not None:
         raise UserError("--lengths beside --texts: expected one of the two")
     preprocessing = read_preprocessing(folder)
-    _, texts, _ = read_texts(args.texts, args.text_column, preprocessing.clean, args.encoding,
-                             not args.no_header)
+    examples = read_texts(args.texts, args.text_column, preprocessing.clean,
+                          **table_options(args))[1]
     room = min(preprocessing.max_length or config.n_positions, config.n_positions)
-    ids, _ = encode_all(load_tokenizer(folder), texts, room, preprocessing.truncate)
+    ids, _ = encode_all(load_tokenizer(folder), examples.texts, room, preprocessing.truncate)
     return [len(x) for x in ids]
 
 

@@ -15,7 +15,8 @@ from minisft.cli.arguments import (
     say,
     warn_of_unused_head,
 )
-from minisft.data.read import read_pairs, read_texts
+from minisft.cli.tables import add_bad_rows, report_table, require_new_bad_rows, table_options
+from minisft.data.read import read_texts
 from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.text import clean
 from minisft.errors import UserError
@@ -35,6 +36,7 @@ def add_arguments(parser):
                         help="where the labelled file goes (.csv or .jsonl; default: shown as csv)")
     add_preprocessing(parser)
     add_table(parser)
+    add_bad_rows(parser)
 
 
 def run(args):
@@ -43,6 +45,7 @@ def run(args):
         raise UserError("give texts or --file, one of the two")
     if args.pair_column is not None and not args.file:
         raise UserError("--pair-column names a column of --file, expected one")
+    require_new_bad_rows(args)
     out = None if args.out is None else Path(args.out)
     if out and (out.exists() or not out.parent.is_dir() or out.suffix not in (".csv", ".jsonl")):
         raise UserError(f"--out {out}: expected a new file ending in .csv or .jsonl, in a folder "
@@ -83,11 +86,11 @@ def _texts(args, steps):
     """-> names of the columns, a row for each text, the cleaned texts and second texts or None, a
     function from an index to where its text stands."""
     if args.file:
-        table, texts, _ = read_texts(args.file, args.text_column, steps, args.encoding,
-                                     not args.no_header)
-        pairs, _ = read_pairs(table, args.pair_column, steps, not args.no_header)
-        return (table.columns, [dict(row) for row in table.rows], texts, pairs,
-                lambda n: f"{table.path}, line {table.lines[n]}")
+        table, examples = read_texts(args.file, args.text_column, steps,
+                                     pair_column=args.pair_column, **table_options(args))
+        report_table(args, table.notes, table.bad_rows)
+        rows = [dict(row) for row in table.rows]
+        return table.columns, rows, examples.texts, examples.pairs, examples.place
     texts = [clean(text, steps)[0] for text in args.text]
     for n, text in enumerate(texts, 1):
         if not text.strip():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from minisft.data.table import read_text
+from minisft.data.encoding import read_text
 from minisft.data.text import END_OF_TEXT, encode_all
 from minisft.errors import UserError
 

@@ -4,15 +4,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from minisft.data.table import BadRow, header_as_data, read_table
 from minisft.data.table import Table as Table
-from minisft.data.table import read_table, short_repr
 from minisft.data.text import CLEANING_STEPS, clean, clean_all
-from minisft.errors import UserError, setting
+from minisft.errors import UserError, setting, short_repr
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Examples:
     lines: list[int]                   # the line in the file, from 1, where each row starts
     cleaned: Counter[str]              # cleaning step -> how many texts it changed
     pairs: list[str] | None = None     # the second text of each, where there are two
+    notes: tuple[str, ...] = ()        # what a reader of the file should be told
+    bad_rows: tuple[BadRow, ...] = ()  # those that were skipped
 
     def place(self, n: int) -> str:
         """-> where the text of index n stands."""
@@ -48,106 +50,156 @@ class Prompts:
     completions: list[str] | None
     lines: list[int]                   # the line in the file, from 1, where each row starts
     cleaned: Counter[str]              # cleaning step -> how many texts it changed
+    notes: tuple[str, ...] = ()        # what a reader of the file should be told
+    bad_rows: tuple[BadRow, ...] = ()  # those that were skipped
 
     def place(self, n: int) -> str:
         """-> where the prompt of index n stands."""
         return f"{self.path}, line {self.lines[n]}"
 
 
-def _column(table, name, header):
-    """Table, a column's name -> its values as str; UserError if it is absent or one is no text."""
-    if name not in table.columns:
-        columns = ", ".join(short_repr(column).strip("'\"") for column in table.columns[:20])
-        hint = ""
-        if not header:
-            hint = f"; {setting('no_header')} numbers the columns from 1"
-        elif table.path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
-            hint = (f"; if that is no header, add {setting('no_header')} and name the columns 1, "
-                    "2, ...")
-        raise UserError(f"{table.path}: no column {short_repr(name)}; the columns are: "
-                        f"{columns}{hint}")
-    return [_value(table, row, line, name)
-            for row, line in zip(table.rows, table.lines, strict=True)]
+class _Unreadable(Exception):
+    """Why a row cannot be read; `_each_row` knows the file and the line."""
 
 
-def _value(table, row, line, name):
+def _require_columns(table, names, header):
+    """Raises UserError for the first column that is absent."""
+    for name in names:
+        if name not in table.columns:
+            columns = ", ".join(short_repr(column).strip("'\"") for column in table.columns[:20])
+            hint = table.hint if header else f"; {setting('no_header')} numbers the columns from 1"
+            raise UserError(f"{table.path}: no column {short_repr(name)}; the columns are: "
+                            f"{columns}{hint}")
+
+
+def _value(row, name):
+    """A row, a column's name -> its value as str; _Unreadable if it is none."""
     value = row.get(name)
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-            raise UserError(f"{table.path}, line {line}: column {short_repr(name)} holds half a "
-                            "character (a lone surrogate)")
+            raise _Unreadable(f"column {short_repr(name)} holds half a character (a lone "
+                              "surrogate)")
         return value
     if isinstance(value, bool | int | float):
         return json.dumps(value)       # true, 3, 0.5: as the file spells them
     type_name = {list: "a list", dict: "an object"}.get(type(value), "null")
-    raise UserError(f"{table.path}, line {line}: column {short_repr(name)} is "
-                    f"{type_name if name in row else 'missing'}; expected a text")
+    raise _Unreadable(f"column {short_repr(name)} is {type_name if name in row else 'missing'}; "
+                     "expected a text")
 
 
-def _require_not_blank(path, texts, lines, name):
-    for text, line in zip(texts, lines, strict=True):
-        if not text.strip():
-            raise UserError(f"{path}, line {line}: the {name} is empty")
+def _require_not_blank(text, name):
+    if not text.strip():
+        raise _Unreadable(f"the {name} is empty")
+    return text
+
+
+def _each_row(table, read_row, skip_bad_rows):
+    """Table, what reads a row -> the table of the rows that can be read, what was read of each.
+
+    The other rows raise UserError, or join the table's bad rows.
+    """
+    kept, values, bad_rows = [], [], list(table.bad_rows)
+    for index, (row, line) in enumerate(zip(table.rows, table.lines, strict=True)):
+        try:
+            values.append(read_row(row))
+            kept.append(index)
+        except _Unreadable as error:
+            if not skip_bad_rows:
+                raise UserError(f"{table.path}, line {line}: {error}") from None
+            bad_rows.append(BadRow(table.path, line, str(error),
+                                   json.dumps(row, ensure_ascii=False)))
+    if not bad_rows:
+        return table, values
+    bad_rows.sort(key=lambda bad: bad.line)
+    first = f"the first, line {bad_rows[0].line}: {bad_rows[0].reason}"
+    if not kept:
+        raise UserError(f"{table.path}: no row of it can be read; {first}")
+    note = (f"{table.path}: skipped {len(bad_rows):,} of {len(kept) + len(bad_rows):,} rows, which "
+            f"cannot be read; {first}")
+    return replace(table, rows=[table.rows[n] for n in kept], lines=[table.lines[n] for n in kept],
+                   notes=(*table.notes, note), bad_rows=tuple(bad_rows)), values
 
 
 def read_examples(path: str | Path, text_columns: Sequence[str], label_column: str | None,
                   label_names: Iterable[str] | None = None, steps: Sequence[str] = CLEANING_STEPS,
-                  encoding: str = "utf-8", header: bool = True,
-                  pair_column: str | None = None) -> Examples:
+                  encoding: str = "utf-8", header: bool = True, pair_column: str | None = None,
+                  delimiter: str | None = None, skip_bad_rows: bool = False) -> Examples:
     """A file, its columns, perhaps the label names of the training data -> Examples.
 
     Several text columns are joined by a space, then cleaned. Without `label_names` they are those
-    of the file, sorted, by number if all are integers. UserError on a blank text or label, an
-    unknown label, or fewer than two label names in the file.
+    of the file, sorted, by number if all are integers. UserError on a blank text or label (unless
+    bad rows are skipped), an unknown label, fewer than two label names in the file, or nearly as
+    many as texts. The other arguments are those of `read_table`.
     """
-    if label_column is not None and label_column in (*text_columns, pair_column):
-        raise UserError(f"{path}: column {short_repr(label_column)} cannot be both text and label")
-    table, texts, cleaned = read_texts(path, text_columns, steps, encoding, header)
-    pairs, counts = read_pairs(table, pair_column, steps, header)
-    cleaned += counts
-    labels = None
-    if label_column is not None:
-        values = [value.strip() for value in _column(table, label_column, header)]
-        _require_not_blank(path, values, table.lines, "label")
-        label_names = (sorted_label_names(path, values) if label_names is None
-                       else tuple(label_names))
-        label2id = {name: i for i, name in enumerate(label_names)}
-        for value, line in zip(values, table.lines, strict=True):
-            if value not in label2id:
-                raise UserError(f"{path}, line {line}: unknown label {short_repr(value)}; known: "
-                                f"{', '.join(map(short_repr, label_names))}")
-        labels = [label2id[value] for value in values]
-    return Examples(table.path, texts, labels,
-                    None if label_names is None else tuple(label_names), table.lines, cleaned,
-                    pairs)
+    return read_texts(path, text_columns, steps, encoding, header, pair_column, delimiter,
+                      skip_bad_rows, label_column, label_names)[1]
 
 
 def read_texts(path: str | Path, text_columns: Sequence[str],
                steps: Sequence[str] = CLEANING_STEPS, encoding: str = "utf-8",
-               header: bool = True) -> tuple[Table, list[str], Counter[str]]:
-    """A file, its columns -> Table, the cleaned texts, Counter of how many each step changed.
+               header: bool = True, pair_column: str | None = None, delimiter: str | None = None,
+               skip_bad_rows: bool = False, label_column: str | None = None,
+               label_names: Iterable[str] | None = None) -> tuple[Table, Examples]:
+    """As `read_examples` -> the Table of the rows that could be read, their Examples."""
+    if label_column is not None and label_column in (*text_columns, pair_column):
+        raise UserError(f"{path}: column {short_repr(label_column)} cannot be both text and label")
+    table = read_table(path, encoding, header, delimiter, skip_bad_rows)
+    _require_columns(table, [name for name in (*text_columns, pair_column, label_column)
+                             if name is not None], header)
+    cleaned: Counter[str] = Counter()
 
-    Several columns are joined by a space. UserError on a blank text.
-    """
-    table = read_table(path, encoding, header)
-    joined = zip(*(_column(table, name, header) for name in text_columns), strict=True)
-    texts, cleaned = clean_all(map(" ".join, joined), steps)
-    _require_not_blank(path, texts, table.lines, "text (after cleaning)")
-    return table, texts, cleaned
+    def read_row(row):
+        text, steps_of_text = clean(" ".join(_value(row, name) for name in text_columns), steps)
+        _require_not_blank(text, "text (after cleaning)")
+        pair, steps_of_pair, label = None, (), None
+        if pair_column is not None:
+            pair, steps_of_pair = clean(_value(row, pair_column), steps)
+            _require_not_blank(pair, f"text of column {short_repr(pair_column)} (after cleaning)")
+        if label_column is not None:
+            label = _require_not_blank(_value(row, label_column).strip(), "label")
+        cleaned.update((*steps_of_text, *steps_of_pair))
+        return text, pair, label
+
+    table, rows = _each_row(table, read_row, skip_bad_rows)
+    texts, pairs, labels = map(list, zip(*rows, strict=True))
+    indices = None
+    if label_column is not None:
+        if not header and _first_is_header(texts, labels):
+            raise header_as_data(table.path, table.lines[0], (labels[0], texts[0]))
+        if label_names is None:
+            _require_classes(table.path, labels, label_column)
+            label_names = sorted_label_names(table.path, labels)
+        label_names = tuple(label_names)
+        indices = _label_indices(table, labels, label_names)
+    return table, Examples(
+        table.path, texts, indices, None if label_names is None else tuple(label_names),
+        table.lines, cleaned, None if pair_column is None else pairs, table.notes, table.bad_rows)
 
 
-def read_pairs(table: Table, column: str | None, steps: Sequence[str] = CLEANING_STEPS,
-               header: bool = True) -> tuple[list[str] | None, Counter[str]]:
-    """Table, the column of a second text or None -> the cleaned texts or None, Counter of steps.
+def _label_indices(table, labels, label_names):
+    label2id = {name: i for i, name in enumerate(label_names)}
+    for label, line in zip(labels, table.lines, strict=True):
+        if label not in label2id:
+            raise UserError(f"{table.path}, line {line}: unknown label {short_repr(label)}; known: "
+                            f"{', '.join(map(short_repr, label_names))}")
+    return [label2id[label] for label in labels]
 
-    UserError on a blank text.
-    """
-    if column is None:
-        return None, Counter()
-    pairs, cleaned = clean_all(_column(table, column, header), steps)
-    _require_not_blank(table.path, pairs, table.lines,
-                       f"text of column {short_repr(column)} (after cleaning)")
-    return pairs, cleaned
+
+def _require_classes(path, labels, column):
+    """Raises UserError where the labels are more likely texts."""
+    different = len(set(labels))
+    if len(labels) >= 10 and different > len(labels) / 2:
+        raise UserError(f"{path}: {different:,} different labels for {len(labels):,} texts: is "
+                        f"{short_repr(column)} the label column? Expected labels that several "
+                        "texts share")
+
+
+def _first_is_header(texts, labels):
+    """Are the first label and text names of columns: single words, short, and never there again?"""
+    first = texts[0], labels[0]
+    return (len(texts) > 3 and all(re.fullmatch(r"[^\W\d]\w{0,20}", value) for value in first)
+            and texts.count(texts[0]) == labels.count(labels[0]) == 1
+            and sorted(map(len, texts))[len(texts) // 2] >= 3 * len(texts[0]))
 
 
 def sorted_label_names(path: str | Path, labels: Iterable[str]) -> tuple[str, ...]:
@@ -163,32 +215,38 @@ def sorted_label_names(path: str | Path, labels: Iterable[str]) -> tuple[str, ..
 
 
 def read_prompts(path: str | Path, prompt_columns: Sequence[str], completion_column: str | None,
-                 steps: Sequence[str] = (), encoding: str = "utf-8",
-                 header: bool = True) -> Prompts:
-    """A file, its columns -> Prompts; UserError on an empty prompt or completion.
+                 steps: Sequence[str] = (), encoding: str = "utf-8", header: bool = True,
+                 delimiter: str | None = None, skip_bad_rows: bool = False) -> Prompts:
+    """A file, its columns -> Prompts; UserError on an empty prompt or completion, unless bad rows
+    are skipped.
 
     Prompt columns that are blank in a row are left out there, the others joined by a line break.
-    Each value is cleaned by itself; by default not at all, so that code keeps its lines.
+    Each value is cleaned by itself; by default not at all, so that code keeps its lines. The other
+    arguments are those of `read_table`.
     """
     if completion_column in prompt_columns:
         raise UserError(f"{path}: column {short_repr(completion_column)} cannot be both prompt "
                         "and completion")
-    table = read_table(path, encoding, header)
-    columns: list[list[str]] = []
+    table = read_table(path, encoding, header, delimiter, skip_bad_rows)
+    names = [*prompt_columns, *([] if completion_column is None else [completion_column])]
+    _require_columns(table, names, header)
     counts: Counter[str] = Counter()
-    for name in [*prompt_columns, *([completion_column] if completion_column is not None else [])]:
-        values, changed = clean_all(_column(table, name, header), steps)
-        columns.append(values)
-        counts += changed
-    completions = None
-    if completion_column is not None:
-        completions = columns.pop()
-        _require_not_blank(path, completions, table.lines,
-                           f"completion (column {short_repr(completion_column)})")
-    prompts = ["\n".join(value for value in values if value.strip())
-               for values in zip(*columns, strict=True)]
-    _require_not_blank(path, prompts, table.lines, "prompt")
-    return Prompts(table.path, prompts, completions, table.lines, counts)
+
+    def read_row(row):
+        values, changed = clean_all([_value(row, name) for name in names], steps)
+        completion = None
+        if completion_column is not None:
+            completion = _require_not_blank(
+                values.pop(), f"completion (column {short_repr(completion_column)})")
+        prompt = "\n".join(value for value in values if value.strip())
+        _require_not_blank(prompt, "prompt")
+        counts.update(changed)
+        return prompt, completion
+
+    table, rows = _each_row(table, read_row, skip_bad_rows)
+    prompts, completions = map(list, zip(*rows, strict=True))
+    return Prompts(table.path, prompts, None if completion_column is None else completions,
+                   table.lines, counts, table.notes, table.bad_rows)
 
 
 def _key(text):

@@ -1,19 +1,35 @@
 """A file of rows (CSV, TSV, JSON lines, a JSON list) -> Table; every error names its line."""
 
 import csv
-import gzip
-import io
 import json
 import re
-import zlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisft.errors import UserError, setting
+from minisft.data import delimited
+from minisft.data.encoding import fault, read_text, reads_as_utf8, require_file
+from minisft.errors import UserError, setting, short_repr
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+_SPREADSHEETS = (".xlsx", ".xlsm", ".xls", ".ods")
+# What people and programs call columns; a row of nothing else is a header.
+_TYPICAL = frozenset("""text texts label labels class category topic target tag title headline
+    description body content message sms sentence review comment tweet post email subject question
+    answer prompt completion instruction input output context response sentiment rating score id
+    index name date v1 v2""".split())
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be read: where it stands, why, and its text."""
+
+    path: Path
+    line: int
+    reason: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -24,126 +40,181 @@ class Table:
     columns: tuple[str, ...]
     rows: list[dict[str, Any]]
     lines: list[int]                   # the line, from 1, where each row starts
+    notes: tuple[str, ...] = ()        # what a reader of the file should be told
+    bad_rows: tuple[BadRow, ...] = ()  # those that were skipped
+    hint: str = ""                     # what to try where a column is missing
 
 
-def read_table(path: str | Path, encoding: str = "utf-8", header: bool = True) -> Table:
-    """A .csv, .tsv (no quoting), .jsonl or .json file, or one of them .gz -> Table.
+def read_table(path: str | Path, encoding: str = "utf-8", header: bool = True,
+               delimiter: str | None = None, skip_bad_rows: bool = False) -> Table:
+    """A .csv, .tsv, .jsonl or .json file, or one of them .gz -> Table.
 
-    Without header the columns are "1", "2", ...; blank lines are no rows. UserError names the file
-    and the line of the first error.
+    The delimiter is what the file's name says, unless the rows plainly have another. A .tsv is
+    quoted only where every sign says so. Without header the columns are "1", "2", ...; names are
+    stripped, nameless last columns that hold nothing are dropped, other nameless ones are called
+    "Unnamed: 0", ... as in pandas. Blank lines are no rows. UserError names the file and the line
+    of the first error; with `skip_bad_rows` the row goes to the table's `bad_rows` instead.
     """
     path = Path(path)
-    _require_file(path)
+    require_file(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
     if suffix not in SUFFIXES:
+        hint = "; save the spreadsheet as CSV" if suffix in _SPREADSHEETS else ""
         raise UserError(f"{path}: cannot tell its format by its name; expected one that ends in "
-                        f"{' '.join(SUFFIXES)}, alone or with .gz")
-    text = read_text(path, encoding)
+                        f"{' '.join(SUFFIXES)}, alone or with .gz{hint}")
+    text = read_text(path, encoding, skip_bad_rows)
+    note = reads_as_utf8(path, encoding, text)
+    notes = [] if note is None else [note]
+    bad_rows: list[BadRow] | None = [] if skip_bad_rows else None
     if suffix in (".json", ".jsonl"):
-        if not header:
-            raise UserError(f"{path}: JSON names its columns; {setting('no_header')} is for .csv "
-                            "and .tsv")
-        objects = _json_lines(path, text) if suffix == ".jsonl" else _json_list(path, text)
-        if not objects:
-            raise UserError(f"{path}: holds no rows")
-        columns = tuple(dict.fromkeys(name for _, row in objects for name in row))
-        return Table(path, columns, [row for _, row in objects], [line for line, _ in objects])
-    records = _csv(path, text) if suffix == ".csv" else _tsv(text)
-    return _table(path, list(records), header)
+        for name, given in (("no_header", not header), ("delimiter", delimiter is not None)):
+            if given:
+                raise UserError(f"{path}: JSON names its columns; {setting(name)} is for .csv and "
+                                ".tsv")
+        table = _read_json(path, text, suffix, encoding, bad_rows, notes)
+    else:
+        table = _read_delimited(path, text, suffix, delimiter, header, encoding, bad_rows, notes)
+    if not table.rows:
+        raise UserError(f"{path}: no row of it can be read, the first is line {bad_rows[0].line}: "
+                        f"{bad_rows[0].reason}")
+    return table
 
 
-def read_text(path: str | Path, encoding: str = "utf-8") -> str:
-    """A file, plain or .gz -> its text; UserError names the file and the line of the first error.
-    """
-    path = Path(path)
-    _require_file(path)
-    return _decode(path, _bytes(path, path.suffix.lower() == ".gz"), encoding)
+def write_bad_rows(path: str | Path, bad_rows: Iterable[BadRow]) -> None:
+    """Writes the rows that were skipped as CSV: file, line, reason, text. FileExistsError."""
+    with open(path, "x", encoding="utf-8", newline="", errors="backslashreplace") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("file", "line", "reason", "text"))
+        writer.writerows((row.path, row.line, row.reason, row.text) for row in bad_rows)
 
 
-def _require_file(path):
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; expected a file")
-
-
-def _bytes(path, compressed):
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if compressed else data
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: damaged gzip file: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _decode(path, data, encoding):
-    """Bytes -> text without byte order mark; UserError if empty, of another encoding, or NUL."""
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        raise UserError(f"{path}, line {line}: byte 0x{data[error.start]:02x} (number {column} of "
-                        f"the line) is not {encoding}; give the right "
-                        f"{setting('encoding')}") from None
-    except (LookupError, ValueError):
-        raise UserError(f"{path}: unknown encoding {encoding!r}; expected one such as utf-8, "
-                        "utf-16, latin-1 or cp1252") from None
-    text = text.removeprefix("\ufeff")
+def _read_delimited(path, text, suffix, delimiter, header, encoding, bad_rows, notes):
+    """The text of a .csv or .tsv -> Table."""
+    usual = "," if suffix == ".csv" else "\t"
+    named, text, first = delimited.split_sep_line(text)
     if not text.strip():
         raise UserError(f"{path}: is empty")
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{path}, line {line}: holds a NUL byte, which no text has; if the file is "
-                        f"UTF-16, give {setting('encoding', 'utf-16')}")
-    return text
+    other = None
+    char = delimited.parse_delimiter(delimiter) or named
+    if char is None:
+        char, other = delimited.guess(text, usual)
+        if char != usual:
+            notes.append(f"{path}: its fields are separated by {char!r}")
+    hint = "" if other is None else (f"; looks separated by {other!r}: see "
+                                     f"{setting('delimiter', delimited.spelled(other))}")
 
+    def bad(line, reason, row):
+        bad_rows.append(BadRow(path, line, reason, row))
 
-def _csv(path, text):
-    """Text -> the line and the fields of each row that is not blank."""
-    # A field of a million characters is fine; the module's own limit is one for the whole process.
-    limit = csv.field_size_limit(min(len(text) + 1, 2**31 - 1))
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    start = 1
+    quoted = char != "\t" or suffix == ".csv"
+    if not quoted and delimited.is_quoted_tsv(text):
+        quoted = True
+        notes.append(f"{path}: its fields are quoted, as pandas and Excel write them, and are "
+                     "read so")
     try:
-        for fields in reader:
-            if fields:
-                yield start, fields
-            start = reader.line_num + 1
-    except csv.Error as error:
-        reason = "a quote is never closed" if "end of data" in str(error) else error
-        raise UserError(f"{path}, line {start}: the row that starts here is no CSV: {reason}; "
-                        "a file without quoting should be .tsv") from None
-    finally:
-        csv.field_size_limit(limit)
+        records = list(
+            delimited.read_csv(text, char, first, None if bad_rows is None else bad) if quoted else
+            delimited.read_tsv(text, first))
+    except UserError as error:
+        raise UserError(f"{path}, {error.args[0]}") from None
+    if bad_rows is not None:
+        records = _without_faults(path, records, encoding, char, bad_rows)
+    return _table(path, records, header, hint, char, notes, bad_rows)
 
 
-def _tsv(text):
-    for line, row in enumerate(text.split("\n"), 1):
-        row = row.removesuffix("\r")
-        if row:
-            yield line, row.split("\t")
+def _without_faults(path, records, encoding, delimiter, bad_rows):
+    """-> the records whose bytes are text; the others go to bad_rows."""
+    kept = []
+    for line, fields in records:
+        row = delimiter.join(fields)
+        if (reason := fault(row, encoding)) is None:
+            kept.append((line, fields))
+        else:
+            bad_rows.append(BadRow(path, line, reason, row))
+    return kept
 
 
-def _table(path, records, header):
+def _table(path, records, header, hint, delimiter, notes, bad_rows):
     """Lines and fields -> Table; UserError if a row differs in width or a column's name repeats."""
-    first_line, first = records[0]
-    columns = tuple(first) if header else tuple(str(n + 1) for n in range(len(first)))
-    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
-        raise UserError(f"{path}, line {first_line}: the column name {short_repr(repeated[0])} "
-                        f"stands there twice; if this is no header, add {setting('no_header')}")
-    records = records[1:] if header else records
     if not records:
+        raise UserError(f"{path}: holds no rows")
+    first_line, names = records[0]
+    rows = records[1:] if header else records
+    named = _trailing_blank(names) if header else max(_trailing_blank(f) for _, f in rows)
+    extra = sum(any(map(str.strip, fields[named:len(names)])) for _, fields in rows)
+    width = len(names) if extra else named
+    columns = _column_names(path, first_line, names[:width], header, hint)
+    if extra:
+        notes.append(f"{path}: columns without a name hold something in {extra:,} rows; they are "
+                     f"called {', '.join(map(repr, columns[named:]))}")
+    if not rows:
         raise UserError(f"{path}: holds a header and no rows; if it has no header, add "
                         f"{setting('no_header')}")
-    for line, fields in records:
-        if len(fields) != len(columns):
-            raise UserError(f"{path}, line {line}: {len(fields)} fields, but line {first_line} "
-                            f"has {len(columns)}")
-    rows = [dict(zip(columns, fields, strict=True)) for _, fields in records]
-    return Table(path, columns, rows, [line for line, _ in records])
+    if not header and all(name.strip().casefold() in _TYPICAL for name in names[:width]):
+        raise header_as_data(path, first_line, names[:width])
+    kept, lines = [], []
+    for line, fields in rows:
+        if len(fields) > width and not any(map(str.strip, fields[width:])):
+            fields = fields[:width]      # as Excel pads rows
+        elif named <= len(fields) < width:
+            fields = fields + [""] * (width - len(fields))
+        if len(fields) == width:
+            kept.append(dict(zip(columns, fields, strict=True)))
+            lines.append(line)
+            continue
+        reason = f"{len(fields)} fields, but line {first_line} has {width}"
+        if bad_rows is None:
+            raise UserError(f"{path}, line {line}: {reason}{hint}")
+        bad_rows.append(BadRow(path, line, reason, delimiter.join(fields)))
+    if header and not hint and _looks_like_data(names[:width], kept):
+        hint = (f"; if that is no header, add {setting('no_header')} and name the columns 1, 2, "
+                "...")
+    return Table(path, columns, kept, lines, tuple(notes), tuple(bad_rows or ()), hint)
+
+
+def header_as_data(path: Path, line: int, values: Iterable[str]) -> UserError:
+    """-> the error for a header that is read as the first row."""
+    return UserError(f"{path}, line {line}: {', '.join(map(short_repr, values))} look like the "
+                     f"names of the columns, and would be read as a row: leave out "
+                     f"{setting('no_header')}, or move the line further down if it is a row")
+
+
+def _trailing_blank(fields):
+    """-> how many fields there are without the blank ones at the end, at least one."""
+    return max((n for n, value in enumerate(fields, 1) if value.strip()), default=1)
+
+
+def _column_names(path, line, names, header, hint):
+    if not header:
+        return tuple(str(n + 1) for n in range(len(names)))
+    columns = tuple(name.strip() or f"Unnamed: {n}" for n, name in enumerate(names))
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+        raise UserError(f"{path}, line {line}: the column name {short_repr(repeated[0])} stands "
+                        f"there twice{hint}; if this is no header, add {setting('no_header')}")
+    return columns
+
+
+def _looks_like_data(names, rows):
+    """Is a header the first row instead: long, or with a value that its column has again?"""
+    values = list(zip(*(row.values() for row in rows[:1000]), strict=True))
+    return any(len(name) > 40 or name.strip() and name in column
+               for name, column in zip(names, values, strict=False))
+
+
+def _read_json(path, text, suffix, encoding, bad_rows, notes):
+    """The text of a .json or .jsonl -> Table."""
+    start = text[_BLANK.match(text).end()]
+    # named the wrong way round, which the first character tells
+    lines = suffix == ".jsonl" and start != "[" or suffix == ".json" and start == "{" and \
+        len(_complete_lines(text)) > 1
+    objects = (_json_lines(path, text, encoding, bad_rows) if lines else
+               _json_list(path, text))
+    if not objects and not bad_rows:
+        raise UserError(f"{path}: holds no rows")
+    columns = tuple(dict.fromkeys(name for _, row in objects for name in row))
+    return Table(path, columns, [row for _, row in objects], [line for line, _ in objects],
+                 tuple(notes), tuple(bad_rows or ()))
 
 
 def _unique(pairs):
@@ -176,17 +247,32 @@ def _object(path, text, start, line):
     return value, end
 
 
-def _json_lines(path, text):
+def _json_lines(path, text, encoding, bad_rows):
     """Text -> the line and the object of each row that is not blank."""
     objects = []
     for line, row in enumerate(text.split("\n"), 1):
-        if row := row.strip(" \t\r"):
+        if not (row := row.strip(" \t\r")):
+            continue
+        try:
+            if bad_rows is not None and (reason := fault(row, encoding)):
+                raise UserError(f"{path}, line {line}: {reason}")
             value, end = _object(path, row, 0, line)
             if end < len(row):
                 raise UserError(f"{path}, line {line}: more than one JSON value; found "
                                 f"{short_repr(row[end:])} after the first")
             objects.append((line, value))
+        except UserError as error:
+            if bad_rows is None:
+                raise
+            reason = str(error).removeprefix(f"{path}, line {line}: ")
+            bad_rows.append(BadRow(path, line, reason, row))
     return objects
+
+
+def _complete_lines(text):
+    """-> the first two lines that are not blank, where each is a JSON object of its own."""
+    rows = [row for row in text.split("\n") if row.strip()][:2]
+    return [row for row in rows if row.strip().startswith("{") and row.strip().endswith("}")]
 
 
 def _json_list(path, text):
@@ -195,7 +281,7 @@ def _json_list(path, text):
     position = _BLANK.match(text).end()
     if text[position] != "[":
         raise UserError(f"{path}: starts with {short_repr(text[position])}; expected a list of "
-                        "objects [{...}, ...]")
+                        "objects [{...}, ...], as pandas writes it with orient='records'")
     while text[position:position + 1] != "]":
         position = _BLANK.match(text, position + 1).end()
         line += text.count("\n", counted_to, position)
@@ -211,9 +297,3 @@ def _json_list(path, text):
     if text[position + 1:].strip():
         raise UserError(f"{path}: no valid JSON: something follows the list's closing bracket")
     return objects
-
-
-def short_repr(value: Any) -> str:
-    """Any value -> at most 60 characters of it on one line, for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -188,7 +188,7 @@ def _data(data):
     shown = [
         ("training file", "train_path"), ("test file", "test_path"),
         ("training texts", "n_train"), ("validation texts", "n_valid"), ("test texts", "n_test"),
-        ("labels", "labels"),
+        ("rows skipped, which cannot be read", "bad_rows"), ("labels", "labels"),
         ("share of the largest class in training", "majority"),
         ("training texts cut to the longest input", "cut_train"),
         ("test texts cut to the longest input", "cut_test"),

@@ -16,21 +16,22 @@ from minisft.backend.cpu import jit, row_blocks
 from minisft.errors import UserError, setting
 from minisft.io.files import CONFIG, read_json, write_json
 
+BAD_ROWS = "bad_rows.csv"     # rows of the data files that could not be read and were skipped
 # What a run writes; `overwrite` removes these and touches nothing else in the folder.
 CONTENTS = (CONFIG, "metrics.jsonl", "model", "training_state", "curves.png",
-            "confusion.png", "results.json", "report.md", "curve.json", "curve.png")
+            "confusion.png", "results.json", "report.md", "curve.json", "curve.png", BAD_ROWS)
 # A run of several seeds or training sizes has a folder for each inside.
 INNER = re.compile(r"(seed|size)-\d+")
 # A run killed while it wrote a file leaves a partial one (files.atomic_write).
 PARTIAL = tuple(f".{name}.partial" for name in CONTENTS)
 
 
-def unused_folder(parent: str | Path, name: str) -> Path:
-    """-> the first of parent/name, parent/name-2, ... that does not exist."""
-    folder, number = Path(parent) / name, 2
-    while folder.exists():
-        folder, number = Path(parent) / f"{name}-{number}", number + 1
-    return folder
+def unused_path(parent: str | Path, name: str, suffix: str = "") -> Path:
+    """-> the first of parent/name, parent/name-2, ... that does not exist, the suffix behind."""
+    path, number = Path(parent) / f"{name}{suffix}", 2
+    while path.exists():
+        path, number = Path(parent) / f"{name}-{number}{suffix}", number + 1
+    return path
 
 
 def check_output_folder(folder: str | Path, overwrite: bool) -> None:

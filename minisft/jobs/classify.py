@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from minisft.data import toy_news
 from minisft.data.augment import Augmentation
 from minisft.data.dataset import TokenizedDataset
+from minisft.data.in_memory import subset
 from minisft.data.read import (
     Examples,
     read_examples,
@@ -68,12 +69,12 @@ class Classification:
             test, valid = (None if path is None else _read(path, train.label_names, data, clean)
                            for path in (data.test, data.valid))
         if data.train_texts is not None:
-            train = _part(train, stratified_subset(train.path, train.labels, len(train.texts),
+            train = subset(train, stratified_subset(train.path, train.labels, len(train.texts),
                                                    data.train_texts, config.training.seed))
         if valid is None:
             kept, held_out = train_valid_split(train.labels, train.texts, data.valid_fraction,
                                                config.training.seed)
-            train, valid = _part(train, kept), _part(train, held_out)
+            train, valid = subset(train, kept), subset(train, held_out)
         return cls(config, train, valid, test)
 
     @property
@@ -242,7 +243,8 @@ def class_weights(text: str, label_names: Sequence[str],
 
 def _read(path, label_names, data, clean):
     return read_examples(path, list(data.text_column), data.label_column, label_names, clean,
-                         data.encoding, not data.no_header, data.pair_column)
+                         data.encoding, not data.no_header, data.pair_column, data.delimiter,
+                         data.skip_bad_rows)
 
 
 def _toy(part):
@@ -251,10 +253,3 @@ def _toy(part):
     return Examples(path="bundled toy-news", texts=texts,
                     labels=[label_names.index(c) for c in classes], label_names=label_names,
                     lines=list(range(1, len(texts) + 1)), cleaned={})
-
-
-def _part(examples, indices):
-    return Examples(path=examples.path, texts=[examples.texts[n] for n in indices],
-                    labels=[examples.labels[n] for n in indices], label_names=examples.label_names,
-                    lines=[examples.lines[n] for n in indices], cleaned=examples.cleaned,
-                    pairs=examples.pairs and [examples.pairs[n] for n in indices])

@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minisft.data.dataset import TokenizedDataset
+from minisft.data.in_memory import subset
 from minisft.data.read import (
     Prompts,
     read_prompts,
@@ -128,15 +129,16 @@ class Completion:
             raise UserError(f"{setting('task', 'complete')} needs {setting('train')}, a file of "
                             "prompts and completions")
         train, valid, test = (None if path is None else read_prompts(
-            path, list(data.prompt_column), data.completion_column, clean,
-            data.encoding, not data.no_header) for path in (data.train, data.valid, data.test))
+            path, list(data.prompt_column), data.completion_column, clean, data.encoding,
+            not data.no_header, data.delimiter, data.skip_bad_rows)
+            for path in (data.train, data.valid, data.test))
         if data.train_texts is not None:
-            train = _part(train, stratified_subset(train.path, None, len(train.prompts),
+            train = subset(train, stratified_subset(train.path, None, len(train.prompts),
                                                    data.train_texts, config.training.seed))
         if valid is None:
             kept, held_out = train_valid_split(None, train.prompts, data.valid_fraction,
                                                config.training.seed)
-            train, valid = _part(train, kept), _part(train, held_out)
+            train, valid = subset(train, kept), subset(train, held_out)
         return cls(config, train, valid, test)
 
     @property
@@ -216,9 +218,3 @@ class Completion:
     def headline(self, results: dict) -> str:
         """-> one line for the terminal."""
         return headline("validation" if self.test is None else "test", results)
-
-
-def _part(prompts, indices):
-    return Prompts(path=prompts.path, prompts=[prompts.prompts[n] for n in indices],
-                   completions=[prompts.completions[n] for n in indices],
-                   lines=[prompts.lines[n] for n in indices], cleaned=prompts.cleaned)

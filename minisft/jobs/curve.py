@@ -62,7 +62,7 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = prin
     _require_sizes(config)
     files = runner.fingerprints(config, kept, resume)
     folder = Path(resume or config.output.out or
-                  run_folder.unused_folder("runs", f"{runner.run_name(config)}-curve"))
+                  run_folder.unused_path("runs", f"{runner.run_name(config)}-curve"))
     if resume is None:
         run_folder.check_output_folder(folder, config.output.overwrite)
     else:     # it may have got more sizes

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from minisft.data.read import Examples, Prompts
+from minisft.data.table import write_bad_rows
 from minisft.data.text import load_tokenizer, parse_cleaning_steps, train_tokenizer
 from minisft.data.tokenizer import vocab_size_of
 from minisft.errors import UserError, setting
@@ -140,7 +141,7 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None,
             "(minisft/data/toy_news.py)")
     prepared = _prepare(task, say)
     _say_data(prepared, say)
-    folder = Path(resume or config.output.out or run_folder.unused_folder("runs", run_name(config)))
+    folder = Path(resume or config.output.out or run_folder.unused_path("runs", run_name(config)))
     return PreparedRun(prepared, folder, resume is not None, files)
 
 
@@ -170,6 +171,7 @@ def run(ready: PreparedRun, say: Say = print) -> dict:
     prepared, folder = ready.prepared, ready.folder
     begin(folder, ready.resume, {"settings": prepared.config.options(), "files": ready.files},
           prepared.model, say)
+    _write_bad_rows(prepared.task, folder)
     try:
         prepared, adaptation, state, history = _fit(prepared, folder, ready.resume, say)
         # 4. Evaluate once, and write down everything
@@ -224,8 +226,8 @@ def _finish(prepared, state, history, folder, adaptation, say):
         say("for comparison, the same architecture from random weights:")
         results["random_weights"] = _from_random_weights(prepared, answers)
     plots.curves(history, folder / "curves.png", best_step=state.best["step"])
-    task.write(folder, results, examples, task.describe(prepared.encoded), config.options(),
-               history)
+    description = task.describe(prepared.encoded) | {"bad_rows": len(_bad_rows(task)) or None}
+    task.write(folder, results, examples, description, config.options(), history)
     write_json(folder / "results.json", results)
     return results
 
@@ -318,8 +320,27 @@ def _build(task, config, say):
     return model, tokenizer
 
 
+def _files(task):
+    """-> a part of the texts for each file that was read."""
+    parts = (part for part in (task.train, task.valid, task.test) if part is not None)
+    return {str(part.path): part for part in parts}.values()
+
+
+def _bad_rows(task):
+    return [row for part in _files(task) for row in part.bad_rows]
+
+
+def _write_bad_rows(task, folder):
+    if bad_rows := _bad_rows(task):
+        (folder / run_folder.BAD_ROWS).unlink(missing_ok=True)      # of a resumed run
+        write_bad_rows(folder / run_folder.BAD_ROWS, bad_rows)
+
+
 def _say_data(prepared, say):
     task, length = prepared.task, prepared.preprocessing.max_length
+    for part in _files(task):
+        for note in part.notes:
+            say(f"note: {note}")
     data = task.describe(prepared.encoded)
     say(f"cleaning of all texts: {', '.join(prepared.preprocessing.clean) or 'none'}")
     for step, count in data["cleaned"].items():

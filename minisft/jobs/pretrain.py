@@ -155,7 +155,7 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
     for path, checksum in files.items():
         if kept is not None and kept["files"].get(path) != checksum:
             raise UserError(f"{path}: has changed since the run {resume} began")
-    folder = Path(resume or config.output.out or run_folder.unused_folder("runs", "pretrained"))
+    folder = Path(resume or config.output.out or run_folder.unused_path("runs", "pretrained"))
     tokenizer = (load_tokenizer(folder / "model") if (folder / "model").is_dir() and resume
                  else train_tokenizer(train, config.model.vocab_size))
     pretraining = Pretraining(config, tokenizer, train, valid, say)

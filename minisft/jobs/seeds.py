@@ -48,7 +48,7 @@ def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say 
     if kept is not None:
         runner.fingerprints(config, kept, resume)
     folder = Path(resume or config.output.out or
-                  run_folder.unused_folder("runs", runner.run_name(config)))
+                  run_folder.unused_path("runs", runner.run_name(config)))
     first, n = config.training.seed, config.output.seeds
     planned = [PlannedRun(f"seed {seed}, {seed - first + 1} of {n}:", folder / f"seed-{seed}",
                           config.replace(seeds=1, seed=seed)) for seed in range(first, first + n)]

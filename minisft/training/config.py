@@ -47,6 +47,12 @@ class DataConfig:
     no_header: bool = option(
         False, "the file has no header: columns are named 1, 2, ...", action="store_true")
     encoding: str = option("utf-8", "encoding of the files", metavar="NAME")
+    delimiter: str | None = option(
+        None, "what separates the fields of the files: one character, or the word tab (default: "
+        "the comma of .csv, the tab of .tsv, or what the rows plainly have)", metavar="CHAR")
+    skip_bad_rows: bool = option(
+        False, "leave out rows that cannot be read; bad_rows.csv of the run lists them",
+        action="store_true")
     clean: str | None = option(
         None, "cleaning: all, none, or some of entities,tags,backslashes,control,spaces (default: "
         "all; complete: none)", metavar="STEPS")

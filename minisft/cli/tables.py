@@ -1,0 +1,43 @@
+"""What commands that read a file of rows do with its notes and its bad rows."""
+
+from pathlib import Path
+
+from minisft.cli.arguments import say
+from minisft.data.table import write_bad_rows
+from minisft.errors import UserError
+from minisft.io.run_folder import unused_path
+
+
+def add_bad_rows(parser):
+    """What happens to rows that cannot be read."""
+    parser.add_argument("--skip-bad-rows", action="store_true",
+                        help="leave out rows that cannot be read, and list them in a file")
+    parser.add_argument("--bad-rows", metavar="FILE", help="that file, a new one (default: the "
+                        "first free of bad_rows.csv, bad_rows-2.csv, ...)")
+
+
+def table_options(args):
+    """-> what `read_table` takes of the arguments."""
+    return {"encoding": args.encoding, "header": not args.no_header, "delimiter": args.delimiter,
+            "skip_bad_rows": getattr(args, "skip_bad_rows", False)}
+
+
+def require_new_bad_rows(args):
+    """Raises UserError when --bad-rows names what cannot be a new file."""
+    if args.bad_rows is None:
+        return
+    path = Path(args.bad_rows)
+    if not args.skip_bad_rows:
+        raise UserError("--bad-rows is for --skip-bad-rows")
+    if path.exists() or not path.parent.is_dir():
+        raise UserError(f"--bad-rows {path}: expected a new file, in a folder that is there")
+
+
+def report_table(args, notes, bad_rows):
+    """Says what a reader of the file should know, and writes its bad rows; to stderr."""
+    for note in notes:
+        say(note)
+    if bad_rows:
+        path = Path(args.bad_rows or unused_path(".", "bad_rows", ".csv"))
+        write_bad_rows(path, bad_rows)
+        say(f"they are listed in {path}")
