@@ -123,7 +123,7 @@ def test_bundled(cache, tmp_path):
 
 
 def test_refusal_says_where_and_how(cache):
-    refused("gpt2", "gpt2: no such folder", cache, "openai-community/gpt2", "--download")
+    refused("gpt2", "gpt2: no such folder", cache, "openai-community/gpt2", "with download")
     assert not cache.exists()
 
 
