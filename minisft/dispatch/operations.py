@@ -3,12 +3,14 @@
     name              what runs
     formula           minisft/ops, as it stands
     row blocks        the same formula on blocks of rows, on all cores
-    groups            attention over texts of like length side by side
+    groups            attention over texts of like length side by side; "compiled groups" with loops
+                      between the products
     key blocks        attention of long texts, block by block of their keys
     compiled          loops that Numba compiles, minisft/backend/cpu/compiled
     naive kernel      the simple CUDA kernel of kernels/, where there are two
     fused kernel      the fast one
-    tensor cores      a CUDA kernel for bfloat16, or cuBLAS on 16 bits
+    tensor cores      a CUDA kernel for bfloat16, or cuBLAS on 16-bit factors
+    16 bits           a linear map of 16-bit factors; "widened" multiplies them on a CPU
 
 To see what a call gets: `layer_norm.choose(x, w, b).name`, or `minisft why layer_norm`.
 """

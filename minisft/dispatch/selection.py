@@ -68,8 +68,8 @@ Condition = Callable[[Site, dict[str, Any]], str]
 class Implementation:
     """One way to compute an operation.
 
-    `load` gives what has its `forward` and `backward`: it imports a module only when it is asked,
-    since compiled loops import Numba. A `load` without a forward of its own is not given.
+    `load` gives what has its `forward` and `backward`. Modules that import Numba are imported when
+    it is called, not before.
     """
 
     name: str

@@ -61,6 +61,16 @@ def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) ->
         raise UserError(f"{source}: the tokenizer has {size} tokens, the model {config.vocab_size}")
 
 
+def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:
+    """Raises UserError when the tokenizer's own vocabulary is larger than the model's table.
+
+    Tokens that were added to it may lie beyond, as long as no text holds them.
+    """
+    size = tokenizer.get_vocab_size(with_added_tokens=False)
+    if size > config.vocab_size:
+        raise UserError(f"{source}: the tokenizer has {size} tokens, the model {config.vocab_size}")
+
+
 def unused_head(model: Classifier | LanguageModel) -> str | None:
     """-> a line on the tensors of another task's head, which loading left out; None without any."""
     heads = dict.fromkeys(name.split(".")[0] for name in model.unused_tensors)
@@ -81,6 +91,7 @@ def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
     model = checkpoint.load(folder, **options)
     model.to(device)
     tokenizer = load_tokenizer(folder)
+    require_vocab_fits(tokenizer, model.trunk.config, folder)
     require_vocab_fits(tokenizer, model.trunk.config, folder)
     return model, tokenizer, read_preprocessing(folder)
 

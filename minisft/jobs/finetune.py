@@ -24,6 +24,7 @@ from minisft.io.model_folder import (
     Preprocessing,
     end_token_id,
     require_vocab_fits,
+    require_vocab_fits,
     unused_head,
     write_folder,
 )
@@ -296,6 +297,7 @@ def _build(task, config, say):
         folder = hub.resolve(chosen.model, chosen.download)
         model = task.load(folder)
         tokenizer = load_tokenizer(chosen.tokenizer or folder)
+        require_vocab_fits(tokenizer, model.trunk.config, chosen.tokenizer or folder)
         require_vocab_fits(tokenizer, model.trunk.config, chosen.tokenizer or folder)
         if (note := unused_head(model)) is not None:
             say(note)
