@@ -61,16 +61,6 @@ def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) ->
         raise UserError(f"{source}: the tokenizer has {size} tokens, the model {config.vocab_size}")
 
 
-def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:
-    """Raises UserError when the tokenizer's own vocabulary is larger than the model's table.
-
-    Tokens that were added to it may lie beyond, as long as no text holds them.
-    """
-    size = tokenizer.get_vocab_size(with_added_tokens=False)
-    if size > config.vocab_size:
-        raise UserError(f"{source}: the tokenizer has {size} tokens, the model {config.vocab_size}")
-
-
 def unused_head(model: Classifier | LanguageModel) -> str | None:
     """-> a line on the tensors of another task's head, which loading left out; None without any."""
     heads = dict.fromkeys(name.split(".")[0] for name in model.unused_tensors)

@@ -24,7 +24,6 @@ from minisft.io.model_folder import (
     Preprocessing,
     end_token_id,
     require_vocab_fits,
-    require_vocab_fits,
     unused_head,
     write_folder,
 )
