@@ -57,7 +57,7 @@ def run_with_config(args: argparse.Namespace, kind: type[Config], command: str,
     return 0
 
 
-def add_model(parser, help):
+def add_model(parser: argparse.ArgumentParser, help: str) -> None:
     """--model and --download."""
     parser.add_argument("--model", required=True, metavar="NAME", help=help)
     parser.add_argument("--download", action="store_true",
@@ -71,20 +71,20 @@ def warn_of_unused_head(model):
         say(f"note: {note}")
 
 
-def add_device(parser):
+def add_device(parser: argparse.ArgumentParser) -> None:
     """--device and --kernels."""
     parser.add_argument("--device", type=device_name, choices=DEVICES, default="cpu",
                         help="where the model computes")
     add_kernels(parser)
 
 
-def add_kernels(parser):
+def add_kernels(parser: Any) -> None:
     """--kernels."""
     parser.add_argument("--kernels", choices=cuda.VERSIONS, default=cuda.VERSIONS[0],
                         help="on a GPU, or with MINISFT_CUDA=emulate: which CUDA kernels compute")
 
 
-def whole(low, high=10**12):
+def whole(low: int, high: int = 10**12) -> Callable[[str], int]:
     """-> a reader of an option's text: a whole number from low to high."""
     def read(text):
         if not text.isdecimal() or not low <= int(text) <= high:
@@ -94,7 +94,7 @@ def whole(low, high=10**12):
     return read
 
 
-def add_preprocessing(parser, separator=False):
+def add_preprocessing(parser: argparse.ArgumentParser, separator: bool = False) -> None:
     """--clean, and --separator for a language model's prompts."""
     default = "(default: as the model's folder says, and none where it says nothing)"
     parser.add_argument("--clean", metavar="STEPS", help="cleaning: all, none, or some of "
@@ -118,7 +118,7 @@ def say(line):
     print(f"minisft: {line}", file=sys.stderr)
 
 
-def add_table(parser):
+def add_table(parser: argparse.ArgumentParser) -> None:
     """How a file of texts is read."""
     parser.add_argument("--text-column", nargs="+", default=["text"], metavar="NAME",
                         help="column of the text; several are joined by a space")
@@ -132,4 +132,4 @@ def add_table(parser):
                         "character, or the word tab (default: the comma of .csv, the tab of .tsv, "
                         "or what the rows plainly have)")
     parser.add_argument("--batch-tokens", type=whole(1), default=8192, metavar="N",
-                        help="most tokens computed at once")
+                        help="maximum tokens computed at once")

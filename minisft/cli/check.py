@@ -4,6 +4,7 @@ With MINISFT_CUDA=emulate, or on a GPU, every kernel is compared with its formul
 Numba is installed every compiled loop is.
 """
 
+import argparse
 import sys
 import time
 from dataclasses import replace
@@ -27,7 +28,7 @@ from minisft.verify.planted_bugs import PLANTED, sum_hides
 HELP = "compare every hand-written gradient with finite differences"
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("names", nargs="*", metavar="NAME",
                         help="run only the checks whose name contains one of these")
@@ -43,7 +44,7 @@ def add_arguments(parser):
                         help="seed of the random directions of --model")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """-> exit code: 0 when every check passes, 1 when one fails."""
     if args.names and (args.planted or args.model):
         raise UserError(f"{args.names[0]!r}: --break and --model choose their own checks, "

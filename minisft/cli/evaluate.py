@@ -1,5 +1,6 @@
 """`minisft evaluate`: a trained model against texts whose answers are known."""
 
+import argparse
 import dataclasses
 import json
 
@@ -24,7 +25,7 @@ from minisft.models.heads import Classifier
 HELP = "measure a model on texts with labels, or on prompts with completions"
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the file, and how the figures are shown."""
     add_model(parser, "folder of a model, as finetune leaves it")
     parser.add_argument("--test", required=True, metavar="FILE",
@@ -37,14 +38,14 @@ def add_arguments(parser):
     parser.add_argument("--completion-column", default="completion", metavar="NAME",
                         help="language model: column of the completion")
     parser.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="N",
-                        help="language model: longest completion in tokens")
+                        help="language model: maximum length of a completion in tokens")
     add_preprocessing(parser, separator=True)
     add_table(parser)
     add_bad_rows(parser)
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Prints the figures, as lines or as JSON."""
     require_new_bad_rows(args)
     model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device)
@@ -53,8 +54,8 @@ def run(args):
     preprocessing = chosen_preprocessing(args, dataclasses.replace(
         preprocessing, max_length=min(preprocessing.max_length or room, room)))
     measure = _classifier if isinstance(model, Classifier) else _language_model
-    found, lines = measure(args, model, tokenizer, preprocessing)
-    print(json.dumps(found, indent=2) if args.json else "\n".join(lines))
+    figures, lines = measure(args, model, tokenizer, preprocessing)
+    print(json.dumps(figures, indent=2) if args.json else "\n".join(lines))
 
 
 def _classifier(args, model, tokenizer, preprocessing):
@@ -68,15 +69,15 @@ def _classifier(args, model, tokenizer, preprocessing):
     require_readable(ids, tokenizer, model.trunk.config, examples.place, types)
     say(str(preprocessing))
     logp = log_probabilities(model, ids, args.batch_tokens, "evaluating", types)
-    found = metrics.classification(examples.labels, logp, model.label_names)
+    figures = metrics.classification(examples.labels, logp, model.label_names)
     width = max(len(name) for name in model.label_names)
-    lines = [f"accuracy {found['accuracy']:.4f} (95% interval {found['accuracy_low']:.4f} to "
-             f"{found['accuracy_high']:.4f}), macro F1 {found['macro_f1']:.4f}, "
-             f"loss {found['loss']:.4f}, {found['n']} texts, {cut} cut",
+    lines = [f"accuracy {figures['accuracy']:.4f} (95% interval {figures['accuracy_low']:.4f} to "
+             f"{figures['accuracy_high']:.4f}), macro F1 {figures['macro_f1']:.4f}, "
+             f"loss {figures['loss']:.4f}, {figures['n']} texts, {cut} cut",
              f"{'':{width}}  precision  recall      F1   texts"]
     lines += [f"{row['name']:{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  "
-              f"{row['f1']:6.4f}  {row['support']:6}" for row in found["per_class"]]
-    return found | {"cut": cut}, lines
+              f"{row['f1']:6.4f}  {row['support']:6}" for row in figures["per_class"]]
+    return figures | {"cut": cut}, lines
 
 
 def _language_model(args, model, tokenizer, preprocessing):
@@ -87,6 +88,6 @@ def _language_model(args, model, tokenizer, preprocessing):
     sequences, starts, cut = complete.encode(tokenizer, prompts, preprocessing,
                                              model.trunk.config)
     say(str(preprocessing))
-    found, _ = complete.measure(model, tokenizer, sequences, starts, prompts.completions,
+    figures, _ = complete.measure(model, tokenizer, sequences, starts, prompts.completions,
                                 args.batch_tokens, args.max_new_tokens, show_progress=True)
-    return found | {"cut": cut}, [complete.headline("test", found) + f", {cut} cut"]
+    return figures | {"cut": cut}, [complete.headline("test", figures) + f", {cut} cut"]

@@ -1,5 +1,7 @@
 """`minisft generate`: continue a prompt."""
 
+import argparse
+
 from tqdm import tqdm
 
 from minisft.cli.arguments import (
@@ -19,7 +21,7 @@ from minisft.models.generate import Sampler
 HELP = "continue a prompt with a language model"
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The prompt and how the next token is chosen."""
     add_model(parser, "folder or name of a language model")
     parser.add_argument("prompt", nargs="+", help="one text, or several, each continued")
@@ -36,7 +38,7 @@ def add_arguments(parser):
     add_preprocessing(parser, separator=True)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Prints each prompt's continuation."""
     try:
         sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)

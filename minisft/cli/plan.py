@@ -1,5 +1,6 @@
 """`minisft plan`: memory and work of a training step, before it is taken."""
 
+import argparse
 import re
 
 from minisft.cli.arguments import add_model, add_table, whole
@@ -11,13 +12,13 @@ from minisft.io.files import read_json
 from minisft.io.hub import CONFIG, resolve
 from minisft.io.model_folder import read_preprocessing
 from minisft.models.config import SIZES, GPT2Config
-from minisft.planning.memory import ITEM, Step, largest_of, plan
+from minisft.planning.memory import ITEM, Plan, Step, largest_of, plan
 
 HELP = "say what memory and how many operations a training step takes"
 MB = 2**20
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the batch, and what is trained."""
     add_model(parser, f"folder or name of a model; of {', '.join(SIZES)} the shape is known here")
     parser.add_argument("--task", choices=("classify", "complete"), default="classify",
@@ -42,7 +43,7 @@ def add_arguments(parser):
     parser.set_defaults(batch_tokens=2048)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Prints the plan."""
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise UserError(f"--dropout is {args.dropout}, expected a number in [0, 1)")
@@ -53,13 +54,13 @@ def run(args):
     try:
         if args.texts is None:
             step = Step(config, _equal(args, config), **options)
-            found = plan(step)
+            planned = plan(step)
         else:
-            step, found = largest_of(_lengths(args, folder, config), args.batch_tokens, args.seed,
+            step, planned = largest_of(_lengths(args, folder, config), args.batch_tokens, args.seed,
                                      config, **options)
     except ValueError as error:      # --train-layers that the model does not have
         raise UserError(str(error)) from None
-    print("\n".join(lines(args.model, step, found)))
+    print("\n".join(lines(args.model, step, planned)))
 
 
 def _shape(args):
@@ -92,28 +93,29 @@ def _lengths(args, folder, config):
     return [len(x) for x in ids]
 
 
-def lines(name, step, found):
+def lines(name: str, step: Step, planned: Plan) -> list[str]:
     """A model's name, its step and Plan -> the lines that show them."""
     c, short, long = step.config, min(step.lengths), max(step.lengths)
     shown = f"{short}" if short == long else f"{short} to {long}"
     task = f"classify into {step.classes}" if step.task == "classify" else "complete"
     return [
-        f"{name}: {c.n_layer} layers of {c.n_embd}, {sum(found.weights.values()):,} parameters, "
+        f"{name}: {c.n_layer} layers of {c.n_embd}, {sum(planned.weights.values()):,} parameters, "
         f"{task}, trains {step.train_layers}",
         f"{len(step.lengths)} texts of {shown} tokens, {step.tokens:,} tokens at once", "",
-        *_state(found), "",
-        f"{'kept for the backward':<34}{'MB':>10}", *_parts(found.kept), "",
-        f"{'at the fullest moment':<34}{'MB':>10}", *_parts(found.at_peak),
-        f"the largest temporary of all: {found.largest[0]}, {_mb(found.largest[1]).strip()} MB", "",
-        f"{'weights, gradients and moments':<34}{_mb(found.state)}",
-        f"{'above them':<34}{_mb(found.above)}",
-        f"{'peak':<34}{_mb(found.state + found.above)}", "",
-        *_operations(found.operations)]
+        *_state(planned), "",
+        f"{'kept for the backward':<34}{'MB':>10}", *_parts(planned.kept), "",
+        f"{'at the fullest moment':<34}{'MB':>10}", *_parts(planned.at_peak),
+        f"the largest temporary of all: {planned.largest[0]}, {_mb(planned.largest[1]).strip()} "
+        "MB", "",
+        f"{'weights, gradients and moments':<34}{_mb(planned.state)}",
+        f"{'above them':<34}{_mb(planned.above)}",
+        f"{'peak':<34}{_mb(planned.state + planned.above)}", "",
+        *_operations(planned.operations)]
 
 
-def _state(found):
+def _state(planned):
     """-> a line for each tensor: the layers' own together."""
-    columns = [_grouped(part) for part in (found.weights, found.gradients, found.moments)]
+    columns = [_grouped(part) for part in (planned.weights, planned.gradients, planned.moments)]
     head = f"{'tensor':<34}" + "".join(f"{n:>10}" for n in ("weight", "gradient", "moments"))
     rows = [f"{tensor:<34}" + "".join(_mb(part.get(tensor, 0)) for part in columns)
             for tensor in columns[0]]

@@ -1,5 +1,6 @@
 """`minisft predict`: label and probabilities of new texts."""
 
+import argparse
 import csv
 import json
 import sys
@@ -27,7 +28,7 @@ from minisft.models.heads import Classifier
 HELP = "label new texts, with probabilities"
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Texts on the command line, or a file."""
     add_model(parser, "folder of a classifier, as finetune leaves it")
     parser.add_argument("text", nargs="*", help="texts to label")
@@ -39,7 +40,7 @@ def add_arguments(parser):
     add_bad_rows(parser)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     """Prints or writes a row for each text."""
     if bool(args.text) == bool(args.file):
         raise UserError("give texts or --file, one of the two")
@@ -69,8 +70,8 @@ def run(args):
     taken = set(columns)
     added = [_new(name, taken) for name in ("label", *(f"p_{name}" for name in names))]
     for row, each in zip(rows, p, strict=True):
-        found = names[int(each.argmax())], *(round(float(x), 6) for x in each)
-        row |= zip(added, found, strict=True)
+        answer = names[int(each.argmax())], *(round(float(x), 6) for x in each)
+        row |= zip(added, answer, strict=True)
     if out is None:
         _write_csv(sys.stdout, rows, [*columns, *added])
         return

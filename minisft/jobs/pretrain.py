@@ -68,7 +68,8 @@ class PretrainModelConfig:
     width: int = option(192, "number of channels", within=(1, 100_000), type=int)
     heads: int = option(6, "number of heads", within=(1, None), type=int)
     context_length: int = option(
-        256, "longest piece of a document, in tokens", within=(2, 1_000_000), type=int)
+        256, "maximum sequence length in tokens; a longer document is cut into "
+             "pieces", within=(2, 1_000_000), type=int)
     vocab_size: int = option(
         8192, "tokens of the vocabulary that is trained", within=(257, 1_000_000), type=int)
     dropout: float = option(0.0, "dropout everywhere", within=(0, 0.99), type=float)
@@ -85,9 +86,9 @@ class PretrainTrainingConfig:
 
     epochs: int = option(1, "passes over the documents", within=(1, 100_000), type=int)
     batch_tokens: int = option(
-        4096, "most tokens of an optimizer step", within=(1, 10**12), type=int)
+        4096, "maximum tokens of an optimizer step", within=(1, 10**12), type=int)
     micro_tokens: int = option(
-        8192, "most tokens computed at once; a larger step is accumulated",
+        8192, "maximum tokens computed at once; a larger step is accumulated",
         within=(1, 10**12), type=int)
     lr: float = option(2e-3, "highest learning rate", within=(0, None), type=float)
     schedule: str = option("cosine", "how the learning rate falls", choices=SCHEDULES)

@@ -57,7 +57,7 @@ class DataConfig:
         None, "cleaning: all, none, or some of entities,tags,backslashes,control,spaces (default: "
         "all; complete: none)", metavar="STEPS")
     max_length: int | None = option(
-        None, "most tokens of a text (default: as many as the model takes)",
+        None, "maximum sequence length in tokens (default: the model's)",
         within=(1, None), type=int)
     truncate: str = option("head", "what is kept of a longer text", choices=("head", "tail"))
 
@@ -79,7 +79,7 @@ class ModelConfig:
     width: int = option(128, "scratch: number of channels", within=(1, 100_000), type=int)
     heads: int = option(4, "scratch: number of heads", within=(1, None), type=int)
     context_length: int = option(
-        512, "scratch: most tokens of a text", within=(1, 1_000_000), type=int)
+        512, "scratch: maximum sequence length in tokens", within=(1, 1_000_000), type=int)
     vocab_size: int = option(
         4096, "scratch: tokens of the vocabulary that is trained",
         within=(257, 1_000_000), type=int)
@@ -112,10 +112,10 @@ class TrainingConfig:
         0, "classify: passes of next-token training over the training texts before the classifier "
         "learns", within=(0, 100_000), type=int)
     batch_tokens: int | None = option(
-        None, "most tokens of an optimizer step (default: 2048, or an eighth of the training "
+        None, "maximum tokens of an optimizer step (default: 2048, or an eighth of the training "
         "texts if that is less)", within=(1, 10**12), type=int)
     micro_tokens: int = option(
-        8192, "most tokens computed at once; a larger step is accumulated",
+        8192, "maximum tokens computed at once; a larger step is accumulated",
         within=(1, 10**12), type=int)
     gradient_checkpointing: bool = option(
         False, "keep only the input of each block and compute the block anew for the backward: "
@@ -184,7 +184,7 @@ class OutputConfig:
         "none (default: random with toy-news, otherwise baselines)",
         choices=("random", "baselines", "none"))
     max_new_tokens: int = option(
-        128, "complete: longest completion when testing", within=(1, None), type=int)
+        128, "complete: maximum length of a completion when testing", within=(1, None), type=int)
     out: str | None = option(
         None, "run folder (default: the first free of runs/NAME, runs/NAME-2, ...)", metavar="DIR")
     overwrite: bool = option(
