@@ -23,6 +23,7 @@ from minisft.data.batch import pack
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.read import read_examples
 from minisft.data.sequences import encode_sequences
+from minisft.data.special_tokens import SpecialTokens
 from minisft.data.text import load_tokenizer, parse_cleaning_steps
 from minisft.evaluation import metrics
 from minisft.evaluation.evaluate import log_probabilities
@@ -108,7 +109,7 @@ def one(args, seed):
     with tempfile.TemporaryDirectory() as folder:
         start = checkpoint.load(hub.resolve(args.model), task="classify", label_names=names,
                                 seed=seed)
-        checkpoint.save(start, Path(folder), end_token=0)
+        checkpoint.save(start, Path(folder), special_tokens=SpecialTokens(0, (0,), 0))
         models = {OURS: Ours(folder), THEIRS: Theirs(folder, seed)}
     logits = [side.logits(train.ids[:8]) if name == THEIRS else _logits(side, train.ids[:8])
               for name, side in models.items()]

@@ -18,6 +18,7 @@ from minisft.backend.cpu import allocator
 from minisft.backend.random import Stream
 from minisft.data.batch import pack
 from minisft.data.dataset import TokenizedDataset
+from minisft.data.special_tokens import SpecialTokens
 from minisft.io import checkpoint, hub
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
@@ -60,7 +61,8 @@ def weights(options, task, names=("0", "1", "2", "3")):
     else:
         model = LanguageModel(shape, seed=options.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(model, folder, end_token=model.trunk.config.vocab_size - 1)
+    end = model.trunk.config.vocab_size - 1
+    checkpoint.save(model, folder, special_tokens=SpecialTokens(end, (end,), end))
     return folder
 
 

@@ -361,8 +361,7 @@ class CompletionModel(Estimator):
         room = self.model_.trunk.config.n_positions
         preprocessing = replace(self.preprocessing_, max_length=min(
             self.preprocessing_.max_length or room, room))
-        ids, _, _ = complete.encode(self.tokenizer_, rows, preprocessing,
-                                    self.model_.trunk.config)
+        ids, _, _ = complete.encode(self.tokenizer_, rows, preprocessing, self.model_)
         return completion_loss(self.model_, ids, self.micro_tokens)
 
 

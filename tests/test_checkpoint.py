@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minisft.data.special_tokens import SpecialTokens
 from minisft.errors import UserError
 from minisft.io import safetensors
 from minisft.io.checkpoint import load, save
@@ -140,8 +141,11 @@ def test_float16_rounds_once(tmp_path):
         assert np.array_equal(loaded.store[p.name].value, p.value.astype(np.float16))
 
 
+END = SpecialTokens(30, (30,), 30)
+
+
 def test_config_has_what_others_ask_for(tmp_path):
-    save(classifier(), tmp_path, end_token=30, extra_config={"made_by": "minisft"})
+    save(classifier(), tmp_path, special_tokens=END, extra_config={"made_by": "minisft"})
     settings = read_json(tmp_path / "config.json")
     assert settings["architectures"] == ["GPT2ForSequenceClassification"]
     assert settings["id2label"] == {"0": "business", "1": "sports", "2": "world"}
@@ -149,10 +153,13 @@ def test_config_has_what_others_ask_for(tmp_path):
     assert settings["pad_token_id"] == settings["eos_token_id"] == 30
     assert settings["n_ctx"] == settings["n_positions"] == 8 and settings["n_inner"] == 20
     assert settings["made_by"] == "minisft"
-    save(language_model(tied=False), tmp_path, end_token=30)
+    save(language_model(tied=False), tmp_path, special_tokens=END)
     settings = read_json(tmp_path / "config.json")
     assert settings["architectures"] == ["GPT2LMHeadModel"]
-    assert settings["tie_word_embeddings"] is False and settings["pad_token_id"] is None
+    assert settings["tie_word_embeddings"] is False and settings["pad_token_id"] == 30
+    save(language_model(), tmp_path, special_tokens=SpecialTokens(None, (3, 30)))
+    settings = read_json(tmp_path / "config.json")
+    assert [settings[f"{role}_token_id"] for role in ("bos", "eos", "pad")] == [None, [3, 30], None]
 
 
 def test_save_refuses(tmp_path):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from minisft.data.special_tokens import SpecialTokens
 from minisft.errors import UserError
 from minisft.io import safetensors
 from minisft.io.architectures import BERT_MEAN
@@ -75,7 +76,7 @@ def test_round_trip(tmp_path, pooling, dtype):
 
 def test_names_and_shapes_in_the_file(tmp_path):
     model = classifier()
-    save(model, tmp_path, pad_token=0)
+    save(model, tmp_path, special_tokens=SpecialTokens(pad=0))
     stored, metadata = safetensors.read_header(tmp_path / "model.safetensors")
     assert metadata["format"] == "pt"
     name = "encoder.layer.1.intermediate.dense.weight"

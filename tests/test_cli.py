@@ -14,6 +14,7 @@ import pytest
 from minisft import __version__
 from minisft.backend.array import gpu_available
 from minisft.cli import COMMANDS, main
+from minisft.data.special_tokens import SpecialTokens
 from minisft.data.text import save_tokenizer, train_tokenizer
 from minisft.errors import UserError
 from minisft.io.checkpoint import save
@@ -35,8 +36,8 @@ def models(tmp_path_factory):
     tokenizer = train_tokenizer([GOOD], 290)
     for name, model in (("classifier", Classifier(CONFIG, ["a", "b"])),
                         ("language", LanguageModel(CONFIG))):
-        save(model, folder / name, end_token=289)
-        save_tokenizer(tokenizer, folder / name, 16, None)
+        save(model, folder / name, special_tokens=SpecialTokens(289, (289,), 289))
+        save_tokenizer(tokenizer, folder / name, 16)
     return folder
 
 

@@ -9,8 +9,9 @@ import pytest
 from minisft.cli import main
 from minisft.data.batch import pack
 from minisft.data.read import read_prompts
+from minisft.data.special_tokens import default_special_tokens
 from minisft.evaluation.metrics import exact_match
-from minisft.io.model_folder import end_token_id, read_folder
+from minisft.io.model_folder import read_folder
 from minisft.jobs import complete
 from minisft.models.generate import Sampler, generate
 from minisft.ops.cross_entropy import IGNORE, log_softmax
@@ -68,10 +69,11 @@ def test_results_are_those_of_the_saved_model(run):
     for row in ROWS:
         prompt = "\n".join(x for x in (row["question"], row["hint"]) if x) + "\n\n"
         prompt, answer = (tokenizer.encode(text).ids for text in (prompt, row["answer"]))
-        ids = np.array([*prompt, *answer, end_token_id(tokenizer)])
+        ids = np.array([*prompt, *answer, default_special_tokens(tokenizer).end])
         logp = log_softmax(model.forward(pack([ids])).astype(np.float64))
         losses += [-logp[i - 1, ids[i]] for i in range(len(prompt), len(ids))]
-        new = generate(model, [np.array(prompt)], 5, Sampler(0), end_token_id(tokenizer))[0]
+        new = generate(model, [np.array(prompt)], 5, Sampler(0),
+                       default_special_tokens(tokenizer).end)[0]
         answers.append(tokenizer.decode(new.ids))
     assert found["tokens"] == len(losses)
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
@@ -114,7 +116,7 @@ def test_generate_equals_the_library(run, capsys):
     assert main(["generate", "--model", str(run / "model"), *prompts, "--temperature", "0",
                  "--max-new-tokens", "4"]) == 0
     ids = [np.array(tokenizer.encode(p + "\n\n").ids) for p in prompts]     # the separator comes in
-    found = generate(model, ids, 4, Sampler(0), end_token_id(tokenizer))
+    found = generate(model, ids, 4, Sampler(0), default_special_tokens(tokenizer).end)
     captured = capsys.readouterr()
     assert captured.out == "".join(f"{p}\n{tokenizer.decode(f.ids)}\n"
                                    for p, f in zip(prompts, found, strict=True))
@@ -162,7 +164,7 @@ def test_generation_is_given_what_the_loss_saw(run):
     for most in (64, 6):
         sequences, starts, cut = complete.encode(
             tokenizer, prompts, dataclasses.replace(preprocessing, max_length=most),
-            model.trunk.config)
+            model)
         for ids, labels, start in zip(sequences.ids, sequences.labels, starts, strict=True):
             assert start.tolist() == ids[:len(ids) - (labels != IGNORE).sum()].tolist()
         assert (cut == 0) == (most == 64)

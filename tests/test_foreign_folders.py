@@ -13,7 +13,14 @@ from tokenizers import Tokenizer
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import clean, train_tokenizer
 from minisft.evaluation.evaluate import log_probabilities
-from minisft.io.model_folder import Preprocessing, read_folder, read_preprocessing, write_folder
+from minisft.io.model_folder import (
+    Preprocessing,
+    read_folder,
+    read_preprocessing,
+    special_tokens_of,
+    write_folder,
+)
+from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 
@@ -116,3 +123,77 @@ def test_our_folder_saved_again_by_trainer(hf, tokenizer, tmp_path):
     expected = their_probabilities(hf, tmp_path / "theirs", texts)
     assert np.abs(expected - before).max() > 0.01
     np.testing.assert_allclose(our_probabilities(tmp_path / "theirs", TEXTS), expected, atol=1e-5)
+
+
+def test_generation_as_it_comes(hf, tokenizer, tmp_path, caplog):
+    """The pipeline on our folder: the same text, ended by the end token or the model's length."""
+    model = ours(tokenizer)
+    write_folder(tmp_path, model, tokenizer, Preprocessing(clean=()))
+    prompts, room = ["a film", "the river of a", "first line\n"], model.trunk.config.n_positions
+    pipe = hf.pipeline("text-generation", model=str(tmp_path))
+    for prompt in prompts:
+        ids = np.array(tokenizer.encode(prompt).ids)
+        (new,) = generate(model, [ids], room - len(ids), Sampler(0),
+                          special_tokens_of(model, tokenizer).eos)
+        (found,) = pipe(prompt, do_sample=False)
+        assert found["generated_text"] == prompt + tokenizer.decode(new.ids)
+    assert "max_" not in caplog.text and "pad" not in caplog.text
+
+
+def test_generation_stops_where_theirs_does(hf, tokenizer, tmp_path):
+    foreign(hf, tokenizer, tmp_path, "GPT2LMHeadModel")
+    their = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    fast = hf.AutoTokenizer.from_pretrained(tmp_path)
+    inputs = fast("a film", return_tensors="pt")
+    free = their.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=-1)[0]
+    ends = [int(free[-3]), 279]
+    their.generation_config.eos_token_id = ends
+    their.save_pretrained(tmp_path)
+    expected = their.generate(**inputs, max_new_tokens=8, do_sample=False)[0].tolist()
+    model, tokenizer, _ = read_folder(tmp_path)
+    prompt = inputs["input_ids"][0].numpy()
+    (new,) = generate(model, [prompt], 8, Sampler(0), special_tokens_of(model, tokenizer).eos)
+    assert [*prompt, *new.ids, ends[0]] == expected and new.finish_reason == "stop"
+
+
+def test_roles_of_another_name_outlive_us(hf, tokenizer, tmp_path):
+    """Read, written again: theirs pads a batch with its own token and gives our probabilities."""
+    roles = {"bos_token": "a", "eos_token": "r", "pad_token": "<|endoftext|>", "unk_token": "i"}
+    foreign(hf, tokenizer, tmp_path / "theirs", roles=roles)
+    model, again, preprocessing = read_folder(tmp_path / "theirs")
+    write_folder(tmp_path / "ours", model, again, preprocessing)
+    fast = hf.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert {role: getattr(fast, role) for role in roles} == roles
+    config = hf.AutoConfig.from_pretrained(tmp_path / "ours")
+    assert [config.bos_token_id, config.eos_token_id, config.pad_token_id] == [
+        tokenizer.token_to_id(roles[f"{role}_token"]) for role in ("bos", "eos", "pad")]
+    inputs = fast(TEXTS, padding=True, return_tensors="pt")
+    peer = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours")
+    expected = peer.eval()(**inputs).logits.softmax(-1).detach().numpy()
+    np.testing.assert_allclose(our_probabilities(tmp_path / "ours", TEXTS), expected, atol=1e-5)
+
+
+def test_a_language_model_in_trainer(hf, tokenizer, tmp_path, caplog, monkeypatch):
+    """The special tokens of tokenizer and model are the same: Trainer has none to change."""
+    pytest.importorskip("accelerate")
+    write_folder(tmp_path / "ours", ours(tokenizer), tokenizer, Preprocessing(clean=()))
+    model = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    fast = hf.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    names = "bos_token_id", "eos_token_id", "pad_token_id"
+    before = [[getattr(c, name) for name in names] for c in (model.config, model.generation_config)]
+    monkeypatch.setattr(hf.utils.logging.get_logger("transformers"), "propagate", True)
+    hf.utils.logging.set_verbosity_warning()
+    trainer = hf.Trainer(
+        model, hf.TrainingArguments(str(tmp_path / "run"), num_train_epochs=1, report_to="none",
+                                    use_cpu=True, disable_tqdm=True),
+        train_dataset=[dict(fast(text)) for text in TEXTS], processing_class=fast,
+        data_collator=hf.DataCollatorForLanguageModeling(fast, mlm=False))
+    trainer.train()
+    hf.utils.logging.set_verbosity_error()
+    assert "PAD" not in caplog.text
+    assert before == [[getattr(c, name) for name in names]
+                      for c in (model.config, model.generation_config)] == [[279] * 3] * 2
+    trainer.save_model(str(tmp_path / "theirs"))
+    found, _, _ = read_folder(tmp_path / "theirs", task="complete")
+    np.testing.assert_array_equal(found.store["wpe.weight"].value,
+                                  model.transformer.wpe.weight.detach().numpy())

@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from minisft.cli import main
 from minisft.data.batch import pack
+from minisft.data.special_tokens import SpecialTokens, read_special_tokens
 from minisft.data.text import train_tokenizer
 from minisft.errors import UserError
 from minisft.io.files import read_json, write_json
@@ -119,3 +121,91 @@ def test_what_a_config_may_say_of_texts(tokenizer, tmp_path):
                    | {"minisft": said})
         with pytest.raises(UserError, match=f"config.json: .*{message}"):
             read_preprocessing(tmp_path)
+
+
+def byte_level(*special):
+    """A tokenizer whose special tokens come first, as many foreign ones have them."""
+    tokenizer = train_tokenizer(TEXTS, 280)
+    state = json.loads(tokenizer.to_str())
+    vocabulary = [*special, *sorted(state["model"]["vocab"], key=state["model"]["vocab"].get)]
+    vocabulary.remove("<|endoftext|>")
+    state["model"]["vocab"] = {token: i for i, token in enumerate(vocabulary)}
+    state["added_tokens"] = [{"id": i, "content": token, "single_word": False, "lstrip": False,
+                              "rstrip": False, "normalized": False, "special": True}
+                             for i, token in enumerate(special)]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+ROLES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+
+@pytest.mark.parametrize("files, expected", [
+    # as ids, as tokens, or both; the last case: the ids of another vocabulary
+    ({"config.json": {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}}, (0, (2,), 1)),
+    ({"tokenizer_config.json": ROLES}, (0, (2,), 1)),
+    ({"special_tokens_map.json": {role: {"content": token} for role, token in ROLES.items()}},
+     (0, (2,), 1)),
+    ({"config.json": {"eos_token_id": 5}, "generation_config.json": {"eos_token_id": [7, 2]},
+      "tokenizer_config.json": ROLES}, (0, (2, 7), 1)),
+    ({"config.json": {"eos_token_id": 2}, "generation_config.json": {"eos_token_id": None}},
+     (None, (2,), None)),
+    ({"config.json": dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 50256),
+      "tokenizer_config.json": ROLES}, (0, (2,), 1)),
+    ({"config.json": {"eos_token_id": [True, "2", -1, 2.0]}}, (None, (), None))])
+def test_roles_are_what_the_files_say(tmp_path, files, expected):
+    tokenizer = byte_level("<s>", "<pad>", "</s>", "<unk>")
+    for name, settings in files.items():
+        write_json(tmp_path / name, settings)
+    roles = read_special_tokens(tmp_path, tokenizer)
+    assert (roles.bos, roles.eos, roles.pad) == expected
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(UserError, match="generation_config.json: holds a list"):
+        read_special_tokens(tmp_path, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def with_roles(tmp_path_factory):
+    """The folder of a language model whose special tokens have names of their own."""
+    folder = tmp_path_factory.mktemp("roles")
+    tokenizer = byte_level("<s>", "<pad>", "</s>", "<unk>")
+    model = gpt2(tokenizer, labels=None)
+    model.special_tokens = SpecialTokens(0, (2, 9), 1, ROLES)
+    write_folder(folder, model, tokenizer, Preprocessing(clean=()))
+    foreign(folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["classify", "complete"])
+def test_roles_outlive_a_fine_tuning(with_roles, tmp_path, task):
+    rows = [{"text": f"a film {i}", "label": "ab"[i % 2], "prompt": f"film {i}", "completion": "a"}
+            for i in range(20)]
+    write_json(tmp_path / "train.json", rows)
+    assert main(["finetune", "--model", str(with_roles), "--task", task, "--train",
+                 str(tmp_path / "train.json"), "--epochs", "1", "--compare", "none", "--quiet",
+                 "--max-length", "12", "--truncate", "tail", "--max-new-tokens", "2",
+                 "--out", str(tmp_path / "run")]) == 0
+    folder = tmp_path / "run" / "model"
+    ids = {"bos_token_id": 0, "eos_token_id": [2, 9], "pad_token_id": 1}
+    assert ids.items() <= read_json(folder / "config.json").items()
+    settings = read_json(folder / "tokenizer_config.json")
+    assert (ROLES | {"model_max_length": 12, "truncation_side": "left"}).items() <= settings.items()
+    if task == "complete":
+        assert read_json(folder / "generation_config.json") == ids | {"max_length": 32}
+    else:
+        assert not (folder / "generation_config.json").exists()
+
+
+def test_generation_stops_at_any_end(with_roles, tmp_path, capsys):
+    """Each id of the list ends a text, and what <|endoftext|> is called elsewhere does not."""
+    model, tokenizer, _ = read_folder(with_roles)
+    prompt = np.array(tokenizer.encode("a film").ids)
+    (free,) = generate(model, [prompt], 6, Sampler(0))
+    for place in 1, 3:
+        write_folder(tmp_path, model, tokenizer, Preprocessing(clean=()))
+        end = free.ids[place]
+        write_json(tmp_path / "generation_config.json", {"eos_token_id": [2, end]})
+        capsys.readouterr()
+        assert main(["generate", "--model", str(tmp_path), "--temperature", "0",
+                     "--max-new-tokens", "6", "a film"]) == 0
+        kept = free.ids[:free.ids.index(end)]
+        assert capsys.readouterr().out == f"a film{tokenizer.decode(kept)}\n"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from minisft.data.batch import pack
+from minisft.data.special_tokens import SpecialTokens
 from minisft.io import safetensors
 from minisft.io.checkpoint import load, save
 from minisft.models.gpt2 import GPT2Config
@@ -237,7 +238,7 @@ def our_model(kind, tied=True):
 @pytest.mark.parametrize("kind, tied", [("lm", True), ("lm", False), ("cls", True)])
 def test_transformers_opens_what_we_save(hf, tmp_path, kind, tied, dtype):
     model = our_model(kind, tied)
-    save(model, tmp_path / "ours", dtype, end_token=END)
+    save(model, tmp_path / "ours", dtype, SpecialTokens(END, (END,), END))
     model = load(tmp_path / "ours")      # rounded, for float16
     auto = hf.AutoClassifier if kind == "cls" else hf.AutoLM
     torch_model, report = auto.from_pretrained(tmp_path / "ours", output_loading_info=True)

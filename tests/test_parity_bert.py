@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minisft.data.batch import pack
+from minisft.data.special_tokens import SpecialTokens
 from minisft.io.checkpoint import load, save
 from minisft.models.bert import BertConfig
 from minisft.models.heads import BertClassifier
@@ -199,7 +200,7 @@ def our_model(pooling="first"):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_transformers_opens_what_we_save(hf, tmp_path, dtype):
-    save(our_model(), tmp_path / "ours", dtype, pad_token=0)
+    save(our_model(), tmp_path / "ours", dtype, SpecialTokens(pad=0))
     model = load(tmp_path / "ours")      # rounded, for float16
     torch_model, report = hf.AutoClassifier.from_pretrained(tmp_path / "ours",
                                                             output_loading_info=True)

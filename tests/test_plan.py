@@ -226,7 +226,7 @@ def test_command_shows_bytes_and_operations(capsys, tmp_path):
     assert re.search(r"^peak +" + f"{(found.state + found.above) * 4 / 2**20:,.2f}$", shown, re.M)
     assert re.search(r"^mlp.c_fc +26.59 +53.19$", shown, re.M)
     model = LanguageModel(DEEP)
-    save_tokenizer(train_tokenizer(["some words to learn"], 260), tmp_path, 64, None)
+    save_tokenizer(train_tokenizer(["some words to learn"], 260), tmp_path, 64)
     save(model, tmp_path)
     (tmp_path / "x.csv").write_text("text\n" + "some words\nto learn some words\n" * 9)
     arguments = ["plan", "--model", str(tmp_path), "--texts", str(tmp_path / "x.csv"), "--task",

@@ -8,6 +8,7 @@ import pytest
 
 from minisft.cli import COMMANDS, main
 from minisft.data import toy_news
+from minisft.data.special_tokens import SpecialTokens
 from minisft.data.text import save_tokenizer, train_tokenizer
 from minisft.io.checkpoint import save
 from minisft.models.gpt2 import GPT2Config
@@ -30,8 +31,8 @@ def test_library_example_runs(tmp_path):
     (example,) = re.findall(r"```python\n(.*?)```", README.split("## As a library")[1], re.S)[:1]
     tokenizer = train_tokenizer(["some text to learn from"], 270)
     config = GPT2Config(vocab_size=270, n_positions=64, n_embd=8, n_layer=1, n_head=2)
-    save(LanguageModel(config), tmp_path, end_token=269)
-    save_tokenizer(tokenizer, tmp_path, 64, None)
+    save(LanguageModel(config), tmp_path, special_tokens=SpecialTokens(269, (269,), 269))
+    save_tokenizer(tokenizer, tmp_path, 64)
     names = {}
     exec(example.replace('"gpt2"', repr(str(tmp_path))), names)     # the README's own words
     assert np.isfinite(names["loss"]) and names["texts_counted"] == 2

@@ -66,7 +66,7 @@ def test_damaged_settings(folder, content):
 
 def test_saved_and_loaded_again(folder, tmp_path):
     tokenizer = load_tokenizer(folder)
-    save_tokenizer(tokenizer, tmp_path / "new", 64, "[PAD]", BERT.input_names)
+    save_tokenizer(tokenizer, tmp_path / "new", 64, input_names=BERT.input_names)
     foreign = Tokenizer.from_file(str(tmp_path / "new" / "tokenizer.json"))
     foreign.enable_truncation(4)      # as all-MiniLM-L6-v2 has them in its file
     foreign.enable_padding(length=9)
@@ -134,7 +134,7 @@ def test_gpt2s_tokenizer_adds_nothing():
 def test_transformers_gives_the_same_sequences(folder, tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer = load_tokenizer(folder)
-    save_tokenizer(tokenizer, tmp_path / "new", 64, "[PAD]", BERT.input_names)
+    save_tokenizer(tokenizer, tmp_path / "new", 64, input_names=BERT.input_names)
     (tmp_path / "new" / "config.json").write_text('{"model_type": "bert"}')
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
     assert theirs.pad_token == "[PAD]" and theirs.mask_token == "[MASK]"

@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
+from minisft.data.special_tokens import SpecialTokens
 from minisft.data.text import (
     CLEANING_STEPS,
     clean,
@@ -147,7 +148,7 @@ def test_gpt2_ids(gpt2):
 
 
 def test_a_literal_end_of_text_is_plain_text(small, tmp_path):
-    save_tokenizer(small, tmp_path, 64, "<|endoftext|>")
+    save_tokenizer(small, tmp_path, 64)
     for tokenizer in (small, load_tokenizer(tmp_path), load_tokenizer(tmp_path / "tokenizer.json")):
         ids = encode_all(tokenizer, ["a<|endoftext|>b"])[0][0].tolist()
         assert small.token_to_id("<|endoftext|>") not in ids
@@ -202,15 +203,16 @@ def test_training_on_an_endless_word_is_quick():
 
 
 def test_saved_tokenizer_gives_the_same_ids(small, tmp_path):
-    save_tokenizer(small, tmp_path / "new", 64, None)
+    save_tokenizer(small, tmp_path / "new", 64)
     again = load_tokenizer(tmp_path / "new")
     for mine, theirs in zip(encode_all(small, ODD_TEXTS)[0], encode_all(again, ODD_TEXTS)[0],
                             strict=True):
         assert mine.tolist() == theirs.tolist()
     config = json.loads((tmp_path / "new" / "tokenizer_config.json").read_text("utf-8"))
-    assert config["model_max_length"] == 64 and "pad_token" not in config
-    with pytest.raises(UserError, match="the pad token '<pad>' is not in the vocabulary"):
-        save_tokenizer(small, tmp_path, 64, "<pad>")
+    assert config["model_max_length"] == 64 and config["truncation_side"] == "right"
+    assert {config[f"{role}_token"] for role in ("bos", "eos", "unk", "pad")} == {"<|endoftext|>"}
+    with pytest.raises(UserError, match="the pad_token '<pad>' is not in the vocabulary"):
+        save_tokenizer(small, tmp_path, 64, SpecialTokens(tokens={"pad_token": "<pad>"}))
 
 
 def test_a_saved_cut_or_pad_is_not_applied(small, tmp_path):
@@ -255,7 +257,7 @@ def test_transformers_gives_the_same_ids(gpt2, small, tmp_path):
     transformers = pytest.importorskip("transformers")
     for name, tokenizer in (("gpt2", gpt2), ("small", small)):
         folder = tmp_path / name
-        save_tokenizer(tokenizer, folder, 64, "<|endoftext|>")
+        save_tokenizer(tokenizer, folder, 64)
         config = {"model_type": "gpt2", "vocab_size": tokenizer.get_vocab_size()}
         (folder / "config.json").write_text(json.dumps(config), "utf-8")
         theirs = transformers.AutoTokenizer.from_pretrained(folder)

@@ -85,8 +85,7 @@ def _language_model(args, model, tokenizer, preprocessing):
     prompts = read_prompts(args.test, args.prompt_column, args.completion_column,
                            preprocessing.clean, **table_options(args))
     report_table(args, prompts.notes, prompts.bad_rows)
-    sequences, starts, cut = complete.encode(tokenizer, prompts, preprocessing,
-                                             model.trunk.config)
+    sequences, starts, cut = complete.encode(tokenizer, prompts, preprocessing, model)
     say(str(preprocessing))
     figures, _ = complete.measure(model, tokenizer, sequences, starts, prompts.completions,
                                 args.batch_tokens, args.max_new_tokens, show_progress=True)

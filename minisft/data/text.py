@@ -14,17 +14,16 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from minisft.data.special_tokens import END_OF_TEXT, SpecialTokens, default_special_tokens
 from minisft.data.tokenizer import encode_batch, library_errors
 from minisft.data.wordpiece import (
     TOKENIZER_CONFIG,
     VOCABULARY,
     load_tokenizer_file,
-    special_token_settings,
 )
 from minisft.errors import UserError
 
 CLEANING_STEPS = ("entities", "tags", "backslashes", "control", "spaces")
-END_OF_TEXT = "<|endoftext|>"
 GPT2_INPUTS = "input_ids", "attention_mask"
 
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
@@ -287,25 +286,28 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str], max_length: int | Non
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: int,
-                   pad_token: str | None, input_names: Sequence[str] = GPT2_INPUTS) -> None:
-    """Tokenizer -> the files `transformers` loads; UserError if the pad token is unknown.
+                   special_tokens: SpecialTokens | None = None, truncate: str = "head",
+                   input_names: Sequence[str] = GPT2_INPUTS) -> None:
+    """Tokenizer -> the files `transformers` loads.
 
-    `input_names` are the arrays that its model is given there.
+    `special_tokens`: their roles (default: by the published names), `truncate`: what is kept of a
+    longer text, `input_names`: the arrays that the model is given there. Raises UserError for a
+    token that is not in the vocabulary.
     """
-    if pad_token is not None and tokenizer.token_to_id(pad_token) is None:
-        raise UserError(f"the pad token {pad_token!r} is not in the vocabulary")
-    config = special_token_settings(tokenizer) | {
+    special_tokens = special_tokens or default_special_tokens(tokenizer)
+    for role, token in special_tokens.tokens.items():
+        if tokenizer.token_to_id(token) is None:
+            raise UserError(f"the {role} {token!r} is not in the vocabulary")
+    config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model_max_length,
+        "truncation_side": "right" if truncate == "head" else "left",
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,      # a literal <|endoftext|> stays text there too
         # without it transformers 4 adds token type 0's embedding to every token of GPT-2
         "model_input_names": list(input_names),
+        **special_tokens.tokens,
     }
-    if tokenizer.token_to_id(END_OF_TEXT) is not None:
-        config |= {name: END_OF_TEXT for name in ("bos_token", "eos_token", "unk_token")}
-    if pad_token is not None:
-        config["pad_token"] = pad_token
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

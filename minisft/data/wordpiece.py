@@ -7,7 +7,6 @@ pieces first, `##` before those inside a word. [CLS] opens a sequence, [SEP] end
 
 import json
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import WordPiece as WordPieceDecoder
@@ -29,14 +28,6 @@ def load_tokenizer_file(path: str | Path) -> Tokenizer:
     """A tokenizer.json or vocab.txt -> Tokenizer."""
     path = Path(path)
     return _from_vocabulary(path) if path.name == VOCABULARY else Tokenizer.from_file(str(path))
-
-
-def special_token_settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """-> what tokenizer_config.json needs for a WordPiece tokenizer; {} for another kind."""
-    if not isinstance(tokenizer.model, WordPiece):
-        return {}
-    return {role: name for role, name in SPECIAL_TOKENS.items()
-            if tokenizer.token_to_id(name) is not None}
 
 
 def _from_vocabulary(path):

@@ -1,6 +1,6 @@
 """Evaluation: log-probabilities of a classifier, loss and exact match of a language model."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +67,7 @@ def completion_loss(model: LanguageModel, dataset: TokenizedDataset, batch_token
 
 
 def generate_completions(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[np.ndarray],
-                         max_new_tokens: int, end_token: int | None,
+                         max_new_tokens: int, end_token: int | Collection[int] | None,
                          progress: str | None = None) -> list[str]:
     """LanguageModel, token ids of M prompts -> M completions as texts, by greedy decoding."""
     texts = [""] * len(prompts)

@@ -55,6 +55,7 @@ from typing import Any
 
 import numpy as np
 
+from minisft.data.special_tokens import SpecialTokens
 from minisft.data.text import GPT2_INPUTS
 from minisft.errors import UserError
 from minisft.models.config import BERT_UNSUPPORTED, GPT2_UNSUPPORTED, BertConfig, GPT2Config
@@ -86,8 +87,8 @@ class Family:
     # whether a tensor named as the classifier's matrix shows that the folder holds a classifier of
     # texts, whatever config.json says: in BERT's files a classifier of tokens has that name too
     head_implies_classifier: bool
-    # (config, end token, pad token, whether a classifier) -> further keys of config.json
-    extra_settings: Callable[[Any, int | None, int | None, bool], dict[str, Any]]
+    # (config, special tokens) -> further keys of config.json
+    extra_settings: Callable[[Any, SpecialTokens], dict[str, Any]]
     prefix: str               # of the trunk's names in files of a model with a head
     head: tuple[str, ...]     # the classifier's own parameters, the matrix first
     optional: tuple[str, ...]     # names of tensors that a folder may hold and the model lack
@@ -147,14 +148,12 @@ class Family:
         return self.head_implies_classifier and self.head[0] in tensors
 
 
-def _gpt2_settings(config, end_token, pad_token, classifier):
-    """A classifier pads with <|endoftext|>: GPT-2 has no pad token."""
-    return {"n_ctx": config.n_positions, "bos_token_id": end_token, "eos_token_id": end_token,
-            "pad_token_id": end_token if classifier else None}
+def _gpt2_settings(config, special_tokens):
+    return {"n_ctx": config.n_positions, **special_tokens.settings}
 
 
-def _bert_settings(config, end_token, pad_token, classifier):
-    return {"pad_token_id": pad_token}
+def _bert_settings(config, special_tokens):
+    return {"pad_token_id": special_tokens.pad}
 
 
 GPT2 = Family(
@@ -213,15 +212,14 @@ def pooling_of(settings: dict[str, Any]) -> str:
     return "mean" if settings.get("model_type") == BERT_MEAN else "first"
 
 
-def hf_config(model: Classifier | LanguageModel, dtype: str, end_token: int | None,
-              pad_token: int | None) -> dict[str, Any]:
-    """A model, the name of its dtype, ids of special tokens -> config.json as a dict."""
+def hf_config(model: Classifier | LanguageModel, dtype: str,
+              special_tokens: SpecialTokens) -> dict[str, Any]:
+    """A model, the name of its dtype, the special tokens -> config.json as a dict."""
     family, config = family_of_model(model), model.trunk.config
     settings = {**asdict(config), **family.unsupported, "initializer_range": INITIAL_SCALE,
                 "dtype": dtype, "torch_dtype": dtype,     # the second: transformers before 5
                 "model_type": family.model_type,
-                **family.extra_settings(config, end_token, pad_token,
-                                        isinstance(model, Classifier))}
+                **family.extra_settings(config, special_tokens)}
     if not isinstance(model, Classifier):
         return settings | {"architectures": [family.architectures[1]],
                            "tie_word_embeddings": model.lm_head is None}

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minisft.backend.array import to_cpu
+from minisft.data.special_tokens import SpecialTokens
 from minisft.errors import UserError
 from minisft.io import safetensors
 from minisft.io.architectures import family_of, family_of_model, hf_config, pooling_of
@@ -67,20 +68,20 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
 
 
 def save(model: Classifier | LanguageModel, folder: str | Path, dtype: DTypeLike = np.float32,
-         end_token: int | None = None, extra_config: dict[str, Any] | None = None,
-         pad_token: int | None = None) -> None:
+         special_tokens: SpecialTokens | None = None,
+         extra_config: dict[str, Any] | None = None) -> None:
     """A model -> config.json and model.safetensors that `transformers` opens, same logits.
 
-    `dtype` is float32 or float16. `end_token` is the id of the tokenizer's <|endoftext|>: where
-    GPT-2's sequences begin and end, and, for its classifier, what `transformers` pads with (without
-    it, it takes one text at a time); BERT's is `pad_token`. `extra_config` adds keys. Raises
-    UserError.
+    `dtype` is float32 or float16. `special_tokens` (default: the model's own, if it has any) say
+    where sequences begin and end, and what `transformers` pads with (without one, its classifier
+    takes one text at a time). `extra_config` adds keys. Raises UserError.
     """
     folder, dtype = Path(folder), np.dtype(dtype)
     if dtype not in (np.float32, np.float16):
         raise ValueError(f"a checkpoint is float32 or float16, not {dtype}")
     family, extra = family_of_model(model), dict(extra_config or {})
-    settings = hf_config(model, dtype.name, end_token, pad_token)
+    settings = hf_config(model, dtype.name,
+                         special_tokens or model.special_tokens or SpecialTokens())
     if reserved := sorted(settings.keys() & extra.keys()):
         raise ValueError(f"extra_config may not set {reserved[0]}")
     if isinstance(model, Classifier):

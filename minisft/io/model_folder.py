@@ -10,14 +10,19 @@ from numpy.typing import DTypeLike
 from tokenizers import Tokenizer
 
 from minisft.backend.array import device_name, require_gpu
-from minisft.data.text import CLEANING_STEPS, END_OF_TEXT, load_tokenizer, save_tokenizer
+from minisft.data.special_tokens import (
+    GENERATION_CONFIG,
+    SpecialTokens,
+    default_special_tokens,
+    read_special_tokens,
+)
+from minisft.data.text import CLEANING_STEPS, load_tokenizer, save_tokenizer
 from minisft.errors import UserError
 from minisft.io import checkpoint, hub
 from minisft.io.architectures import family_of_model
 from minisft.io.files import CONFIG, read_json, write_json
 from minisft.models.heads import Classifier, LanguageModel
 
-PAD = "[PAD]"                      # BERT's, for `transformers`; our batches have no padding
 PREPROCESSING = "minisft.json"     # `transformers` ignores it, and drops it when it saves
 EXTRA_KEY = "minisft"              # of config.json, with the same: `transformers` keeps that
 
@@ -40,15 +45,9 @@ class Preprocessing:
         return "; ".join(parts)
 
 
-def end_token_id(tokenizer: Tokenizer) -> int | None:
-    """-> the id of <|endoftext|>, or None for a tokenizer without it."""
-    return tokenizer.token_to_id(END_OF_TEXT)
-
-
-def pad_token(tokenizer: Tokenizer) -> str | None:
-    """-> the token that `transformers` pads with, or None: then it takes one text at a time."""
-    return next((name for name in (END_OF_TEXT, PAD) if tokenizer.token_to_id(name) is not None),
-                None)
+def special_tokens_of(model: Classifier | LanguageModel, tokenizer: Tokenizer) -> SpecialTokens:
+    """-> what the model's folder said of them, or else what the tokenizer has by name."""
+    return model.special_tokens or default_special_tokens(tokenizer)
 
 
 def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:
@@ -82,7 +81,7 @@ def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
     model.to(device)
     tokenizer = load_tokenizer(folder)
     require_vocab_fits(tokenizer, model.trunk.config, folder)
-    require_vocab_fits(tokenizer, model.trunk.config, folder)
+    model.special_tokens = read_special_tokens(folder, tokenizer)
     return model, tokenizer, read_preprocessing(folder)
 
 
@@ -125,12 +124,13 @@ def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenize
     """Writes a folder that `transformers` opens with the same logits, tokenizer and label names."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pad = pad_token(tokenizer)
-    checkpoint.save(model, folder, dtype=dtype, end_token=end_token_id(tokenizer),
-                    pad_token=None if pad is None else tokenizer.token_to_id(pad),
-                    extra_config={EXTRA_KEY: asdict(preprocessing)})
-    save_tokenizer(tokenizer, folder, model.trunk.config.n_positions, pad,
-                   family_of_model(model).input_names)
+    special_tokens, positions = special_tokens_of(model, tokenizer), model.trunk.config.n_positions
+    checkpoint.save(model, folder, dtype, special_tokens, {EXTRA_KEY: asdict(preprocessing)})
+    save_tokenizer(tokenizer, folder, min(preprocessing.max_length or positions, positions),
+                   special_tokens, preprocessing.truncate, family_of_model(model).input_names)
+    if isinstance(model, LanguageModel):
+        given = {key: i for key, i in special_tokens.settings.items() if i is not None}
+        write_json(folder / GENERATION_CONFIG, given | {"max_length": positions})
     write_json(folder / PREPROCESSING, asdict(preprocessing))
 
 

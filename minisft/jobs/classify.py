@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -98,15 +98,14 @@ class Classification:
         return Classifier(config, self.label_names, seed=self.config.training.seed)
 
     def encode(self, tokenizer: Tokenizer, preprocessing: Preprocessing,
-               config: Any) -> EncodedTexts:
-        """-> the token ids of all texts; UserError for one that the model of `config` cannot read.
-        """
+               model: Classifier) -> EncodedTexts:
+        """-> the token ids of all texts; UserError for one that the model cannot read."""
         def encoded(part):
             if part is None:
                 return None, 0
             ids, types, cut = encode_sequences(tokenizer, part.texts, preprocessing.max_length,
                                                preprocessing.truncate, part.pairs)
-            require_readable(ids, tokenizer, config, part.place, types)
+            require_readable(ids, tokenizer, model.trunk.config, part.place, types)
             return TokenizedDataset(ids, part.labels, types), cut
 
         (train, cut_train), (valid, cut_valid), (test, cut_test) = map(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,7 +24,7 @@ from minisft.errors import UserError, setting
 from minisft.evaluation import metrics, report
 from minisft.evaluation.evaluate import completion_loss, generate_completions, validate
 from minisft.io.checkpoint import load
-from minisft.io.model_folder import Preprocessing, end_token_id
+from minisft.io.model_folder import Preprocessing, special_tokens_of
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
 from minisft.ops.cross_entropy import IGNORE
@@ -50,17 +50,18 @@ def join(prompt_ids: np.ndarray, completion_ids: np.ndarray, end: int,
 
 
 def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
-           config: Any) -> tuple[TokenizedDataset, list[np.ndarray], int]:
+           model: LanguageModel) -> tuple[TokenizedDataset, list[np.ndarray], int]:
     """Prompts -> dataset, the prompts' token ids to generate from, how many were cut.
 
     Generation is given the same part of the prompt as the loss; it ends at the model's length.
 
-    Raises UserError for a tokenizer or a length that cannot do it, and for a text that the model of
-    `config` cannot read.
+    Raises UserError for a tokenizer or a length that cannot do it, and for a text that the model
+    cannot read.
     """
-    end = end_token_id(tokenizer)
+    config, end = model.trunk.config, special_tokens_of(model, tokenizer).end
     if end is None:
-        raise UserError(f"the tokenizer has no {END_OF_TEXT}, which ends a completion")
+        raise UserError(f"the tokenizer has no {END_OF_TEXT} and no eos_token, which ends a "
+                        "completion")
     if preprocessing.max_length < 2:
         raise UserError(f"at most {preprocessing.max_length} token for prompt and completion, "
                         f"expected 2 or more: see {setting('max_length')} and "
@@ -86,7 +87,7 @@ def measure(model: LanguageModel, tokenizer: Tokenizer, sequences: TokenizedData
     results = completion_loss(model, sequences, batch_tokens,
                               "evaluating" if show_progress else None)
     answers = generate_completions(model, tokenizer, starts, max_new_tokens,
-                                   end_token_id(tokenizer),
+                                   special_tokens_of(model, tokenizer).eos,
                                    "generating" if show_progress else None)
     return results | metrics.exact_match(expected, answers), answers
 
@@ -156,10 +157,10 @@ class Completion:
         return LanguageModel(config, seed=self.config.training.seed)
 
     def encode(self, tokenizer: Tokenizer, preprocessing: Preprocessing,
-               config: Any) -> EncodedPrompts:
+               model: LanguageModel) -> EncodedPrompts:
         """-> the token ids of all prompts and completions; raises UserError as `encode`."""
         (train, _, cut_train), (valid, valid_prompts, cut_valid), (test, test_prompts, cut_test) = (
-            (None, [], 0) if part is None else encode(tokenizer, part, preprocessing, config)
+            (None, [], 0) if part is None else encode(tokenizer, part, preprocessing, model)
             for part in (self.train, self.valid, self.test))
         return EncodedPrompts(train, valid, test, valid_prompts, test_prompts,
                               cut_train + cut_valid, cut_test)

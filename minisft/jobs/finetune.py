@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from minisft.data.read import Examples, Prompts
+from minisft.data.special_tokens import read_special_tokens
 from minisft.data.table import write_bad_rows
 from minisft.data.text import load_tokenizer, parse_cleaning_steps, train_tokenizer
 from minisft.data.tokenizer import vocab_size_of
@@ -22,8 +23,8 @@ from minisft.io import hub, run_folder
 from minisft.io.files import write_json
 from minisft.io.model_folder import (
     Preprocessing,
-    end_token_id,
     require_vocab_fits,
+    special_tokens_of,
     unused_head,
     write_folder,
 )
@@ -161,7 +162,7 @@ def _prepare(task, say):
     preprocessing = Preprocessing(parse_cleaning_steps(data.clean),
                                   min(data.max_length or positions, positions), data.truncate,
                                   data.separator if data.task == "complete" else None)
-    encoded = task.encode(tokenizer, preprocessing, model.trunk.config)
+    encoded = task.encode(tokenizer, preprocessing, model)
     config = resolve_defaults(config, model, encoded.train)
     return Prepared(task, config, model, tokenizer, preprocessing, encoded, loss_options)
 
@@ -207,7 +208,7 @@ def _fit(prepared, folder, resume, say, callback=None):
 
 def _end_token(prepared):
     """-> the id of the token that ends a text, None where the model's table has none for it."""
-    end = end_token_id(prepared.tokenizer)
+    end = special_tokens_of(prepared.model, prepared.tokenizer).end
     return None if end is None or end >= prepared.model.trunk.config.vocab_size else end
 
 
@@ -290,6 +291,8 @@ def _build(task, config, say):
         shape = shape.with_dropout(chosen.dropout)
         shape.require_sound(f"{setting('width')}, {setting('heads')}")
         model = task.scratch(shape)
+        if chosen.tokenizer:
+            model.special_tokens = read_special_tokens(chosen.tokenizer, tokenizer)
         say("the model starts from random weights, so it knows no words yet: fine-tuning a "
             "pretrained one needs far fewer texts")
     else:
@@ -297,7 +300,7 @@ def _build(task, config, say):
         model = task.load(folder)
         tokenizer = load_tokenizer(chosen.tokenizer or folder)
         require_vocab_fits(tokenizer, model.trunk.config, chosen.tokenizer or folder)
-        require_vocab_fits(tokenizer, model.trunk.config, chosen.tokenizer or folder)
+        model.special_tokens = read_special_tokens(chosen.tokenizer or folder, tokenizer)
         if (note := unused_head(model)) is not None:
             say(note)
         if model.newly_initialized:

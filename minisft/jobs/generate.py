@@ -9,7 +9,7 @@ from minisft.data.sequences import require_readable
 from minisft.data.text import clean, encode_all
 from minisft.data.tokenizer import unused_token_ids
 from minisft.errors import UserError
-from minisft.io.model_folder import Preprocessing, end_token_id
+from minisft.io.model_folder import Preprocessing, special_tokens_of
 from minisft.models.generate import Generated, Sampler, generate
 from minisft.models.heads import LanguageModel
 
@@ -32,11 +32,12 @@ def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preproce
         if len(x) > room:
             ids[n] = x[-max(room - max_new_tokens, 1):]     # the new tokens need a place too
             say(f"prompt {n + 1} is longer than {room} tokens: the last {len(ids[n])} were kept")
-    end = end_token_id(tokenizer)
-    if not all(texts) and end is None:
-        raise UserError("an empty prompt, and the tokenizer has no token that starts a text")
+    special_tokens = special_tokens_of(model, tokenizer)
     # an empty prompt starts where the model's documents start
-    ids = [x if text else np.array([end]) for x, text in zip(ids, texts, strict=True)]
+    start = special_tokens.end if special_tokens.bos is None else special_tokens.bos
+    if not all(texts) and start is None:
+        raise UserError("an empty prompt, and the tokenizer has no token that starts a text")
+    ids = [x if text else np.array([start]) for x, text in zip(ids, texts, strict=True)]
     require_readable(ids, tokenizer, model.trunk.config, lambda n: f"prompt {n + 1}", what="prompt")
-    return generate(model, ids, max_new_tokens, sampler, end, progress,
+    return generate(model, ids, max_new_tokens, sampler, special_tokens.eos, progress,
                     unused_token_ids(tokenizer, model.trunk.config.vocab_size))

@@ -15,7 +15,8 @@ from minisft.backend import random
 from minisft.backend.array import DEVICES, device_name
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.documents import encode_documents, read_documents
-from minisft.data.text import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
+from minisft.data.special_tokens import default_special_tokens
+from minisft.data.text import load_tokenizer, save_tokenizer, train_tokenizer
 from minisft.data.tokenizer import decode, vocab_size_of
 from minisft.dispatch import FORMATS
 from minisft.errors import UserError, setting
@@ -24,7 +25,7 @@ from minisft.evaluation.evaluate import completion_loss
 from minisft.evaluation.model_card import write_card
 from minisft.io import run_folder
 from minisft.io.files import write_json
-from minisft.io.model_folder import Preprocessing, end_token_id, write_folder
+from minisft.io.model_folder import Preprocessing, write_folder
 from minisft.jobs.finetune import Say
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
@@ -165,7 +166,7 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
     state = load_or_init_state(folder, resume, pretraining.model, optimizer, say)
     if not resume:
         (folder / "model").mkdir()
-        save_tokenizer(tokenizer, folder / "model", config.model.context_length, END_OF_TEXT)
+        save_tokenizer(tokenizer, folder / "model", config.model.context_length)
     try:
         return pretraining.run(folder, optimizer, state)
     except (Interrupted, KeyboardInterrupt):
@@ -185,7 +186,7 @@ class Pretraining:
             n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
             embd_pdrop=shape.dropout, attn_pdrop=shape.dropout, resid_pdrop=shape.dropout)
         gpt2.require_sound(f"{setting('width')}, {setting('heads')}")
-        self.end = end_token_id(tokenizer)
+        self.end = default_special_tokens(tokenizer).end
         self.train, self.valid = (
             TokenizedDataset(*encode_documents(tokenizer, part, self.end, shape.context_length))
             for part in (train, valid))

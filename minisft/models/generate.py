@@ -1,6 +1,6 @@
 """Generation: one new token at a time for each sequence, against a cache of keys and values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,19 +98,20 @@ class Generated:
 
 
 def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sampler: Sampler,
-             end_token: int | None = None,
+             end_token: int | Collection[int] | None = None,
              progress: Callable[[int], Any] | None = None,
              unused_ids: Sequence[int] | np.ndarray = ()) -> list[Generated]:
     """LanguageModel, B arrays of token ids -> B Generated.
 
-    `unused_ids`: ids that no token has, as where a vocabulary is padded to a round size; they are
-    never chosen.
+    `end_token`: the id that ends a text, or several; any of them stops. `unused_ids`: ids that no
+    token has, as where a vocabulary is padded to a round size; they are never chosen.
 
     `progress(n)` is called with the number of new tokens. Position embeddings are learned, so a
     sequence stops when n_positions of its tokens have been read; one more may follow. Raises
     ValueError for an empty prompt or one beyond n_positions.
     """
     room = model.trunk.config.n_positions
+    ends = end_token if isinstance(end_token, Collection) else (end_token,)
     if max(len(p) for p in prompts) > room:
         raise ValueError(f"a prompt of {max(len(p) for p in prompts)} tokens, but the model has "
                          f"{room} positions")
@@ -128,7 +129,7 @@ def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sam
         positions = batch.end_positions
         ids = sampler.next_token(logits, alive, positions)
         for slot, token, position in zip(alive, ids, positions, strict=True):
-            if token == end_token:
+            if token in ends:
                 finish_reason[slot] = "stop"
                 continue
             new[slot].append(int(token))

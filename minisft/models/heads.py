@@ -8,6 +8,7 @@ import numpy as np
 from minisft.backend import random
 from minisft.backend.array import DEVICES, Array, array_module, device_name, require_gpu, to_cpu
 from minisft.data.batch import Batch
+from minisft.data.special_tokens import SpecialTokens
 from minisft.dispatch import FORMATS, cross_entropy, linear, matmul, rounded
 from minisft.models.bert import Bert, MeanPooler, Pooler
 from minisft.models.gpt2 import GPT2
@@ -24,6 +25,8 @@ class Model(Layer):
     store: Parameters
     # names of the parameters that a checkpoint lacked and `load` drew
     newly_initialized: tuple[str, ...] = ()
+    # which tokens begin, end and pad a text, where a folder or a tokenizer has said it
+    special_tokens: SpecialTokens | None = None
     # names of the tensors of another task's head that a checkpoint holds
     unused_tensors: tuple[str, ...] = ()
     loss_cache: Any = None
