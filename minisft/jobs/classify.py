@@ -1,5 +1,7 @@
 """The task `classify`: labelled texts in, a classifier and its honest figures out."""
 
+import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,6 +204,8 @@ class Classification:
                  f"{results['accuracy_low']:.4f} to {results['accuracy_high']:.4f}), macro F1 "
                  f"{results['macro_f1']:.4f}, loss {results['loss']:.4f}, {results['n']} texts; "
                  f"the largest class of them alone would give {results['majority']:.4f}"]
+        if (note := report.absent_classes_note(results)) is not None:
+            lines.append(f"note: {note}")
         lines += comparison.terminal_lines(results)
         if self.config.data.train is None:
             lines.append("toy-news is made to show what pretraining carries over: no topic word "
@@ -211,7 +215,7 @@ class Classification:
 
 def class_weights(text: str, label_names: Sequence[str],
                   labels: Sequence[int]) -> np.ndarray | None:
-    """none | balanced | NAME=W,... -> weights (K,) float32 or None; raises UserError.
+    """none | balanced | NAME=W,... | {"NAME": W} -> weights (K,) float32 or None; raises UserError.
 
     Balanced: texts / (classes * texts of the class), so that every class counts alike.
     """
@@ -224,20 +228,35 @@ def class_weights(text: str, label_names: Sequence[str],
                             f"{label_names[counts.argmin()]}")
         return (len(labels) / (len(label_names) * counts)).astype(np.float32)
     weights = {}
-    for pair in text.split(","):
-        name, _, number = pair.rpartition("=")
+    for name, number in _named_weights(text):
+        shown = f"{setting('class_weights')} {f'{name}={number}'!r}"
         if name not in label_names:
-            raise UserError(f"{setting('class_weights')} {pair!r}: expected NAME=W with NAME one "
-                            f"of {', '.join(label_names)}")
+            raise UserError(f"{shown}: expected NAME=W with NAME one of {', '.join(label_names)}"
+                            + ("; a name with a comma stands in quotes: '\"A, B\"=2'" if any(
+                                "," in label for label in label_names) else ""))
         if name in weights:
-            raise UserError(f"{setting('class_weights')} {pair!r}: {name} has a weight already")
+            raise UserError(f"{shown}: {name} has a weight already")
         try:
             weights[name] = float(number)
-        except ValueError:
+        except (TypeError, ValueError):
             weights[name] = -1.0
         if not 0 < weights[name] < float("inf"):
-            raise UserError(f"{setting('class_weights')} {pair!r}: expected a number above 0")
+            raise UserError(f"{shown}: expected a number above 0")
     return np.array([weights.get(name, 1.0) for name in label_names], dtype=np.float32)
+
+
+def _named_weights(text):
+    """NAME=W,... quoted as in CSV, or a JSON object -> (name, weight as it is written) of each."""
+    if text.startswith("{") and text.endswith("}"):
+        try:
+            return json.loads(text, object_pairs_hook=list)
+        except ValueError:
+            pass      # a class may be called so
+    try:
+        pairs = next(csv.reader([text])) or [text]
+    except csv.Error:      # a line break: no option names a class so
+        pairs = [text]
+    return [(name, number) for name, _, number in (pair.rpartition("=") for pair in pairs)]
 
 
 def _read(path, label_names, data, clean):

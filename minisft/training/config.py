@@ -145,7 +145,8 @@ class TrainingConfig:
     max_grad_norm: float = option(
         1.0, "largest norm of the gradient (0: any)", within=(0, None), type=float)
     class_weights: str = option(
-        "none", "weights of the classes in the loss: none, balanced, or NAME=W,NAME=W,...",
+        "none", "weights of the classes in the loss: none, balanced, or NAME=W,NAME=W,... "
+        "(a name with a comma stands in quotes; or a JSON object)",
         metavar="WEIGHTS")
     label_smoothing: float = option(
         0.0, "part of the target spread over all classes", within=(0, 1), type=float)
