@@ -94,6 +94,20 @@ def test_every_section_and_figure(tmp_path):
     assert "optimistic. Expect less" not in text
 
 
+def test_classes_without_texts_are_said(tmp_path):
+    logp = np.log([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1]])
+    results = metrics.classification([0, 1], logp, ["a", "b", "c|", "d"])
+    assert results["macro_f1"] == 0.5 and report.absent_classes_note(results) == (
+        "macro F1 is the mean over all 4 classes, and counts 0 for the 2 of which there is no text "
+        "here (c|, d)")
+    assert report.absent_classes_note(some_results()) is None
+    path = tmp_path / "report.md"
+    report.write_report(path, results | {"train_seconds": 1, "tokens_per_second": 1,
+                                         "epochs_run": 1, "best_epoch": 1}, some_data(),
+                        {}, HISTORY, [])
+    assert "> Macro F1 is the mean over all 4 classes, and counts 0 for the 2" in path.read_text()
+
+
 def test_without_a_test_set_it_says_so(tmp_path):
     data = some_data(test_path=None, n_test=0, cut_test=None, shared_with_training=None)
     text = write(tmp_path, data=data)

@@ -18,6 +18,7 @@ from minisft.data.read import read_examples, read_prompts
 from minisft.data.sequences import encode_sequences, require_readable
 from minisft.evaluation import metrics
 from minisft.evaluation.evaluate import log_probabilities
+from minisft.evaluation.report import absent_classes_note
 from minisft.io.model_folder import read_folder
 from minisft.jobs import complete
 from minisft.models.heads import Classifier
@@ -74,6 +75,7 @@ def _classifier(args, model, tokenizer, preprocessing):
     lines = [f"accuracy {figures['accuracy']:.4f} (95% interval {figures['accuracy_low']:.4f} to "
              f"{figures['accuracy_high']:.4f}), macro F1 {figures['macro_f1']:.4f}, "
              f"loss {figures['loss']:.4f}, {figures['n']} texts, {cut} cut",
+             *([] if (note := absent_classes_note(figures)) is None else [f"note: {note}"]),
              f"{'':{width}}  precision  recall      F1   texts"]
     lines += [f"{row['name']:{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  "
               f"{row['f1']:6.4f}  {row['support']:6}" for row in figures["per_class"]]

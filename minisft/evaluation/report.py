@@ -43,6 +43,7 @@ def write_report(path: str | Path, results: dict[str, Any], data: dict[str, Any]
             [f"{part} texts", f"{n:,}"],
             *_cost(results),
         ]),
+        *_absent_classes(results),
         *comparison.report_section(results),
         "## Classes",
         "",
@@ -121,6 +122,22 @@ def worst_mistakes(texts: Sequence[str], lines: Sequence[int], labels: ArrayLike
         }
         for i in worst
     ]
+
+
+def absent_classes_note(results: dict[str, Any]) -> str | None:
+    """Figures of a classifier -> a sentence on the classes that the scored texts lack, or None."""
+    absent = [row["name"] for row in results["per_class"] if row["support"] == 0]
+    if not absent:
+        return None
+    n, total = len(absent), len(results["per_class"])
+    named = ", ".join(absent[:5]) + (", ..." if n > 5 else "")
+    return (f"macro F1 is the mean over all {total} classes, and counts 0 for the {n} of which "
+            f"there is no text here ({named})")
+
+
+def _absent_classes(results):
+    note = absent_classes_note(results)
+    return [] if note is None else [f"> {escape(note[0].upper() + note[1:])}.", ""]
 
 
 def _scored_part(data):
