@@ -14,7 +14,7 @@ from minisft.data.read import read_examples
 from minisft.data.text import encode_all, load_tokenizer
 from minisft.evaluation import baselines
 from minisft.io.checkpoint import load
-from minisft.io.model_folder import read_folder
+from minisft.io.model_folder import Columns, read_folder, read_preprocessing
 from minisft.models.heads import Classifier
 
 TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2",
@@ -231,6 +231,30 @@ def test_classes_that_the_test_file_lacks(files, trained, tmp_path, capsys):
         sorted(toy_news.CLASSES)[0])))
     assert main(["evaluate", "--model", str(trained / "model"), "--test", str(some)]) == 0
     assert "counts 0 for the 3 of which there is no text here" in capsys.readouterr().out
+
+
+def test_columns_are_remembered_with_the_model(files, tmp_path, capsys):
+    text = (files / "train.csv").read_text()
+    (tmp_path / "train.csv").write_text(text.replace("number,text,label", "kind,body,topic"))
+    (tmp_path / "other.csv").write_text(text)
+    assert main(["finetune", "--train", str(tmp_path / "train.csv"), "--text-column", "kind",
+                 "body", "--label-column", "topic", "--out", str(tmp_path / "run"), *TINY]) == 0
+    model, figures = str(tmp_path / "run" / "model"), []
+    assert read_preprocessing(model).columns == Columns(("kind", "body"), None, "topic")
+    for arguments in (["train.csv"], ["other.csv", "--text-column", "number", "text",
+                                      "--label-column", "label"]):
+        capsys.readouterr()
+        assert main(["evaluate", "--model", model, "--test", str(tmp_path / arguments[0]),
+                     *arguments[1:]]) == 0
+        figures.append(capsys.readouterr().out)
+    assert figures[0] == figures[1]
+    assert main(["predict", "--model", model, "--file", str(tmp_path / "train.csv")]) == 0
+    capsys.readouterr()
+    for command in (["evaluate", "--test"], ["predict", "--file"]):
+        assert main([*command, str(tmp_path / "other.csv"), "--model", model]) == 2
+        assert capsys.readouterr().err.endswith(
+            "no column 'kind'; the columns are: number, text, label (the model was trained with "
+            "--text-column kind body, --label-column topic)\n")
 
 
 def test_bad_rows_lie_in_the_run_folder(files, tmp_path, capsys):

@@ -127,7 +127,11 @@ def test_bad_rows_are_skipped_when_asked(model, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("content, word", [
     ({"clean": ["soap"]}, "soap"), ({"clean": 3}, "clean"), ({"max_length": 0}, "max_length"),
     ({"max_length": "9"}, "max_length"), ({"truncate": "middle"}, "truncate"),
-    ({"separator": 1}, "separator"), ({"sep": ""}, "sep")])
+    ({"separator": 1}, "separator"), ({"columns": 3}, "columns"),
+    ({"columns": {"text_column": "a"}}, "columns"),
+    ({"columns": {"label_column": ["a"]}}, "columns"),
+    ({"columns": {"text_column": []}}, "columns"), ({"columns": {"text_column": [1]}}, "columns"),
+    ({"columns": {"column": "a"}}, "columns"), ({"sep": ""}, "sep")])
 def test_a_damaged_treatment(model, tmp_path, content, word, capsys):
     for path in model.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

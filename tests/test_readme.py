@@ -1,6 +1,8 @@
 """What the README shows is what the code does."""
 
+import csv
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,24 @@ def test_gradient_check_example_runs(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "my_op", linear)
     with pytest.raises(ValueError, match="2 float64 inputs, 3 gradients"):
         exec(example, names)     # linear returns db too: the example's operation has no bias
+
+
+def test_commands_for_ones_own_texts_run(tmp_path, monkeypatch):
+    """With a tiny model in place of gpt2, and files that have the columns of the first line."""
+    (example,) = re.findall(r"```sh\n(minisft finetune --model gpt2.*?)```", README, re.S)
+    rows = [(text, "", label) for text, label in zip(*toy_news.generate("train"), strict=True)]
+    monkeypatch.chdir(tmp_path)
+    for name in ("news.csv", "news-test.csv", "more.csv", "inbox.csv"):
+        with open(name, "w", newline="") as file:
+            csv.writer(file).writerows([("title", "description", "topic"), *rows[:40]])
+    commands = [shlex.split(line) for line in example.replace("\\\n", " ").splitlines()]
+    tiny = "scratch --layers 1 --width 8 --heads 2 --vocab-size 260 --epochs 1 --compare none"
+    for _, *arguments in commands:
+        if "gpt2" in arguments:
+            place = arguments.index("gpt2")
+            arguments[place:place + 1] = [*tiny.split(), "--quiet"]
+        assert main(arguments) == 0, arguments
+    assert [command[1] for command in commands] == ["finetune", "evaluate", "predict", "predict"]
 
 
 def test_commands_and_their_options_exist(capsys):

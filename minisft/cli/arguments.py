@@ -120,10 +120,10 @@ def say(line):
 
 def add_table(parser: argparse.ArgumentParser) -> None:
     """How a file of texts is read."""
-    parser.add_argument("--text-column", nargs="+", default=["text"], metavar="NAME",
-                        help="column of the text; several are joined by a space")
+    parser.add_argument("--text-column", nargs="+", metavar="NAME", help="column of the text; "
+                        "several are joined by a space (default: as in training; text)")
     parser.add_argument("--pair-column", metavar="NAME", help="column of a second text, which "
-                        "BERT reads behind the first")
+                        "BERT reads behind the first (default: as in training; none)")
     parser.add_argument("--no-header", action="store_true",
                         help="the file has no header: columns are named 1, 2, ...")
     parser.add_argument("--encoding", default="utf-8", metavar="NAME",

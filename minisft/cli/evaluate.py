@@ -13,7 +13,14 @@ from minisft.cli.arguments import (
     warn_of_unused_head,
     whole,
 )
-from minisft.cli.tables import add_bad_rows, report_table, require_new_bad_rows, table_options
+from minisft.cli.tables import (
+    add_bad_rows,
+    chosen_columns,
+    naming_columns_of_training,
+    report_table,
+    require_new_bad_rows,
+    table_options,
+)
 from minisft.data.read import read_examples, read_prompts
 from minisft.data.sequences import encode_sequences, require_readable
 from minisft.evaluation import metrics
@@ -31,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "folder of a model, as finetune leaves it")
     parser.add_argument("--test", required=True, metavar="FILE",
                         help="labelled texts; for a language model prompts and completions")
-    parser.add_argument("--label-column", default="label", metavar="NAME",
-                        help="column of the label")
-    parser.add_argument("--prompt-column", nargs="+", default=["prompt"], metavar="NAME",
+    parser.add_argument("--label-column", metavar="NAME",
+                        help="column of the label (default: as in training; label)")
+    parser.add_argument("--prompt-column", nargs="+", metavar="NAME",
                         help="language model: column of the prompt; several are joined by a line "
-                        "break")
-    parser.add_argument("--completion-column", default="completion", metavar="NAME",
-                        help="language model: column of the completion")
+                        "break (default: as in training; prompt)")
+    parser.add_argument("--completion-column", metavar="NAME", help="language model: column of "
+                        "the completion (default: as in training; completion)")
     parser.add_argument("--max-new-tokens", type=whole(1), default=128, metavar="N",
                         help="language model: maximum length of a completion in tokens")
     add_preprocessing(parser, separator=True)
@@ -61,9 +68,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _classifier(args, model, tokenizer, preprocessing):
     """-> the figures, and the lines that show them."""
-    examples = read_examples(args.test, args.text_column, args.label_column, model.label_names,
-                             preprocessing.clean, pair_column=args.pair_column,
-                             **table_options(args))
+    columns = chosen_columns(args, preprocessing.columns)
+    with naming_columns_of_training(preprocessing.columns):
+        examples = read_examples(args.test, columns.text_column, columns.label_column,
+                                 model.label_names, preprocessing.clean,
+                                 pair_column=columns.pair_column, **table_options(args))
     report_table(args, examples.notes, examples.bad_rows)
     ids, types, cut = encode_sequences(tokenizer, examples.texts, preprocessing.max_length,
                                        preprocessing.truncate, examples.pairs)
@@ -84,8 +93,10 @@ def _classifier(args, model, tokenizer, preprocessing):
 
 def _language_model(args, model, tokenizer, preprocessing):
     """-> the figures, and the line that shows them."""
-    prompts = read_prompts(args.test, args.prompt_column, args.completion_column,
-                           preprocessing.clean, **table_options(args))
+    columns = chosen_columns(args, preprocessing.columns)
+    with naming_columns_of_training(preprocessing.columns):
+        prompts = read_prompts(args.test, columns.prompt_column, columns.completion_column,
+                               preprocessing.clean, **table_options(args))
     report_table(args, prompts.notes, prompts.bad_rows)
     sequences, starts, cut = complete.encode(tokenizer, prompts, preprocessing, model)
     say(str(preprocessing))

@@ -4,7 +4,7 @@ import argparse
 import re
 
 from minisft.cli.arguments import add_model, add_table, whole
-from minisft.cli.tables import table_options
+from minisft.cli.tables import chosen_columns, table_options
 from minisft.data.read import read_texts
 from minisft.data.text import encode_all, load_tokenizer
 from minisft.errors import UserError
@@ -86,7 +86,8 @@ def _lengths(args, folder, config):
     if args.lengths is not None:
         raise UserError("--lengths beside --texts: expected one of the two")
     preprocessing = read_preprocessing(folder)
-    examples = read_texts(args.texts, args.text_column, preprocessing.clean,
+    columns = chosen_columns(args, preprocessing.columns)
+    examples = read_texts(args.texts, columns.text_column, preprocessing.clean,
                           **table_options(args))[1]
     room = min(preprocessing.max_length or config.n_positions, config.n_positions)
     ids, _ = encode_all(load_tokenizer(folder), examples.texts, room, preprocessing.truncate)

@@ -16,7 +16,14 @@ from minisft.cli.arguments import (
     say,
     warn_of_unused_head,
 )
-from minisft.cli.tables import add_bad_rows, report_table, require_new_bad_rows, table_options
+from minisft.cli.tables import (
+    add_bad_rows,
+    chosen_columns,
+    naming_columns_of_training,
+    report_table,
+    require_new_bad_rows,
+    table_options,
+)
 from minisft.data.read import read_texts
 from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.text import clean
@@ -56,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
     preprocessing = chosen_preprocessing(args, preprocessing)
-    columns, rows, texts, pairs, place = _texts(args, preprocessing.clean)
+    columns, rows, texts, pairs, place = _texts(args, preprocessing)
     room = model.trunk.config.n_positions
     ids, types, cut = encode_sequences(
         tokenizer, texts, min(preprocessing.max_length or room, room), preprocessing.truncate,
@@ -83,16 +90,18 @@ def run(args: argparse.Namespace) -> None:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _texts(args, steps):
+def _texts(args, preprocessing):
     """-> names of the columns, a row for each text, the cleaned texts and second texts or None, a
     function from an index to where its text stands."""
     if args.file:
-        table, examples = read_texts(args.file, args.text_column, steps,
-                                     pair_column=args.pair_column, **table_options(args))
+        columns = chosen_columns(args, preprocessing.columns)
+        with naming_columns_of_training(preprocessing.columns):
+            table, examples = read_texts(args.file, columns.text_column, preprocessing.clean,
+                                         pair_column=columns.pair_column, **table_options(args))
         report_table(args, table.notes, table.bad_rows)
         rows = [dict(row) for row in table.rows]
         return table.columns, rows, examples.texts, examples.pairs, examples.place
-    texts = [clean(text, steps)[0] for text in args.text]
+    texts = [clean(text, preprocessing.clean)[0] for text in args.text]
     for n, text in enumerate(texts, 1):
         if not text.strip():
             raise UserError(f"text {n} is empty after cleaning, expected some letters")

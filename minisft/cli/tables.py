@@ -1,10 +1,14 @@
 """What commands that read a file of rows do with its notes and its bad rows."""
 
+import shlex
+from contextlib import contextmanager
 from pathlib import Path
 
 from minisft.cli.arguments import say
+from minisft.data.read import MissingColumnError
 from minisft.data.table import write_bad_rows
-from minisft.errors import UserError
+from minisft.errors import UserError, as_flag
+from minisft.io.model_folder import Columns
 from minisft.io.run_folder import unused_path
 
 
@@ -14,6 +18,28 @@ def add_bad_rows(parser):
                         help="leave out rows that cannot be read, and list them in a file")
     parser.add_argument("--bad-rows", metavar="FILE", help="that file, a new one (default: the "
                         "first free of bad_rows.csv, bad_rows-2.csv, ...)")
+
+
+def chosen_columns(args, columns):
+    """The Columns that the model's folder names -> those in force: an option comes first, and
+    what neither says has the name that finetune expects."""
+    usual = Columns(("text",), None, "label", ("prompt",), "completion")
+    return Columns(**{
+        name: first if (first := getattr(args, name, None)) is not None else
+        remembered if (remembered := getattr(columns, name)) is not None else value
+        for name, value in vars(usual).items()})
+
+
+@contextmanager
+def naming_columns_of_training(columns):
+    """A file that lacks a column is told those that the model was trained with."""
+    try:
+        yield
+    except MissingColumnError as error:
+        flags = [f"{as_flag(name)} {shlex.join([value] if isinstance(value, str) else value)}"
+                 for name, value in vars(columns).items() if value is not None]
+        raise UserError(error.args[0] + (
+            f" (the model was trained with {', '.join(flags)})" if flags else "")) from None
 
 
 def table_options(args):

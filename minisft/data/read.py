@@ -58,18 +58,22 @@ class Prompts:
         return f"{self.path}, line {self.lines[n]}"
 
 
+class MissingColumnError(UserError):
+    """A column that a file lacks."""
+
+
 class _Unreadable(Exception):
     """Why a row cannot be read; `_each_row` knows the file and the line."""
 
 
 def _require_columns(table, names, header):
-    """Raises UserError for the first column that is absent."""
+    """Raises MissingColumnError for the first column that is absent."""
     for name in names:
         if name not in table.columns:
             columns = ", ".join(short_repr(column).strip("'\"") for column in table.columns[:20])
             hint = table.hint if header else f"; {setting('no_header')} numbers the columns from 1"
-            raise UserError(f"{table.path}: no column {short_repr(name)}; the columns are: "
-                            f"{columns}{hint}")
+            raise MissingColumnError(f"{table.path}: no column {short_repr(name)}; the columns "
+                                     f"are: {columns}{hint}")
 
 
 def _value(row, name):

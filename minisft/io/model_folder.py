@@ -1,7 +1,7 @@
 """A model folder as a whole: weights, tokenizer, and the preprocessing of its texts."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,18 @@ EXTRA_KEY = "minisft"              # of config.json, with the same: `transformer
 
 
 @dataclass(frozen=True)
+class Columns:
+    """The columns that the training file had, where evaluate and predict look again; None where
+    the texts came from no file."""
+
+    text_column: tuple[str, ...] | None = None
+    pair_column: str | None = None
+    label_column: str | None = None
+    prompt_column: tuple[str, ...] | None = None
+    completion_column: str | None = None
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """What is done to a text before the model reads it, the same in training and afterwards."""
 
@@ -35,6 +47,7 @@ class Preprocessing:
     max_length: int | None = None
     truncate: str = "head"
     separator: str | None = None     # between prompt and completion
+    columns: Columns = field(default_factory=Columns)
 
     def __str__(self) -> str:
         parts = [f"cleaning: {', '.join(self.clean) or 'none'}"]
@@ -108,7 +121,8 @@ def read_preprocessing(folder: str | Path) -> Preprocessing:
             not set(map(str, steps)) <= set(CLEANING_STEPS):
         raise UserError(f"{path}: clean is {steps!r}, expected a list of some of "
                         f"{', '.join(CLEANING_STEPS)}")
-    preprocessing = Preprocessing(**values | {"clean": tuple(steps)})
+    preprocessing = Preprocessing(**values | {
+        "clean": tuple(steps), "columns": _columns(path, values.get("columns", {}))})
     length = preprocessing.max_length
     if length is not None and (type(length) is not int or length < 1):
         raise UserError(f"{path}: max_length is {length!r}, expected a whole number above 0")
@@ -117,6 +131,21 @@ def read_preprocessing(folder: str | Path) -> Preprocessing:
     if not isinstance(preprocessing.separator, str | None):
         raise UserError(f"{path}: separator is {preprocessing.separator!r}, expected a text")
     return preprocessing
+
+
+def _columns(path, values):
+    """What a file holds of Columns -> Columns; UserError for what cannot be."""
+    known = {name: tuple(value) if isinstance(value, list) else value
+             for name, value in values.items()} if isinstance(values, dict) else {"": values}
+    for name, value in known.items():
+        several = name in ("text_column", "prompt_column")
+        names = value if several and isinstance(value, tuple) and value else (value,)
+        if name not in asdict(Columns()) or value is not None and (
+                several != isinstance(value, tuple) or
+                not all(isinstance(each, str) for each in names)):
+            raise UserError(f"{path}: columns is {values!r:.200}, expected names of columns for "
+                            f"some of {', '.join(asdict(Columns()))}")
+    return Columns(**known)
 
 
 def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenizer: Tokenizer,

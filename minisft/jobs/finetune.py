@@ -22,6 +22,7 @@ from minisft.evaluation import plots
 from minisft.io import hub, run_folder
 from minisft.io.files import write_json
 from minisft.io.model_folder import (
+    Columns,
     Preprocessing,
     require_vocab_fits,
     special_tokens_of,
@@ -161,10 +162,21 @@ def _prepare(task, say):
     positions, data = model.trunk.config.n_positions, config.data
     preprocessing = Preprocessing(parse_cleaning_steps(data.clean),
                                   min(data.max_length or positions, positions), data.truncate,
-                                  data.separator if data.task == "complete" else None)
+                                  data.separator if data.task == "complete" else None,
+                                  _columns(data))
     encoded = task.encode(tokenizer, preprocessing, model)
     config = resolve_defaults(config, model, encoded.train)
     return Prepared(task, config, model, tokenizer, preprocessing, encoded, loss_options)
+
+
+def _columns(data):
+    """-> the columns of the training file, for the model's folder."""
+    if data.train is None:
+        return Columns()
+    if data.task == "classify":
+        return Columns(text_column=data.text_column, pair_column=data.pair_column,
+                       label_column=data.label_column)
+    return Columns(prompt_column=data.prompt_column, completion_column=data.completion_column)
 
 
 def run(ready: PreparedRun, say: Say = print) -> dict:
