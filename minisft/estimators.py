@@ -292,7 +292,8 @@ class CompletionModel(Estimator):
             self, model: str | Path = "minisft-gpt2", *, epochs: int | None = None,
             lr: float | None = None, batch_tokens: int | None = None,
             # texts
-            separator: str = "\n\n", max_length: int | None = None, truncate: str = "head",
+            separator: str = "\n\n", parse_special: bool = False,
+            max_length: int | None = None, truncate: str = "head",
             clean: str | None = None, valid_fraction: float = 0.1,
             # model
             train_layers: str = "all", dropout: float | None = None, download: bool = False,

@@ -41,6 +41,39 @@ def run(pairs):
     return out
 
 
+def test_the_end_token_in_a_text_is_refused_or_parsed(tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    command = ["finetune", "--task", "complete", "--train", str(path), *TINY, "--epochs", "1"]
+    for key in ("prompt", "completion"):
+        rows = [{"prompt": f"Say {i}", "completion": str(i)} for i in range(20)]
+        rows[2][key] += "<|endoftext|>"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        assert main([*command, "--out", str(tmp_path / "no")]) == 2
+        assert (f"pairs.jsonl, line 3: the {key} holds <|endoftext|>" in
+                (err := capsys.readouterr().err)) and "--parse-special" in err
+        assert main([*command, "--parse-special", "--out", str(tmp_path / key)]) == 0
+    model = tmp_path / "prompt" / "model"
+    loaded, tokenizer, preprocessing = read_folder(model)
+    assert preprocessing.parse_special
+    prompts = read_prompts(path, ["prompt"], "completion")
+    end = tokenizer.token_to_id("<|endoftext|>")
+    ids = complete.encode(tokenizer, prompts, preprocessing, loaded)[0].ids
+    assert [list(x).count(end) for x in ids] == [1] * 20 and all(x[-1] == end for x in ids)
+    prompts = dataclasses.replace(prompts, prompts=[f"<|endoftext|>{p}" for p in prompts.prompts])
+    ids = complete.encode(tokenizer, prompts, preprocessing, loaded)[0].ids
+    assert all(x[0] == x[-1] == end for x in ids)
+    assert main(["evaluate", "--model", str(model), "--test", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["generate", "--model", str(model), "a<|endoftext|>b"]) == 0
+    assert "read as its characters" not in capsys.readouterr().err
+
+
+def test_a_prompt_with_a_special_token_is_told(run, capsys):
+    assert main(["generate", "--model", str(run / "model"), "a<|endoftext|>b"]) == 0
+    assert "prompt 1 holds <|endoftext|>, read as its characters" in capsys.readouterr().err
+    assert main(["finetune", "--parse-special"]) == 2
+
+
 @pytest.mark.parametrize("n_prompt, n_answer, most", [
     (5, 3, 20), (5, 3, 9), (5, 3, 8), (5, 3, 4), (5, 9, 6), (1, 3, 9), (5, 9, 2)])
 def test_join_counts_the_completion_only(n_prompt, n_answer, most):

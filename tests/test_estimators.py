@@ -53,8 +53,9 @@ def assert_same_tensors(model, other):
         np.testing.assert_array_equal(other.store[p.name].value, p.value, err_msg=p.name)
 
 
-@pytest.mark.parametrize("kind, absent", [(TextClassifier, OF_FILES | {"separator"}),
-                                          (CompletionModel, OF_FILES | OF_CLASSES)])
+@pytest.mark.parametrize("kind, absent", [
+    (TextClassifier, OF_FILES | {"separator", "parse_special"}),
+    (CompletionModel, OF_FILES | OF_CLASSES)])
 def test_parameters_are_the_options_of_finetune(kind, absent):
     options = {f.name: f.default for group in (DataConfig, ModelConfig, TrainingConfig)
                for f in dataclasses.fields(group)} | {"quiet": False}

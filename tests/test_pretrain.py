@@ -44,10 +44,27 @@ def run(text):
 
 def test_documents_end_at_border_lines(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("one\n<|endoftext|>\n\ntwo <|endoftext|> is no border\r\n<|endoftext|>\n")
-    assert read_documents(path) == ["one", "two <|endoftext|> is no border"]
+    path.write_text("one\n<|endoftext|>\n\ntwo <|endof text|>\r\n<|endoftext|> \n")
+    assert read_documents(path) == ["one", "two <|endof text|>"]
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(path.read_bytes()))
     assert read_documents(tmp_path / "a.txt.gz") == read_documents(path)
+
+
+@pytest.mark.parametrize("content, line", [
+    ("one<|endoftext|>two<|endoftext|>", 1), ("one\n<|endoftext|>\ntwo<|endoftext|>\n", 3),
+    ("one\r\n\r\n <|endoftext|>two\r\n", 3)])
+def test_the_end_marker_within_a_line_is_refused_or_parsed(tmp_path, capsys, content, line):
+    path = tmp_path / "a.txt"
+    path.write_text(content, newline="")
+    with pytest.raises(UserError, match=rf"a.txt, line {line}: <\|endoftext\|> stands within a "
+                                        "line .* or parse_special$"):
+        read_documents(path)
+    assert read_documents(path, parse_special=True) == ["one", "two"]
+    path.write_text("one<|endoftext|>two<|endoftext|>" * 20)
+    command = ["pretrain", "--text", str(path), "--out", str(tmp_path / "run"), *TINY, "--quiet"]
+    assert main(command) == 2 and "or --parse-special" in capsys.readouterr().err
+    assert main([*command, "--parse-special"]) == 0
+    assert main(["pretrain", "--text", str(tmp_path / "a.txt"), "--valid", str(path), *TINY]) == 2
 
 
 def test_a_file_without_borders_is_divided_at_blank_lines(tmp_path):

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from minisft.data.encoding import read_text
 from minisft.data.text import END_OF_TEXT, encode_all
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 
 DOCUMENT_SEPARATOR = re.compile(rf"^{re.escape(END_OF_TEXT)}[ \t]*$", re.M)
 PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
@@ -18,14 +18,18 @@ PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 MIN_CHARACTERS = 8000
 
 
-def read_documents(path: str | Path, encoding: str = "utf-8") -> list[str]:
+def read_documents(path: str | Path, encoding: str = "utf-8",
+                   parse_special: bool = False) -> list[str]:
     """A text file, plain or .gz -> its documents; raises UserError.
 
     Lines `<|endoftext|>` end a document. A file without any is divided at blank lines into runs of
-    paragraphs of 8,000 characters or more.
+    paragraphs of 8,000 characters or more. Within a line `<|endoftext|>` is refused; with
+    `parse_special` it ends a document wherever it stands.
     """
     text = read_text(path, encoding).replace("\r\n", "\n")
-    if DOCUMENT_SEPARATOR.search(text):
+    if parse_special and END_OF_TEXT in text:
+        parts = text.split(END_OF_TEXT)
+    elif DOCUMENT_SEPARATOR.search(text):
         parts = DOCUMENT_SEPARATOR.split(text)
     else:
         groups: list[list[str]] = [[]]
@@ -37,6 +41,12 @@ def read_documents(path: str | Path, encoding: str = "utf-8") -> list[str]:
             groups[-1].append(paragraph)
             size += len(paragraph)
         parts = ["\n\n".join(group) for group in groups]
+    if any(END_OF_TEXT in part for part in parts):
+        line = next(n for n, row in enumerate(text.split("\n"), 1)
+                    if END_OF_TEXT in row and not DOCUMENT_SEPARATOR.match(row))
+        raise UserError(f"{path}, line {line}: {END_OF_TEXT} stands within a line and would be "
+                        "learnt as characters; expected a line of its own, or "
+                        f"{setting('parse_special')}")
     parts = [stripped for part in parts if (stripped := part.strip())]
     if not parts:
         raise UserError(f"{path}: holds no text")

@@ -260,10 +260,12 @@ def _trainable(text):
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str], max_length: int | None = None,
-               truncate: str = "head") -> tuple[list[np.ndarray], int]:
+               truncate: str = "head",
+               parse_special: bool = False) -> tuple[list[np.ndarray], int]:
     """Texts -> arrays of int64 ids (T,), how many texts were longer than max_length and cut.
 
-    "head" keeps the first max_length tokens, "tail" the last. No special token is added. Raises
+    "head" keeps the first max_length tokens, "tail" the last. No special token is added; one that
+    stands in a text is characters, or with `parse_special` the token. Raises
     UserError with the number of a text (from 1) that holds half a character.
     """
     if truncate not in ("head", "tail"):
@@ -276,7 +278,7 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str], max_length: int | Non
                             "cleaning step `control` replaces")
     sequences, cut = [], 0
     for start in range(0, len(texts), 256):      # one text's encoding is far larger than its ids
-        for encoding in encode_batch(tokenizer, texts[start:start + 256]):
+        for encoding in encode_batch(tokenizer, texts[start:start + 256], parse_special):
             ids = encoding.ids
             if max_length is not None and len(ids) > max_length:
                 ids = ids[:max_length] if truncate == "head" else ids[-max_length:]

@@ -33,10 +33,19 @@ def encode(tokenizer: Tokenizer, *texts: str) -> Any:
         return tokenizer.encode(*texts)
 
 
-def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Any]:
-    """Texts -> Encodings without special tokens; raises UserError."""
-    with library_errors("the tokenizer fails"):
-        return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+def encode_batch(tokenizer: Tokenizer, texts: Sequence[str],
+                 parse_special: bool = False) -> list[Any]:
+    """Texts -> Encodings without special tokens around them; raises UserError.
+
+    Those that stand in a text are characters, or with `parse_special` the tokens.
+    """
+    as_text = tokenizer.encode_special_tokens
+    tokenizer.encode_special_tokens = as_text and not parse_special
+    try:
+        with library_errors("the tokenizer fails"):
+            return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    finally:
+        tokenizer.encode_special_tokens = as_text
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

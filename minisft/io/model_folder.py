@@ -47,6 +47,7 @@ class Preprocessing:
     max_length: int | None = None
     truncate: str = "head"
     separator: str | None = None     # between prompt and completion
+    parse_special: bool = False      # are special tokens in a prompt tokens, or characters?
     columns: Columns = field(default_factory=Columns)
 
     def __str__(self) -> str:
@@ -55,6 +56,8 @@ class Preprocessing:
             parts.append(f"at most {self.max_length} tokens of a text, its {self.truncate} is kept")
         if self.separator is not None:
             parts.append(f"{self.separator!r} behind a prompt")
+        if self.parse_special:
+            parts.append("special tokens in it are read as tokens")
         return "; ".join(parts)
 
 
@@ -128,6 +131,9 @@ def read_preprocessing(folder: str | Path) -> Preprocessing:
         raise UserError(f"{path}: max_length is {length!r}, expected a whole number above 0")
     if preprocessing.truncate not in ("head", "tail"):
         raise UserError(f"{path}: truncate is {preprocessing.truncate!r}, expected head or tail")
+    if not isinstance(preprocessing.parse_special, bool):
+        raise UserError(f"{path}: parse_special is {preprocessing.parse_special!r}, expected true "
+                        "or false")
     if not isinstance(preprocessing.separator, str | None):
         raise UserError(f"{path}: separator is {preprocessing.separator!r}, expected a text")
     return preprocessing

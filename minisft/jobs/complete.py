@@ -58,7 +58,8 @@ def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
     Raises UserError for a tokenizer or a length that cannot do it, and for a text that the model
     cannot read.
     """
-    config, end = model.trunk.config, special_tokens_of(model, tokenizer).end
+    config, special_tokens = model.trunk.config, special_tokens_of(model, tokenizer)
+    end = special_tokens.end
     if end is None:
         raise UserError(f"the tokenizer has no {END_OF_TEXT} and no eos_token, which ends a "
                         "completion")
@@ -66,9 +67,15 @@ def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
         raise UserError(f"at most {preprocessing.max_length} token for prompt and completion, "
                         f"expected 2 or more: see {setting('max_length')} and "
                         f"{setting('context_length')}")
+    parse_special = preprocessing.parse_special
+    if not parse_special:
+        _require_no_end_tokens(prompts, [tokenizer.id_to_token(i) for i in special_tokens.eos])
     starts, _ = encode_all(tokenizer,
-                           [p + (preprocessing.separator or "") for p in prompts.prompts])
-    answers, _ = encode_all(tokenizer, prompts.completions)
+                           [p + (preprocessing.separator or "") for p in prompts.prompts],
+                           parse_special=parse_special)
+    answers, _ = encode_all(tokenizer, prompts.completions, parse_special=parse_special)
+    # the end is added to every completion, also to one that spells it
+    answers = [x[:-1] if len(x) > 1 and x[-1] == end else x for x in answers]
     require_readable(starts, tokenizer, config, prompts.place, what="prompt")
     require_readable(answers, tokenizer, config, prompts.place, what="completion")
     require_readable([np.array([end])], tokenizer, config, lambda n: "the end of a completion")
@@ -80,6 +87,18 @@ def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
             kept, sum(cut for _, _, cut in joined))
 
 
+def _require_no_end_tokens(prompts, tokens):
+    """Raises UserError where a token that ends a completion is spelled in a text."""
+    for what, texts in (("prompt", prompts.prompts), ("completion", prompts.completions)):
+        for n, text in enumerate(texts):
+            for token in tokens:
+                if token in text:
+                    raise UserError(
+                        f"{prompts.place(n)}: the {what} holds {token}, which would be learnt as "
+                        "characters; leave it out (the end of a completion is learnt without it), "
+                        f"or see {setting('parse_special')}")
+
+
 def measure(model: LanguageModel, tokenizer: Tokenizer, sequences: TokenizedDataset,
             starts: Sequence[np.ndarray], expected: Sequence[str], batch_tokens: int,
             max_new_tokens: int, show_progress: bool) -> tuple[dict, list[str]]:
@@ -89,7 +108,9 @@ def measure(model: LanguageModel, tokenizer: Tokenizer, sequences: TokenizedData
     answers = generate_completions(model, tokenizer, starts, max_new_tokens,
                                    special_tokens_of(model, tokenizer).eos,
                                    "generating" if show_progress else None)
-    return results | metrics.exact_match(expected, answers), answers
+    end = tokenizer.id_to_token(special_tokens_of(model, tokenizer).end)
+    return results | metrics.exact_match([text.removesuffix(end) for text in expected],
+                                         answers), answers
 
 
 def headline(where: str, results: dict) -> str:

@@ -163,7 +163,7 @@ def _prepare(task, say):
     preprocessing = Preprocessing(parse_cleaning_steps(data.clean),
                                   min(data.max_length or positions, positions), data.truncate,
                                   data.separator if data.task == "complete" else None,
-                                  _columns(data))
+                                  data.parse_special, _columns(data))
     encoded = task.encode(tokenizer, preprocessing, model)
     config = resolve_defaults(config, model, encoded.train)
     return Prepared(task, config, model, tokenizer, preprocessing, encoded, loss_options)

@@ -27,12 +27,14 @@ def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preproce
     room = model.trunk.config.n_positions
     texts = [clean(prompt, preprocessing.clean)[0] + (preprocessing.separator or "")
              for prompt in prompts]
-    ids, _ = encode_all(tokenizer, texts)
+    special_tokens = special_tokens_of(model, tokenizer)
+    ids, _ = encode_all(tokenizer, texts, parse_special=preprocessing.parse_special)
+    if not preprocessing.parse_special:
+        _note_special_tokens(texts, special_tokens, say)
     for n, x in enumerate(ids):
         if len(x) > room:
             ids[n] = x[-max(room - max_new_tokens, 1):]     # the new tokens need a place too
             say(f"prompt {n + 1} is longer than {room} tokens: the last {len(ids[n])} were kept")
-    special_tokens = special_tokens_of(model, tokenizer)
     # an empty prompt starts where the model's documents start
     start = special_tokens.end if special_tokens.bos is None else special_tokens.bos
     if not all(texts) and start is None:
@@ -41,3 +43,10 @@ def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preproce
     require_readable(ids, tokenizer, model.trunk.config, lambda n: f"prompt {n + 1}", what="prompt")
     return generate(model, ids, max_new_tokens, sampler, special_tokens.eos, progress,
                     unused_token_ids(tokenizer, model.trunk.config.vocab_size))
+
+
+def _note_special_tokens(texts, special_tokens, say):
+    for n, text in enumerate(texts):
+        if found := sorted({token for token in special_tokens.tokens.values() if token in text}):
+            say(f"note: prompt {n + 1} holds {', '.join(found)}, read as its characters and not "
+                "as that token")

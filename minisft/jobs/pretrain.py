@@ -56,6 +56,8 @@ class PretrainDataConfig:
     valid_fraction: float = option(
         0.02, "part of the documents held out", within=(0, 0.9), type=float)
     encoding: str = option("utf-8", "encoding of the files", metavar="NAME")
+    parse_special: bool = option(
+        False, "<|endoftext|> ends a document within a line too", action="store_true")
     source: tuple[str, ...] = option(
         (), "lines for the model card: where the text comes from and its licence",
         nargs="+", metavar="LINE")
@@ -262,9 +264,10 @@ def xz_bits_per_byte(text: str) -> float:
 
 def _texts(data, seed):
     """-> documents to learn from, documents held out."""
-    train = [text for path in data.text for text in read_documents(path, data.encoding)]
+    train = [text for path in data.text
+             for text in read_documents(path, data.encoding, data.parse_special)]
     if data.valid:
-        return train, read_documents(data.valid, data.encoding)
+        return train, read_documents(data.valid, data.encoding, data.parse_special)
     order = random.permutation(len(train), seed, 0)
     n = round(data.valid_fraction * len(train))
     if not 0 < n < len(train):
