@@ -42,7 +42,7 @@ def test_start_removes_what_a_run_left_and_no_more(tmp_path):
 def test_parts_of_files_from_a_killed_run_do_not_stand_in_the_way(tmp_path):
     (tmp_path / ".results.json.partial").touch()
     (tmp_path / ".model.partial").mkdir()
-    run_folder.check_output_folder(tmp_path, True)
+    run_folder.check_output_folder(tmp_path, False)
     run_folder.create(tmp_path, {})
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 

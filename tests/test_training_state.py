@@ -64,3 +64,13 @@ def test_damaged_state(tmp_path, rng):
     shutil.copy(GOLDEN / "model.safetensors", file)
     with pytest.raises(UserError, match="minisft did not write it"):
         training_state.load_state(tmp_path)
+
+
+def test_a_folder_is_no_state(tmp_path):
+    """What a death in the first save leaves."""
+    assert not training_state.has_state(tmp_path / "absent")
+    assert not training_state.has_state(tmp_path)
+    (tmp_path / ".state.safetensors.partial").write_bytes(b"half")
+    assert not training_state.has_state(tmp_path)
+    training_state.save_state(tmp_path, ARRAYS, INFO)
+    assert training_state.has_state(tmp_path)

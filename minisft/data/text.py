@@ -25,6 +25,7 @@ from minisft.errors import UserError
 
 CLEANING_STEPS = ("entities", "tags", "backslashes", "control", "spaces")
 GPT2_INPUTS = "input_ids", "attention_mask"
+TOKENIZER = "tokenizer.json"
 
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 # Only names that are no English words; `amp;` alone could be one, but never was in 14,000 texts.
@@ -182,7 +183,7 @@ def clean_all(texts: Iterable[str],
     return cleaned, counts
 
 
-_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"),
+_FILES = ((TOKENIZER,), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"),
           (VOCABULARY,))
 
 
@@ -312,5 +313,5 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: i
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / TOKENIZER))
     (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")

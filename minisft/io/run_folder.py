@@ -41,7 +41,7 @@ def check_output_folder(folder: str | Path, overwrite: bool) -> None:
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, expected a folder or nothing")
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    if names and not overwrite:
+    if set(names) - set(PARTIAL) and not overwrite:
         raise UserError(f"{folder} is not empty ({', '.join(names[:3])}, ...): choose another "
                         f"{setting('out')}, or {setting('overwrite')}, or {setting('resume')} it")
     for name in names:

@@ -26,10 +26,16 @@ def save_state(folder: str | Path, arrays: Mapping[str, Any], info: dict[str, An
     safetensors.write(Path(folder) / FILE, arrays, {"info": json.dumps(info)})
 
 
+def has_state(folder: str | Path) -> bool:
+    """-> whether a state was saved; a run that died in its first save leaves an empty folder, or
+    the part of a file."""
+    return (Path(folder) / FILE).is_file()
+
+
 def load_state(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """-> arrays by name, the dict; raises UserError when the file is absent or damaged."""
     path = Path(folder) / FILE
-    if not path.is_file():
+    if not has_state(folder):
         raise UserError(f"{path}: no training state here")
     stored, metadata = safetensors.read_header(path)
     if safetensors.CHECKSUMS not in metadata or "info" not in metadata:

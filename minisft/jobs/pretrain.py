@@ -16,7 +16,7 @@ from minisft.backend.array import DEVICES, device_name
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.documents import encode_documents, read_documents
 from minisft.data.special_tokens import default_special_tokens
-from minisft.data.text import load_tokenizer, save_tokenizer, train_tokenizer
+from minisft.data.text import TOKENIZER, load_tokenizer, save_tokenizer, train_tokenizer
 from minisft.data.tokenizer import decode, vocab_size_of
 from minisft.dispatch import FORMATS
 from minisft.errors import UserError, setting
@@ -160,14 +160,14 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
         if kept is not None and kept["files"].get(path) != checksum:
             raise UserError(f"{path}: has changed since the run {resume} began")
     folder = Path(resume or config.output.out or run_folder.unused_path("runs", "pretrained"))
-    tokenizer = (load_tokenizer(folder / "model") if (folder / "model").is_dir() and resume
+    has_tokenizer = bool(resume) and (folder / "model" / TOKENIZER).is_file()
+    tokenizer = (load_tokenizer(folder / "model") if has_tokenizer
                  else train_tokenizer(train, config.model.vocab_size))
     pretraining = Pretraining(config, tokenizer, train, valid, say)
     optimizer = make_optimizer(pretraining.model, pretraining.training)
     begin(folder, resume, {"settings": config.options(), "files": files}, pretraining.model, say)
     state = load_or_init_state(folder, resume, pretraining.model, optimizer, say)
-    if not resume:
-        (folder / "model").mkdir()
+    if not has_tokenizer:
         save_tokenizer(tokenizer, folder / "model", config.model.context_length)
     try:
         return pretraining.run(folder, optimizer, state)

@@ -121,7 +121,7 @@ def load_or_init_state(folder: Path | None, resume: Any, model: Model,
                        optimizer: optim.Optimizer, say: Callable[[str], None]) -> State:
     """-> State, from what an interrupted run kept in the folder, or that of the beginning."""
     state = State()
-    if folder is not None and (folder / STATE).exists():
+    if folder is not None and states.has_state(folder / STATE):
         state.restore(model, optimizer, *states.load_state(folder / STATE))
         say(f"resuming after step {state.step}")
     elif resume:
