@@ -15,10 +15,10 @@ from minisft import __version__
 from minisft.backend.array import gpu_available
 from minisft.cli import COMMANDS, main
 from minisft.data.special_tokens import SpecialTokens
-from minisft.data.text import save_tokenizer, train_tokenizer
+from minisft.data.text import train_tokenizer
 from minisft.errors import UserError
 from minisft.io.checkpoint import save
-from minisft.io.model_folder import read_folder
+from minisft.io.model_folder import read_folder, save_tokenizer
 from minisft.jobs.pretrain import PretrainConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel

@@ -13,9 +13,10 @@ from minisft.backend.cpu import row_blocks
 from minisft.backend.random import Stream
 from minisft.cli import main
 from minisft.data.dataset import TokenizedDataset
-from minisft.data.text import save_tokenizer, train_tokenizer
+from minisft.data.text import train_tokenizer
 from minisft.dispatch import attention_groups, attention_key_blocks
 from minisft.io.checkpoint import save
+from minisft.io.model_folder import save_tokenizer
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.planning import operations

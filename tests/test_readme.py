@@ -11,8 +11,9 @@ import pytest
 from minisft.cli import COMMANDS, main
 from minisft.data import toy_news
 from minisft.data.special_tokens import SpecialTokens
-from minisft.data.text import save_tokenizer, train_tokenizer
+from minisft.data.text import train_tokenizer
 from minisft.io.checkpoint import save
+from minisft.io.model_folder import save_tokenizer
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
 

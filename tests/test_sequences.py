@@ -7,9 +7,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from minisft.data.sequences import encode_sequences, special_ids
-from minisft.data.text import load_tokenizer, save_tokenizer, train_tokenizer
+from minisft.data.text import load_tokenizer, train_tokenizer
 from minisft.errors import UserError
 from minisft.io.architectures import BERT
+from minisft.io.model_folder import save_tokenizer
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "news", "##s", "##letter",
           "Paper", "paper", "é", "[", "]", "sep", "日", ","]

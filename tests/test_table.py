@@ -9,8 +9,9 @@ import pytest
 from minisft.data.delimited import guess, is_quoted_tsv
 from minisft.data.encoding import read_text
 from minisft.data.read import read_examples, read_prompts, read_table
-from minisft.data.table import write_bad_rows
+from minisft.data.table import bad_rows_csv
 from minisft.errors import UserError
+from minisft.io.files import write_text
 
 ROWS = [(f"The film{',' * (n % 3)} number {n}, was {'great' if n % 2 else 'dull; really'}",
          "pos" if n % 2 else "neg") for n in range(12)]
@@ -217,7 +218,7 @@ def test_bad_rows_are_skipped_counted_and_kept(write, tmp_path, name):
     assert found.lines[1] == lines[-1] + 1
     assert f"skipped 6 of 8 rows, which cannot be read; the first, line {lines[0]}: " in \
         found.notes[-1]
-    write_bad_rows(tmp_path / "bad.csv", found.bad_rows)
+    write_text(tmp_path / "bad.csv", bad_rows_csv(found.bad_rows))
     with open(tmp_path / "bad.csv", encoding="utf-8", newline="") as file:
         kept = list(csv.DictReader(file))
     assert [int(row["line"]) for row in kept] == lines

@@ -16,10 +16,10 @@ from minisft.data.text import (
     encode_all,
     load_tokenizer,
     parse_cleaning_steps,
-    save_tokenizer,
     train_tokenizer,
 )
 from minisft.errors import UserError
+from minisft.io.model_folder import save_tokenizer
 
 MILLION = 10**6
 ODD_TEXTS = ["", " two  spaces ", "line\n\nbreak\ttab", "caf\u00e9 \U0001f600 \u4e2d\u6587",

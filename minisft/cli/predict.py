@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import sys
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.text import clean
 from minisft.errors import UserError
 from minisft.evaluation.evaluate import log_probabilities
+from minisft.io.files import write_text
 from minisft.io.model_folder import read_folder
 from minisft.models.heads import Classifier
 
@@ -82,12 +84,12 @@ def run(args: argparse.Namespace) -> None:
     if out is None:
         _write_csv(sys.stdout, rows, [*columns, *added])
         return
-    # a kept column may hold half a character, which JSON has an escape for
-    with open(out, "x", encoding="utf-8", newline="", errors="backslashreplace") as file:
-        if out.suffix == ".csv":
-            _write_csv(file, rows, [*columns, *added])
-        else:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file = StringIO(newline="")
+    if out.suffix == ".csv":
+        _write_csv(file, rows, [*columns, *added])
+    else:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(out, file.getvalue(), new=True)
 
 
 def _texts(args, preprocessing):

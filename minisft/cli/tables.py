@@ -6,8 +6,9 @@ from pathlib import Path
 
 from minisft.cli.arguments import say
 from minisft.data.read import MissingColumnError
-from minisft.data.table import write_bad_rows
+from minisft.data.table import bad_rows_csv
 from minisft.errors import UserError, as_flag
+from minisft.io.files import write_text
 from minisft.io.model_folder import Columns
 from minisft.io.run_folder import unused_path
 
@@ -65,5 +66,5 @@ def report_table(args, notes, bad_rows):
         say(note)
     if bad_rows:
         path = Path(args.bad_rows or unused_path(".", "bad_rows", ".csv"))
-        write_bad_rows(path, bad_rows)
+        write_text(path, bad_rows_csv(bad_rows), new=True)
         say(f"they are listed in {path}")

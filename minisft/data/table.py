@@ -1,6 +1,7 @@
 """A file of rows (CSV, TSV, JSON lines, a JSON list) -> Table; every error names its line."""
 
 import csv
+import io
 import json
 import re
 from collections import Counter
@@ -81,12 +82,13 @@ def read_table(path: str | Path, encoding: str = "utf-8", header: bool = True,
     return table
 
 
-def write_bad_rows(path: str | Path, bad_rows: Iterable[BadRow]) -> None:
-    """Writes the rows that were skipped as CSV: file, line, reason, text. FileExistsError."""
-    with open(path, "x", encoding="utf-8", newline="", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("file", "line", "reason", "text"))
-        writer.writerows((row.path, row.line, row.reason, row.text) for row in bad_rows)
+def bad_rows_csv(bad_rows: Iterable[BadRow]) -> str:
+    """The rows that were skipped -> CSV: file, line, reason, text."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("file", "line", "reason", "text"))
+    writer.writerows((row.path, row.line, row.reason, row.text) for row in bad_rows)
+    return file.getvalue()
 
 
 def _read_delimited(path, text, suffix, delimiter, header, encoding, bad_rows, notes):

@@ -14,13 +14,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from minisft.data.special_tokens import END_OF_TEXT, SpecialTokens, default_special_tokens
+from minisft.data.special_tokens import END_OF_TEXT
 from minisft.data.tokenizer import encode_batch, library_errors
-from minisft.data.wordpiece import (
-    TOKENIZER_CONFIG,
-    VOCABULARY,
-    load_tokenizer_file,
-)
+from minisft.data.wordpiece import VOCABULARY, load_tokenizer_file
 from minisft.errors import UserError
 
 CLEANING_STEPS = ("entities", "tags", "backslashes", "control", "spaces")
@@ -286,32 +282,3 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str], max_length: int | Non
                 cut += 1
             sequences.append(np.array(ids, dtype=np.int64))
     return sequences, cut
-
-
-def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: int,
-                   special_tokens: SpecialTokens | None = None, truncate: str = "head",
-                   input_names: Sequence[str] = GPT2_INPUTS) -> None:
-    """Tokenizer -> the files `transformers` loads.
-
-    `special_tokens`: their roles (default: by the published names), `truncate`: what is kept of a
-    longer text, `input_names`: the arrays that the model is given there. Raises UserError for a
-    token that is not in the vocabulary.
-    """
-    special_tokens = special_tokens or default_special_tokens(tokenizer)
-    for role, token in special_tokens.tokens.items():
-        if tokenizer.token_to_id(token) is None:
-            raise UserError(f"the {role} {token!r} is not in the vocabulary")
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": model_max_length,
-        "truncation_side": "right" if truncate == "head" else "left",
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,      # a literal <|endoftext|> stays text there too
-        # without it transformers 4 adds token type 0's embedding to every token of GPT-2
-        "model_input_names": list(input_names),
-        **special_tokens.tokens,
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(folder / TOKENIZER))
-    (folder / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", "utf-8")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from minisft.errors import as_flag
 from minisft.evaluation.report import escape
+from minisft.io.files import write_text
 
 # What says nothing of the model, or stands in the card by itself
 OMITTED = ("source", "out", "overwrite", "quiet")
@@ -47,7 +48,7 @@ def write_card(path, config, results, samples, machine):
         "writes sounds like its texts and means nothing. It has read nothing but those texts, with "
         "their age and their prejudices. It is meant to be fine-tuned as a classifier, and to be "
         "read.", ""]
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_text(path, "\n".join(lines))
 
 
 def shown_options(config):

@@ -16,6 +16,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
+from minisft.io.files import atomic_write
+
 _DPI = 120
 _LINES = "#d95f02", "#4c78a8", "#1b7837", "#7f7f7f", "#762a83"
 _TRAIN, _VALID, _RATE, _BEST = "#4c78a8", "#d95f02", "#7f7f7f", "#1b7837"
@@ -238,4 +240,5 @@ def _save(figure, path):
     with warnings.catch_warnings():
         # The default font lacks many scripts; a name drawn as boxes must not stop a run.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
+        with atomic_write(path) as file:
+            figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})

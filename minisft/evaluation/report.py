@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from minisft.evaluation import comparison
 from minisft.evaluation.markdown import escape as escape
 from minisft.evaluation.markdown import table
+from minisft.io.files import write_text
 
 _FULL_TABLE = 12      # a larger confusion matrix is listed by its largest mistakes
 
@@ -276,4 +277,4 @@ def _picture(path, name, words):
 
 def _write(path, lines):
     text = "\n".join(lines).rstrip("\n") + "\n"
-    Path(path).write_text(text, encoding="utf-8", newline="\n")
+    write_text(path, text)

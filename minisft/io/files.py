@@ -1,4 +1,7 @@
-"""Files written whole or not at all, and JSON read with an error that names the file."""
+"""Files written whole or not at all, and JSON read with an error that names the file.
+
+All that minisft leaves on a disk is written here: `tests/test_files.py` finds who does otherwise.
+"""
 
 import json
 import os
@@ -13,20 +16,25 @@ CONFIG = "config.json"      # of a model folder and of a run folder
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path, new: bool = False) -> Iterator[BinaryIO]:
     """A binary file to write; it replaces `path` only once it is whole and on disk.
 
-    Raises UserError when it cannot be written; `path` is then as it was.
+    `new`: a file that has come there meanwhile is not replaced. Raises UserError when it cannot be
+    written; `path` is then as it was.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")    # one name, so a killed run leaves one
+    partial = partial_path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        make_folder(path.parent)
+        partial.unlink(missing_ok=True)      # of a killed run; and no link is followed
+        with open(partial, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        if new:
+            _rename_new(partial, path)
+        else:
+            os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
@@ -35,6 +43,30 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             partial.unlink(missing_ok=True)
         except OSError:
             pass      # the folder could not be made or read: the error above says it
+
+
+def partial_path(path: Path) -> Path:
+    """-> what a file is called while it is written: one name, so a killed run leaves one."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, on disk as the files in it; OSError."""
+    if not folder.is_dir():
+        if folder.parent != folder:
+            make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+
+def _rename_new(source, target):
+    """As os.replace; UserError where the target is there."""
+    try:
+        os.link(source, target)
+    except OSError:      # it is there, or a file system without hard links
+        if target.exists():
+            raise UserError(f"{target}: is there by now, expected a new file") from None
+        os.replace(source, target)
 
 
 def _sync_folder(folder):
@@ -47,10 +79,18 @@ def _sync_folder(folder):
             os.close(handle)
 
 
+def write_text(path: str | Path, text: str, new: bool = False) -> None:
+    """Text -> the file as UTF-8, replaced whole; half a character becomes its escape.
+
+    `new` and what is raised as `atomic_write`.
+    """
+    with atomic_write(path, new) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """A JSON value -> the file, replaced whole."""
-    with atomic_write(path) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A model folder as a whole: weights, tokenizer, and the preprocessing of its texts."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,11 +17,12 @@ from minisft.data.special_tokens import (
     default_special_tokens,
     read_special_tokens,
 )
-from minisft.data.text import CLEANING_STEPS, load_tokenizer, save_tokenizer
+from minisft.data.text import CLEANING_STEPS, GPT2_INPUTS, TOKENIZER, load_tokenizer
+from minisft.data.wordpiece import TOKENIZER_CONFIG
 from minisft.errors import UserError
 from minisft.io import checkpoint, hub
 from minisft.io.architectures import family_of_model
-from minisft.io.files import CONFIG, read_json, write_json
+from minisft.io.files import CONFIG, read_json, write_json, write_text
 from minisft.models.heads import Classifier, LanguageModel
 
 PREPROCESSING = "minisft.json"     # `transformers` ignores it, and drops it when it saves
@@ -154,11 +156,37 @@ def _columns(path, values):
     return Columns(**known)
 
 
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: int,
+                   special_tokens: SpecialTokens | None = None, truncate: str = "head",
+                   input_names: Sequence[str] = GPT2_INPUTS) -> None:
+    """Tokenizer -> the files `transformers` loads.
+
+    `special_tokens`: their roles (default: by the published names), `truncate`: what is kept of a
+    longer text, `input_names`: the arrays that the model is given there. Raises UserError for a
+    token that is not in the vocabulary.
+    """
+    special_tokens = special_tokens or default_special_tokens(tokenizer)
+    for role, token in special_tokens.tokens.items():
+        if tokenizer.token_to_id(token) is None:
+            raise UserError(f"the {role} {token!r} is not in the vocabulary")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model_max_length,
+        "truncation_side": "right" if truncate == "head" else "left",
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,      # a literal <|endoftext|> stays text there too
+        # without it transformers 4 adds token type 0's embedding to every token of GPT-2
+        "model_input_names": list(input_names),
+        **special_tokens.tokens,
+    }
+    write_text(Path(folder) / TOKENIZER, tokenizer.to_str(pretty=True))
+    write_text(Path(folder) / TOKENIZER_CONFIG, json.dumps(config, indent=2) + "\n")
+
+
 def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenizer: Tokenizer,
                  preprocessing: Preprocessing, dtype: DTypeLike = np.float32) -> None:
     """Writes a folder that `transformers` opens with the same logits, tokenizer and label names."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     special_tokens, positions = special_tokens_of(model, tokenizer), model.trunk.config.n_positions
     checkpoint.save(model, folder, dtype, special_tokens, {EXTRA_KEY: asdict(preprocessing)})
     save_tokenizer(tokenizer, folder, min(preprocessing.max_length or positions, positions),

@@ -13,7 +13,7 @@ from minisft.errors import UserError, setting
 from minisft.evaluation import comparison, plots
 from minisft.evaluation.markdown import table
 from minisft.io import run_folder
-from minisft.io.files import atomic_write, write_json
+from minisft.io.files import write_json, write_text
 from minisft.jobs import finetune as runner
 from minisft.jobs import seeds
 from minisft.jobs.finetune import Say
@@ -163,5 +163,4 @@ def _write(folder, points, config):
         section = comparison.seeds_report_section(point["compared"])
         if section:
             lines += [f"## {point['size']:,} training texts", "", *section[2:]]
-    with atomic_write(folder / "report.md") as file:
-        file.write(("\n".join(lines).rstrip() + "\n").encode())
+    write_text(folder / "report.md", "\n".join(lines).rstrip() + "\n")

@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 
 from minisft.data.read import Examples, Prompts
 from minisft.data.special_tokens import read_special_tokens
-from minisft.data.table import write_bad_rows
+from minisft.data.table import bad_rows_csv
 from minisft.data.text import load_tokenizer, parse_cleaning_steps, train_tokenizer
 from minisft.data.tokenizer import vocab_size_of
 from minisft.errors import UserError, setting
 from minisft.evaluation import plots
 from minisft.io import hub, run_folder
-from minisft.io.files import write_json
+from minisft.io.files import write_json, write_text
 from minisft.io.model_folder import (
     Columns,
     Preprocessing,
@@ -348,8 +348,7 @@ def _bad_rows(task):
 
 def _write_bad_rows(task, folder):
     if bad_rows := _bad_rows(task):
-        (folder / run_folder.BAD_ROWS).unlink(missing_ok=True)      # of a resumed run
-        write_bad_rows(folder / run_folder.BAD_ROWS, bad_rows)
+        write_text(folder / run_folder.BAD_ROWS, bad_rows_csv(bad_rows))
 
 
 def _say_data(prepared, say):

@@ -16,7 +16,7 @@ from minisft.backend.array import DEVICES, device_name
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.documents import encode_documents, read_documents
 from minisft.data.special_tokens import default_special_tokens
-from minisft.data.text import TOKENIZER, load_tokenizer, save_tokenizer, train_tokenizer
+from minisft.data.text import TOKENIZER, load_tokenizer, train_tokenizer
 from minisft.data.tokenizer import decode, vocab_size_of
 from minisft.dispatch import FORMATS
 from minisft.errors import UserError, setting
@@ -25,7 +25,7 @@ from minisft.evaluation.evaluate import completion_loss
 from minisft.evaluation.model_card import write_card
 from minisft.io import run_folder
 from minisft.io.files import write_json
-from minisft.io.model_folder import Preprocessing, write_folder
+from minisft.io.model_folder import Preprocessing, save_tokenizer, write_folder
 from minisft.jobs.finetune import Say
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config

@@ -8,7 +8,7 @@ from minisft.errors import UserError, setting
 from minisft.evaluation import comparison, metrics
 from minisft.evaluation.markdown import table
 from minisft.io import run_folder
-from minisft.io.files import atomic_write, read_json, write_json
+from minisft.io.files import read_json, write_json, write_text
 from minisft.jobs import finetune as runner
 from minisft.jobs.finetune import Say
 from minisft.training.config import FinetuneConfig, require_sound
@@ -158,5 +158,4 @@ def _write_report(path, of_seeds, results):
         *table(["seed", *(FIGURES[key] for key in shown), "epoch chosen", "training time (s)"],
                each),
         "The settings stand in each seed's report."]
-    with atomic_write(path) as file:
-        file.write(("\n".join(lines) + "\n").encode())
+    write_text(path, "\n".join(lines) + "\n")

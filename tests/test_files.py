@@ -1,0 +1,95 @@
+"""The one writer: whole or not at all, on disk, never through a link, and nobody else writes."""
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+
+from minisft.errors import UserError
+from minisft.io import files
+
+PACKAGE = Path(__file__).resolve().parents[1] / "minisft"
+WRITERS = {"write_text", "write_bytes", "savefig", "save", "save_file", "tofile", "memmap"}
+# (module, what it calls): why this is not the work of io/files.py
+EXEMPT = {
+    ("io.files", "open"): "this is the writer",
+    ("io.run_folder", "open"): "metrics.jsonl grows by a line a step; it is synced before a save",
+    ("evaluation.plots", "savefig"): "draws into the file that the writer has opened",
+    ("backend.gpu.emulator", "write_text"): "source of a kernel, in a temporary folder",
+    ("training.frozen_features", "memmap"): "a temporary file, gone with the process",
+}
+
+
+def written_by(path):
+    """-> what a module calls to write files."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func
+        name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
+        if name == "open":
+            modes = [a for a in (*node.args[:2], *(k.value for k in node.keywords
+                                                   if k.arg in ("mode", "flags")))
+                     if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            flags = ast.unparse(node)
+            if any(set("wax+") & set(a.value) and len(a.value) < 4 for a in modes) or \
+                    any(f in flags for f in ("O_WRONLY", "O_RDWR", "O_CREAT")):
+                found.add("open")
+        elif name in WRITERS and not (     # our own function of that name, or a model's folder
+                isinstance(called, ast.Name) or
+                ast.unparse(called) in ("checkpoint.save", "files.write_text")):
+            found.add(name)
+    return found
+
+
+def test_nobody_else_writes_files():
+    writes = {(".".join(path.relative_to(PACKAGE).with_suffix("").parts), name)
+              for path in PACKAGE.rglob("*.py") for name in written_by(path)}
+    assert writes == EXEMPT.keys()
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "deep" / "er" / "x.txt"
+    files.write_text(path, "old\n")
+    with pytest.raises(ValueError), files.atomic_write(path) as file:
+        file.write(b"half")
+        raise ValueError
+    assert path.read_text() == "old\n" and os.listdir(path.parent) == ["x.txt"]
+
+
+def test_file_and_folder_are_synced(tmp_path, monkeypatch):
+    synced = []
+    original = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (
+        synced.append(os.readlink(f"/proc/self/fd/{handle}") if os.path.isdir("/proc/self/fd")
+                      else handle), original(handle)))
+    files.write_text(tmp_path / "new" / "x.txt", "text")
+    if not os.path.isdir("/proc/self/fd"):
+        assert len(synced) >= 2
+        return
+    # the folder's own name, the file under its first name, its name
+    assert synced == [str(tmp_path), str(tmp_path / "new" / ".x.txt.partial"),
+                      str(tmp_path / "new")]
+
+
+def test_what_a_killed_run_left_is_no_obstacle_and_no_way_out(tmp_path):
+    (tmp_path / "elsewhere").write_text("theirs")
+    (tmp_path / ".x.txt.partial").write_bytes(b"half")
+    files.write_text(tmp_path / "x.txt", "text")
+    (tmp_path / ".x.txt.partial").symlink_to(tmp_path / "elsewhere")
+    files.write_text(tmp_path / "x.txt", "text")
+    assert (tmp_path / "elsewhere").read_text() == "theirs"
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "x.txt"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_replaces_none_that_came_meanwhile(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *a: (_ for _ in ()).throw(OSError("no links")))
+    path = tmp_path / "x.txt"
+    files.write_text(path, "first", new=True)
+    with pytest.raises(UserError, match="x.txt: is there by now, expected a new file"):
+        files.write_text(path, "second", new=True)
+    assert path.read_text() == "first" and os.listdir(tmp_path) == ["x.txt"]
