@@ -159,6 +159,11 @@ MISFITS = [
     ("dropout", (X, np.zeros((6, 8), np.uint32), 1.0), "dropout: rate is 1.0, expected"),
     ("cross_entropy", (X, LABELS[:1]), "cross_entropy: labels has shape (1,), expected (6,)"),
     ("cross_entropy", (X, LABELS, ONES[:1]), "cross_entropy: weights has shape (1,)"),
+    ("cross_entropy", (X, LABELS, ONES - 3), "the smallest weight is -2.0, expected weights of at"),
+    ("cross_entropy", (X, LABELS, ONES * np.nan), "the smallest weight is nan, expected"),
+    ("cross_entropy", (X, LABELS, None, 1.5), "cross_entropy: smoothing is 1.5, expected a number"),
+    ("cross_entropy", (X, LABELS, None, -0.1), "cross_entropy: smoothing is -0.1, expected"),
+    ("cross_entropy", (X, LABELS, None, np.nan), "cross_entropy: smoothing is nan, expected"),
     ("cross_entropy", (X[0], LABELS), "cross_entropy: z has shape (8,), expected (N,K)"),
     ("attention", (X, Q, Q, CU, CU[:-1], np.diff(CU)), "attention: q has shape (6, 8)"),
     ("attention", (Q, Q[:, :1], Q, CU, CU[:-1], np.diff(CU)), "attention: k has shape (6, 1, 4)"),
@@ -172,9 +177,20 @@ MISFITS = [
 
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("name, args, message", MISFITS)
-def test_shapes_that_do_not_fit_are_refused(name, args, message, compiled):
+def test_arguments_that_do_not_fit_are_refused(name, args, message, compiled):
     with jit.compiled(compiled), pytest.raises(ValueError, match=re.escape(message)):
         OPERATIONS[name].forward(*args)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (0, 4), (1, 1, 5)])
+@pytest.mark.parametrize("form", ["tanh", "erf"])
+def test_the_result_has_the_shape_of_x(shape, form, compiled):
+    """A scalar too, which np.ascontiguousarray makes one-dimensional."""
+    x = np.ones(shape, np.float32)
+    with jit.compiled(compiled):
+        y, cache = gelu.forward(x, form)
+        assert np.shape(y) == shape and np.shape(gelu.backward(np.asarray(y), cache)) == shape
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -1,4 +1,4 @@
-"""The one check of shapes that every implementation of an operation relies on.
+"""The one check of arguments that every implementation of an operation relies on.
 
 NumPy's formulas spread a smaller array over a larger one, and compiled loops and kernels would read
 past its end: what does not fit is refused here, before any of them runs. Raises ValueError that
@@ -59,12 +59,20 @@ def embedding(ids: Any, w: Any) -> None:
 
 def cross_entropy(z: Any, labels: Any, weights: Any = None, smoothing: float = 0.0,
                   ignore: int = 0) -> None:
-    """z (N,K), labels (N,), weights (K,) or None."""
+    """z (N,K), labels (N,), weights (K,) of at least 0 or None, smoothing from 0 to 1.
+
+    A negative weight would turn the loss around; what is computed then is each library's own.
+    """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"cross_entropy: smoothing is {smoothing}, expected a number from 0 to 1")
     if z.ndim != 2:
         raise ValueError(f"cross_entropy: z has shape {z.shape}, expected (N,K)")
     _expect("cross_entropy", "labels", labels.shape, z.shape[:1])
     if weights is not None:
         _expect("cross_entropy", "weights", weights.shape, z.shape[1:])
+        if not (weights >= 0).all():     # NaN too
+            raise ValueError(f"cross_entropy: the smallest weight is {weights.min()}, expected "
+                             "weights of at least 0")
 
 
 def attention(q: Any, k: Any, v: Any, cu_seqlens: Any, key_starts: Any, key_lengths: Any,

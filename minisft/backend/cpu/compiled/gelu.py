@@ -21,7 +21,7 @@ P1, Q1 = (tuple(map(F, c)) for c in (LARGE_P, LARGE_Q))
 
 def forward(x: np.ndarray, form: str = "tanh") -> tuple[np.ndarray, tuple]:
     """x (...) -> y (...), cache; form is "tanh" or "erf"."""
-    x = np.ascontiguousarray(x)
+    x = np.asarray(x, order="C")     # ascontiguousarray would make () to (1,)
     y, loop = np.empty_like(x), _tanh_forward if form == "tanh" else _erf_forward
     _each_part(loop, x, y)
     return y, (x, form)
@@ -30,7 +30,7 @@ def forward(x: np.ndarray, form: str = "tanh") -> tuple[np.ndarray, tuple]:
 def backward(dy: np.ndarray, cache: tuple) -> np.ndarray:
     """dy (...) -> dx (...)."""
     x, form = cache
-    dy = np.ascontiguousarray(dy)
+    dy = np.asarray(dy, order="C")
     dx, loop = np.empty_like(dy), _tanh_backward if form == "tanh" else _erf_backward
     _each_part(loop, dy, x, dx)
     return dx
