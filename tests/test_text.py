@@ -265,3 +265,17 @@ def test_transformers_gives_the_same_ids(gpt2, small, tmp_path):
         assert theirs.pad_token == theirs.eos_token == "<|endoftext|>"
         for text, ids in zip(ODD_TEXTS, encode_all(tokenizer, ODD_TEXTS)[0], strict=True):
             assert theirs(text)["input_ids"] == ids.tolist(), text
+
+
+def test_the_same_text_always_gives_the_same_tokens(small, tmp_path):
+    """A tokenizer.json with BPE's dropout (Provilkov et al. 2020) is read without it."""
+    state = json.loads(small.to_str())
+    state["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    lines = []
+    tokenizer = load_tokenizer(tmp_path, lines.append)
+    for text, ids in zip(ODD_TEXTS, encode_all(small, ODD_TEXTS)[0], strict=True):
+        assert {tuple(encode_all(tokenizer, [text])[0][0]) for _ in range(5)} == {tuple(ids)}
+    assert len(lines) == 1 and "drops 50% of its merges" in lines[0]
+    save_tokenizer(tokenizer, tmp_path, 64)
+    assert json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))["model"]["dropout"] is None

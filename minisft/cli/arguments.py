@@ -10,7 +10,6 @@ from minisft.backend.array import DEVICES, device_name
 from minisft.backend.gpu import cuda
 from minisft.data.text import CLEANING_STEPS, parse_cleaning_steps
 from minisft.errors import UserError, as_flag, render
-from minisft.io.model_folder import unused_head
 from minisft.training.loop import Interrupted
 from minisft.training.options import Config
 
@@ -63,12 +62,6 @@ def add_model(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--download", action="store_true",
                         help="allow a model that is not here to be downloaded")
     add_device(parser)
-
-
-def warn_of_unused_head(model):
-    """A line on stderr where the folder holds a head of another task."""
-    if (note := unused_head(model)) is not None:
-        say(f"note: {note}")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

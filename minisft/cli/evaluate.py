@@ -10,7 +10,6 @@ from minisft.cli.arguments import (
     add_table,
     chosen_preprocessing,
     say,
-    warn_of_unused_head,
     whole,
 )
 from minisft.cli.tables import (
@@ -56,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prints the figures, as lines or as JSON."""
     require_new_bad_rows(args)
-    model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device)
-    warn_of_unused_head(model)
+    model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device,
+                                              say)
     room = model.trunk.config.n_positions
     preprocessing = chosen_preprocessing(args, dataclasses.replace(
         preprocessing, max_length=min(preprocessing.max_length or room, room)))

@@ -9,7 +9,6 @@ from minisft.cli.arguments import (
     add_preprocessing,
     chosen_preprocessing,
     say,
-    warn_of_unused_head,
     whole,
 )
 from minisft.data.tokenizer import decode
@@ -45,8 +44,7 @@ def run(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device,
-                                              task="complete")
-    warn_of_unused_head(model)
+                                              say, task="complete")
     preprocessing = chosen_preprocessing(args, preprocessing)
     say(str(preprocessing))
     with tqdm(unit="token", desc="generating", leave=False, dynamic_ncols=True,

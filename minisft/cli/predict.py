@@ -15,7 +15,6 @@ from minisft.cli.arguments import (
     add_table,
     chosen_preprocessing,
     say,
-    warn_of_unused_head,
 )
 from minisft.cli.tables import (
     add_bad_rows,
@@ -60,8 +59,8 @@ def run(args: argparse.Namespace) -> None:
     if out and (out.exists() or not out.parent.is_dir() or out.suffix not in (".csv", ".jsonl")):
         raise UserError(f"--out {out}: expected a new file ending in .csv or .jsonl, in a folder "
                         "that is there")
-    model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device)
-    warn_of_unused_head(model)
+    model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device,
+                                              say)
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
     preprocessing = chosen_preprocessing(args, preprocessing)

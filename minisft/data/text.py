@@ -4,8 +4,9 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -183,10 +184,11 @@ _FILES = ((TOKENIZER,), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bp
           (VOCABULARY,))
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Path, say: Callable[[str], Any] | None = None) -> Tokenizer:
     """A folder, or a tokenizer.json -> Tokenizer; UserError if there is none or it is damaged.
 
-    A literal <|endoftext|> or [SEP] in a text is those characters, never the special token.
+    A literal <|endoftext|> or [SEP] in a text is those characters, never the special token. The
+    same text always gives the same tokens: BPE's dropout is switched off, and `say` is told.
     """
     path = Path(path)
     if not path.exists():
@@ -199,9 +201,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise UserError(f"{path}: no tokenizer in this folder; looked for "
                         f"{', '.join(map('+'.join, _FILES))}")
     with library_errors(f"{'+'.join(map(str, files))}: damaged tokenizer"):
-        if len(files) == 1:
-            return _without_extras(load_tokenizer_file(files[0]))
-        return _without_extras(_byte_level(*BPE.read_file(*map(str, files))))
+        tokenizer = _without_extras(load_tokenizer_file(files[0]) if len(files) == 1 else
+                                    _byte_level(*BPE.read_file(*map(str, files))))
+    if dropout := getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+        if say is not None:
+            say(f"note: {files[0]} drops {dropout:.0%} of its merges at random, which is switched "
+                "off here")
+    return tokenizer
 
 
 def _without_extras(tokenizer):

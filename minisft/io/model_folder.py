@@ -1,7 +1,7 @@
 """A model folder as a whole: weights, tokenizer, and the preprocessing of its texts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,19 +87,23 @@ def unused_head(model: Classifier | LanguageModel) -> str | None:
 
 
 def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
+                say: Callable[[str], Any] | None = None,
                 **options: Any) -> tuple[Classifier | LanguageModel, Tokenizer, Preprocessing]:
     """A path or a model's name -> model, tokenizer, Preprocessing; options as `checkpoint.load`.
 
-    `device` is cpu or cuda. Raises UserError, and ValueError for another device.
+    `device` is cpu or cuda. `say` is told what of the folder is not used. Raises UserError, and
+    ValueError for another device.
     """
     if device_name(device) == "cuda":
         require_gpu()
     folder = hub.resolve(name, online)
     model = checkpoint.load(folder, **options)
     model.to(device)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, say)
     require_vocab_fits(tokenizer, model.trunk.config, folder)
     model.special_tokens = read_special_tokens(folder, tokenizer)
+    if say is not None and (note := unused_head(model)) is not None:
+        say(f"note: {note}")
     return model, tokenizer, read_preprocessing(folder)
 
 

@@ -295,7 +295,7 @@ def _build(task, config, say):
     """-> model and tokenizer, pretrained or from random weights, with the layers that train."""
     chosen = config.model
     if chosen.model == "scratch":
-        tokenizer = (load_tokenizer(chosen.tokenizer) if chosen.tokenizer
+        tokenizer = (load_tokenizer(chosen.tokenizer, say) if chosen.tokenizer
                      else train_tokenizer(task.texts, chosen.vocab_size))
         shape = GPT2Config(
             vocab_size=vocab_size_of(tokenizer), n_positions=chosen.context_length,
@@ -310,7 +310,7 @@ def _build(task, config, say):
     else:
         folder = hub.resolve(chosen.model, chosen.download)
         model = task.load(folder)
-        tokenizer = load_tokenizer(chosen.tokenizer or folder)
+        tokenizer = load_tokenizer(chosen.tokenizer or folder, say)
         require_vocab_fits(tokenizer, model.trunk.config, chosen.tokenizer or folder)
         model.special_tokens = read_special_tokens(chosen.tokenizer or folder, tokenizer)
         if (note := unused_head(model)) is not None:
