@@ -1,5 +1,6 @@
 """Checkpoint folders: round trips, every form that others write, and every way to be damaged."""
 
+import itertools
 import json
 import struct
 from dataclasses import replace
@@ -286,12 +287,34 @@ def test_head_stays_for_the_same_labels_only(tmp_path):
     save(classifier(), tmp_path)
     kept = load(tmp_path, label_names=list(NAMES))
     assert kept.newly_initialized == () and same(kept, classifier())
-    for names in ("sports", "business", "world"), ("business", "sports"), ("a", "b", "c"):
+    for names in ("business", "sports"), ("a", "b", "c"), ("business", "sports", "World"):
         model = load(tmp_path, label_names=names, seed=2)
         assert model.label_names == names and model.newly_initialized == ("score.weight",)
+        assert f"business, sports, world, the texts' are {', '.join(names)}" in \
+            model.new_head_reason
+        assert ("label_map" in model.new_head_reason) == (len(names) == 3)
         assert model.store["score.weight"].shape == (12, len(names))
         np.testing.assert_array_equal(model.trunk.ln_f.w.value, kept.trunk.ln_f.w.value)
     refused(tmp_path, "holds a classifier", task="complete")
+
+
+def test_a_head_goes_by_the_names_of_its_labels(tmp_path):
+    """In whatever order they are asked for, and under new names."""
+    save(classifier(), tmp_path)
+    kept = load(tmp_path)
+    for names in itertools.permutations(NAMES):
+        model = load(tmp_path, label_names=names)
+        assert model.label_names == names and not model.newly_initialized
+        for name, column in zip(names, model.store["score.weight"].value.T, strict=True):
+            stored = kept.store["score.weight"].value.T[kept.label_names.index(name)]
+            np.testing.assert_array_equal(column, stored)
+    model = load(tmp_path, label_names=("2", "1", "0"), label_map=dict(zip(NAMES, "012",
+                                                                           strict=True)))
+    np.testing.assert_array_equal(model.store["score.weight"].value,
+                                  kept.store["score.weight"].value[:, ::-1])
+    assert load(tmp_path, label_map={"world": "w"}).label_names == ("business", "sports", "w")
+    refused(tmp_path, "has no label 'other', expected some of business", label_map={"other": "a"})
+    refused(tmp_path, "the label 'sports' is there twice", label_map={"world": "sports"})
 
 
 def test_labels_of_a_config(tmp_path):

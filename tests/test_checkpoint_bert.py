@@ -133,6 +133,16 @@ def test_heads_of_pretraining_are_left_out(tmp_path):
     refused(tmp_path, "embeddings.LayerNorm.bias is there twice", label_names=NAMES)
 
 
+def test_a_head_goes_by_the_names_of_its_labels(tmp_path):
+    save(classifier(), tmp_path)
+    model, kept = load(tmp_path, label_names=NAMES[::-1]), classifier()
+    assert not model.newly_initialized and model.label_names == NAMES[::-1]
+    for name in HEAD:
+        np.testing.assert_array_equal(model.store[name].value, kept.store[name].value[..., ::-1])
+    model = load(tmp_path, label_names=NAMES, pooling="mean")
+    assert model.newly_initialized and "reads the mean of the tokens" in model.new_head_reason
+
+
 def test_what_a_bare_trunk_lacks_is_drawn(tmp_path):
     bare(tmp_path)
     model = load(tmp_path, label_names=NAMES, seed=11)

@@ -209,3 +209,51 @@ def test_generation_stops_at_any_end(with_roles, tmp_path, capsys):
                      "--max-new-tokens", "6", "a film"]) == 0
         kept = free.ids[:free.ids.index(end)]
         assert capsys.readouterr().out == f"a film{tokenizer.decode(kept)}\n"
+
+
+@pytest.mark.parametrize("stored, options, kept", [
+    (("pos", "neg"), [], True), (("NEG", "POS"), [], False),
+    (("NEG", "POS"), ["--label-map", "POS=pos", "NEG=neg"], True),
+    (None, ["--label-map", "LABEL_1=neg", "LABEL_0=pos"], True), (None, [], False)])
+def test_a_trained_head_is_kept_by_its_labels(tokenizer, tmp_path, capsys, stored, options, kept):
+    """None: a config without names. The rate is 1e-30, so that what was loaded is written."""
+    write_folder(tmp_path / "model", gpt2(tokenizer, stored or ("LABEL_0", "LABEL_1")), tokenizer,
+                 Preprocessing())
+    settings = read_json(tmp_path / "model" / "config.json")
+    if stored is None:
+        del settings["id2label"], settings["label2id"]
+        write_json(tmp_path / "model" / "config.json", settings)
+    rows = [{"text": f"film {i % 7}", "label": ("neg", "pos")[i % 2]} for i in range(30)]
+    write_json(tmp_path / "train.json", rows)
+    assert main(["finetune", "--model", str(tmp_path / "model"), "--train",
+                 str(tmp_path / "train.json"), "--epochs", "1", "--lr", "1e-30", "--compare",
+                 "none", "--quiet", "--out", str(tmp_path / "run"), *options]) == 0
+    out = capsys.readouterr().out
+    before, _, _ = read_folder(tmp_path / "model")
+    after, _, _ = read_folder(tmp_path / "run" / "model")
+    assert after.label_names == ("neg", "pos")
+    first = before.label_names.index("NEG") if stored == ("NEG", "POS") else 1
+    columns = [first, 1 - first]
+    assert np.array_equal(after.store["score.weight"].value,
+                          before.store["score.weight"].value[:, columns]) == kept
+    assert ("a new head" in out) != kept
+    if kept:
+        assert main(["evaluate", "--model", str(tmp_path / "model"), "--test",
+                     str(tmp_path / "train.json"), "--json", *options]) == 0
+        figures = json.loads(capsys.readouterr().out)
+        assert {row["name"] for row in figures["per_class"]} == {"neg", "pos"}
+    else:
+        assert "; if they mean the same, label_map" in out
+
+
+def test_labels_that_differ_in_case_only_are_named(tmp_path, capsys):
+    rows = [{"text": f"film {i % 7}", "label": ("neg", "pos", "NEG")[i % 3]} for i in range(30)]
+    write_json(tmp_path / "train.json", rows)
+    assert main(["finetune", "--model", "scratch", "--layers", "1", "--width", "8", "--heads", "2",
+                 "--vocab-size", "300", "--train", str(tmp_path / "train.json"), "--epochs", "1",
+                 "--compare", "none", "--quiet", "--out", str(tmp_path / "run")]) == 0
+    assert "the labels 'NEG' and 'neg' are different classes" in capsys.readouterr().out
+    for wrong in ["a"], ["a="], ["=a"], ["a=b", "a=c"], ["a=c", "b=c"]:
+        assert main(["finetune", "--model", str(tmp_path / "run" / "model"), "--train",
+                     str(tmp_path / "train.json"), "--label-map", *wrong]) == 2
+        assert f"--label-map {wrong[-1]!r}: expected NAME=NEW" in capsys.readouterr().err

@@ -27,6 +27,7 @@ from minisft.evaluation.evaluate import log_probabilities
 from minisft.evaluation.report import absent_classes_note
 from minisft.io.model_folder import read_folder
 from minisft.jobs import complete
+from minisft.jobs.classify import parse_label_map
 from minisft.models.heads import Classifier
 
 HELP = "measure a model on texts with labels, or on prompts with completions"
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="labelled texts; for a language model prompts and completions")
     parser.add_argument("--label-column", metavar="NAME",
                         help="column of the label (default: as in training; label)")
+    parser.add_argument("--label-map", nargs="+", default=(), metavar="NAME=NEW",
+                        help="what the file calls the labels of the model's folder, as "
+                        "LABEL_0=neg LABEL_1=pos")
     parser.add_argument("--prompt-column", nargs="+", metavar="NAME",
                         help="language model: column of the prompt; several are joined by a line "
                         "break (default: as in training; prompt)")
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     """Prints the figures, as lines or as JSON."""
     require_new_bad_rows(args)
     model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device,
-                                              say)
+                                              say, label_map=parse_label_map(args.label_map))
     room = model.trunk.config.n_positions
     preprocessing = chosen_preprocessing(args, dataclasses.replace(
         preprocessing, max_length=min(preprocessing.max_length or room, room)))

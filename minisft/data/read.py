@@ -175,6 +175,7 @@ def read_texts(path: str | Path, text_columns: Sequence[str],
             label_names = sorted_label_names(table.path, labels)
         label_names = tuple(label_names)
         indices = _label_indices(table, labels, label_names)
+        table = replace(table, notes=(*table.notes, *_similar_labels(table.path, set(labels))))
     return table, Examples(
         table.path, texts, indices, None if label_names is None else tuple(label_names),
         table.lines, cleaned, None if pair_column is None else pairs, table.notes, table.bad_rows)
@@ -187,6 +188,15 @@ def _label_indices(table, labels, label_names):
             raise UserError(f"{table.path}, line {line}: unknown label {short_repr(label)}; known: "
                             f"{', '.join(map(short_repr, label_names))}")
     return [label2id[label] for label in labels]
+
+
+def _similar_labels(path, labels):
+    """-> a note for labels that differ in case or inner spaces only."""
+    spellings: dict[str, list[str]] = {}
+    for label in sorted(labels):
+        spellings.setdefault(" ".join(label.casefold().split()), []).append(label)
+    return [f"{path}: the labels {' and '.join(map(short_repr, same))} are different classes, "
+            "expected one spelling" for same in spellings.values() if len(same) > 1]
 
 
 def _require_classes(path, labels, column):

@@ -3,7 +3,7 @@
 `architectures.py` holds the tables of the names.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 
 from minisft.backend.array import to_cpu
 from minisft.data.special_tokens import SpecialTokens
-from minisft.errors import UserError
+from minisft.errors import UserError, setting
 from minisft.io import safetensors
 from minisft.io.architectures import family_of, family_of_model, hf_config, pooling_of
 from minisft.io.files import CONFIG, read_json, write_json
@@ -23,14 +23,17 @@ from minisft.models.init_weights import init_weights
 
 def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = None,
          label_names: Iterable[str] | None = None, seed: int = 0, dropout: float | None = None,
-         pooling: str | None = None) -> Classifier | LanguageModel:
+         pooling: str | None = None, label_map: Mapping[str, str] | None = None,
+         ) -> Classifier | LanguageModel:
     """A checkpoint folder -> Classifier or LanguageModel; its `newly_initialized` names the
-    parameters that the folder lacked, `unused_tensors` what it has of another task's head.
+    parameters that the folder lacked and `new_head_reason` says why, `unused_tensors` what it has
+    of another task's head.
 
     `task` is "classify", "complete", or None for what the folder holds. With `label_names`, the
-    labels to classify into, the head is kept if it has the same labels in the same order, and
-    otherwise newly initialized from `seed`. `dropout` replaces the rates of the config, `pooling`
-    what BERT's classifier reads, "first" or "mean". Raises UserError.
+    labels to classify into, the head is kept if it has the same labels, in the order given, and
+    otherwise newly initialized from `seed`. `label_map` renames labels of the folder first.
+    `dropout` replaces the rates of the config, `pooling` what BERT's classifier reads, "first" or
+    "mean". Raises UserError.
     """
     folder = Path(folder)
     settings = read_json(folder / CONFIG)
@@ -49,8 +52,10 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     label_names = None if label_names is None else tuple(label_names)
     has_labels = family.is_classifier(settings, tensors)
     model: Classifier | LanguageModel
+    rows = None
     if _wants_classifier(folder, family, has_labels, task, label_names):
-        model = _classifier(folder, family, config, settings, tensors, label_names, pooling)
+        model, rows = _classifier(folder, family, config, settings, tensors, label_names, pooling,
+                                  label_map or {})
     else:
         model = LanguageModel(config, _is_tied(settings, tensors), dtype=None)
     expected_shapes = {p.name: family.shape_in_file(p) for p in model.parameters()
@@ -58,7 +63,8 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     _require_names_and_shapes(folder, family, tensors, expected_shapes)
     model.build(dtype)
     for name in expected_shapes:
-        _copy_tensor(model.store[name], tensors[name], family)
+        _copy_tensor(model.store[name], tensors[name], family,
+                     rows if name in family.head else None)
     init_weights(model.parameters(), seed, model.newly_initialized)
     dropped = set(family.optional) & set(tensors) - set(expected_shapes)
     if not has_labels or isinstance(model, LanguageModel):     # else its reason is the labels'
@@ -117,25 +123,27 @@ def _stored_tensors(folder, family):
     return tensors, tuple(sorted(unused))
 
 
-def _classifier(folder, family, config, settings, tensors, label_names, pooling):
-    """-> a classifier without values; its `newly_initialized` names what the folder lacks."""
-    label_names, newly_initialized = _labels(folder, settings, tensors, label_names, family)
+def _classifier(folder, family, config, settings, tensors, label_names, pooling, label_map):
+    """-> a classifier without values, whose `newly_initialized` names what the folder lacks, and
+    the rows of the stored head in its order."""
+    label_names, rows, reason = _labels(folder, settings, tensors, label_names, family, label_map)
     options = {}
     if family.has_pooling:
         stored_pooling = pooling_of(settings)
         options = {"pooling": pooling or stored_pooling}
         if options["pooling"] != stored_pooling:     # the head was trained on something else
-            newly_initialized = family.head
+            reason = reason or f"it reads the {options['pooling']} of the tokens, not the " \
+                f"{stored_pooling}"
     elif pooling is not None:
         raise UserError(f"{folder}: pooling {pooling} is for BERT, a {family.config.TITLE} "
                         "classifies by the last token")
     model = family.classifier(config, label_names, dtype=None, **options)
-    if newly_initialized:     # a bare trunk may also lack the pooler
-        newly_initialized = tuple(
-            p.name for p in model.parameters() if p.name in newly_initialized or (
+    if reason:     # a bare trunk may also lack the pooler
+        model.newly_initialized = tuple(
+            p.name for p in model.parameters() if p.name in family.head or (
                 p.name in family.optional and p.name not in tensors))
-    model.newly_initialized = newly_initialized
-    return model
+        model.new_head_reason = reason
+    return model, rows
 
 
 def _wants_classifier(folder, family, has_labels, task, label_names):
@@ -176,21 +184,46 @@ def _is_tied(settings, tensors):
     return head.shape == wte.shape and np.array_equal(head.read(), wte.read())
 
 
-def _labels(folder, settings, tensors, label_names, family):
-    """-> the names of the classes, and the parameters of the head if it must be initialized."""
+def _labels(folder, settings, tensors, label_names, family, label_map):
+    """-> the names of the classes, the rows of the stored head in their order, and why the head
+    must be initialized, "" where it is kept."""
     if label_names is not None:
         _require_labels("label_names", label_names)
     if not family.is_classifier(settings, tensors):
-        return label_names, family.head
+        if label_map:
+            raise UserError(f"{folder}: holds no labels for {setting('label_map')} to rename")
+        return label_names, None, "the folder holds no classifier"
     stored_names = _stored_labels(folder / CONFIG, settings, tensors.get(family.head[0]))
-    if label_names not in (None, stored_names):
-        return label_names, family.head
+    for name in label_map:
+        if name not in stored_names:
+            raise UserError(f"{setting('label_map')}: {folder} has no label {name!r}, expected "
+                            f"some of {', '.join(stored_names)}")
+    stored_names = tuple(label_map.get(name, name) for name in stored_names)
+    if label_names is not None and set(label_names) != set(stored_names):
+        return label_names, None, _different_labels(stored_names, label_names)
     problem = settings.get("problem_type")
     if problem not in (None, "single_label_classification"):
         raise UserError(f"{folder / CONFIG}: problem_type is {problem!r}, expected "
                         "single_label_classification")
     _require_labels(f"{folder / CONFIG}: id2label", stored_names)
-    return stored_names, ()
+    label_names = label_names or stored_names
+    return label_names, [stored_names.index(name) for name in label_names], ""
+
+
+def _different_labels(stored_names, label_names):
+    """-> in words why the stored head does not fit."""
+    reason = f"the folder's labels are {_some(stored_names)}, the texts' are {_some(label_names)}"
+    if len(stored_names) == len(label_names):
+        # sorted: `NEG POS` beside `neg pos`, LABEL_0 and LABEL_1 beside 0 and 1
+        pairs = zip(sorted(stored_names), sorted(label_names), strict=True)
+        reason += ("; if they mean the same, label_map "
+                   f"{' '.join(f'{a}={b}' for a, b in list(pairs)[:3])} keeps its head")
+    return reason
+
+
+def _some(names):
+    """-> the first names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _stored_labels(path, settings, head):
@@ -244,13 +277,13 @@ def _require_names_and_shapes(folder, family, tensors, expected_shapes):
 
 def _some_names(tensors):
     """-> the first names as the files have them, and how many more there are."""
-    names = [tensor.name for tensor in tensors.values()]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return _some([tensor.name for tensor in tensors.values()])
 
 
-def _copy_tensor(parameter, tensor, family):
-    """Copies a tensor of the file into the parameter; raises UserError unless it is finite."""
-    value = tensor.read()
+def _copy_tensor(parameter, tensor, family, rows):
+    """Copies a tensor of the file, or these rows of it in their order, into the parameter; raises
+    UserError unless it is finite."""
+    value = tensor.read() if rows is None else tensor.read()[rows]
     with np.errstate(over="ignore"):     # a float64 too large for us is reported below
         parameter.value[...] = family.convert_layout(parameter.name, value)
     if not np.isfinite(parameter.value).all():

@@ -93,7 +93,8 @@ class Classification:
         """A checkpoint's folder -> Classifier with these labels."""
         return load(folder, task="classify", label_names=self.label_names,
                     seed=self.config.training.seed, dropout=self.config.model.dropout,
-                    pooling=self.config.model.pooling)
+                    pooling=self.config.model.pooling,
+                    label_map=parse_label_map(self.config.data.label_map))
 
     def scratch(self, config: GPT2Config) -> Classifier:
         """-> Classifier from random weights."""
@@ -211,6 +212,17 @@ class Classification:
             lines.append("toy-news is made to show what pretraining carries over: no topic word "
                          "of its test texts stands in a training text")
         return "\n".join(lines)
+
+
+def parse_label_map(pairs: Sequence[str]) -> dict[str, str]:
+    """NAME=NEW, ... -> the new name of each label of a folder; raises UserError."""
+    label_map: dict[str, str] = {}
+    for pair in pairs:
+        name, _, new = pair.partition("=")
+        if not name or not new or name in label_map or new in label_map.values():
+            raise UserError(f"{setting('label_map')} {pair!r}: expected NAME=NEW, each name once")
+        label_map[name] = new
+    return label_map
 
 
 def class_weights(text: str, label_names: Sequence[str],

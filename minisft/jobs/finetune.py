@@ -316,8 +316,8 @@ def _build(task, config, say):
         if (note := unused_head(model)) is not None:
             say(note)
         if model.newly_initialized:
-            say(f"a new head for the {len(model.label_names)} labels, from random weights; the "
-                f"rest is as {chosen.model} has it")
+            say(f"a new head for the {len(model.label_names)} labels, from random weights "
+                f"({model.new_head_reason}); the rest is as {chosen.model} has it")
     try:
         model.train_layers(chosen.train_layers)
     except ValueError as error:

@@ -25,6 +25,7 @@ class Model(Layer):
     store: Parameters
     # names of the parameters that a checkpoint lacked and `load` drew
     newly_initialized: tuple[str, ...] = ()
+    new_head_reason: str = ""     # why a checkpoint's head was not kept
     # which tokens begin, end and pad a text, where a folder or a tokenizer has said it
     special_tokens: SpecialTokens | None = None
     # names of the tensors of another task's head that a checkpoint holds

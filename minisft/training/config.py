@@ -33,6 +33,10 @@ class DataConfig:
     text_column: tuple[str, ...] = option(
         ("text",), "column of the text; several are joined by a space", nargs="+", metavar="NAME")
     label_column: str = option("label", "column of the label", metavar="NAME")
+    label_map: tuple[str, ...] = option(
+        (), "classify: what the file calls the labels of the model's folder, as LABEL_0=neg "
+        "LABEL_1=pos; its head is kept where they are the same (default: the same names)",
+        nargs="+", metavar="NAME=NEW")
     pair_column: str | None = option(
         None, "classify: column of a second text, which BERT reads behind the first",
         metavar="NAME")
@@ -221,13 +225,16 @@ def require_sound(config: FinetuneConfig) -> None:
     if training.select == "last" and training.early_stopping:
         raise UserError(f"{setting('early_stopping')} waits for a better epoch, but "
                         f"{setting('select', 'last')} takes the last one whatever it is")
-    for name in ("pair_column", "token_dropout", "token_swap"):
+    for name in ("label_map", "pair_column", "token_dropout", "token_swap"):
         if data.task != "classify" and config.options()[name]:
             raise UserError(f"{setting(name)} is for {setting('task', 'classify')}")
     if data.parse_special and data.task != "complete":
         raise UserError(f"{setting('parse_special')} is for {setting('task', 'complete')}")
     if model.pooling is not None and (model.model == "scratch" or data.task != "classify"):
         raise UserError(f"{setting('pooling')} is for a BERT that classifies: see "
+                        f"{setting('model')}")
+    if data.label_map and model.model == "scratch":
+        raise UserError(f"{setting('label_map')} is for a model that has labels: see "
                         f"{setting('model')}")
     for name in SCRATCH:
         if model.model != "scratch" and getattr(model, name) != getattr(ModelConfig, name):
