@@ -36,6 +36,7 @@ def tokenizer(**more):
 def folder(path, model, made=None):
     save(model, path)
     (made or tokenizer()).save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return str(path)
 
 

@@ -18,12 +18,14 @@ from minisft.errors import UserError
 
 def encode_sequences(tokenizer: Tokenizer, texts: Sequence[str], max_length: int | None = None,
                      truncate: str = "head", pairs: Sequence[str] | None = None,
+                     parse_special: bool = False,
                      ) -> tuple[list[np.ndarray], list[np.ndarray] | None, int]:
     """Texts, perhaps a second text for each -> ids and types of each sequence, how many were cut.
 
     ids: arrays of int64 (T,); types: 0 for tokens of the first text and 1 for those of the second
     (T,), or None where all are 0. `max_length` counts the special tokens too; "head" keeps the
-    beginning of a text, "tail" its end, and of two texts the longer one is cut first. Raises
+    beginning of a text, "tail" its end, and of two texts the longer one is cut first.
+    `parse_special` as in `encode_all`. Raises
     UserError for a length without room for a text, and for a tokenizer that does not separate the
     two texts of a pair.
     """
@@ -33,7 +35,7 @@ def encode_sequences(tokenizer: Tokenizer, texts: Sequence[str], max_length: int
     if room is not None and room < 1 + (pairs is not None):
         raise UserError(f"a maximum sequence length of {max_length} tokens leaves no room for a "
                         f"text besides the {special} special tokens")
-    encoded = [encode_all(tokenizer, part, None, truncate)[0]
+    encoded = [encode_all(tokenizer, part, None, truncate, parse_special)[0]
                for part in (texts, pairs) if part is not None]
     sequences, types, cut = [], [], 0
     for parts in zip(*encoded, strict=True):

@@ -10,19 +10,29 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from minisft.data.special_tokens import END_OF_TEXT
-from minisft.data.tokenizer import encode_batch, library_errors
-from minisft.data.wordpiece import VOCABULARY, load_tokenizer_file
+from minisft.data.tokenizer import (
+    encode_batch,
+    library_errors,
+    require_no_panic,
+    without_panic_reports,
+)
+from minisft.data.tokenizer_files import (
+    BYTE_LEVEL,
+    TOKENIZER,
+    build_tokenizer,
+    byte_level,
+    tokenizer_files,
+)
+from minisft.data.wordpiece import VOCABULARY
 from minisft.errors import UserError
 
 CLEANING_STEPS = ("entities", "tags", "backslashes", "control", "spaces")
 GPT2_INPUTS = "input_ids", "attention_mask"
-TOKENIZER = "tokenizer.json"
 
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 # Only names that are no English words; `amp;` alone could be one, but never was in 14,000 texts.
@@ -180,10 +190,6 @@ def clean_all(texts: Iterable[str],
     return cleaned, counts
 
 
-_FILES = ((TOKENIZER,), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"),
-          (VOCABULARY,))
-
-
 def load_tokenizer(path: str | Path, say: Callable[[str], Any] | None = None) -> Tokenizer:
     """A folder, or a tokenizer.json -> Tokenizer; UserError if there is none or it is damaged.
 
@@ -193,16 +199,14 @@ def load_tokenizer(path: str | Path, say: Callable[[str], Any] | None = None) ->
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such folder or file to load a tokenizer from")
-    candidates = [[path]]
-    if path.is_dir():
-        candidates = [[path / name for name in names] for names in _FILES]
-    files = next((files for files in candidates if all(map(Path.is_file, files))), None)
+    files = tokenizer_files(path) if path.is_dir() else [path]
     if files is None:
-        raise UserError(f"{path}: no tokenizer in this folder; looked for "
-                        f"{', '.join(map('+'.join, _FILES))}")
-    with library_errors(f"{'+'.join(map(str, files))}: damaged tokenizer"):
-        tokenizer = _without_extras(load_tokenizer_file(files[0]) if len(files) == 1 else
-                                    _byte_level(*BPE.read_file(*map(str, files))))
+        raise UserError(f"{path}: no tokenizer in this folder; looked for {TOKENIZER}, "
+                        f"{', '.join(map('+'.join, BYTE_LEVEL))}, {VOCABULARY}")
+    with library_errors(f"{'+'.join(map(str, files))}: damaged tokenizer"), \
+            without_panic_reports():
+        tokenizer = _without_extras(build_tokenizer(files))
+        require_no_panic(tokenizer)
     if dropout := getattr(tokenizer.model, "dropout", None):
         tokenizer.model.dropout = None
         if say is not None:
@@ -217,21 +221,6 @@ def _without_extras(tokenizer):
     tokenizer.encode_special_tokens = True      # the library does not save this with the file
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer
-
-
-def _byte_level(vocab, merges):
-    """Ids by token, pairs -> Tokenizer; UserError unless ids are 0..V-1 and all bytes are there."""
-    missing = sorted(set(ByteLevel.alphabet()) - set(vocab))
-    if missing:
-        raise UserError(f"the vocabulary lacks {len(missing)} of the 256 byte symbols")
-    if sorted(vocab.values()) != list(range(len(vocab))):
-        raise UserError(f"the ids of its {len(vocab)} tokens are not 0 to {len(vocab) - 1}")
-    tokenizer = Tokenizer(BPE(vocab, merges))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    if END_OF_TEXT in vocab:
-        tokenizer.add_special_tokens([END_OF_TEXT])
     return tokenizer
 
 
@@ -253,7 +242,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(pieces, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     vocab = {**model["vocab"], END_OF_TEXT: len(model["vocab"])}
-    return _without_extras(_byte_level(vocab, [tuple(pair) for pair in model["merges"]]))
+    tokenizer = byte_level(vocab, [tuple(pair) for pair in model["merges"]])
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return _without_extras(tokenizer)
 
 
 def _trainable(text):
@@ -264,13 +255,13 @@ def _trainable(text):
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str], max_length: int | None = None,
-               truncate: str = "head",
-               parse_special: bool = False) -> tuple[list[np.ndarray], int]:
+               truncate: str = "head", parse_special: bool = False,
+               ) -> tuple[list[np.ndarray], int]:
     """Texts -> arrays of int64 ids (T,), how many texts were longer than max_length and cut.
 
-    "head" keeps the first max_length tokens, "tail" the last. No special token is added; one that
-    stands in a text is characters, or with `parse_special` the token. Raises
-    UserError with the number of a text (from 1) that holds half a character.
+    "head" keeps the first max_length tokens, "tail" the last. No special token is added, and those
+    that stand literally in a text are read as characters unless `parse_special`. Raises UserError
+    with the number of a text (from 1) that holds half a character.
     """
     if truncate not in ("head", "tail"):
         raise UserError(f"truncate must be head or tail, not {truncate!r}")

@@ -4,7 +4,12 @@ The library raises bare `Exception`, and a panic of its Rust code is no `Excepti
 become a UserError here.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +17,27 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minisft.errors import UserError
+
+_STDERR = threading.Lock()
+
+
+@contextmanager
+def without_panic_reports() -> Iterator[None]:
+    """Nothing that the library's Rust code prints at a panic reaches stderr: the error says it."""
+    with _STDERR, tempfile.TemporaryFile() as sink:
+        try:
+            saved = os.dup(2)
+        except OSError:     # there is none
+            yield
+            return
+        try:
+            if sys.stderr is not None:
+                sys.stderr.flush()
+            os.dup2(sink.fileno(), 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 @contextmanager
@@ -37,15 +63,38 @@ def encode_batch(tokenizer: Tokenizer, texts: Sequence[str],
                  parse_special: bool = False) -> list[Any]:
     """Texts -> Encodings without special tokens around them; raises UserError.
 
-    Those that stand in a text are characters, or with `parse_special` the tokens.
+    A literal <|endoftext|> or [SEP] in a text is those characters, with `parse_special` the token.
     """
-    as_text = tokenizer.encode_special_tokens
-    tokenizer.encode_special_tokens = as_text and not parse_special
+    before = tokenizer.encode_special_tokens
+    # said each time: a copy of a tokenizer, or a pickled one, forgets it
+    tokenizer.encode_special_tokens = not parse_special
     try:
         with library_errors("the tokenizer fails"):
             return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     finally:
-        tokenizer.encode_special_tokens = as_text
+        tokenizer.encode_special_tokens = before
+
+
+def texts_with_special_tokens(tokenizer: Tokenizer,
+                              texts: Iterable[str]) -> tuple[int, list[str]]:
+    """-> in how many texts a special token stands literally, and which tokens, sorted."""
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values()
+               if token.special and token.content]
+    if not special:
+        return 0, []
+    pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+    found = [set(pattern.findall(text)) for text in texts]
+    return sum(map(bool, found)), sorted(set().union(*found))
+
+
+def require_no_panic(tokenizer: Tokenizer) -> None:
+    """Encodes and decodes a little; raises what the library's Rust code panics at."""
+    try:
+        for texts in ("a \u0416\n\u4e2d",), ("a", "b"):
+            ids = tokenizer.encode(*texts).ids
+        tokenizer.decode(ids)
+    except Exception:      # of these texts: others may do
+        pass
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
