@@ -116,6 +116,13 @@ def test_tsv_that_is_quoted(write):
         assert not is_quoted_tsv(plain), plain
 
 
+def test_tsv_that_is_quoted_in_part_is_said(write):
+    table = read_table(write("x.tsv", 'a\tb\nwell\tx\n"he said ""so"""\tx\n5" disk\ty\n'))
+    assert table.rows[1]["a"] == '"he said ""so"""' and "x.tsv, line 3: " in table.notes[0]
+    for plain in ('a\tb\n5" or ""\tx\n', 'a\tb\n"""so""" he said\tx\n', 'a\tb\n""\t"well"\n'):
+        assert not read_table(write("x.tsv", plain)).notes
+
+
 def test_json_named_the_wrong_way_round(write):
     lines = '{"text": "a"}\n{"text": "b"}\n'
     table = read_table(write("x.json", lines))
@@ -196,6 +203,11 @@ def test_labels_and_texts_exchanged(write):
     with pytest.raises(UserError, match="12 different labels for 12 texts: is 'message' the label"):
         read_examples(path, ["kind"], "message")
     assert read_examples(path, ["message"], "kind").label_names == ("neg", "pos")
+    many = as_csv([("text", "label"), *((text, n % 8) for n, (text, _) in enumerate(ROWS))])
+    assert len(read_examples(write("x.csv", many), ["text"], "label").label_names) == 8
+    twice = as_csv([("text", "label"), *((kind, 3 * text) for text, kind in ROWS[:7] * 2)])
+    with pytest.raises(UserError, match="8 different labels for 15 texts"):
+        read_examples(write("x.csv", twice + "a," + "b" * 50 + "\n"), ["text"], "label")
 
 
 BAD = {
@@ -239,6 +251,22 @@ def test_nothing_is_skipped_that_hides_a_mistake(write):
             read_examples(write("x.csv", content_of), ["text"], "label", skip_bad_rows=True)
     with pytest.raises(UserError, match="unknown cleaning step"):
         read_examples(path, ["text"], "label", steps=("soap",), skip_bad_rows=True)
+
+
+@pytest.mark.parametrize("content", [
+    b"te\xffxt,label\na,x\n", '"te"xt,label\na,x\n', "text,label\na,x\n".encode("utf-16"),
+    b"text,label\xff\n"])
+def test_a_header_is_never_skipped(write, content):
+    with pytest.raises(UserError, match="line 1: the header cannot be read: "):
+        read_table(write("x.csv", content), skip_bad_rows=True)
+
+
+def test_without_header_the_first_row_tells_the_width(write):
+    path = write("x.csv", "a,x\nb,y\nc,d,z\n")
+    with pytest.raises(UserError, match="line 3: 3 fields, but line 1 has 2"):
+        read_table(path, header=False)
+    table = read_table(path, header=False, skip_bad_rows=True)
+    assert content(table) == [("a", "x"), ("b", "y")] and table.bad_rows[0].line == 3
 
 
 def test_prompts_skip_bad_rows_too(write):

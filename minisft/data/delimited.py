@@ -15,6 +15,8 @@ _SEP = re.compile(r'"?sep=(.)"?[ \t]*\r?\n', re.I)     # Excel's own line above 
 _QUOTED = re.compile(r'(?:(?:"[^"]*+(?:""[^"]*+)*+"|[^\t\n"]*+)(?:\t|\r?\n|\Z))*+')
 _DOUBLED = re.compile(r'(?:^|\t)"[^"]*+""', re.M)
 
+_LIKE_QUOTED = re.compile(r'(?:^|\t)"(?:[^"\t\n]*+"")++[^"\t\n]*+"(?=\t|\r?$)', re.M)
+
 Bad = Callable[[int, str, str], Any]     # the line, why it cannot be read, its text
 
 
@@ -88,6 +90,13 @@ def is_quoted_tsv(text: str) -> bool:
         return True
     raw = {len(fields) for _, fields in read_tsv(text, 1)}
     return len(raw) > 1 and len({len(fields) for _, fields in read_csv(text, "\t", 1, None)}) == 1
+
+
+def line_of_doubled_quotes(text: str, first: int) -> int | None:
+    """Text of tabs, the number of its first line -> the line of the first field that looks as if
+    it were quoted, or None."""
+    match = _LIKE_QUOTED.search(text)
+    return None if match is None else first + text.count("\n", 0, match.end())
 
 
 def read_tsv(text: str, first: int) -> Iterator[tuple[int, list[str]]]:

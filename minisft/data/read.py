@@ -201,9 +201,10 @@ def _similar_labels(path, labels):
 
 def _require_classes(path, labels, column):
     """Raises UserError where the labels are more likely texts."""
-    different = len(set(labels))
-    if len(labels) >= 10 and different > len(labels) / 2:
-        raise UserError(f"{path}: {different:,} different labels for {len(labels):,} texts: is "
+    different, n = len(set(labels)), len(labels)
+    long = sorted(map(len, labels))[n // 2] > 40
+    if n >= 10 and different > (0.5 if long else 0.8) * n:
+        raise UserError(f"{path}: {different:,} different labels for {n:,} texts: is "
                         f"{short_repr(column)} the label column? Expected labels that several "
                         "texts share")
 

@@ -114,6 +114,9 @@ def _read_delimited(path, text, suffix, delimiter, header, encoding, bad_rows, n
         quoted = True
         notes.append(f"{path}: its fields are quoted, as pandas and Excel write them, and are "
                      "read so")
+    elif not quoted and (line := delimited.line_of_doubled_quotes(text, first)):
+        notes.append(f"{path}, line {line}: a field stands in quotes, with quotes doubled inside, "
+                     "but others do not: all quotes are read as text; a quoted file should be .csv")
     try:
         records = list(
             delimited.read_csv(text, char, first, None if bad_rows is None else bad) if quoted else
@@ -122,6 +125,9 @@ def _read_delimited(path, text, suffix, delimiter, header, encoding, bad_rows, n
         raise UserError(f"{path}, {error.args[0]}") from None
     if bad_rows is not None:
         records = _without_faults(path, records, encoding, char, bad_rows)
+    if header and bad_rows and (not records or bad_rows[0].line < records[0][0]):
+        raise UserError(f"{path}, line {bad_rows[0].line}: the header cannot be read: "
+                        f"{bad_rows[0].reason}; see {setting('encoding')}")
     return _table(path, records, header, hint, char, notes, bad_rows)
 
 
@@ -134,6 +140,7 @@ def _without_faults(path, records, encoding, delimiter, bad_rows):
             kept.append((line, fields))
         else:
             bad_rows.append(BadRow(path, line, reason, row))
+    bad_rows.sort(key=lambda bad: bad.line)
     return kept
 
 
@@ -143,7 +150,8 @@ def _table(path, records, header, hint, delimiter, notes, bad_rows):
         raise UserError(f"{path}: holds no rows")
     first_line, names = records[0]
     rows = records[1:] if header else records
-    named = _trailing_blank(names) if header else max(_trailing_blank(f) for _, f in rows)
+    named = _trailing_blank(names) if header else min(
+        max(_trailing_blank(fields) for _, fields in rows), len(names))
     extra = sum(any(map(str.strip, fields[named:len(names)])) for _, fields in rows)
     width = len(names) if extra else named
     columns = _column_names(path, first_line, names[:width], header, hint)
