@@ -14,7 +14,7 @@ from minisft.errors import UserError
 from minisft.io import safetensors
 from minisft.io.checkpoint import load, save
 from minisft.io.files import read_json
-from minisft.io.model_folder import unused_head
+from minisft.io.model_folder import notes_of
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 
@@ -442,8 +442,9 @@ def test_no_weights_or_a_pickle(folder):
     refused(folder, "pytorch_model.bin", "pickle can run any code", "save_pretrained")
 
 
-def test_garbled_config_is_never_a_traceback(tmp_path, rng):
-    save(classifier(), tmp_path)
+def test_garbled_config_is_never_silent(tmp_path, rng):
+    """Refused in one line, or told: what checks config.json lies in the weights' file."""
+    save(classifier(), tmp_path, extra_config={"minisft": {"clean": []}})
     file = tmp_path / "config.json"
     content = file.read_bytes()
     for bit in rng.integers(0, 8 * len(content), 200):
@@ -451,9 +452,33 @@ def test_garbled_config_is_never_a_traceback(tmp_path, rng):
         damaged[bit // 8] ^= 1 << (bit % 8)
         file.write_bytes(damaged)
         try:
-            load(tmp_path)
+            notes = load(tmp_path).notes
+            assert "is not as it was saved" in notes[0] if notes else \
+                json.loads(damaged) == json.loads(content)
         except UserError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("key", ["id2label", "model_type", "n_head", "layer_norm_epsilon"])
+def test_a_key_under_another_name_is_damage(tmp_path, key):
+    save(classifier(), tmp_path)
+    wrong = key[:3] + chr(ord(key[3]) ^ 1) + key[4:]
+    change_config(tmp_path, **{wrong: read_json(tmp_path / "config.json")[key], key: ...})
+    refused(tmp_path, tmp_path / "config.json", f"the key {key!r}", f"is called {wrong!r}")
+    foreign(tmp_path, classifier())      # which has no checksums to say so
+    assert load(tmp_path).notes == ()
+
+
+def test_an_edited_config_is_told(tmp_path):
+    """By hand; one that transformers wrote is its own."""
+    save(classifier(), tmp_path)
+    change_config(tmp_path, id2label=dict(zip("012", "abc", strict=True)), label2id=...)
+    model = load(tmp_path)
+    assert model.label_names == ("a", "b", "c")
+    assert notes_of(model) == [f"{tmp_path / 'config.json'}: {key} is not as it was saved with the "
+                               "weights" for key in ("id2label", "label2id")]
+    change_config(tmp_path, transformers_version="5.24.0")
+    assert load(tmp_path).notes == ()
 
 
 def test_golden_file_is_kept(tmp_path):
@@ -514,8 +539,8 @@ def test_heads_of_another_task_are_left_out(folder, names):
     assert same(model, language_model()) and model.unused_tensors == tuple(sorted(names))
     assert load(folder, label_names=NAMES).unused_tensors == tuple(sorted(names))
     head = names[0].split(".")[0]
-    assert unused_head(model) == f"the folder holds a head of another task, {head}: it is not used"
-    assert unused_head(language_model()) is None
+    assert notes_of(model) == [f"the folder holds a head of another task, {head}: it is not used"]
+    assert notes_of(language_model()) == []
 
 
 def test_a_language_models_head_is_left_out_of_a_classifier(tmp_path):

@@ -3,6 +3,8 @@
 `architectures.py` holds the tables of the names.
 """
 
+import json
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from minisft.io.safetensors import WEIGHTS
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.init_weights import init_weights
 
+CONFIG_CHECKSUMS = "minisft_config_crc32"      # of the weights' file: a checksum for each key
+
 
 def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = None,
          label_names: Iterable[str] | None = None, seed: int = 0, dropout: float | None = None,
@@ -27,7 +31,7 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
          ) -> Classifier | LanguageModel:
     """A checkpoint folder -> Classifier or LanguageModel; its `newly_initialized` names the
     parameters that the folder lacked and `new_head_reason` says why, `unused_tensors` what it has
-    of another task's head.
+    of another task's head, `notes` what else is worth a line.
 
     `task` is "classify", "complete", or None for what the folder holds. With `label_names`, the
     labels to classify into, the head is kept if it has the same labels, in the order given, and
@@ -37,6 +41,7 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     """
     folder = Path(folder)
     settings = read_json(folder / CONFIG)
+    notes = _changes_of_config(folder, settings)
     family = family_of(settings, folder / CONFIG)
     config = family.config.from_dict(settings, folder / CONFIG)
     if dropout is not None:
@@ -69,7 +74,7 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     dropped = set(family.optional) & set(tensors) - set(expected_shapes)
     if not has_labels or isinstance(model, LanguageModel):     # else its reason is the labels'
         unused += tuple(sorted(name for name in dropped if _is_head(name, model)))
-    model.unused_tensors = unused
+    model.unused_tensors, model.notes = unused, notes
     return model
 
 
@@ -100,9 +105,36 @@ def save(model: Classifier | LanguageModel, folder: str | Path, dtype: DTypeLike
             raise UserError(f"{folder / WEIGHTS}: not written, {p.name} holds values that are "
                             f"not finite as {dtype}")
         arrays[family.to_hf(p.name)] = value
-    safetensors.write(folder / WEIGHTS, arrays, {"format": "pt"})
+    settings |= extra
+    safetensors.write(folder / WEIGHTS, arrays, {
+        "format": "pt", CONFIG_CHECKSUMS: json.dumps(_config_checksums(settings))})
     # Last: a folder without it is an unfinished one.
-    write_json(folder / CONFIG, settings | extra)
+    write_json(folder / CONFIG, settings)
+
+
+def _config_checksums(settings):
+    """config.json as a dict -> CRC-32 of each value, by its key."""
+    return {key: zlib.crc32(json.dumps(value, sort_keys=True).encode())
+            for key, value in settings.items()}
+
+
+def _changes_of_config(folder, settings):
+    """-> notes on what is not as it was saved with the weights.
+
+    The checksums lie in the weights' file, where damage to config.json does not reach them. An
+    edited value is a note, and so is a key that was taken out; a key under another name is damage.
+    A config.json that `transformers` wrote is its own affair. Raises UserError.
+    """
+    if not (folder / WEIGHTS).is_file() or "transformers_version" in settings:
+        return ()
+    kept = json.loads(safetensors.read_header(folder / WEIGHTS)[1].get(CONFIG_CHECKSUMS, "{}"))
+    new, found = settings.keys() - kept.keys(), _config_checksums(settings)
+    for key in kept.keys() - settings.keys():
+        if name := next((name for name in sorted(new) if len(name) == len(key)), None):
+            raise UserError(f"{folder / CONFIG}: is damaged, the key {key!r}, which was saved with "
+                            f"the weights, is called {name!r}")
+    return tuple(f"{folder / CONFIG}: {key} is not as it was saved with the weights"
+                 for key, checksum in kept.items() if found.get(key) != checksum)
 
 
 def _stored_tensors(folder, family):

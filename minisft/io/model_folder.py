@@ -78,12 +78,11 @@ def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) ->
         raise UserError(f"{source}: the tokenizer has {size} tokens, the model {config.vocab_size}")
 
 
-def unused_head(model: Classifier | LanguageModel) -> str | None:
-    """-> a line on the tensors of another task's head, which loading left out; None without any."""
+def notes_of(model: Classifier | LanguageModel) -> list[str]:
+    """-> lines on what loading has found: changes of config.json, another task's head."""
     heads = dict.fromkeys(name.split(".")[0] for name in model.unused_tensors)
-    if not heads:
-        return None
-    return f"the folder holds a head of another task, {', '.join(heads)}: it is not used"
+    unused = f"the folder holds a head of another task, {', '.join(heads)}: it is not used"
+    return [*model.notes, *([unused] if heads else [])]
 
 
 def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
@@ -102,8 +101,9 @@ def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
     tokenizer = load_tokenizer(folder, say)
     require_vocab_fits(tokenizer, model.trunk.config, folder)
     model.special_tokens = read_special_tokens(folder, tokenizer)
-    if say is not None and (note := unused_head(model)) is not None:
-        say(f"note: {note}")
+    if say is not None:
+        for note in notes_of(model):
+            say(f"note: {note}")
     return model, tokenizer, read_preprocessing(folder)
 
 

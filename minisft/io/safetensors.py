@@ -7,7 +7,8 @@ bfloat16 for NumPy. Files are written here too: the library does not fix the ord
 and the same model should give the same bytes.
 
 Files that minisft writes carry a CRC-32 for each tensor (name, dtype, shape and bytes) and one for
-the other metadata, so a single flipped bit is detected. Files from elsewhere need none.
+the other metadata, so a single flipped bit is detected. Files from elsewhere need none. Those of
+config.json's keys lie here too (checkpoint.py).
 """
 
 import json
@@ -173,6 +174,10 @@ def _text_checksum(entries):
 def _checksums(path, header, metadata):
     """-> the checksum of each tensor, {} for a file without; that of the metadata is verified."""
     if CHECKSUMS not in metadata:
+        # a damaged name must not switch off the check: the entry is known by what it holds, too
+        for key, text in metadata.items():
+            if '"__metadata__"' in text:
+                raise UserError(f"{path}: its header is damaged, {CHECKSUMS} is called {key!r}")
         return {}
     entries = {key: text for key, text in metadata.items() if key != CHECKSUMS}
     try:

@@ -24,9 +24,9 @@ from minisft.io.files import write_json, write_text
 from minisft.io.model_folder import (
     Columns,
     Preprocessing,
+    notes_of,
     require_vocab_fits,
     special_tokens_of,
-    unused_head,
     write_folder,
 )
 from minisft.jobs.adaptation import adapt
@@ -313,8 +313,8 @@ def _build(task, config, say):
         tokenizer = load_tokenizer(chosen.tokenizer or folder, say)
         require_vocab_fits(tokenizer, model.trunk.config, chosen.tokenizer or folder)
         model.special_tokens = read_special_tokens(chosen.tokenizer or folder, tokenizer)
-        if (note := unused_head(model)) is not None:
-            say(note)
+        for note in notes_of(model):
+            say(f"note: {note}")
         if model.newly_initialized:
             say(f"a new head for the {len(model.label_names)} labels, from random weights "
                 f"({model.new_head_reason}); the rest is as {chosen.model} has it")

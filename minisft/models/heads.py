@@ -30,6 +30,7 @@ class Model(Layer):
     special_tokens: SpecialTokens | None = None
     # names of the tensors of another task's head that a checkpoint holds
     unused_tensors: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()     # what else a reader of the checkpoint should be told
     loss_cache: Any = None
     overwrites_logits = False     # whether `loss_backward` writes over the logits of `loss`
     pruned = False        # whether it reads one token of each text alone
