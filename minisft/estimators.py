@@ -127,7 +127,7 @@ class Estimator:
             raise KeyboardInterrupt from None
         self.model_, self.tokenizer_ = fitted.model, fitted.tokenizer
         self.preprocessing_ = fitted.preprocessing
-        self.history_ = {"steps": fitted.state.steps, "epochs": fitted.state.epochs}
+        self.history_ = fitted.history
         return self
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:

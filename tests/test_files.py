@@ -39,7 +39,7 @@ def written_by(path):
                 found.add("open")
         elif name in WRITERS and not (     # our own function of that name, or a model's folder
                 isinstance(called, ast.Name) or
-                ast.unparse(called) in ("checkpoint.save", "files.write_text")):
+                ast.unparse(called) in ("checkpoint.save", "self.save")):
             found.add(name)
     return found
 

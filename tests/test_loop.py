@@ -1,8 +1,10 @@
 """The training loop: accumulation, order, choice of the epoch, exact resume, frozen layers."""
 
 import dataclasses
+import json
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from minisft.ops.cross_entropy import IGNORE
 from minisft.training import loop
 from minisft.training.config import TrainingConfig
 from minisft.training.loop import Interrupted, State, fit, make_optimizer
+from minisft.training.saving import SaveInterval, parse_save_every
 
 CONFIG = GPT2Config(vocab_size=23, n_positions=12, n_embd=8, n_layer=2, n_head=2,
                     embd_pdrop=0.2, attn_pdrop=0.2, resid_pdrop=0.2)
@@ -83,9 +86,9 @@ def test_accumulation_equals_the_large_step(sequences, kind):
 
 
 def test_each_epoch_reads_every_text_once(sequences):
-    first = loop.plan_batches(sequences, SETTINGS)
-    assert first == loop.plan_batches(sequences, SETTINGS)
-    assert first != loop.plan_batches(sequences, dataclasses.replace(SETTINGS, seed=6))
+    first = list(loop.BatchPlan(sequences, SETTINGS))
+    assert first == list(loop.BatchPlan(sequences, SETTINGS))
+    assert first != list(loop.BatchPlan(sequences, dataclasses.replace(SETTINGS, seed=6)))
     assert first[0] != first[1]
     for batches in first:
         assert sorted(n for batch in batches for n in batch) == list(range(30))
@@ -95,13 +98,14 @@ def test_each_epoch_reads_every_text_once(sequences):
 def test_learns_and_keeps_the_best_epoch(sequences):
     told = []
     model, state = run(sequences, log=told.append)
-    losses = [e["train_loss"] for e in state.epochs]
+    epochs = [e for e in told if "train_loss" in e]
+    losses = [e["train_loss"] for e in epochs]
     assert losses[-1] < 0.7 * losses[0]
-    best = max(state.epochs, key=lambda e: e["score"])
+    assert losses == [pytest.approx(np.mean([e["loss"] for e in told if e["epoch"] == n
+                                             and "loss" in e])) for n in (1, 2, 3, 4)]
+    best = max(epochs, key=lambda e: e["score"])
     assert state.best == best
     assert validation(sequences)(model)["valid_loss"] == best["valid_loss"]
-    assert [e for e in told if "loss" in e] == state.steps
-    assert [e for e in told if "train_loss" in e] == state.epochs
 
 
 def test_bits_depend_on_the_seed_alone(sequences):
@@ -143,14 +147,18 @@ def test_the_last_epoch_counts_where_it_is_asked_for(sequences):
 @pytest.mark.parametrize("after", [1, 4, "last of epoch", "last of all"])
 def test_resume_is_exact(sequences, tmp_path, after, number):
     settings = dataclasses.replace(SETTINGS, early_stopping=3, average=0.6)
-    whole, state = run(sequences, settings)
-    plan = loop.plan_batches(sequences, settings)
-    after = {"last of epoch": len(plan[0]), "last of all": sum(map(len, plan))}.get(after, after)
+    history = loop.History()
+    whole, state = run(sequences, settings, log=history)
+    plan = loop.BatchPlan(sequences, settings)
+    after = {"last of epoch": len(plan[0]), "last of all": plan.steps}.get(after, after)
 
     model, stopped = classifier(), State()
     optimizer = make_optimizer(model, settings)
 
+    first, rest = loop.History(), loop.History()
+
     def interrupt(entry):
+        first(entry)
         if entry.get("step") == after and "loss" in entry:
             os.kill(os.getpid(), number)
 
@@ -163,11 +171,78 @@ def test_resume_is_exact(sequences, tmp_path, after, number):
     resumed, second = classifier(), State()
     optimizer = make_optimizer(resumed, settings)
     second.restore(resumed, optimizer, *states.load_state(tmp_path))
-    fit(resumed, sequences, settings, validation(sequences), second, optimizer,
+    fit(resumed, sequences, settings, validation(sequences), second, optimizer, log=rest,
         show_progress=False)
     np.testing.assert_array_equal(resumed.store.values, whole.store.values)
-    assert without_times(second.steps) == without_times(state.steps)
-    assert second.epochs == state.epochs and second.best == state.best
+    assert without_times(first.steps + rest.steps) == without_times(history.steps)
+    assert first.epochs + rest.epochs == history.epochs and second.best == state.best
+
+
+@pytest.mark.parametrize("stretch", [1, 3, 7, 1000])
+def test_stretches_are_the_epochs_laid_end_to_end(sequences, stretch):
+    batches = [batch for epoch in loop.BatchPlan(sequences, SETTINGS) for batch in epoch]
+    plan = loop.BatchPlan(sequences, SETTINGS, stretch)
+    assert list(plan) == [batches[i:i + stretch] for i in range(0, len(batches), stretch)]
+    assert plan.steps == len(batches) and len(list(plan)) == len(plan)
+    assert plan[0] == batches[:stretch]      # whatever was asked for before
+
+
+def test_the_state_does_not_grow_with_the_steps(sequences):
+    model, state = run(sequences)
+    optimizer = make_optimizer(model, SETTINGS)
+    for step in (10, 600_000):
+        state.step = state.index = step
+        arrays, info = state.to_save(model, optimizer)
+        assert len(json.dumps(info)) < 1000
+        assert {name: x.size for name, x in arrays.items()}.keys() == {
+            "values", "best_values", "optimizer.m", "optimizer.v"}
+
+
+def saves(sequences, interval, save=None):
+    """-> the steps at which a run was saved."""
+    state, found = State(), []
+
+    def note():
+        found.append(state.step)
+        if save is not None:
+            save()
+
+    run(sequences, state=state, save=note, save_every=interval)
+    return found, state.step
+
+
+def test_saves_at_the_interval(sequences):
+    found, last = saves(sequences, SaveInterval(steps=2))
+    assert set(range(2, last, 2)) <= {*found} | {step + 1 for step in found}
+    assert found[-1] == last
+    found, last = saves(sequences, SaveInterval(seconds=1e-9))
+    assert set(range(1, last + 1)) <= set(found)
+
+
+def test_an_epoch_that_is_short_beside_its_save_is_not_saved(sequences):
+    found, last = saves(sequences, None, lambda: time.sleep(0.05))
+    assert len(found) == 2 and found[-1] == last      # the first tells what it costs
+
+
+@pytest.mark.parametrize("text", ["", "0", "0m", "-1", "1h", "m", "1e3", "10 m", "٣", "1.m"])
+def test_save_every_is_steps_or_minutes(text):
+    assert parse_save_every("500") == SaveInterval(steps=500)
+    assert parse_save_every("0.5m") == SaveInterval(seconds=30)
+    with pytest.raises(UserError, match="save_every"):
+        parse_save_every(text)
+
+
+def test_signals_in_a_save_wait_for_its_end(sequences):
+    done = []
+
+    def save():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        done.append(True)
+
+    with pytest.raises(Interrupted):
+        run(sequences, save=save, save_every=SaveInterval(steps=1))
+    assert done == [True]
 
 
 def test_state_of_another_model_is_refused(tmp_path):

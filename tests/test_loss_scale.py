@@ -116,13 +116,14 @@ def test_overflow_leaves_the_step_out(sequences):
 
 def test_a_run_finds_its_scale_and_logs_it(sequences):
     state = State(scale=LossScale(2.0**19))
-    model, state = run(sequences, state=state)
-    skipped = [s for s in state.steps if s["grad_norm"] is None]
-    assert skipped and len(skipped) < len(state.steps)
-    assert state.steps[0]["loss_scale"] == 2.0**18
+    history, other = loop.History(), loop.History()
+    model, _ = run(sequences, state=state, log=history)
+    skipped = [s for s in history.steps if s["grad_norm"] is None]
+    assert skipped and len(skipped) < len(history.steps)
+    assert history.steps[0]["loss_scale"] == 2.0**18
     assert np.isfinite(model.store.values).all()
-    assert "loss_scale" not in run(
-        sequences, model=classifier("bfloat16"))[1].steps[0]
+    run(sequences, model=classifier("bfloat16"), log=other)
+    assert "loss_scale" not in other.steps[0]
 
 
 def test_where_no_scale_helps_the_run_ends(sequences, monkeypatch):

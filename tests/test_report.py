@@ -38,8 +38,9 @@ def some_data(**changes):
 
 HISTORY = {
     "steps": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 0.5}],
-    "epochs": [{"epoch": 1, "step": 2, "valid_loss": 0.75, "valid_accuracy": 0.5},
-               {"epoch": 2, "step": 3, "valid_loss": 0.8}],
+    "epochs": [{"epoch": 1, "step": 2, "train_loss": 1.5, "valid_loss": 0.75,
+                "valid_accuracy": 0.5},
+               {"epoch": 2, "step": 3, "train_loss": 0.5, "valid_loss": 0.8}],
 }
 SETTINGS = {"model": "gpt2|x", "lr": 5e-5, "seed": 20261124, "freeze": True, "test": None,
             "betas": [0.9, 0.999], HOSTILE: HOSTILE}

@@ -224,18 +224,15 @@ def _data(data):
 
 def _learning(path, history, results):
     """One row per epoch; the training loss is the plain mean over the steps of that epoch."""
-    lines, rows, start = ["## Learning", ""], [], -math.inf
+    lines, rows = ["## Learning", ""], []
     for entry in history.get("epochs", []):
-        losses = [s["loss"] for s in history.get("steps", [])
-                  if start < s["step"] <= entry["step"] and s.get("loss") is not None]
-        start = entry["step"]
         accuracy = entry.get("valid_accuracy")
         valid = entry.get("valid_loss")
         rows.append([
             f"{entry['epoch']:g}" + (" (chosen)" if entry["epoch"] == results.get("best_epoch")
                                      else ""),
             f"{entry['step']:,}",
-            f"{sum(losses) / len(losses):.4f}" if losses else "-",
+            "-" if entry.get("train_loss") is None else f"{entry['train_loss']:.4f}",
             "-" if valid is None else f"{valid:.4f}",
             "-" if accuracy is None else f"{accuracy:.2%}",
         ])

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import os
 import platform
 import re
 import shutil
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +17,10 @@ from minisft.backend.cpu import jit, row_blocks
 from minisft.errors import UserError, setting
 from minisft.io.files import CONFIG, read_json, write_json
 
+METRICS = "metrics.jsonl"
 BAD_ROWS = "bad_rows.csv"     # rows of the data files that could not be read and were skipped
 # What a run writes; `overwrite` removes these and touches nothing else in the folder.
-CONTENTS = (CONFIG, "metrics.jsonl", "model", "training_state", "curves.png",
+CONTENTS = (CONFIG, METRICS, "model", "training_state", "curves.png",
             "confusion.png", "results.json", "report.md", "curve.json", "curve.png", BAD_ROWS)
 # A run of several seeds or training sizes has a folder for each inside.
 INNER = re.compile(r"(seed|size)-\d+")
@@ -98,19 +100,91 @@ def _clear(folder):
 
 
 class MetricsLog:
-    """metrics.jsonl, a line for each step and epoch; begins with the entries of a resumed run."""
+    """metrics.jsonl, a line for each step and epoch; a resumed run keeps those up to its state.
 
-    def __init__(self, folder: str | Path, entries: Iterable[dict[str, Any]] = ()) -> None:
-        self.file = open(Path(folder) / "metrics.jsonl", "w", encoding="utf-8")
-        for entry in entries:
-            self(entry)
+    Raises UserError, also where the file does not stay in the folder.
+    """
 
-    def __call__(self, entry: dict[str, Any]) -> None:
-        self.file.write(json.dumps(entry) + "\n")
-        self.file.flush()
+    def __init__(self, folder: str | Path, step: int = 0, epoch: int = 0) -> None:
+        self.path = Path(folder) / METRICS
+        try:
+            if self.path.is_symlink():      # of a link only the link is removed
+                self.path.unlink()
+            with open(self.path, "a+b") as file:
+                file.truncate(_length(file, step, epoch))
+            # unbuffered: a line that was written is in the file, whatever happens then
+            self.file = open(self.path, "ab", buffering=0)
+        except OSError as error:
+            raise self._cannot(error) from None
+
+    def __call__(self, entry: Mapping[str, Any]) -> None:
+        line = (json.dumps(entry) + "\n").encode()
+        try:
+            while line:      # a full disk takes a part, and then says why
+                line = line[self.file.write(line):]
+        except OSError as error:
+            raise self._cannot(error) from None
+
+    def sync(self) -> None:
+        """What was logged is on disk."""
+        try:
+            os.fsync(self.file.fileno())
+            if os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+                return
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._cannot(error) from None
+        raise UserError(f"{self.path}: was removed or replaced while the run went on")
 
     def close(self) -> None:
         self.file.close()
+
+    def _cannot(self, error):
+        return UserError(f"{self.path}: cannot be written ({error.strerror or error})")
+
+
+def is_step(entry: Mapping[str, Any]) -> bool:
+    """-> whether an entry of metrics.jsonl is a step; it is an epoch otherwise."""
+    return "train_loss" not in entry
+
+
+def _length(file, step, epoch):
+    """-> length of the lines up to these numbers; what a death tore, or came later, is behind."""
+    file.seek(0)
+    length = 0
+    for line in file:
+        entry = _entry(line)
+        if entry is None or (entry["step"] > step if is_step(entry) else entry["epoch"] > epoch):
+            break
+        length += len(line)
+    return length
+
+
+def _entry(line):
+    """-> the entry of a line of metrics.jsonl, None for what is none."""
+    try:
+        entry = json.loads(line)
+        whole = line.endswith(b"\n") and all(type(entry[key]) is int for key in ("step", "epoch"))
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None
+    return entry if whole else None
+
+
+def read_history(folder: str | Path, most: int = 50_000) -> dict[str, list[dict[str, Any]]]:
+    """-> {"steps", "epochs"} of metrics.jsonl; of very many steps every 2nd, 4th, ... alone."""
+    steps: list[dict[str, Any]] = []
+    epochs: list[dict[str, Any]] = []
+    stride = 1
+    with open(Path(folder) / METRICS, "rb") as file:
+        for entry in filter(None, map(_entry, file)):
+            if not is_step(entry):
+                epochs.append(entry)
+            elif (entry["step"] - 1) % stride == 0:
+                steps.append({key: entry.get(key) for key in ("step", "loss", "lr")})
+                if len(steps) == 2 * most:
+                    steps, stride = steps[::2], 2 * stride
+    return {"steps": steps, "epochs": epochs}
 
 
 def file_sha256(path: str | Path | None) -> str | None:
@@ -160,27 +234,46 @@ def _processor():
     return platform.processor()
 
 
-@contextmanager
-def catch_interrupts() -> Iterator[list[int]]:
-    """-> a list that holds the signal once Ctrl-C or SIGTERM came; a second Ctrl-C acts at once.
+class Interrupts:
+    """Signals that ask a run to end: the first is noted, a second one acts at once."""
 
-    Signals can be caught in the main thread only; elsewhere the list stays empty.
-    """
-    received: list[int] = []
+    def __init__(self) -> None:
+        self.received = self._held = False
 
-    def record(number, frame):
-        if received:
+    def record(self, number: int, frame: Any) -> None:
+        """The handler."""
+        if self.received and not self._held:
             raise KeyboardInterrupt
-        received.append(number)
+        self.received = True
 
-    previous_handlers = {}
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Whatever comes meanwhile is noted only: a save is not cut short."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+
+@contextmanager
+def catch_interrupts() -> Iterator[Interrupts]:
+    """-> Interrupts that hear Ctrl-C, SIGTERM and, of a terminal that closes, SIGHUP.
+
+    Signals can be caught in the main thread only; elsewhere none is heard. A SIGHUP that is ignored
+    (nohup) stays so.
+    """
+    interrupts, previous_handlers = Interrupts(), {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous_handlers[number] = signal.signal(number, record)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and not (
+                    name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                previous_handlers[number] = signal.signal(number, interrupts.record)
     except ValueError:
         pass
     try:
-        yield received
+        yield interrupts
     finally:
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)

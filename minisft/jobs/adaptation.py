@@ -20,6 +20,7 @@ from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
 from minisft.training.config import FinetuneConfig
 from minisft.training.loop import fit_in, load_or_init_state, make_optimizer
+from minisft.training.saving import parse_save_every
 
 FOLDER = "adaptation"     # within the run's, with a log and a state of its own
 
@@ -64,6 +65,7 @@ def adapt(model: Classifier, train: TokenizedDataset, valid: TokenizedDataset, e
     optimizer = make_optimizer(learner, training)
     state = load_or_init_state(place, resume, learner, optimizer, say)
     fit_in(place, learner, train, training, validation, state, optimizer,
+           save_every=parse_save_every(config.output.save_every),
            show_progress=not config.output.quiet)
     for name in names:
         model.store[name].value[...] = learner.store[name].value

@@ -48,6 +48,7 @@ from minisft.training.loop import (
     make_optimizer,
 )
 from minisft.training.options import config_of_run
+from minisft.training.saving import parse_save_every
 
 TASKS = {"classify": Classification, "complete": Completion}
 Say = Callable[[str], Any]
@@ -62,6 +63,7 @@ class FittedModel:
     preprocessing: Preprocessing
     config: FinetuneConfig
     state: State
+    history: dict[str, list[dict]]
     label_names: tuple[str, ...] | None
 
 
@@ -108,9 +110,9 @@ def _train(kind, train, valid, config, say, callback):
     config = with_defaults(config)
     require_sound(config)
     prepared = _prepare(kind(config, train, valid), say)
-    prepared, _, state, _ = _fit(prepared, None, False, say, callback)
+    prepared, _, state, history = _fit(prepared, None, False, say, callback)
     return FittedModel(prepared.model, prepared.tokenizer, prepared.preprocessing, prepared.config,
-                       state, getattr(prepared.model, "label_names", None))
+                       state, history, getattr(prepared.model, "label_names", None))
 
 
 def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say = print) -> dict:
@@ -214,6 +216,7 @@ def _fit(prepared, folder, resume, say, callback=None):
     history = fit_in(folder, model, prepared.encoded.train, config.training,
                      lambda model: task.validate(model, prepared.encoded.valid), state, optimizer,
                      log=callback, loss_options=prepared.loss_options,
+                     save_every=parse_save_every(config.output.save_every),
                      show_progress=show_progress)
     return prepared, adaptation, state, history
 

@@ -32,16 +32,17 @@ from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
 from minisft.training.config import TrainingConfig, require_device
 from minisft.training.loop import (
+    BatchPlan,
     Interrupted,
     State,
     begin,
     fit_in,
     load_or_init_state,
     make_optimizer,
-    plan_batches,
 )
 from minisft.training.optim import SCHEDULES, Optimizer
 from minisft.training.options import Config, config_of_run, option, require_in_range
+from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,14 @@ class PretrainOutputConfig:
     """How often the held-out text is scored; what is written and shown."""
 
     validate_every: int = option(
-        200, "optimizer steps between two validations, each with a sample and a save",
+        200, "optimizer steps between two validations, each with a sample",
         within=(1, None), type=int)
     out: str | None = option(
         None, "run folder (default: the first free of runs/pretrained, ...)", metavar="DIR")
     overwrite: bool = option(
         False, f"replace what an earlier run left in {setting('out')}", action="store_true")
+    save_every: str = option(
+        "10m", SAVE_EVERY_HELP, metavar="N|Nm")
     quiet: bool = option(False, "no progress bar and no samples", action="store_true")
 
 
@@ -147,6 +150,7 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
         kept = run_folder.read_interrupted_run(resume)
         config = config_of_run(PretrainConfig, kept, resume)
     require_in_range(config)
+    parse_save_every(config.output.save_every)
     data = config.data
     if not data.text:
         raise UserError(f"{setting('text')} is missing, expected one text file or more")
@@ -202,12 +206,6 @@ class Pretraining:
         say(f"GPT-2 of {gpt2.n_layer} layers, width {gpt2.n_embd}, {gpt2.vocab_size:,} "
             f"tokens of vocabulary: {self.model.store.size:,} parameters")
 
-    def plan(self) -> list[list[list[int]]]:
-        """-> the batches of all epochs, in stretches of validate_every steps."""
-        every = self.config.output.validate_every
-        batches = [batch for epoch in plan_batches(self.train, self.training) for batch in epoch]
-        return [batches[i:i + every] for i in range(0, len(batches), every)]
-
     def validate(self, model: LanguageModel) -> dict:
         """-> loss, perplexity and bits per byte of the held-out text, and a sample."""
         figures = completion_loss(model, self.valid, self.training.micro_tokens)
@@ -229,9 +227,12 @@ class Pretraining:
 
     def run(self, folder: Path, optimizer: Optimizer, state: State) -> dict:
         """Trains, evaluates and writes everything into the folder; -> results."""
+        output = self.config.output
         history = fit_in(folder, self.model, self.train, self.training, self.validate, state,
-                         optimizer, plan=self.plan(), stretch="stretch",
-                         show_progress=not self.config.output.quiet)
+                         optimizer, stretch="stretch",
+                         plan=BatchPlan(self.train, self.training, output.validate_every),
+                         save_every=parse_save_every(output.save_every),
+                         show_progress=not output.quiet)
         best = state.best
         results = {key: best[key] for key in ("valid_loss", "valid_perplexity", "bits_per_byte")}
         results |= {"xz_bits_per_byte": xz_bits_per_byte(self.valid_text),

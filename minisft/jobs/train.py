@@ -11,7 +11,7 @@ from minisft.jobs.classify import class_weights
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.training.config import FinetuneConfig, TrainingConfig, require_sound
 from minisft.training.defaults import resolve_defaults
-from minisft.training.loop import Interrupted, State, fit, make_optimizer
+from minisft.training.loop import History, Interrupted, State, fit, make_optimizer
 
 
 def train(model: Classifier | LanguageModel, dataset: TokenizedDataset,
@@ -43,10 +43,10 @@ def train(model: Classifier | LanguageModel, dataset: TokenizedDataset,
         block.gradient_checkpointing = config.gradient_checkpointing
     validated = None if validation is None else partial(
         validate, dataset=validation, batch_tokens=config.micro_tokens, select=config.select)
-    state = State()
+    history = History(callback)
     try:
-        fit(model, dataset, config, validated, state, make_optimizer(model, config),
-            log=callback, loss_options=options, show_progress=show_progress)
+        fit(model, dataset, config, validated, State(), make_optimizer(model, config),
+            log=history, loss_options=options, show_progress=show_progress)
     except Interrupted:
         raise KeyboardInterrupt from None
-    return {"steps": state.steps, "epochs": state.epochs}
+    return history.as_dict()

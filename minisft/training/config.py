@@ -8,6 +8,7 @@ from minisft.dispatch import FORMATS
 from minisft.errors import UserError, setting
 from minisft.training.optim import OPTIMIZERS, SCHEDULES
 from minisft.training.options import Config, option, require_in_range
+from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,8 @@ class OutputConfig:
         None, "run folder (default: the first free of runs/NAME, runs/NAME-2, ...)", metavar="DIR")
     overwrite: bool = option(
         False, f"replace what an earlier run left in {setting('out')}", action="store_true")
+    save_every: str = option(
+        "10m", SAVE_EVERY_HELP, metavar="N|Nm")
     quiet: bool = option(False, "no progress bar and no line for each epoch", action="store_true")
 
 
@@ -217,6 +220,7 @@ SCRATCH = ("layers", "width", "heads", "context_length", "vocab_size")
 def require_sound(config: FinetuneConfig) -> None:
     """Raises UserError naming the first option that cannot be."""
     require_in_range(config)
+    parse_save_every(config.output.save_every)
     data, model, training = config.data, config.model, config.training
     require_device(model.device, model.precision)
     if training.average and training.early_stopping:

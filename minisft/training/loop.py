@@ -3,9 +3,10 @@
 import math
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from minisft.training import optim
 from minisft.training.averaging import Mean
 from minisft.training.config import TrainingConfig
 from minisft.training.loss_scale import LossScale
+from minisft.training.saving import SaveInterval, Saver
 
 STATE = "training_state"
 Model = Classifier | LanguageModel
@@ -43,14 +45,13 @@ class State:
     step: int = 0
     seconds: float = 0.0
     tokens: int = 0
-    steps: list[dict] = field(default_factory=list)       # a dict for each step
-    epochs: list[dict] = field(default_factory=list)      # a dict for each epoch
+    loss_sum: float = 0.0                           # of the steps of this epoch
     best: dict | None = None                        # the epoch that counts so far
     best_values: np.ndarray | None = None
     mean: Mean | None = None                        # of the values, with config.average
     scale: LossScale | None = None                  # of float16 alone
 
-    INFO = ("epoch", "index", "step", "seconds", "tokens", "steps", "epochs", "best")
+    INFO = ("epoch", "index", "step", "seconds", "tokens", "loss_sum", "best")
 
     def to_save(self, model: Model, optimizer: optim.Optimizer) -> tuple[dict, dict]:
         """-> arrays by name, and the rest as plain numbers."""
@@ -86,15 +87,27 @@ class State:
                            if name.startswith("optimizer.")}, info["optimizer_t"])
         model.store.refresh()
 
-    def log_entries(self) -> list[dict]:
-        """-> steps and epochs in the order in which they were logged."""
-        return [entry for n in range(1, self.epoch + 2)
-                for entries in (self.steps, self.epochs) for entry in entries
-                if entry["epoch"] == n]
+
+class History:
+    """Called with each step and epoch: keeps them, for a run that writes no metrics.jsonl."""
+
+    def __init__(self, callback: Log | None = None) -> None:
+        self.steps: list[dict] = []
+        self.epochs: list[dict] = []
+        self.callback = callback
+
+    def __call__(self, entry: Mapping[str, Any]) -> None:
+        kept = self.steps if run_folder.is_step(entry) else self.epochs
+        kept.append(dict(entry))
+        _call(self.callback, entry)
+
+    def as_dict(self) -> dict[str, list[dict]]:
+        """-> {"steps": a dict for each step, "epochs": a dict for each epoch}."""
+        return {"steps": self.steps, "epochs": self.epochs}
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM came; the state has been saved."""
+    """Ctrl-C, SIGTERM or SIGHUP came; the state has been saved."""
 
 
 def make_optimizer(model: Model, config: TrainingConfig) -> optim.Optimizer:
@@ -130,35 +143,70 @@ def load_or_init_state(folder: Path | None, resume: Any, model: Model,
 
 
 def fit_in(folder: Path | None, model: Model, sequences: TokenizedDataset, config: TrainingConfig,
-           validate: Validate, state: State, optimizer: optim.Optimizer, **options: Any) -> dict:
-    """`fit`, with the log and the state in the run's folder; -> history of steps and epochs.
+           validate: Validate, state: State, optimizer: optim.Optimizer,
+           log: Log | None = None, **options: Any) -> dict:
+    """`fit`, with metrics.jsonl and the state in the run's folder; -> history of steps and epochs.
 
-    folder None: nothing is written.
+    folder None: nothing is written. Raises UserError where the folder goes away meanwhile.
     """
     if folder is None:
-        fit(model, sequences, config, validate, state, optimizer, **options)
-    else:
-        log = run_folder.MetricsLog(folder, state.log_entries())
-        callback = options.pop("log", None)
+        history = History(log)
+        fit(model, sequences, config, validate, state, optimizer, log=history, **options)
+        return history.as_dict()
+    metrics = run_folder.MetricsLog(folder, state.step, state.epoch)
 
-        def both(entry):
-            log(entry)
-            _call(callback, entry)
+    def both(entry):
+        metrics(entry)
+        _call(log, entry)
 
-        try:
-            fit(model, sequences, config, validate, state, optimizer, log=both,
-                save=lambda: states.save_state(folder / STATE, *state.to_save(model, optimizer)),
-                **options)
-        finally:
-            log.close()
-    return {"steps": state.steps, "epochs": state.epochs}
+    def save():
+        metrics.sync()      # first: the state is never ahead of what is logged
+        states.save_state(folder / STATE, *state.to_save(model, optimizer))
+
+    try:
+        fit(model, sequences, config, validate, state, optimizer, log=both, save=save, **options)
+        metrics.sync()
+    finally:
+        metrics.close()
+    return run_folder.read_history(folder)
 
 
-def plan_batches(sequences: TokenizedDataset, config: TrainingConfig) -> list[list[list[int]]]:
-    """-> for each epoch its batches, each a list of text numbers."""
-    lengths = sequences.lengths
-    return [token_budget_batches(lengths, random.permutation(len(lengths), config.seed, epoch),
-                                 config.batch_tokens) for epoch in range(config.epochs)]
+class BatchPlan(Sequence):
+    """For each epoch its batches, each a list of text numbers; planned when they are asked for.
+
+    `stretch`: an item holds so many batches, whatever the epoch. The memory is that of one item
+    and one epoch, however many there are.
+    """
+
+    def __init__(self, sequences: TokenizedDataset, config: TrainingConfig,
+                 stretch: int | None = None) -> None:
+        self.lengths, self.config, self.stretch = sequences.lengths, config, stretch
+        self._planned: tuple[int, list[list[int]]] | None = None      # an epoch, its batches
+        self.counts = [len(self._epoch(epoch)) for epoch in range(config.epochs)]
+        self.steps = sum(self.counts)
+
+    def __len__(self) -> int:
+        return len(self.counts) if self.stretch is None else -(-self.steps // self.stretch)
+
+    def __getitem__(self, i: Any) -> list[list[int]]:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        if self.stretch is None:
+            return self._epoch(i)
+        found, first, start = [], i * self.stretch, 0
+        for epoch, count in enumerate(self.counts):
+            here = slice(max(first - start, 0), max(first + self.stretch - start, 0))
+            if here.start < count and here.stop > 0:
+                found += self._epoch(epoch)[here]
+            start += count
+        return found
+
+    def _epoch(self, epoch):
+        if self._planned is None or self._planned[0] != epoch:
+            order = random.permutation(len(self.lengths), self.config.seed, epoch)
+            self._planned = epoch, token_budget_batches(self.lengths, order,
+                                                        self.config.batch_tokens)
+        return self._planned[1]
 
 
 @np.errstate(over="ignore", invalid="ignore")     # a run that diverges is told in one line
@@ -196,28 +244,30 @@ def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int]
 def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
         validate: Validate | None, state: State, optimizer: optim.Optimizer, *,
         save: Callable[[], None] | None = None, log: Log | None = None,
-        loss_options: Mapping[str, Any] | None = None,
-        plan: list[list[list[int]]] | None = None, stretch: str = "epoch",
+        loss_options: Mapping[str, Any] | None = None, plan: BatchPlan | None = None,
+        stretch: str = "epoch", save_every: SaveInterval | None = None,
         show_progress: bool = True) -> State:
     """Trains in place; ends with the values of the epoch that validation found best, or, with
     config.select "last", with those of the last. Where config.average has begun, these are the
     mean of the values (averaging.py).
 
     validate(model) -> dict with "score" (higher is better) and what else to report, or None for
-    no validation: then the last epoch counts. save() keeps the state, after each epoch and at an
-    interruption; log(dict) is called with each step and epoch. `plan` (default: plan_batches)
-    gives the batches between two validations, which need not be an epoch: `stretch` is what the
-    terminal calls them. Raises Interrupted.
+    no validation: then the last epoch counts. save() keeps the state: at `save_every`, after
+    epochs (saving.Saver) and at an interruption. log(dict) is called with each step and epoch.
+    `plan` (default: one item an epoch) gives the batches between two validations: `stretch` is
+    what the terminal calls them. Raises Interrupted.
     """
-    epochs = plan or plan_batches(sequences, config)
-    total = sum(len(batches) for batches in epochs)
+    epochs = plan or BatchPlan(sequences, config)
+    total = epochs.steps
     warmup = int(config.warmup_ratio * total)
     lengths = sequences.lengths
     if model.store.compute_dtype == FLOAT16 and state.scale is None:
         state.scale = LossScale()
-    with allocator.reused(), run_folder.catch_interrupts() as interrupted, tqdm(
+    recent: deque[float] = deque(maxlen=20)
+    with allocator.reused(), run_folder.catch_interrupts() as interrupts, tqdm(
             total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
             disable=not show_progress or None) as bar:     # none where stderr is a file
+        saver = Saver(save, save_every or SaveInterval(), interrupts)
         while state.epoch < len(epochs) and not _patience_is_over(state, config):
             for indices in epochs[state.epoch][state.index:]:
                 started = time.perf_counter()
@@ -232,20 +282,19 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
                 seconds, tokens = time.perf_counter() - started, int(lengths[indices].sum())
                 state.seconds += seconds
                 state.tokens += tokens
-                state.steps.append({"step": state.step, "epoch": state.epoch + 1, "loss": loss,
-                                    "lr": lr, "grad_norm": norm, "tokens": tokens,
-                                    "tokens_per_second": tokens / seconds}
-                                   | _scale_of(state))
-                _call(log, state.steps[-1])
-                bar.set_postfix_str(f"loss {_recent_loss(state):.3f}, "
+                state.loss_sum += loss
+                recent.append(loss)
+                _call(log, {"step": state.step, "epoch": state.epoch + 1, "loss": loss, "lr": lr,
+                            "grad_norm": norm, "tokens": tokens,
+                            "tokens_per_second": tokens / seconds} | _scale_of(state))
+                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.3f}, "
                                     f"{state.tokens / state.seconds:.0f} tokens/s")
                 bar.update()
-                if interrupted:
-                    _save_and_stop(save)
+                _save_or_stop(saver, interrupts)
             _finish_epoch(model, config, validate, state, log, stretch if show_progress else None)
-            if save is not None:
-                save()
-            if interrupted:
+            saver.after_epoch(last=interrupts.received or state.epoch == len(epochs)
+                              or _patience_is_over(state, config))
+            if interrupts.received:
                 raise Interrupted
     if state.best_values is not None:
         model.store.values[...] = model.store.xp.asarray(state.best_values)
@@ -263,9 +312,8 @@ def _average(model, state):
 
 
 def _finish_epoch(model, config, validate, state, log, shown_as):
-    losses = [s["loss"] for s in state.steps if s["epoch"] == state.epoch + 1]
     report = {"epoch": state.epoch + 1, "step": state.step,
-              "train_loss": sum(losses) / len(losses)}
+              "train_loss": state.loss_sum / state.index}
     if validate is not None:
         with nullcontext() if state.mean is None else state.mean.within(model):
             report |= validate(model)
@@ -278,8 +326,7 @@ def _finish_epoch(model, config, validate, state, log, shown_as):
             tqdm.write(f"{shown_as} {report['epoch']}: " + ", ".join(
                 f"{key.replace('_', ' ')} {value:.4f}" for key, value in report.items()
                 if isinstance(value, float) and key != "score"))
-    state.epochs.append(report)
-    state.epoch, state.index = state.epoch + 1, 0
+    state.epoch, state.index, state.loss_sum = state.epoch + 1, 0, 0.0
     _call(log, report)     # last: whatever it raises, the state is that of an epoch that ended
 
 
@@ -305,17 +352,16 @@ def _patience_is_over(state, config):
                 and state.epoch - state.best["epoch"] >= config.early_stopping)
 
 
-def _recent_loss(state, n=20):
-    recent = [s["loss"] for s in state.steps[-n:]]
-    return sum(recent) / len(recent)
-
-
 def _call(log, entry):
     if log is not None:
         log(entry)
 
 
-def _save_and_stop(save):
-    if save is not None:
-        save()
-    raise Interrupted
+def _save_or_stop(saver, interrupts):
+    """After a step: at an interruption saves and raises Interrupted, else saves where it is due."""
+    if interrupts.received:
+        saver()
+        raise Interrupted
+    saver.after_step()
+    if interrupts.received:      # while it was saved
+        raise Interrupted
