@@ -191,7 +191,7 @@ class TextClassifier(Estimator):
             lr: float | None = None, batch_tokens: int | None = None,
             # texts
             max_length: int | None = None, truncate: str = "head", clean: str | None = None,
-            valid_fraction: float = 0.1,
+            parse_special: bool = False, valid_fraction: float = 0.1,
             # model
             train_layers: str = "all", pooling: str | None = None, dropout: float | None = None,
             download: bool = False, tokenizer: str | Path | None = None, layers: int = 2,
@@ -258,7 +258,7 @@ class TextClassifier(Estimator):
         room = self.model_.trunk.config.n_positions
         ids, types, _ = encode_sequences(
             self.tokenizer_, firsts, min(self.preprocessing_.max_length or room, room),
-            self.preprocessing_.truncate, seconds)
+            self.preprocessing_.truncate, seconds, self.preprocessing_.parse_special)
         require_readable(ids, self.tokenizer_, self.model_.trunk.config, "texts[{}]".format, types)
         logp = log_probabilities(self.model_, ids, self.micro_tokens, types=types)
         return np.exp(logp)[:, self._columns]

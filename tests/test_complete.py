@@ -71,7 +71,6 @@ def test_the_end_token_in_a_text_is_refused_or_parsed(tmp_path, capsys):
 def test_a_prompt_with_a_special_token_is_told(run, capsys):
     assert main(["generate", "--model", str(run / "model"), "a<|endoftext|>b"]) == 0
     assert "prompt 1 holds <|endoftext|>, read as its characters" in capsys.readouterr().err
-    assert main(["finetune", "--parse-special"]) == 2
 
 
 @pytest.mark.parametrize("n_prompt, n_answer, most", [

@@ -55,7 +55,7 @@ def assert_same_tensors(model, other):
 
 
 @pytest.mark.parametrize("kind, absent", [
-    (TextClassifier, OF_FILES | {"separator", "parse_special"}),
+    (TextClassifier, OF_FILES | {"separator"}),
     (CompletionModel, OF_FILES | OF_CLASSES)])
 def test_parameters_are_the_options_of_finetune(kind, absent):
     options = {f.name: f.default for group in (DataConfig, ModelConfig, TrainingConfig)

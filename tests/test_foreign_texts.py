@@ -153,3 +153,38 @@ def test_a_tokenizer_that_lacks_the_letter_a():
     require_readable(ids, made, GPT2, str)
     with pytest.raises(UserError, match="^0: nothing is left"):
         require_readable([np.array([], int)], made, GPT2, str)
+
+
+def test_a_special_token_in_a_text_is_text_unless_it_is_asked_otherwise(tmp_path, capsys,
+                                                                        classifier):
+    def answer(text, *flags):
+        assert main(["predict", "--model", classifier, *flags, text, "abc"]) == 0
+        out, err = capsys.readouterr()
+        return out.splitlines()[1].split(",", 1)[1], err
+
+    literal = "bad<|endoftext|>"
+    found, err = answer(literal)
+    assert "note: 1 text holds <|endoftext|>, read as characters, not as that token" in err
+    assert found == answer("badedfe")[0]      # the letters of it that the tokenizer has
+    parsed, err = answer(literal, "--parse-special")
+    assert parsed != found and "note" not in err
+
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(
+        f"{x}{y}<|endoftext|>,{'yes' if x < 'd' else 'no'}\n" for x in LETTERS for y in LETTERS))
+    given = "evaluate", "--model", classifier, "--test", str(rows), "--json"
+    assert main([*given]) == 0
+    out, err = capsys.readouterr()
+    assert "note: 64 texts hold <|endoftext|>, read as characters" in err
+    assert main([*given, "--parse-special"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] != json.loads(out)["loss"]
+
+    train = "finetune", "--model", classifier, "--train", str(rows), "--epochs", "1", "--compare", \
+        "none", "--quiet"
+    assert main([*train, "--out", str(tmp_path / "text")]) == 0
+    assert "texts hold <|endoftext|>, read as characters" in capsys.readouterr().out
+    assert main([*train, "--parse-special", "--out", str(tmp_path / "parsed")]) == 0
+    assert "note: " not in capsys.readouterr().out.replace("note: without a test file", "")
+    classifier = str(tmp_path / "parsed" / "model")      # which remembers it
+    assert answer(literal)[0] == answer(literal, "--parse-special")[0] != answer("badedfe")[0]
+    assert TextClassifier.load(classifier).preprocessing_.parse_special

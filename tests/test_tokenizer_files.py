@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import encode_all, load_tokenizer, train_tokenizer
-from minisft.data.tokenizer import texts_with_special_tokens
+from minisft.data.tokenizer import special_tokens_note
 from minisft.errors import UserError
 from minisft.io.model_folder import save_tokenizer
 
@@ -226,8 +226,10 @@ def test_texts_with_special_tokens_are_counted(tmp_path):
     FOLDERS["fast, own"](tmp_path)
     made = load_tokenizer(tmp_path)
     texts = ["none", "a<|endoftext|>", "<|endoftext|> <|endoftext|>", "<qsep>", "<|endoftext"]
-    assert texts_with_special_tokens(made, texts) == (2, ["<|endoftext|>"])
-    assert texts_with_special_tokens(made, texts[:1]) == (0, [])
+    assert special_tokens_note(made, texts) == (
+        "note: 2 texts hold <|endoftext|>, read as characters, not as that token")
+    assert special_tokens_note(made, texts[1:2]).startswith("note: 1 text holds <|endoftext|>, ")
+    assert special_tokens_note(made, texts[:1]) is None
 
 
 # What is refused, by the name of its key

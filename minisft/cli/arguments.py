@@ -95,9 +95,9 @@ def add_preprocessing(parser: argparse.ArgumentParser, separator: bool = False) 
     if separator:
         parser.add_argument("--separator", metavar="TEXT",
                             help=f"language model: what stands behind a prompt {default}")
-        parser.add_argument("--parse-special", action="store_true", help="language model: special "
-                            "tokens that stand in a prompt are read as those tokens, not as "
-                            "characters (default: as in training)")
+    parser.add_argument("--parse-special", action="store_true", help="tokens with a role, such as "
+                        "<|endoftext|> or [SEP], that stand in a text are read as those tokens, "
+                        "not as characters (default: as in training)")
 
 
 def chosen_preprocessing(args, preprocessing):
@@ -106,7 +106,7 @@ def chosen_preprocessing(args, preprocessing):
         preprocessing = replace(preprocessing, clean=parse_cleaning_steps(args.clean))
     if getattr(args, "separator", None) is not None:
         preprocessing = replace(preprocessing, separator=args.separator or None)
-    if getattr(args, "parse_special", False):
+    if args.parse_special:
         preprocessing = replace(preprocessing, parse_special=True)
     return preprocessing
 

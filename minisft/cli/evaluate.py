@@ -22,6 +22,7 @@ from minisft.cli.tables import (
 )
 from minisft.data.read import read_examples, read_prompts
 from minisft.data.sequences import encode_sequences, require_readable
+from minisft.data.tokenizer import special_tokens_note
 from minisft.evaluation import metrics
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.evaluation.report import absent_classes_note
@@ -78,9 +79,13 @@ def _classifier(args, model, tokenizer, preprocessing):
                                  pair_column=columns.pair_column, **table_options(args))
     report_table(args, examples.notes, examples.bad_rows)
     ids, types, cut = encode_sequences(tokenizer, examples.texts, preprocessing.max_length,
-                                       preprocessing.truncate, examples.pairs)
+                                       preprocessing.truncate, examples.pairs,
+                                       preprocessing.parse_special)
     require_readable(ids, tokenizer, model.trunk.config, examples.place, types)
     say(str(preprocessing))
+    if not preprocessing.parse_special and (note := special_tokens_note(
+            tokenizer, examples.full_texts)):
+        say(note)
     logp = log_probabilities(model, ids, args.batch_tokens, "evaluating", types)
     figures = metrics.classification(examples.labels, logp, model.label_names)
     width = max(len(name) for name in model.label_names)

@@ -27,6 +27,7 @@ from minisft.cli.tables import (
 from minisft.data.read import read_texts
 from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.text import clean
+from minisft.data.tokenizer import special_tokens_note
 from minisft.errors import UserError
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.io.files import write_text
@@ -68,11 +69,14 @@ def run(args: argparse.Namespace) -> None:
     room = model.trunk.config.n_positions
     ids, types, cut = encode_sequences(
         tokenizer, texts, min(preprocessing.max_length or room, room), preprocessing.truncate,
-        pairs)
+        pairs, preprocessing.parse_special)
     require_readable(ids, tokenizer, model.trunk.config, place, types)
     if cut:
         say(f"cut {cut} text{'s' * (cut != 1)} to the model's length")
     say(str(preprocessing))
+    if not preprocessing.parse_special and (note := special_tokens_note(
+            tokenizer, texts + (pairs or []))):
+        say(note)
     p = np.exp(log_probabilities(model, ids, args.batch_tokens, "predicting", types))
     names = list(model.label_names)
     taken = set(columns)

@@ -75,16 +75,19 @@ def encode_batch(tokenizer: Tokenizer, texts: Sequence[str],
         tokenizer.encode_special_tokens = before
 
 
-def texts_with_special_tokens(tokenizer: Tokenizer,
-                              texts: Iterable[str]) -> tuple[int, list[str]]:
-    """-> in how many texts a special token stands literally, and which tokens, sorted."""
+def special_tokens_note(tokenizer: Tokenizer, texts: Iterable[str]) -> str | None:
+    """-> a line that says in how many texts special tokens stand as characters; None for none."""
     special = [token.content for token in tokenizer.get_added_tokens_decoder().values()
                if token.special and token.content]
     if not special:
-        return 0, []
+        return None
     pattern = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-    found = [set(pattern.findall(text)) for text in texts]
-    return sum(map(bool, found)), sorted(set().union(*found))
+    found = [tokens for text in texts if (tokens := set(pattern.findall(text)))]
+    if not found:
+        return None
+    tokens, one = sorted(set().union(*found)), len(found) == 1
+    return (f"note: {len(found):,} text{'s' * (not one)} hold{'s' * one} {', '.join(tokens)}, read "
+            f"as characters, not as {'that token' if len(tokens) == 1 else 'those tokens'}")
 
 
 def require_no_panic(tokenizer: Tokenizer) -> None:

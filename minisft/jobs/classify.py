@@ -107,7 +107,8 @@ class Classification:
             if part is None:
                 return None, 0
             ids, types, cut = encode_sequences(tokenizer, part.texts, preprocessing.max_length,
-                                               preprocessing.truncate, part.pairs)
+                                               preprocessing.truncate, part.pairs,
+                                               preprocessing.parse_special)
             require_readable(ids, tokenizer, model.trunk.config, part.place, types)
             return TokenizedDataset(ids, part.labels, types), cut
 

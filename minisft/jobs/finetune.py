@@ -16,7 +16,7 @@ from minisft.data.read import Examples, Prompts
 from minisft.data.special_tokens import read_special_tokens
 from minisft.data.table import bad_rows_csv
 from minisft.data.text import load_tokenizer, parse_cleaning_steps, train_tokenizer
-from minisft.data.tokenizer import vocab_size_of
+from minisft.data.tokenizer import special_tokens_note, vocab_size_of
 from minisft.errors import UserError, setting
 from minisft.evaluation import plots
 from minisft.io import hub, run_folder
@@ -167,6 +167,9 @@ def _prepare(task, say):
                                   data.separator if data.task == "complete" else None,
                                   data.parse_special, _columns(data))
     encoded = task.encode(tokenizer, preprocessing, model)
+    if not data.parse_special and (note := special_tokens_note(
+            tokenizer, getattr(task.train, "full_texts", task.texts))):
+        say(f"{note} (of the training texts)")
     config = resolve_defaults(config, model, encoded.train)
     return Prepared(task, config, model, tokenizer, preprocessing, encoded, loss_options)
 

@@ -50,8 +50,9 @@ class DataConfig:
         "\n\n", "complete: what stands between prompt and completion (default: an empty line)",
         metavar="TEXT")
     parse_special: bool = option(
-        False, "complete: special tokens such as <|endoftext|> that stand in a prompt or a "
-        "completion are read as those tokens, not as characters", action="store_true")
+        False, "tokens with a role, such as <|endoftext|> or [SEP], that stand in a text are read "
+        "as those tokens, not as characters; a model's own added tokens always are",
+        action="store_true")
     no_header: bool = option(
         False, "the file has no header: columns are named 1, 2, ...", action="store_true")
     encoding: str = option("utf-8", "encoding of the files", metavar="NAME")
@@ -232,8 +233,6 @@ def require_sound(config: FinetuneConfig) -> None:
     for name in ("label_map", "pair_column", "token_dropout", "token_swap"):
         if data.task != "classify" and config.options()[name]:
             raise UserError(f"{setting(name)} is for {setting('task', 'classify')}")
-    if data.parse_special and data.task != "complete":
-        raise UserError(f"{setting('parse_special')} is for {setting('task', 'complete')}")
     if model.pooling is not None and (model.model == "scratch" or data.task != "classify"):
         raise UserError(f"{setting('pooling')} is for a BERT that classifies: see "
                         f"{setting('model')}")
