@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from minisft.data.sequences import require_readable
+from minisft.data.special_tokens import SpecialTokens
 from minisft.data.text import clean, encode_all
 from minisft.data.tokenizer import unused_token_ids
 from minisft.errors import UserError
@@ -45,7 +46,8 @@ def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preproce
                     unused_token_ids(tokenizer, model.trunk.config.vocab_size))
 
 
-def _note_special_tokens(texts, special_tokens, say):
+def _note_special_tokens(texts: list[str], special_tokens: SpecialTokens,
+                         say: Callable[[str], Any]) -> None:
     for n, text in enumerate(texts):
         if found := sorted({token for token in special_tokens.tokens.values() if token in text}):
             say(f"note: prompt {n + 1} holds {', '.join(found)}, read as its characters and not "
