@@ -10,9 +10,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from minisft.cli import main
-from minisft.data.sequences import encode_sequences, require_readable
+from minisft.data.sequences import encode_sequences, leading_ids, require_readable
 from minisft.errors import UserError
-from minisft.estimators import TextClassifier
+from minisft.estimators import CompletionModel, TextClassifier
 from minisft.io.checkpoint import save
 from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
@@ -136,6 +136,18 @@ def test_a_template_with_an_id_or_a_type_beyond_the_model_is_named(tmp_path, cap
         single="$A:7", pair="$A $B:1", special_tokens=[]))
     assert "text 1: the tokenizer gives the token type 7, but the model has 2 types" in refusal(
         capsys, "predict", "--model", path, "bad")
+
+
+def test_a_token_that_opens_every_text_opens_prompts_too(tmp_path, writer):
+    """As `add_bos_token` asks for; nothing closes a prompt."""
+    made = with_template(single="h $A <|endoftext|>", pair="$A $B:1",
+                         special_tokens=[("h", 7), ("<|endoftext|>", 8)])
+    assert leading_ids(made).tolist() == [7] and leading_ids(tokenizer()).tolist() == []
+    opened = folder(tmp_path / "opened", LanguageModel(GPT2, seed=0), made)
+    first, second = CompletionModel.load(opened), CompletionModel.load(writer)
+    assert first.generate("ab", temperature=0, max_new_tokens=3) == second.generate(
+        "hab", temperature=0, max_new_tokens=3)
+    assert first.perplexity(["ab"], ["cd"]) == pytest.approx(second.perplexity(["hab"], ["cd"]))
 
 
 def test_wordpiece_without_its_unknown_token_is_one_line(tmp_path, capsys):

@@ -5,7 +5,7 @@ behind it, GPT-2's puts none.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import chain, groupby
+from itertools import chain, groupby, takewhile
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,12 @@ def special_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """-> the ids of the special tokens that it puts around a text, sorted."""
     return tuple(sorted({int(i) for part, ids, _ in _template(tokenizer, False) if part is None
                          for i in ids}))
+
+
+def leading_ids(tokenizer: Tokenizer) -> np.ndarray:
+    """-> the ids of the special tokens that it puts before a text: those of add_bos_token."""
+    leading = takewhile(lambda piece: piece[0] is None, _template(tokenizer, False))
+    return np.concatenate([np.array([], dtype=np.int64), *(ids for _, ids, _ in leading)])
 
 
 def _template(tokenizer, paired):

@@ -19,7 +19,8 @@ ALIASES = {"gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt
 DOWNLOAD_PATTERNS = [
     CONFIG, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-    "special_tokens_map.json", "vocab.txt", "generation_config.json", "minisft.json"]
+    "special_tokens_map.json", "added_tokens.json", "vocab.txt", "generation_config.json",
+    "minisft.json"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 

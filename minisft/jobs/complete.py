@@ -17,7 +17,7 @@ from minisft.data.read import (
     stratified_subset,
     train_valid_split,
 )
-from minisft.data.sequences import require_readable
+from minisft.data.sequences import leading_ids, require_readable
 from minisft.data.text import END_OF_TEXT, encode_all
 from minisft.data.tokenizer import decode
 from minisft.errors import UserError, setting
@@ -73,13 +73,14 @@ def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
     starts, _ = encode_all(tokenizer,
                            [p + (preprocessing.separator or "") for p in prompts.prompts],
                            parse_special=parse_special)
+    leading = leading_ids(tokenizer)
     answers, _ = encode_all(tokenizer, prompts.completions, parse_special=parse_special)
     # the end is added to every completion, also to one that spells it
     answers = [x[:-1] if len(x) > 1 and x[-1] == end else x for x in answers]
     require_readable(starts, tokenizer, config, prompts.place, what="prompt")
     require_readable(answers, tokenizer, config, prompts.place, what="completion")
     require_readable([np.array([end])], tokenizer, config, lambda n: "the end of a completion")
-    joined = [join(p, a, end, preprocessing.max_length)
+    joined = [join(np.concatenate([leading, p]), a, end, preprocessing.max_length)
               for p, a in zip(starts, answers, strict=True)]
     # the first label that counts stands at the prompt's last token
     kept = [ids[:np.flatnonzero(labels != IGNORE)[0] + 1] for ids, labels, _ in joined]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minisft.data.sequences import require_readable
+from minisft.data.sequences import leading_ids, require_readable
 from minisft.data.special_tokens import SpecialTokens
 from minisft.data.text import clean, encode_all
 from minisft.data.tokenizer import unused_token_ids
@@ -30,6 +30,8 @@ def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preproce
              for prompt in prompts]
     special_tokens = special_tokens_of(model, tokenizer)
     ids, _ = encode_all(tokenizer, texts, parse_special=preprocessing.parse_special)
+    leading = leading_ids(tokenizer)
+    ids = [np.concatenate([leading, x]) if len(x) else x for x in ids]
     if not preprocessing.parse_special:
         _note_special_tokens(texts, special_tokens, say)
     for n, x in enumerate(ids):
