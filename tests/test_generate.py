@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from minisft.data.batch import pack
+from minisft.errors import UserError
+from minisft.models.finite import require_finite
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
@@ -120,3 +122,14 @@ def test_greedy_equals_transformers_in_float64(tmp_path):
         max_new_tokens=100, do_sample=False, eos_token_id=None)[0, 3:].tolist()
     model = load(tmp_path, dtype=np.float64)
     assert generate(model, [prompt], 100, GREEDY)[0].ids == expected
+
+
+@pytest.mark.parametrize("sampler", [GREEDY, Sampler(seed=1)])
+def test_values_that_are_no_numbers_are_told(model, sampler):
+    """Of a run that diverged: it wrote `!!!!`, the token of index 0."""
+    model.store.values[...] = 1e200      # finite, as a folder's weights must be
+    with pytest.raises(UserError, match="values that are not finite"):
+        generate(model, [np.array([3])], 4, sampler)
+    for sums in (float("nan"), np.array([0, np.inf])):
+        with pytest.raises(UserError, match="values that are not finite"):
+            require_finite(sums)

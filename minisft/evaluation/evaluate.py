@@ -12,16 +12,14 @@ from minisft.backend.array import to_cpu
 from minisft.data.batch import pack, token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.tokenizer import decode, unused_token_ids
-from minisft.errors import UserError, setting
 from minisft.evaluation import metrics
+from minisft.models.finite import require_finite
 from minisft.models.generate import Sampler, generate
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import log_softmax
 
 # Prompts generated at the same time: enough to fill the matrix products, little memory.
 GENERATION_BATCH = 32
-_TOO_LARGE = ("the model gives values that are not finite, as it does after too high an "
-              f"{setting('lr')}")
 
 
 @np.errstate(over="ignore", invalid="ignore")     # reported by one UserError
@@ -44,9 +42,8 @@ def log_probabilities(model: Classifier, ids: Sequence[np.ndarray], batch_tokens
         if features is not None:
             batch = replace(batch, hidden=features.of(indices))
         logits = to_cpu(model.forward(batch))
+        require_finite(logits)
         logp[indices] = log_softmax(logits.astype(np.float64))
-    if not np.isfinite(logp).all():
-        raise UserError(_TOO_LARGE)
     return logp
 
 
@@ -60,8 +57,7 @@ def completion_loss(model: LanguageModel, dataset: TokenizedDataset, batch_token
     for indices in _progress_bar(batches, progress):
         loss, denominator, _ = model.loss(dataset.batch(indices))
         total, tokens = total + float(loss), tokens + float(denominator)
-    if not np.isfinite(total):
-        raise UserError(_TOO_LARGE)
+    require_finite(total)
     return {"loss": total / tokens, "perplexity": float(np.exp(min(total / tokens, 700))),
             "tokens": int(tokens)}
 

@@ -9,6 +9,7 @@ import numpy as np
 from minisft.backend import random
 from minisft.backend.array import Array, array_module, to_cpu
 from minisft.data.batch import Batch, pack
+from minisft.models.finite import require_finite
 from minisft.ops import softmax
 
 
@@ -97,6 +98,7 @@ class Generated:
     finish_reason: str
 
 
+@np.errstate(over="ignore", invalid="ignore")     # reported by one UserError
 def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sampler: Sampler,
              end_token: int | Collection[int] | None = None,
              progress: Callable[[int], Any] | None = None,
@@ -108,7 +110,8 @@ def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sam
 
     `progress(n)` is called with the number of new tokens. Position embeddings are learned, so a
     sequence stops when n_positions of its tokens have been read; one more may follow. Raises
-    ValueError for an empty prompt or one beyond n_positions.
+    ValueError for an empty prompt or one beyond n_positions, UserError where the logits are not
+    finite.
     """
     room = model.trunk.config.n_positions
     ends = end_token if isinstance(end_token, Collection) else (end_token,)
@@ -124,6 +127,7 @@ def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sam
     for _ in range(max_new_tokens):
         kv_cache.slots = alive
         logits = to_cpu(model.forward(batch, last_only=True, kv_cache=kv_cache))
+        require_finite(logits)
         if len(unused_ids):
             logits[:, unused_ids] = -np.inf
         positions = batch.end_positions
