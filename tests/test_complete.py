@@ -114,7 +114,7 @@ def test_results_are_those_of_the_saved_model(run):
                                                answers)["exact_match"]
     assert found["exact_match"] > 0.3 and found["n_test"] == 40
     assert {p.name for p in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "model", "training_state", "results.json", "curves.png",
+        "config.json", "metrics.jsonl", "model", "results.json", "curves.png",
         "report.md"}
     assert '"\\\\n\\\\n"' in (run / "report.md").read_text()
 

@@ -54,7 +54,7 @@ def timeless(found):
 
 def test_run_folder_holds_what_the_readme_says(trained):
     assert {p.name for p in trained.iterdir()} == {
-        "config.json", "metrics.jsonl", "model", "training_state", "results.json", "curves.png",
+        "config.json", "metrics.jsonl", "model", "results.json", "curves.png",
         "confusion.png", "report.md"}
     found = results(trained)
     assert {"accuracy", "accuracy_low", "accuracy_high", "macro_f1", "loss", "train_seconds",

@@ -122,7 +122,7 @@ def test_results_are_those_of_the_saved_folder(run, text):
 
 def test_folder_and_card(run):
     assert {p.name for p in run.iterdir()} == {
-        "config.json", "metrics.jsonl", "model", "training_state", "results.json", "curves.png"}
+        "config.json", "metrics.jsonl", "model", "results.json", "curves.png"}
     card = (run / "model" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n") and "\n---\n\n# A small" in card
     for words in ("Words of our own: MIT", "bits per byte of `xz -9e`", "What it cannot do",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,3 +146,31 @@ def test_a_damaged_state(command, tmp_path, monkeypatch, capsys):
         assert main(["finetune", "--resume", str(out)]) == 2
         err = capsys.readouterr().err
         assert err.startswith(f"minisft: {path}") and err.count("\n") == 1
+
+
+def test_a_folder_that_goes_away_is_told(command, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    for place in ("validate", "evaluate"):
+        original = getattr(Classification, place)
+
+        def removed(*args, original=original):
+            shutil.rmtree(out, ignore_errors=True)
+            return original(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Classification, place, removed)
+            assert main([*command, "--out", str(out)]) == 2
+        found = capsys.readouterr()
+        assert found.err.startswith(f"minisft: {out}") and found.err.count("\n") == 1
+        assert "removed" in found.err and "everything is in" not in found.out
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def test_the_state_goes_when_the_run_has_ended_unless_it_is_kept(command, whole, tmp_path):
+    assert not (whole / "training_state").exists()
+    command = [*command, "--adapt-epochs", "1", "--out", str(tmp_path / "run")]
+    assert main([*command, "--keep-state"]) == 0
+    assert (tmp_path / "run" / "training_state" / "state.safetensors").is_file()
+    assert (tmp_path / "run" / "adaptation" / "training_state").is_dir()
+    assert main([*command, "--overwrite"]) == 0
+    assert not list((tmp_path / "run").rglob("training_state"))

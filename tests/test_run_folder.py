@@ -2,7 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -157,3 +161,83 @@ def test_fingerprint_sees_a_change(tmp_path):
     file.write_text("b")
     assert run_folder.file_sha256(file) != first and len(first) == 64
     assert run_folder.file_sha256(None) is None
+
+
+LOCKING = pytest.mark.skipif(run_folder.fcntl is None, reason="the system has no flock")
+HOLD = """
+import sys
+from minisft.io.run_folder import FolderLock
+with FolderLock(sys.argv[1], unnamed=len(sys.argv) > 2) as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def hold():
+    """hold(folder, *unnamed) -> a process that has the folder, and which one it is."""
+    processes = []
+
+    def start(*args):
+        process = subprocess.Popen([sys.executable, "-c", HOLD, *map(str, args)], text=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        processes.append(process)
+        return process, Path(process.stdout.readline().strip())
+
+    yield start
+    for process in processes:
+        process.communicate("")
+
+
+@LOCKING
+def test_a_folder_belongs_to_one_process(tmp_path, hold):
+    process, _ = hold(tmp_path / "run")
+    with pytest.raises(UserError, match=f"run: process {process.pid} on .* works in this folder"):
+        with run_folder.FolderLock(tmp_path / "run"):
+            pass
+    process.communicate("")
+    assert not (tmp_path / "run").exists()      # nothing was written
+    with run_folder.FolderLock(tmp_path / "run") as folder:
+        (folder / "config.json").touch()
+    assert os.listdir(tmp_path / "run") == ["config.json"]
+
+
+@LOCKING
+def test_the_lock_of_a_dead_process_is_told_and_taken(tmp_path, hold):
+    process, _ = hold(tmp_path / "run")
+    process.kill()
+    process.wait()
+    said = []
+    run_folder.check_output_folder(tmp_path / "run", False)
+    with run_folder.FolderLock(tmp_path / "run", said.append):
+        (line,) = said
+        assert line.startswith(f"note: process {process.pid} on ") and "died" in line
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / ".lock").write_text("\033[2J" * 9)
+    with run_folder.FolderLock(tmp_path / "run", said.append):
+        assert said[1].startswith("note: another process died")
+
+
+def test_unnamed_runs_get_a_folder_each(tmp_path, hold):
+    found = {hold(tmp_path / "runs" / "x", "unnamed")[1] for _ in range(3)}
+    assert found == {tmp_path / "runs" / name for name in ("x", "x-2", "x-3")}
+
+
+def test_a_folder_that_was_removed_is_told(tmp_path):
+    run_folder.create(tmp_path / "run", {})
+    run_folder.require_present(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match="run: was removed while the run went on"):
+        run_folder.require_present(tmp_path / "run")
+
+
+def test_overwrite_takes_all_that_a_run_leaves(tmp_path):
+    for name in run_folder.CONTENTS:
+        (tmp_path / name).touch()
+    (tmp_path / "adaptation").unlink()
+    (tmp_path / "adaptation" / "training_state").mkdir(parents=True)
+    run_folder.check_output_folder(tmp_path, True)
+    run_folder.remove_state(tmp_path)
+    assert os.listdir(tmp_path / "adaptation") == []
+    run_folder.create(tmp_path, {})
+    assert os.listdir(tmp_path) == ["config.json"]

@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,17 +15,27 @@ from typing import Any
 
 from minisft.backend.cpu import jit, row_blocks
 from minisft.errors import UserError, setting
-from minisft.io.files import CONFIG, read_json, write_json
+from minisft.io.files import CONFIG, make_folder, read_json, write_json
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:      # Windows
+    fcntl = None
 
 METRICS = "metrics.jsonl"
+STATE = "training_state"
+ADAPTATION = "adaptation"     # the run before the classifier's, with a log and a state of its own
+LOCK = ".lock"
 BAD_ROWS = "bad_rows.csv"     # rows of the data files that could not be read and were skipped
 # What a run writes; `overwrite` removes these and touches nothing else in the folder.
-CONTENTS = (CONFIG, METRICS, "model", "training_state", "curves.png",
-            "confusion.png", "results.json", "report.md", "curve.json", "curve.png", BAD_ROWS)
+CONTENTS = (CONFIG, METRICS, "model", STATE, ADAPTATION, "curves.png", "confusion.png",
+            "results.json", "report.md", "curve.json", "curve.png", BAD_ROWS)
 # A run of several seeds or training sizes has a folder for each inside.
 INNER = re.compile(r"(seed|size)-\d+")
 # A run killed while it wrote a file leaves a partial one (files.atomic_write).
 PARTIAL = tuple(f".{name}.partial" for name in CONTENTS)
+HOLDER = re.compile(r"process \d{1,10} on [\w .-]{1,255}", re.ASCII)
 
 
 def unused_path(parent: str | Path, name: str, suffix: str = "") -> Path:
@@ -43,23 +53,114 @@ def check_output_folder(folder: str | Path, overwrite: bool) -> None:
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, expected a folder or nothing")
     names = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    if set(names) - set(PARTIAL) and not overwrite:
+    if set(names) - {*PARTIAL, LOCK} and not overwrite:
         raise UserError(f"{folder} is not empty ({', '.join(names[:3])}, ...): choose another "
                         f"{setting('out')}, or {setting('overwrite')}, or {setting('resume')} it")
     for name in names:
         if _inner(folder / name):
             check_output_folder(folder / name, overwrite)
-        elif name not in CONTENTS + PARTIAL:
+        elif name not in (*CONTENTS, *PARTIAL, LOCK):
             raise UserError(f"{folder} holds {name!r}, which no run made: choose another "
                             f"{setting('out')}")
 
 
 def remove_model(folder: str | Path) -> None:
     """Removes the model and the training state of a finished run; its results and figures stay."""
-    for name in ("model", "training_state"):
-        path = Path(folder) / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+    _remove(Path(folder) / "model")
+    remove_state(folder)
+
+
+def remove_state(folder: str | Path) -> None:
+    """Removes the training states of a finished run: nothing is resumed from them."""
+    for place in (Path(folder), Path(folder) / ADAPTATION):
+        if not place.is_symlink():
+            _remove(place / STATE)
+
+
+def _remove(folder):
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+
+
+def require_present(folder: str | Path) -> None:
+    """Raises UserError where the folder of a run went away while the run went on."""
+    if not (Path(folder) / CONFIG).is_file():
+        raise UserError(f"{folder}: was removed while the run went on, its files are lost")
+
+
+class FolderLock:
+    """The folder of a run belongs to one process: `with FolderLock(folder, say) as folder`.
+
+    Makes the folder and those above it, and removes them at the end where they are still empty.
+    With `unnamed` it is the first of folder, folder-2, ... that is not there. Raises UserError
+    while another process has the folder. The system drops the lock of a process that has died
+    (where it has `flock`, as Linux and macOS; elsewhere nothing is locked).
+    """
+
+    def __init__(self, folder: str | Path, say: Callable[[str], Any] = print,
+                 unnamed: bool = False) -> None:
+        self.folder, self.say, self.unnamed = Path(folder), say, unnamed
+
+    def __enter__(self) -> Path:
+        try:
+            self._make()
+            self.handle = self._lock()
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})"
+                            ) from None
+        return self.folder
+
+    def __exit__(self, *error: Any) -> None:
+        path = self.folder / LOCK
+        try:
+            if os.path.samestat(os.fstat(self.handle), os.stat(path)):
+                path.unlink()
+            for made in self.made:
+                made.rmdir()
+        except OSError:
+            pass      # it is not empty, as it should be, or the user has removed it
+        os.close(self.handle)
+
+    def _make(self):
+        parent, name = self.folder.parent, self.folder.name
+        self.made = [path for path in (parent, *parent.parents) if not path.is_dir()]
+        make_folder(parent)
+        while True:
+            if self.unnamed:
+                self.folder = unused_path(parent, name)
+            try:
+                self.folder.mkdir()
+                self.made.insert(0, self.folder)
+                return
+            except FileExistsError:
+                if not self.unnamed:      # else another process was faster: the next name
+                    return
+
+    def _lock(self):
+        path = self.folder / LOCK
+        while True:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            holder = os.read(handle, 1000).decode(errors="replace")
+            if not HOLDER.fullmatch(holder):
+                holder = "another process" if holder else ""
+            try:
+                if fcntl is not None:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(handle)
+                raise UserError(f"{self.folder}: {holder or 'another process'} works in this "
+                                f"folder, expected one run at a time, or another {setting('out')}"
+                                ) from None
+            except OSError:
+                pass      # a file system without locks
+            if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
+                break
+            os.close(handle)      # it was released, and removed, in between
+        if holder:
+            self.say(f"note: {holder} died while it worked in {self.folder}")
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {platform.node() or 'this host'}".encode(), 0)
+        return handle
 
 
 def _inner(path):
@@ -95,6 +196,7 @@ def _clear(folder):
     for path in folder.iterdir() if folder.is_dir() else ():
         if _inner(path):
             _clear(path)
+            (path / LOCK).unlink(missing_ok=True)      # of a killed run: the whole is locked
             if not any(path.iterdir()):
                 path.rmdir()
 

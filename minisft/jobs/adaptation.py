@@ -15,14 +15,13 @@ import numpy as np
 from minisft.data.dataset import TokenizedDataset
 from minisft.errors import UserError, setting
 from minisft.evaluation.evaluate import validate
+from minisft.io import run_folder
 from minisft.models.gpt2 import GPT2
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
 from minisft.training.config import FinetuneConfig
 from minisft.training.loop import fit_in, load_or_init_state, make_optimizer
 from minisft.training.saving import parse_save_every
-
-FOLDER = "adaptation"     # within the run's, with a log and a state of its own
 
 
 def next_tokens(ids: Iterable[np.ndarray], end: int | None) -> TokenizedDataset:
@@ -46,7 +45,7 @@ def adapt(model: Classifier, train: TokenizedDataset, valid: TokenizedDataset, e
     if not isinstance(model.trunk, GPT2):
         raise UserError(f"{setting('adapt_epochs')} is {epochs}, but {config.model.model} does not "
                         "predict the next token")
-    place = None if folder is None else folder / FOLDER
+    place = None if folder is None else folder / run_folder.ADAPTATION
     if place is not None:
         place.mkdir(exist_ok=True)
     # these options are about the classifier

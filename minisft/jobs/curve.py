@@ -61,11 +61,16 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = prin
     config = config.replace(compare=config.output.compare or "baselines")
     _require_sizes(config)
     files = runner.fingerprints(config, kept, resume)
-    folder = Path(resume or config.output.out or
-                  run_folder.unused_path("runs", f"{runner.run_name(config)}-curve"))
-    if resume is None:
-        run_folder.check_output_folder(folder, config.output.overwrite)
-    else:     # it may have got more sizes
+    out = resume or config.output.out
+    if resume is None and out is not None:
+        run_folder.check_output_folder(out, config.output.overwrite)
+    with run_folder.FolderLock(out or f"runs/{runner.run_name(config)}-curve", say,
+                               unnamed=out is None) as folder:
+        return _curve(config, folder, resume, files, say)
+
+
+def _curve(config, folder, resume, files, say):
+    if resume is not None:     # it may have got more sizes
         write_json(folder / "config.json", {"settings": config.options(), "files": files,
                                             **run_folder.environment()})
 
@@ -82,6 +87,7 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = prin
             points.append({"size": run.config.data.train_texts} | seeds.summary(of_seeds))
             write_json(folder / "curve.json", {"points": points})
             of_seeds = {}
+    run_folder.require_present(folder)
     _write(folder, points, config)
     say(text_table(points))
     say(f"everything is in {folder}")

@@ -86,6 +86,7 @@ class PreparedRun:
 
     prepared: Prepared
     folder: Path
+    unnamed: bool     # then it is the first of folder, folder-2, ... that is not there
     resume: bool
     files: dict[str, str | None]     # checksums
 
@@ -145,8 +146,9 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None,
             "(minisft/data/toy_news.py)")
     prepared = _prepare(task, say)
     _say_data(prepared, say)
-    folder = Path(resume or config.output.out or run_folder.unused_path("runs", run_name(config)))
-    return PreparedRun(prepared, folder, resume is not None, files)
+    out = resume or config.output.out
+    return PreparedRun(prepared, Path(out or Path("runs") / run_name(config)), out is None,
+                       resume is not None, files)
 
 
 def read_task(config: FinetuneConfig) -> Classification | Completion:
@@ -186,7 +188,12 @@ def _columns(data):
 
 def run(ready: PreparedRun, say: Say = print) -> dict:
     """Trains, scores and writes all files of the run -> results; raises loop.Interrupted."""
-    prepared, folder = ready.prepared, ready.folder
+    with run_folder.FolderLock(ready.folder, say, ready.unnamed) as folder:
+        return _run(ready, folder, say)
+
+
+def _run(ready, folder, say):
+    prepared = ready.prepared
     begin(folder, ready.resume, {"settings": prepared.config.options(), "files": ready.files},
           prepared.model, say)
     _write_bad_rows(prepared.task, folder)
@@ -195,6 +202,8 @@ def run(ready: PreparedRun, say: Say = print) -> dict:
         # 4. Evaluate once, and write down everything
         write_folder(folder / "model", prepared.model, prepared.tokenizer, prepared.preprocessing)
         results = _finish(prepared, state, history, folder, adaptation, say)
+        if not prepared.config.output.keep_state:
+            run_folder.remove_state(folder)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(folder) from None
     _say_choice(prepared.config.training, state, say)
@@ -247,6 +256,7 @@ def _finish(prepared, state, history, folder, adaptation, say):
     plots.curves(history, folder / "curves.png", best_step=state.best["step"])
     description = task.describe(prepared.encoded) | {"bad_rows": len(_bad_rows(task)) or None}
     task.write(folder, results, examples, description, config.options(), history)
+    run_folder.require_present(folder)
     write_json(folder / "results.json", results)
     return results
 

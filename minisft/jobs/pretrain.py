@@ -126,6 +126,9 @@ class PretrainOutputConfig:
         False, f"replace what an earlier run left in {setting('out')}", action="store_true")
     save_every: str = option(
         "10m", SAVE_EVERY_HELP, metavar="N|Nm")
+    keep_state: bool = option(
+        False, "keep training_state/ of a run that has finished: values, best values and "
+        "the optimizer's moments", action="store_true")
     quiet: bool = option(False, "no progress bar and no samples", action="store_true")
 
 
@@ -163,7 +166,12 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
     for path, checksum in files.items():
         if kept is not None and kept["files"].get(path) != checksum:
             raise UserError(f"{path}: has changed since the run {resume} began")
-    folder = Path(resume or config.output.out or run_folder.unused_path("runs", "pretrained"))
+    out = resume or config.output.out
+    with run_folder.FolderLock(out or "runs/pretrained", say, unnamed=out is None) as folder:
+        return _pretrain(config, folder, resume, files, train, valid, say)
+
+
+def _pretrain(config, folder, resume, files, train, valid, say):
     has_tokenizer = bool(resume) and (folder / "model" / TOKENIZER).is_file()
     tokenizer = (load_tokenizer(folder / "model") if has_tokenizer
                  else train_tokenizer(train, config.model.vocab_size))
@@ -174,7 +182,10 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
     if not has_tokenizer:
         save_tokenizer(tokenizer, folder / "model", config.model.context_length)
     try:
-        return pretraining.run(folder, optimizer, state)
+        results = pretraining.run(folder, optimizer, state)
+        if not config.output.keep_state:
+            run_folder.remove_state(folder)
+        return results
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(folder) from None
 
@@ -248,6 +259,7 @@ class Pretraining:
             plots.curves(history, place / "curves.png", best_step=best["step"])
         write_card(folder / "model" / "README.md", self.config, results, self.samples(3),
                    run_folder.environment())
+        run_folder.require_present(folder)
         write_json(folder / "results.json", results)
         self.say(f"held-out loss {results['valid_loss']:.4f}, perplexity "
                  f"{results['valid_perplexity']:.1f}, {results['bits_per_byte']:.3f} bits per byte "

@@ -47,15 +47,21 @@ def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say 
         run_folder.check_output_folder(config.output.out, config.output.overwrite)
     if kept is not None:
         runner.fingerprints(config, kept, resume)
-    folder = Path(resume or config.output.out or
-                  run_folder.unused_path("runs", runner.run_name(config)))
+    out = resume or config.output.out
+    with run_folder.FolderLock(out or Path("runs") / runner.run_name(config), say,
+                               unnamed=out is None) as folder:
+        return _finetune(config, folder, resume is not None, say)
+
+
+def _finetune(config, folder, resume, say):
     first, n = config.training.seed, config.output.seeds
     planned = [PlannedRun(f"seed {seed}, {seed - first + 1} of {n}:", folder / f"seed-{seed}",
                           config.replace(seeds=1, seed=seed)) for seed in range(first, first + n)]
     of_seeds = {run.config.training.seed: results for run, results in run_all(
-        planned, folder, config.options(), resume is not None, say)}
+        planned, folder, config.options(), resume, say)}
     results = summary(of_seeds) | {"scored_on": scored_on(config)}
     _write_report(folder / "report.md", of_seeds, results)
+    run_folder.require_present(folder)
     write_json(folder / "results.json", results)
     say("\n".join(headlines(results)))
     say(f"everything is in {folder}")

@@ -201,6 +201,9 @@ class OutputConfig:
         False, f"replace what an earlier run left in {setting('out')}", action="store_true")
     save_every: str = option(
         "10m", SAVE_EVERY_HELP, metavar="N|Nm")
+    keep_state: bool = option(
+        False, "keep training_state/ of a run that has finished: values, best values and "
+        "the optimizer's moments", action="store_true")
     quiet: bool = option(False, "no progress bar and no line for each epoch", action="store_true")
 
 

@@ -30,7 +30,6 @@ from minisft.training.config import TrainingConfig
 from minisft.training.loss_scale import LossScale
 from minisft.training.saving import SaveInterval, Saver
 
-STATE = "training_state"
 Model = Classifier | LanguageModel
 Validate = Callable[[Model], Mapping[str, Any]]
 Log = Callable[[Mapping[str, Any]], None]
@@ -123,6 +122,8 @@ def begin(folder: Path, resume: Any, record: Mapping[str, Any], model: Model,
           say: Callable[[str], None]) -> None:
     """Makes a new run's folder with its config.json; an interrupted run has both."""
     if not resume:
+        # once more, under the lock: another run may have begun and ended here meanwhile
+        run_folder.check_output_folder(folder, record["settings"]["overwrite"])
         run_folder.create(folder, {**record, "parameters": model.store.size,
                                    **run_folder.environment()})
     elif changed := run_folder.environment_changes(read_json(folder / "config.json")):
@@ -134,8 +135,8 @@ def load_or_init_state(folder: Path | None, resume: Any, model: Model,
                        optimizer: optim.Optimizer, say: Callable[[str], None]) -> State:
     """-> State, from what an interrupted run kept in the folder, or that of the beginning."""
     state = State()
-    if folder is not None and states.has_state(folder / STATE):
-        state.restore(model, optimizer, *states.load_state(folder / STATE))
+    if folder is not None and states.has_state(folder / run_folder.STATE):
+        state.restore(model, optimizer, *states.load_state(folder / run_folder.STATE))
         say(f"resuming after step {state.step}")
     elif resume:
         say("the run was interrupted before its first save: starting anew")
@@ -161,7 +162,7 @@ def fit_in(folder: Path | None, model: Model, sequences: TokenizedDataset, confi
 
     def save():
         metrics.sync()      # first: the state is never ahead of what is logged
-        states.save_state(folder / STATE, *state.to_save(model, optimizer))
+        states.save_state(folder / run_folder.STATE, *state.to_save(model, optimizer))
 
     try:
         fit(model, sequences, config, validate, state, optimizer, log=both, save=save, **options)
