@@ -80,7 +80,8 @@ def whole(die, commands, tmp_path_factory):
     def run(kind):
         if kind not in done:
             folder = tmp_path_factory.mktemp("whole") / kind
-            answer = die([*commands[kind], "--out", folder], folder)
+            # with the state, whose size is one of those at which a write is cut
+            answer = die([*commands[kind], "--keep-state", "--out", folder], folder)
             assert answer["code"] == 0, answer["output"]
             done[kind] = folder, answer["events"]
         return done[kind]
@@ -98,9 +99,10 @@ def contents(folder):
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
+        if "training_state" in name or path.name == ".lock":
+            continue      # a death after the last result may leave them
         if path.suffix == ".safetensors" or path.name == "tokenizer.json":
-            if "training_state" not in name:
-                found[name] = path.read_bytes()
+            found[name] = path.read_bytes()
         elif path.name in ("results.json", "curve.json"):
             found[name] = without_times(json.loads(path.read_text()))
         elif path.name == "metrics.jsonl":
@@ -133,9 +135,10 @@ def chosen(events, n):
 
 def require_exact(die, whole, commands, kind, folder, how):
     answer = die([*commands[kind], "--out", folder], folder, **how)
-    assert answer["code"] != 0 and "Traceback" not in answer["output"], (how, answer)
+    assert "Traceback" not in answer["output"], (how, answer)
     try:
-        go_on(die, commands[kind], folder)
+        if answer["code"] != 0:      # else no file of this run was as large as the limit
+            go_on(die, commands[kind], folder)
     except AssertionError as error:
         raise AssertionError(f"{kind}, {how}: {error}") from None
     assert contents(folder) == contents(whole(kind)[0]), (kind, how)
