@@ -106,6 +106,8 @@ def test_a_second_text(files, tmp_path, capsys):
         assert main([*arguments, "--pair-column", "other"]) == 0
         both = capsys.readouterr().out
         assert main(arguments) == 0
+        assert capsys.readouterr().out == both     # the column is remembered
+        assert main([*arguments, "--pair-column", "text"]) == 0
         assert capsys.readouterr().out != both     # it is read
         assert main([*arguments, "--pair-column", "third"]) == 2
         assert "no column 'third'" in capsys.readouterr().err
