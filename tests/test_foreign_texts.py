@@ -113,11 +113,20 @@ def test_a_token_that_no_text_holds_may_lie_beyond_the_model(tmp_path, capsys, c
     assert main(["predict", "--model", classifier, "abc"]) == 0
     answer = capsys.readouterr().out
     made = tokenizer()
-    made.add_special_tokens(["[PAD]"])
+    made.add_special_tokens(["[PAD]"])     # whose role the folder gives below
     assert made.token_to_id("[PAD]") == GPT2.vocab_size
     path = folder(tmp_path / "padded", Classifier(GPT2, ("no", "yes")), made)
+    (tmp_path / "padded" / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}')
     assert main(["predict", "--model", path, "abc"]) == 0
     assert capsys.readouterr().out == answer
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\nbed,no\nbe,no\nhe,yes\nfed,yes\n")
+    assert main(["finetune", "--model", path, "--train", str(rows), "--epochs", "1", "--compare",
+                 "none", "--quiet", "--out", str(tmp_path / "out")]) == 0
+    written = tmp_path / "out" / "model"      # pads with a token that the model has
+    assert json.loads((written / "config.json").read_text())["pad_token_id"] == 8
+    assert json.loads((written / "tokenizer_config.json").read_text())["pad_token"] == \
+        "<|endoftext|>"
 
 
 def with_template(**options):

@@ -7,7 +7,7 @@ says is used, and is written again with a model that was trained from it.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,20 @@ class SpecialTokens:
         """-> bos, eos and pad as config.json has them."""
         eos = list(self.eos) if len(self.eos) > 1 else self.end
         return {"bos_token_id": self.bos, "eos_token_id": eos, "pad_token_id": self.pad}
+
+    def within(self, tokenizer: Tokenizer, vocab_size: int) -> "SpecialTokens":
+        """-> without the tokens beyond a model's table; the end then pads, as GPT-2's does.
+
+        [PAD] is often added to a tokenizer whose model was not resized.
+        """
+        tokens = {role: token for role, token in self.tokens.items()
+                  if tokenizer.token_to_id(token) < vocab_size}
+        bos, pad = (None if i is None or i >= vocab_size else i for i in (self.bos, self.pad))
+        found = SpecialTokens(bos, tuple(i for i in self.eos if i < vocab_size), pad, tokens)
+        if self.pad == pad or found.end is None:
+            return found
+        return replace(found, pad=found.end, tokens=tokens | {
+            "pad_token": tokenizer.id_to_token(found.end)})
 
 
 def default_special_tokens(tokenizer: Tokenizer) -> SpecialTokens:

@@ -64,8 +64,10 @@ class Preprocessing:
 
 
 def special_tokens_of(model: Classifier | LanguageModel, tokenizer: Tokenizer) -> SpecialTokens:
-    """-> what the model's folder said of them, or else what the tokenizer has by name."""
-    return model.special_tokens or default_special_tokens(tokenizer)
+    """-> what the model's folder said of them, or else what the tokenizer has by name; those
+    beyond the model's table are left out."""
+    found = model.special_tokens or default_special_tokens(tokenizer)
+    return found.within(tokenizer, model.trunk.config.vocab_size)
 
 
 def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) -> None:

@@ -221,7 +221,8 @@ def _fit(prepared, folder, resume, say, callback=None):
     adaptation, show_progress = None, not config.output.quiet
     if config.training.adapt_epochs:
         adaptation = adapt(model, prepared.encoded.train, prepared.encoded.valid,
-                           _end_token(prepared), config, folder, resume, say)
+                           special_tokens_of(model, prepared.tokenizer).end, config, folder,
+                           resume, say)
     optimizer = make_optimizer(model, config.training)
     state = load_or_init_state(folder, resume, model, optimizer, say)
     prepared = replace(prepared, encoded=_with_frozen_features(prepared, say))
@@ -231,12 +232,6 @@ def _fit(prepared, folder, resume, say, callback=None):
                      save_every=parse_save_every(config.output.save_every),
                      show_progress=show_progress)
     return prepared, adaptation, state, history
-
-
-def _end_token(prepared):
-    """-> the id of the token that ends a text, None where the model's table has none for it."""
-    end = special_tokens_of(prepared.model, prepared.tokenizer).end
-    return None if end is None or end >= prepared.model.trunk.config.vocab_size else end
 
 
 def _finish(prepared, state, history, folder, adaptation, say):
