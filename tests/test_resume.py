@@ -174,3 +174,52 @@ def test_the_state_goes_when_the_run_has_ended_unless_it_is_kept(command, whole,
     assert (tmp_path / "run" / "adaptation" / "training_state").is_dir()
     assert main([*command, "--overwrite"]) == 0
     assert not list((tmp_path / "run").rglob("training_state"))
+
+
+def interrupted_run(command, out, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "evaluate", interrupted)
+        assert main([*command, "--out", str(out)]) == 130
+
+
+def test_settings_that_were_changed_by_hand_are_refused(command, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    interrupted_run(command, out, monkeypatch)
+    path = out / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config, indent=4, sort_keys=True))      # the same, written otherwise
+    config["settings"]["lr"] *= 2
+    (tmp_path / "changed").write_text(json.dumps(config))
+    kept = path.read_text()
+    path.write_text((tmp_path / "changed").read_text())
+    capsys.readouterr()
+    assert main(["finetune", "--resume", str(out)]) == 2
+    assert capsys.readouterr().err == (f"minisft: {path}: its settings have changed since the run "
+                                       "began, expected those that it began with\n")
+    path.write_text(kept)
+    assert main(["finetune", "--resume", str(out)]) == 0
+
+
+def test_a_model_or_tokenizer_that_has_changed_is_refused(command, whole, tmp_path, monkeypatch,
+                                                          capsys):
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(whole / "model", model)
+    data = command[:5]
+    for name, options in (("tokenizer.json", []), ("model.safetensors", []),
+                          ("tokenizer.json", ["--tokenizer", str(model)])):
+        interrupted_run([*data, "--model", str(whole / "model" if options else model), *options,
+                         "--epochs", "1", "--quiet"], out, monkeypatch)
+        kept = (model / name).read_bytes()
+        (model / "README.md").write_text("is not read")
+        (model / name).write_bytes(kept + b" ")
+        capsys.readouterr()
+        assert main(["finetune", "--resume", str(out)]) == 2
+        flag = "--tokenizer" if options else "--model"
+        assert capsys.readouterr().err == (f"minisft: {model}: has changed since the run {out} "
+                                           f"began, expected the same for {flag}\n")
+        (model / name).write_bytes(kept)
+        assert main(["finetune", "--resume", str(out)]) == 0
+        shutil.rmtree(out)

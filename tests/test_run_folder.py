@@ -42,7 +42,8 @@ def test_start_removes_what_a_run_left_and_no_more(tmp_path):
     (tmp_path / "notes").mkdir()
     run_folder.create(tmp_path, {"settings": {"seed": 1}})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "notes"]
-    assert json.loads((tmp_path / "config.json").read_text()) == {"settings": {"seed": 1}}
+    assert json.loads((tmp_path / "config.json").read_text())["settings"] == {"seed": 1}
+    assert run_folder.read_interrupted_run(tmp_path)["settings"] == {"seed": 1}
 
 
 def test_parts_of_files_from_a_killed_run_do_not_stand_in_the_way(tmp_path):

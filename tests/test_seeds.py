@@ -8,6 +8,7 @@ import pytest
 
 from minisft.cli import main
 from minisft.evaluation import metrics
+from minisft.io import run_folder
 from minisft.jobs import finetune as runner
 from minisft.training.loop import Interrupted
 
@@ -91,7 +92,7 @@ def test_an_interrupted_call_goes_on(command, finished, tmp_path, monkeypatch, c
     (out / "seed-5").mkdir()
     config = json.loads((out / "seed-4" / "config.json").read_text())
     config["settings"] |= {"seed": 5, "out": str(out / "seed-5")}
-    (out / "seed-5" / "config.json").write_text(json.dumps(config))
+    run_folder.write_config(out / "seed-5", config)
     (out / "seed-6").mkdir()
     (out / "seed-6" / ".config.json.partial").touch()
     assert main(["finetune", "--resume", str(out)]) == 0

@@ -21,6 +21,8 @@ DOWNLOAD_PATTERNS = [
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "vocab.txt", "generation_config.json",
     "minisft.json"]
+# all that is read of a folder; the last ones are of old ones
+PATTERNS = [*DOWNLOAD_PATTERNS, "added_tokens.json", "encoder.json", "vocab.bpe"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 

@@ -13,8 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from minisft import __version__
 from minisft.backend.cpu import jit, row_blocks
 from minisft.errors import UserError, setting
+from minisft.io import hub
 from minisft.io.files import CONFIG, make_folder, read_json, write_json
 
 fcntl: Any
@@ -27,6 +29,7 @@ METRICS = "metrics.jsonl"
 STATE = "training_state"
 ADAPTATION = "adaptation"     # the run before the classifier's, with a log and a state of its own
 LOCK = ".lock"
+SETTINGS_CHECKSUM = "settings_sha256"     # of config.json
 BAD_ROWS = "bad_rows.csv"     # rows of the data files that could not be read and were skipped
 # What a run writes; `overwrite` removes these and touches nothing else in the folder.
 CONTENTS = (CONFIG, METRICS, "model", STATE, ADAPTATION, "curves.png", "confusion.png",
@@ -174,15 +177,30 @@ def read_interrupted_run(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{folder}: expected the folder of a run, with its {CONFIG}")
     if (folder / "results.json").exists():
         raise UserError(f"{folder}: is a finished run, there is nothing to resume")
-    return read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
+    if SETTINGS_CHECKSUM in config and \
+            config[SETTINGS_CHECKSUM] != _checksum(config.get("settings")):
+        raise UserError(f"{folder / CONFIG}: its settings have changed since the run began, "
+                        "expected those that it began with")
+    return config
 
 
 def create(folder: str | Path, config: dict[str, Any]) -> None:
     """Creates the folder, removes what an earlier run wrote there, and writes config.json."""
     folder = Path(folder)
     _clear(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, config)
+    write_config(folder, config)
+
+
+def write_config(folder: str | Path, config: dict[str, Any]) -> None:
+    """Writes config.json with a checksum of its settings: who resumes sees that they are the same.
+    """
+    checksum = {SETTINGS_CHECKSUM: _checksum(config["settings"])} if "settings" in config else {}
+    write_json(Path(folder) / CONFIG, {**config, **checksum})
+
+
+def _checksum(settings):
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _clear(folder):
@@ -290,11 +308,24 @@ def read_history(folder: str | Path, most: int = 50_000) -> dict[str, list[dict[
 
 
 def file_sha256(path: str | Path | None) -> str | None:
-    """-> sha256 of a file, None for no file."""
+    """-> sha256 of a file, None for no file; raises UserError."""
     if path is None:
         return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def model_sha256(path: str | Path) -> str | None:
+    """-> sha256 of the names and contents of what is read of a model's folder, or of a file."""
+    if not (path := Path(path)).is_dir():
+        return file_sha256(path)
+    names = sorted(p.name for p in path.iterdir()
+                   if p.is_file() and any(p.match(pattern) for pattern in hub.PATTERNS))
+    return hashlib.sha256("".join(
+        f"{name} {file_sha256(path / name)}\n" for name in names).encode()).hexdigest()
 
 
 def environment() -> dict[str, Any]:
@@ -302,7 +333,7 @@ def environment() -> dict[str, Any]:
     ran, processor, threads."""
     compiled = jit.enabled()
     return {
-        "versions": {name: version(name) for name in (
+        "versions": {"minisft": __version__} | {name: version(name) for name in (
             "numpy", "safetensors", "tokenizers", *(("numba",) if compiled else ()))},
         "compiled": compiled,
         "python": platform.python_version(),

@@ -71,8 +71,8 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = prin
 
 def _curve(config, folder, resume, files, say):
     if resume is not None:     # it may have got more sizes
-        write_json(folder / "config.json", {"settings": config.options(), "files": files,
-                                            **run_folder.environment()})
+        run_folder.write_config(folder, {"settings": config.options(), "files": files,
+                                         **run_folder.environment()})
 
     first, n = config.training.seed, config.output.seeds
     planned = [seeds.PlannedRun(f"{size:,} training texts, seed {seed}:",

@@ -412,14 +412,19 @@ def run_name(config: FinetuneConfig) -> str:
 
 def fingerprints(config: FinetuneConfig, kept: dict | None,
                  resume: str | Path | None) -> dict[str, str | None]:
-    """-> checksums of the data files; raises UserError when a resumed run began with others."""
+    """-> checksums of the data files, the model and the tokenizer; raises UserError when a resumed
+    run began with others."""
     files = {name: run_folder.file_sha256(getattr(config.data, name))
              for name in ("train", "valid", "test")}
+    chosen = config.model
+    files["model"] = (None if chosen.model == "scratch" else
+                      run_folder.model_sha256(hub.resolve(chosen.model, chosen.download)))
+    files["tokenizer"] = (None if chosen.tokenizer is None or not Path(chosen.tokenizer).exists()
+                          else run_folder.model_sha256(chosen.tokenizer))
     for name, checksum in files.items():
         if kept is not None and kept["files"].get(name) != checksum:
-            raise UserError(f"{getattr(config.data, name)}: has changed since the run {resume} "
-                            f"began, expected the same file for "
-                            f"{setting(name)}")
+            raise UserError(f"{config.options()[name]}: has changed since the run {resume} began, "
+                            f"expected the same for {setting(name)}")
     return files
 
 

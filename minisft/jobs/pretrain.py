@@ -1,6 +1,7 @@
 """Pretraining from plain text: a vocabulary, a language model, a folder with a model card."""
 
 import dataclasses
+import hashlib
 import lzma
 import math
 from collections.abc import Sequence
@@ -168,13 +169,18 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
             raise UserError(f"{path}: has changed since the run {resume} began")
     out = resume or config.output.out
     with run_folder.FolderLock(out or "runs/pretrained", say, unnamed=out is None) as folder:
-        return _pretrain(config, folder, resume, files, train, valid, say)
+        return _pretrain(config, folder, kept, files, train, valid, say)
 
 
-def _pretrain(config, folder, resume, files, train, valid, say):
-    has_tokenizer = bool(resume) and (folder / "model" / TOKENIZER).is_file()
+def _pretrain(config, folder, kept, files, train, valid, say):
+    resume = kept is not None
+    has_tokenizer = resume and (folder / "model" / TOKENIZER).is_file()
     tokenizer = (load_tokenizer(folder / "model") if has_tokenizer
                  else train_tokenizer(train, config.model.vocab_size))
+    files["tokenizer"] = hashlib.sha256(tokenizer.to_str(pretty=True).encode()).hexdigest()
+    if kept is not None and kept["files"].get("tokenizer") != files["tokenizer"]:
+        raise UserError(f"{folder / 'model' / TOKENIZER}: is another tokenizer than the one that "
+                        "the run began with")
     pretraining = Pretraining(config, tokenizer, train, valid, say)
     optimizer = make_optimizer(pretraining.model, pretraining.training)
     begin(folder, resume, {"settings": config.options(), "files": files}, pretraining.model, say)
