@@ -242,7 +242,7 @@ def test_a_changed_data_file_is_not_resumed(work, capsys):
     refused(capsys, ["finetune", "--resume", str(out)], "finished")
     (out / "results.json").unlink()
     (work / "good.csv").write_text(GOOD + "one more,a\n")
-    refused(capsys, ["finetune", "--resume", str(out)], "good.csv", "same file for --train")
+    refused(capsys, ["finetune", "--resume", str(out)], "good.csv", "the same for --train")
     (work / "good.csv").unlink()
     refused(capsys, ["finetune", "--resume", str(out)], "../good.csv", "where the run began")
     (work / "good.csv").write_text(GOOD)
