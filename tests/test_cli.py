@@ -17,6 +17,7 @@ from minisft.cli import COMMANDS, main
 from minisft.data.special_tokens import SpecialTokens
 from minisft.data.text import train_tokenizer
 from minisft.errors import UserError
+from minisft.io import run_folder
 from minisft.io.checkpoint import save
 from minisft.io.model_folder import read_folder, save_tokenizer
 from minisft.jobs.pretrain import PretrainConfig
@@ -253,7 +254,7 @@ def test_a_changed_data_file_is_not_resumed(work, capsys):
                           ({"settings": {"seed": 1}}, ["run/config.json"]),
                           ({"settings": settings | {"lr": "fast"}}, ["--lr", "fast"]),
                           ({"settings": settings | {"select": "luck"}}, ["--select", "luck"])):
-        (out / "config.json").write_text(json.dumps(config | change))
+        run_folder.write_config(out, config | change)
         refused(capsys, ["finetune", "--resume", str(out)], *words)
     for folder in ("../classifier", "none", "../good.csv"):
         refused(capsys, ["finetune", "--resume", folder], folder, "the folder of a run")
