@@ -16,6 +16,7 @@ from tqdm import tqdm
 from minisft.backend import random
 from minisft.backend.array import to_cpu
 from minisft.backend.cpu import allocator
+from minisft.backend.constants import ceil_div
 from minisft.data.batch import token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.dispatch import FLOAT16
@@ -187,7 +188,8 @@ class BatchPlan(Sequence):
         self.steps = sum(self.counts)
 
     def __len__(self) -> int:
-        return len(self.counts) if self.stretch is None else -(-self.steps // self.stretch)
+        return len(self.counts) if self.stretch is None else ceil_div(
+            self.steps, self.stretch)
 
     def __getitem__(self, i: Any) -> list[list[int]]:
         if not 0 <= i < len(self):
