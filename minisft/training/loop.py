@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from minisft.backend import random
 from minisft.backend.array import to_cpu
-from minisft.backend.cpu import allocator
 from minisft.backend.constants import ceil_div
+from minisft.backend.cpu import allocator
 from minisft.data.batch import token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.dispatch import FLOAT16
