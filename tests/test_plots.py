@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -98,3 +99,11 @@ assert "matplotlib.pyplot" not in sys.modules
 assert list(dict.items(matplotlib.rcParams)) == before
 """
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_a_picture_may_go_into_an_open_file(tmp_path):
+    """As notebooks show them, without a file."""
+    picture = BytesIO()
+    plots.confusion([[3, 1], [0, 2]], ["no", "yes"], picture)
+    plots.confusion([[3, 1], [0, 2]], ["no", "yes"], tmp_path / "confusion.png")
+    assert picture.getvalue() == (tmp_path / "confusion.png").read_bytes()

@@ -7,8 +7,9 @@ import math
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,12 +19,13 @@ from numpy.typing import ArrayLike
 
 from minisft.io.files import atomic_write
 
+Target = str | Path | BinaryIO     # of a picture: a path, or an open file such as a BytesIO
 _DPI = 120
 _LINES = "#d95f02", "#4c78a8", "#1b7837", "#7f7f7f", "#762a83"
 _TRAIN, _VALID, _RATE, _BEST = "#4c78a8", "#d95f02", "#7f7f7f", "#1b7837"
 
 
-def curves(history: dict[str, Any], path: str | Path, best_step: int | None = None) -> None:
+def curves(history: dict[str, Any], path: Target, best_step: int | None = None) -> None:
     """history {"steps": [...], "epochs": [...]} -> PNG: losses left, accuracy and rate right."""
     steps, epochs = history.get("steps", []), history.get("epochs", [])
     best_step = history.get("best_step") if best_step is None else best_step
@@ -53,7 +55,7 @@ def curves(history: dict[str, Any], path: str | Path, best_step: int | None = No
     _save(figure, path)
 
 
-def confusion(matrix: ArrayLike, names: Sequence[str], path: str | Path,
+def confusion(matrix: ArrayLike, names: Sequence[str], path: Target,
               title: str = "Confusion matrix") -> None:
     """matrix (K,K) rows = truth, names (K,) -> PNG: count and share of the row in each cell."""
     counts = np.asarray(matrix)
@@ -95,7 +97,7 @@ def confusion(matrix: ArrayLike, names: Sequence[str], path: str | Path,
     _save(figure, path)
 
 
-def over_sizes(sizes: Sequence[int], lines: Mapping[str, Sequence[tuple]], path: str | Path,
+def over_sizes(sizes: Sequence[int], lines: Mapping[str, Sequence[tuple]], path: Target,
                ylabel: str, title: str = "") -> None:
     """sizes (S,), lines {name: [(value, low, high), ...] (S,)} -> PNG, sizes on a log scale.
 
@@ -236,9 +238,10 @@ def _drawable(text, limit):
 
 
 def _save(figure, path):
-    """Write the PNG; the same figure gives the same bytes."""
+    """Writes the PNG to a path, or into an open file; the same figure gives the same bytes."""
     with warnings.catch_warnings():
         # The default font lacks many scripts; a name drawn as boxes must not stop a run.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        with atomic_write(path) as file:
+        opened = nullcontext(path) if hasattr(path, "write") else atomic_write(path)
+        with opened as file:
             figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
