@@ -23,7 +23,7 @@ COPIES = {     # page: file, beside all notebooks
     "readme.zh-CN": "README.zh-CN.md", "contributing": "CONTRIBUTING.md",
     "changelog": "CHANGELOG.md"}
 PAGES = (".ipynb", ".md")
-SHOWN = ("minisft/**/*.py", "tests/*.py", "scripts/*.py", "notebooks/*.py", "kernels/**/*.cu*",
+SHOWN = ("minisft/**/*.py", "tests/**/*.py", "scripts/*.py", "notebooks/*.py", "kernels/**/*.cu*",
          "kernels/**/*.h", "README.md", "LICENSE", "pyproject.toml", ".ci/run")
 
 
