@@ -29,7 +29,7 @@ def written_by(path):
             continue
         called = node.func
         name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
-        if name == "open":
+        if name in ("open", "fdopen", "open_in_place"):
             modes = [a for a in (*node.args[:2], *(k.value for k in node.keywords
                                                    if k.arg in ("mode", "flags")))
                      if isinstance(a, ast.Constant) and isinstance(a.value, str)]

@@ -96,9 +96,15 @@ def test_the_log_of_a_resumed_run_is_whole(tmp_path):
 def test_the_log_follows_no_link(tmp_path):
     (tmp_path / "theirs").write_text("theirs")
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "theirs")
-    run_folder.MetricsLog(tmp_path).close()
+    with pytest.raises(UserError, match="metrics.jsonl: is a link"):
+        run_folder.MetricsLog(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    os.link(tmp_path / "theirs", tmp_path / "metrics.jsonl")      # as a copy of a backup has them
+    log = run_folder.MetricsLog(tmp_path)
+    log({"step": 1, "epoch": 1})
+    log.close()
     assert (tmp_path / "theirs").read_text() == "theirs"
-    assert not (tmp_path / "metrics.jsonl").is_symlink()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "epoch": 1}\n'
 
 
 def test_a_log_that_is_gone_is_told(tmp_path):

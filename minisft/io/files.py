@@ -5,14 +5,64 @@ All that minisft leaves on a disk is written here: `tests/test_files.py` finds w
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from minisft.errors import UserError
 
 CONFIG = "config.json"      # of a model folder and of a run folder
+
+_fenced: ContextVar[tuple[Path, ...]] = ContextVar("fenced", default=())
+
+
+@contextmanager
+def fenced(folder: Path) -> Iterator[None]:
+    """Within it nothing below the folder is written through a link, which would lead out of it.
+
+    The folder itself may be a link, or lie behind one: who named it meant that.
+    """
+    token = _fenced.set((*_fenced.get(), folder))
+    try:
+        yield
+    finally:
+        _fenced.reset(token)
+
+
+def require_no_link(path: Path) -> None:
+    """Raises UserError where the path, or a folder between a fenced one and it, is a link."""
+    for folder in _fenced.get():
+        if path.is_relative_to(folder):
+            for part in (path, *path.parents):
+                if part == folder:
+                    break
+                if part.is_symlink():
+                    raise link_error(part)
+
+
+def link_error(path: Path) -> UserError:
+    """-> what is said of a link in the folder of a run."""
+    return UserError(f"{path}: is a link, expected what a run wrote itself: nothing is read or "
+                     "written through a link in its folder")
+
+
+def open_in_place(path: Path, flags: int) -> int:
+    """-> handle of a file of a run that is changed where it is, made if it is not there.
+
+    Raises UserError for a link, and for what is no file; OSError.
+    """
+    require_no_link(path)
+    if path.is_symlink():      # for systems without O_NOFOLLOW
+        raise link_error(path)
+    handle = os.open(path, flags | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+                     | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0), 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):      # a pipe would be waited for
+        os.close(handle)
+        raise UserError(f"{path}: is no file, expected one that a run wrote")
+    return handle
 
 
 @contextmanager
@@ -24,6 +74,7 @@ def atomic_write(path: str | Path, new: bool = False) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     partial = partial_path(path)
+    require_no_link(path.parent)
     try:
         make_folder(path.parent)
         partial.unlink(missing_ok=True)      # of a killed run; and no link is followed
@@ -64,7 +115,7 @@ def _rename_new(source, target):
     try:
         os.link(source, target)
     except OSError:      # it is there, or a file system without hard links
-        if target.exists():
+        if os.path.lexists(target):
             raise UserError(f"{target}: is there by now, expected a new file") from None
         os.replace(source, target)
 

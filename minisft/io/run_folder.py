@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,17 @@ from minisft import __version__
 from minisft.backend.cpu import jit, row_blocks
 from minisft.errors import UserError, setting
 from minisft.io import hub
-from minisft.io.files import CONFIG, make_folder, read_json, write_json
+from minisft.io.files import (
+    CONFIG,
+    atomic_write,
+    fenced,
+    link_error,
+    make_folder,
+    open_in_place,
+    read_json,
+    require_no_link,
+    write_json,
+)
 
 fcntl: Any
 try:
@@ -44,7 +54,7 @@ HOLDER = re.compile(r"process \d{1,10} on [\w .-]{1,255}", re.ASCII)
 def unused_path(parent: str | Path, name: str, suffix: str = "") -> Path:
     """-> the first of parent/name, parent/name-2, ... that does not exist, the suffix behind."""
     path, number = Path(parent) / f"{name}{suffix}", 2
-    while path.exists():
+    while os.path.lexists(path):
         path, number = Path(parent) / f"{name}-{number}{suffix}", number + 1
     return path
 
@@ -95,9 +105,10 @@ class FolderLock:
     """The folder of a run belongs to one process: `with FolderLock(folder, say) as folder`.
 
     Makes the folder and those above it, and removes them at the end where they are still empty.
-    With `unnamed` it is the first of folder, folder-2, ... that is not there. Raises UserError
-    while another process has the folder. The system drops the lock of a process that has died
-    (where it has `flock`, as Linux and macOS; elsewhere nothing is locked).
+    With `unnamed` it is the first of folder, folder-2, ... that is not there. Within it nothing in
+    the folder is written through a link. Raises UserError while another process has the folder.
+    The system drops the lock of a process that has died (where it has `flock`, as Linux and macOS;
+    elsewhere nothing is locked).
     """
 
     def __init__(self, folder: str | Path, say: Callable[[str], Any] = print,
@@ -105,15 +116,19 @@ class FolderLock:
         self.folder, self.say, self.unnamed = Path(folder), say, unnamed
 
     def __enter__(self) -> Path:
+        require_no_link(self.folder)      # of a seed: it lies in the folder of the whole
         try:
             self._make()
             self.handle = self._lock()
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})"
                             ) from None
+        self.stack = ExitStack()
+        self.stack.enter_context(fenced(self.folder))
         return self.folder
 
     def __exit__(self, *error: Any) -> None:
+        self.stack.close()
         path = self.folder / LOCK
         try:
             if os.path.samestat(os.fstat(self.handle), os.stat(path)):
@@ -142,7 +157,11 @@ class FolderLock:
     def _lock(self):
         path = self.folder / LOCK
         while True:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+            handle = open_in_place(path, os.O_RDWR)
+            if os.fstat(handle).st_nlink > 1:      # its other name lies elsewhere
+                os.close(handle)
+                path.unlink()
+                continue
             holder = os.read(handle, 1000).decode(errors="replace")
             if not HOLDER.fullmatch(holder):
                 holder = "another process" if holder else ""
@@ -173,6 +192,9 @@ def _inner(path):
 def read_interrupted_run(folder: str | Path) -> dict[str, Any]:
     """-> config.json of an interrupted run; raises UserError for anything else."""
     folder = Path(folder)
+    for path in _written(folder):
+        if path.is_symlink():
+            raise link_error(path)
     if not (folder / CONFIG).is_file() or (folder / "model.safetensors").exists():
         raise UserError(f"{folder}: expected the folder of a run, with its {CONFIG}")
     if (folder / "results.json").exists():
@@ -183,6 +205,15 @@ def read_interrupted_run(folder: str | Path) -> dict[str, Any]:
         raise UserError(f"{folder / CONFIG}: its settings have changed since the run began, "
                         "expected those that it began with")
     return config
+
+
+def _written(folder):
+    """-> the paths that a run may have made in its folder, whatever they are now."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        inner = bool(INNER.fullmatch(path.name))
+        if inner or path.name in (*CONTENTS, *PARTIAL, LOCK):
+            yield path
+            yield from _written(path) if inner else path.rglob("*")
 
 
 def create(folder: str | Path, config: dict[str, Any]) -> None:
@@ -219,6 +250,16 @@ def _clear(folder):
                 path.rmdir()
 
 
+def _own_file(path):
+    """-> handle of a file to append to; one with a second name elsewhere is copied before."""
+    handle = open_in_place(path, os.O_RDWR | os.O_APPEND)
+    if os.fstat(handle).st_nlink == 1:
+        return handle
+    with os.fdopen(handle, "rb") as shared, atomic_write(path) as own:
+        shutil.copyfileobj(shared, own)
+    return open_in_place(path, os.O_RDWR | os.O_APPEND)
+
+
 class MetricsLog:
     """metrics.jsonl, a line for each step and epoch; a resumed run keeps those up to its state.
 
@@ -228,12 +269,10 @@ class MetricsLog:
     def __init__(self, folder: str | Path, step: int = 0, epoch: int = 0) -> None:
         self.path = Path(folder) / METRICS
         try:
-            if self.path.is_symlink():      # of a link only the link is removed
-                self.path.unlink()
-            with open(self.path, "a+b") as file:
-                file.truncate(_length(file, step, epoch))
             # unbuffered: a line that was written is in the file, whatever happens then
-            self.file = open(self.path, "ab", buffering=0)
+            self.file = os.fdopen(_own_file(self.path), "ab", buffering=0)
+            with open(self.path, "rb") as file:
+                self.file.truncate(_length(file, step, epoch))
         except OSError as error:
             raise self._cannot(error) from None
 
