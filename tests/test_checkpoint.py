@@ -435,11 +435,15 @@ def test_float64_too_large_for_float32(folder):
 
 # Files
 
-def test_no_weights_or_a_pickle(folder):
+def test_no_weights_or_those_of_others(folder):
     (folder / "model.safetensors").unlink()
-    refused(folder, folder, "neither model.safetensors nor model.safetensors.index.json")
+    refused(folder, folder, "neither model.safetensors nor model.safetensors.index.json nor "
+            "pytorch_model.bin nor")
+    (folder / "tf_model.h5").write_bytes(b"")
+    refused(folder, "tf_model.h5", "only model.safetensors and pytorch_model.bin",
+            "save_pretrained")
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x02")
-    refused(folder, "pytorch_model.bin", "pickle can run any code", "save_pretrained")
+    refused(folder, "pytorch_model.bin", "old form", "torch.save")
 
 
 def test_garbled_config_is_never_silent(tmp_path, rng):

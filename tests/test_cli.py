@@ -200,7 +200,7 @@ def test_damaged_models(work, capsys, damage):
         words = ["classifier", "no tokenizer", "tokenizer.json"]
     else:
         weights.rename(work / "classifier" / "pytorch_model.bin")
-        words = ["pytorch_model.bin", "pickle"]
+        words = ["pytorch_model.bin", "not a file of torch.save"]
     refused(capsys, ["finetune", "--model", "../classifier", "--train", "../good.csv"], *words)
     refused(capsys, ["predict", "--model", "../classifier", "a text"], *words)
     assert not list((work / "work").iterdir())

@@ -101,6 +101,24 @@ def test_a_foreign_classifier_reads_texts_as_they_are(hf, tokenizer, tmp_path):
     np.testing.assert_allclose(our_probabilities(tmp_path, texts), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_that_only_torch_save_has_written(hf, tokenizer, tmp_path, dtype):
+    """pytorch_model.bin: the same logits as from their own loading."""
+    import torch
+    foreign(hf, tokenizer, tmp_path)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    model.to(getattr(torch, dtype))
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    if dtype == "float32":
+        expected = their_probabilities(hf, tmp_path, TEXTS)     # from the file
+    else:      # the values as stored, computed in float32 as we do
+        model.float().save_pretrained(tmp_path / "again")
+        hf.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+        expected = their_probabilities(hf, tmp_path / "again", TEXTS)
+    np.testing.assert_allclose(our_probabilities(tmp_path, TEXTS), expected, atol=1e-5)
+
+
 def test_our_folder_saved_again_by_trainer(hf, tokenizer, tmp_path):
     """An epoch of Trainer on our folder: it loads here, and its texts are cleaned as before."""
     pytest.importorskip("accelerate")

@@ -151,8 +151,13 @@ def library(monkeypatch, tmp_path):
             raise OSError("no\n  route")
         folder = tmp_path / "downloaded"
         folder.mkdir(exist_ok=True)
+        if calls.count(name) == 2:      # what it has of torch.save, and that alone
+            assert all(p.startswith("pytorch_model") for p in allow_patterns)
+            return str(folder)
         if name != "a/empty":
             (folder / "config.json").write_text("{}")
+        if name != "a/pickle":
+            (folder / "model.safetensors").write_text("")
         assert "config.json" in allow_patterns and "merges.txt" in allow_patterns
         assert not any(p.endswith((".bin", ".h5", "*")) for p in allow_patterns)
         return str(folder)
@@ -168,6 +173,11 @@ def test_download_only_when_asked(cache, library, tmp_path):
     assert library == []
     assert hub.resolve("gpt2", online=True) == tmp_path / "downloaded"
     assert library == ["openai-community/gpt2"]
+
+
+def test_files_of_torch_are_downloaded_only_where_there_are_no_others(cache, library):
+    hub.resolve("a/pickle", online=True)
+    assert library == ["a/pickle", "a/pickle"]
 
 
 def test_what_is_cached_is_not_downloaded(cache, library):

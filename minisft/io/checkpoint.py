@@ -19,6 +19,7 @@ from minisft.io import safetensors
 from minisft.io.architectures import family_of, family_of_model, hf_config, pooling_of
 from minisft.io.files import CONFIG, read_json, write_json
 from minisft.io.safetensors import WEIGHTS
+from minisft.io.weights import folder_tensors
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.init_weights import init_weights
 
@@ -141,7 +142,7 @@ def _stored_tensors(folder, family):
     """-> every tensor of the folder (Stored, unread) by its name in the model, and the names of
     those that another task's head has."""
     tensors, unused = {}, []
-    stored = list(safetensors.folder_tensors(folder))
+    stored = folder_tensors(folder)
     bare = family.without_wrappers(tensor.name for tensor in stored)
     for tensor in stored:
         name = family.from_hf(bare[tensor.name])

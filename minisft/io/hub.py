@@ -21,8 +21,9 @@ DOWNLOAD_PATTERNS = [
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "vocab.txt", "generation_config.json",
     "minisft.json"]
+TORCH_PATTERNS = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 # all that is read of a folder; the last ones are of old ones
-PATTERNS = [*DOWNLOAD_PATTERNS, "added_tokens.json", "encoder.json", "vocab.bpe"]
+PATTERNS = [*DOWNLOAD_PATTERNS, *TORCH_PATTERNS, "encoder.json", "vocab.bpe"]
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 
@@ -88,6 +89,8 @@ def _download(name):
         # Imported here: it is slow to load and nobody else needs it.
         from huggingface_hub import snapshot_download
         folder = Path(snapshot_download(name, allow_patterns=DOWNLOAD_PATTERNS))
+        if not any(folder.glob("*.safetensors")):      # the same weights, so only one of the two
+            folder = Path(snapshot_download(name, allow_patterns=TORCH_PATTERNS))
     except Exception as error:     # the library and those below it raise a dozen kinds
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name}: cannot be downloaded ({reason[:300]})") from None

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -25,9 +26,6 @@ from minisft.errors import UserError
 from minisft.io.files import atomic_write
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Other forms of a checkpoint. Unpickling the first runs whatever code the file asks for.
-UNSUPPORTED_FORMATS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5",
-                       "flax_model.msgpack")
 CHECKSUMS = "minisft_crc32"
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
           "I16": "<i2", "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
@@ -77,58 +75,13 @@ def read_header(path: str | Path) -> tuple[dict[str, StoredTensor], dict[str, st
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({_reason(path, error)})") from None
+        raise UserError(f"{path}: not a whole safetensors file ({damage(path, error)})") from None
     metadata = header.pop("__metadata__", None) or {}
     checksums = _checksums(path, header, metadata)
     tensors = {name: StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]),
                                   8 + length + entry["data_offsets"][0], checksums.get(name))
                for name, entry in header.items()}
     return tensors, metadata
-
-
-def folder_tensors(folder: str | Path) -> list[StoredTensor]:
-    """A checkpoint's folder -> its tensors, unread, from one file or from shards."""
-    folder = Path(folder)
-    if (folder / WEIGHTS).is_file():
-        return list(read_header(folder / WEIGHTS)[0].values())
-    if (folder / INDEX).is_file():
-        return _shards(folder)
-    for name in UNSUPPORTED_FORMATS:
-        if (folder / name).is_file():
-            reason = "opening a pickle can run any code in it" if name.startswith("pytorch") else \
-                f"only {WEIGHTS} is"
-            raise UserError(f"{folder / name}: not read, since {reason}; load the folder once in "
-                            f"transformers and call save_pretrained, which writes {WEIGHTS}")
-    raise UserError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}")
-
-
-def _shards(folder):
-    """-> the tensors of the index (list of StoredTensor), each in the shard that it names."""
-    path = folder / INDEX
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(weight_map.values()))
-        inside = [shard for shard in shards if shard == Path(shard).name and "\\" not in shard]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{path}: expected a JSON object with a weight_map from each tensor to "
-                        "the file that holds it") from None
-    for shard in shards:
-        # An index from elsewhere must not make us open files outside its folder.
-        if shard not in inside:
-            raise UserError(f"{path}: names the file {shard!r}, expected one beside the index")
-        if not (folder / shard).is_file():
-            raise UserError(f"{path}: names {shard}, which is not there")
-    tensors = []
-    for shard in shards:
-        in_shard = read_header(folder / shard)[0]
-        in_index = {name for name, file in weight_map.items() if file == shard}
-        if in_shard.keys() != in_index:
-            name = min(in_shard.keys() ^ in_index)
-            raise UserError(f"{folder / shard}: {name} is " + (
-                f"missing, {INDEX} says that it is here" if name in in_index else
-                f"here, but {INDEX} does not say so"))
-        tensors += in_shard.values()
-    return tensors
 
 
 def write(path: str | Path, arrays: Mapping[str, np.ndarray],
@@ -193,8 +146,8 @@ def _checksums(path, header, metadata):
     return checksums
 
 
-def _reason(path, error):
-    """-> what is wrong with a file that is no safetensors file, in a few words."""
+def damage(path: Path, error: Any) -> str:
+    """-> what is wrong with a file that cannot be read, in a few words."""
     if path.is_file():
         with open(path, "rb") as file:
             if file.read(23) == b"version https://git-lfs":
