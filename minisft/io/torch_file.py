@@ -209,7 +209,8 @@ def _storages(path: Path, members: dict[str, _Member], byte_order: str) -> Calla
             raise UserError(f"{path}: the storage {short_repr(key)} is not in the archive")
         if count * np.dtype(DTYPES[kind.dtype]).itemsize != member.size:
             raise UserError(f"{path}: the storage {short_repr(key)} should have "
-                            f"{short_repr(count)} elements of {kind.dtype}, but has {member.size} bytes")
+                            f"{short_repr(count)} elements of {kind.dtype}, but has "
+                            f"{member.size} bytes")
         return _Storage(path, key, kind.dtype, byte_order, member, verified)
     return load
 
