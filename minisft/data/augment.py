@@ -2,8 +2,8 @@
 
 Random deletion and random swap of Wei and Zou 2019 ("EDA", section 2), for tokens in the place of
 words:
-    (1) tokens i and i + 1 change places where words[i, 1] < swap * 2^32, none of them twice
-    (2) then token i is dropped where words[i, 0] < drop * 2^32
+    (1) tokens i and i + 1 change places where words[i, 1] < floor(swap * 2^32), none of them twice
+    (2) then token i is dropped where words[i, 0] < floor(drop * 2^32)
 
 Special tokens stay where they are, no text loses all of its tokens, and nothing passes from one
 text of a pair into the other. The random words belong to seed, step, text and position (see

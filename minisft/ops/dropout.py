@@ -1,6 +1,6 @@
 """Dropout (Srivastava et al. 2014), inverted: the kept values are scaled, prediction does nothing.
 
-    (1) m = 1 / (1 - rate) where words >= rate * 2^32, else 0
+    (1) m = 1 / (1 - rate) where words >= floor(rate * 2^32), else 0
     (2) y = x * m
     (3) dx = dy * m
 

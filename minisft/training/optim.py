@@ -7,8 +7,9 @@ SGD with momentum (Polyak 1964, as PyTorch writes it):
 Adam (Kingma and Ba 2015, algorithm 1):
     (2) m = b1 * m + (1 - b1) * g,   v = b2 * v + (1 - b2) * g^2
     (3) w = w - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
-AdamW (Loshchilov and Hutter 2019, algorithm 2), before (3):
+AdamW (Loshchilov and Hutter 2019), before (3):
     (4) w = w - lr * d * w          the decay passes by the moments; Adam and SGD add d * w to g
+        PyTorch's form; algorithm 2 of the paper has the schedule's factor in the place of lr
 
 Each works block by block, in place, so that a block is read once while it is in the cache.
 """
