@@ -177,6 +177,14 @@ def test_every_mistake_gets_its_own_hint(name, monkeypatch, capsys):
             assert capsys.readouterr().out == f"not yet: {said}\n"
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_formulas_have_one_notation(name):
+    text = "\n".join(cells(name, "markdown"))
+    for formula in re.findall(r"\$\$.+?\$\$|\$[^$\n]+\$", text, re.S):
+        assert not re.search(r"\^\{?T\b|\\intercal|\^\{?\\mathsf", formula), formula
+        assert not re.search(r" \* |\\ast\b", formula), formula
+
+
 def test_the_reading_order_is_complete():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     for name in NOTEBOOKS:
