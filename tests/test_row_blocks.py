@@ -1,3 +1,4 @@
+import multiprocessing
 import threading
 import warnings
 
@@ -109,3 +110,15 @@ def test_threads_follow_the_environment(monkeypatch, openblas, omp, expected):
         else:
             monkeypatch.setenv(name, value)
     assert row_blocks.threads.__wrapped__() == expected
+
+
+def of_two_blocks():
+    return row_blocks.each(abs, [-1, -2])
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_a_forked_process_has_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(row_blocks, "threads", lambda: 2)
+    assert of_two_blocks() == [1, 2]     # the pool is there before the fork
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(of_two_blocks).get(60) == [1, 2]

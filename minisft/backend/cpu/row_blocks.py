@@ -41,6 +41,10 @@ def _pool(n):
     return ThreadPoolExecutor(n, thread_name_prefix="minisft-rows")
 
 
+if hasattr(os, "register_at_fork"):     # a forked process has the pool but not its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def blocks(n: int, row_bytes: int) -> list[slice]:
     """n rows of so many bytes each -> slices of rows, each of about BLOCK bytes."""
     step = max(1, BLOCK // max(row_bytes, 1))
