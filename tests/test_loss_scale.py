@@ -174,7 +174,7 @@ def test_frozen_layers_have_a_copy_too(sequences):
 
 def test_a_cpu_refuses_in_one_line(monkeypatch, capsys):
     monkeypatch.delenv("MINISFT_CUDA", raising=False)
-    assert main(["finetune", "--precision", "bfloat16"]) == 2
+    assert main(["finetune", "--precision", "float16"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("minisft: --precision bfloat16 is for --device cuda, expected float32")
+    assert error.startswith("minisft: --precision float16 is for --device cuda, expected float32")
     assert error.count("\n") == 1

@@ -9,7 +9,10 @@ from typing import Any
 from minisft.backend.array import DEVICES, device_name
 from minisft.backend.gpu import cuda
 from minisft.data.text import CLEANING_STEPS, parse_cleaning_steps
+from minisft.dispatch import PRECISIONS
 from minisft.errors import UserError, as_flag, render
+from minisft.io.model_folder import read_folder
+from minisft.training.config import PRECISION_HELP, require_device
 from minisft.training.loop import Interrupted
 from minisft.training.options import Config
 
@@ -62,6 +65,13 @@ def add_model(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--download", action="store_true",
                         help="allow a model that is not here to be downloaded")
     add_device(parser)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
+
+
+def read_model(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any]:
+    """What `add_model` adds -> model, tokenizer, Preprocessing; options as `checkpoint.load`."""
+    require_device(args.device, args.precision)
+    return read_folder(args.model, args.download, args.device, say, args.precision, **options)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

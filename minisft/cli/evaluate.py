@@ -9,6 +9,7 @@ from minisft.cli.arguments import (
     add_preprocessing,
     add_table,
     chosen_preprocessing,
+    read_model,
     say,
     whole,
 )
@@ -26,7 +27,6 @@ from minisft.data.tokenizer import special_tokens_note
 from minisft.evaluation import metrics
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.evaluation.report import absent_classes_note
-from minisft.io.model_folder import read_folder
 from minisft.jobs import complete
 from minisft.jobs.classify import parse_label_map
 from minisft.models.heads import Classifier
@@ -60,8 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prints the figures, as lines or as JSON."""
     require_new_bad_rows(args)
-    model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device,
-                                              say, label_map=parse_label_map(args.label_map))
+    model, tokenizer, preprocessing = read_model(args, label_map=parse_label_map(args.label_map))
     room = model.trunk.config.n_positions
     preprocessing = chosen_preprocessing(args, dataclasses.replace(
         preprocessing, max_length=min(preprocessing.max_length or room, room)))

@@ -8,12 +8,12 @@ from minisft.cli.arguments import (
     add_model,
     add_preprocessing,
     chosen_preprocessing,
+    read_model,
     say,
     whole,
 )
 from minisft.data.tokenizer import decode
 from minisft.errors import UserError
-from minisft.io.model_folder import read_folder
 from minisft.jobs.generate import generate_texts
 from minisft.models.generate import Sampler
 
@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> None:
         sampler = Sampler(args.temperature, args.top_k, args.top_p, args.seed)
     except ValueError as error:
         raise UserError(str(error)) from None
-    model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device,
-                                              say, task="complete")
+    model, tokenizer, preprocessing = read_model(args, task="complete")
     preprocessing = chosen_preprocessing(args, preprocessing)
     say(str(preprocessing))
     with tqdm(unit="token", desc="generating", leave=False, dynamic_ncols=True,

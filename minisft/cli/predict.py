@@ -14,6 +14,7 @@ from minisft.cli.arguments import (
     add_preprocessing,
     add_table,
     chosen_preprocessing,
+    read_model,
     say,
 )
 from minisft.cli.tables import (
@@ -31,7 +32,6 @@ from minisft.data.tokenizer import special_tokens_note
 from minisft.errors import UserError
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.io.files import write_text
-from minisft.io.model_folder import read_folder
 from minisft.models.heads import Classifier
 
 HELP = "label new texts, with probabilities"
@@ -60,8 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if out and (out.exists() or not out.parent.is_dir() or out.suffix not in (".csv", ".jsonl")):
         raise UserError(f"--out {out}: expected a new file ending in .csv or .jsonl, in a folder "
                         "that is there")
-    model, tokenizer, preprocessing = read_folder(args.model, args.download, args.device,
-                                              say)
+    model, tokenizer, preprocessing = read_model(args)
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
     preprocessing = chosen_preprocessing(args, preprocessing)

@@ -9,7 +9,16 @@ conditions hold, `shapes.py` checks the arguments before any of them runs. Calli
 `minisft/ops` runs its formula and nothing else.
 """
 
-from minisft.dispatch.matmul import BFLOAT16, FLOAT16, FORMATS, matmul, rounded, to_bfloat16
+from minisft.dispatch.matmul import (
+    BFLOAT16,
+    FLOAT16,
+    FORMATS,
+    PRECISIONS,
+    matmul,
+    resolve_precision,
+    rounded,
+    to_bfloat16,
+)
 from minisft.dispatch.operations import (
     OPERATIONS,
     adamw,
@@ -27,7 +36,7 @@ from minisft.dispatch.operations import (
 from minisft.dispatch.random_words import dispatched
 from minisft.dispatch.selection import Site, only
 
-__all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "Site", "adamw", "attention",
-           "cross_entropy", "dispatched", "dropout", "embedding", "gelu", "gelu_adds_bias",
-           "layer_norm", "linear", "matmul", "only", "rounded", "softmax", "squared_norm",
-           "to_bfloat16"]
+__all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "PRECISIONS", "Site", "adamw",
+           "attention", "cross_entropy", "dispatched", "dropout", "embedding", "gelu",
+           "gelu_adds_bias", "layer_norm", "linear", "matmul", "only", "resolve_precision",
+           "rounded", "softmax", "squared_norm", "to_bfloat16"]

@@ -2,27 +2,44 @@
 
 Factors are bfloat16 or float16, sums and results float32. On a card cuBLAS multiplies on tensor
 cores, through `gemmEx`, since `cupy.matmul` would round the result too and knows no bfloat16. NumPy
-has neither: there the factors are widened again. Products of two 16-bit numbers fit float32, so
-that is the same arithmetic but for the order of the sums.
+has neither: on a CPU that multiplies bfloat16 numbers a compiled loop does, elsewhere the factors
+are widened again. Products of two 16-bit numbers fit float32, so that is the same arithmetic but
+for the order of the sums.
 """
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from minisft.backend import bfloat16
 from minisft.backend.array import array_module
+from minisft.backend.cpu import processor
 from minisft.backend.gpu import gemm
 from minisft.backend.gpu.launch import bfloat16 as bfloat16_kernel
-from minisft.dispatch.conditions import kernels, on_gpu
+from minisft.dispatch.conditions import compiled, kernels, on_cpu, on_gpu
 from minisft.dispatch.selection import FORMULA, Function, Implementation, Site
 
 BFLOAT16, FLOAT16 = np.dtype(np.uint16), np.dtype(np.float16)
 FORMATS = {"float32": None, "bfloat16": BFLOAT16, "float16": FLOAT16}
+PRECISIONS = (*FORMATS, "auto")
 
 
 def _in_16_bits(site: Site, arguments: dict[str, Any]) -> str:
     return "" if arguments["a"].dtype in (BFLOAT16, FLOAT16) else "its factors do not have 16 bits"
+
+
+def _in_bfloat16(site: Site, arguments: dict[str, Any]) -> str:
+    return "" if arguments["a"].dtype == BFLOAT16 else "its factors are not bfloat16"
+
+
+def _processor(site: Site, arguments: dict[str, Any]) -> str:
+    return processor.why_not_bfloat16()
+
+
+def _loops() -> Any:
+    """-> the compiled products; imported when they are asked for, since they import Numba."""
+    return import_module("minisft.backend.cpu.compiled.matmul_bfloat16")
 
 
 def _product(a, b, out=None):
@@ -46,14 +63,27 @@ def _to_bfloat16(x):
 
 matmul = Function("matmul", _product, [
     Implementation("tensor cores", (_in_16_bits, on_gpu), lambda: gemm.gemm_ex),
+    Implementation("compiled", (_in_bfloat16, on_cpu, _processor), lambda: _loops().matmul),
     Implementation("widened", (_in_16_bits,), lambda: _widened_product),
     Implementation(FORMULA, (), lambda: _product),
 ])
 to_bfloat16 = Function("to_bfloat16", _to_bfloat16, [
     Implementation("fused kernel", (kernels("fused", "naive"),),
                    lambda: bfloat16_kernel.to_bfloat16),
+    Implementation("compiled", (compiled,), lambda: _loops().to_bfloat16),
     Implementation(FORMULA, (), lambda: _to_bfloat16),
 ])
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """A precision, cpu or cuda -> the same; of "auto" bfloat16 where the device multiplies it.
+
+    Elsewhere "auto" is float32.
+    """
+    if precision != "auto":
+        return precision
+    fast = gemm.multiplies_bfloat16() if device == "cuda" else not processor.why_not_bfloat16()
+    return "bfloat16" if fast else "float32"
 
 
 def rounded(x: Any, dtype: Any) -> Any:

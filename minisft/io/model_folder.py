@@ -88,18 +88,18 @@ def notes_of(model: Classifier | LanguageModel) -> list[str]:
 
 
 def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
-                say: Callable[[str], Any] | None = None,
+                say: Callable[[str], Any] | None = None, precision: str = "float32",
                 **options: Any) -> tuple[Classifier | LanguageModel, Tokenizer, Preprocessing]:
     """A path or a model's name -> model, tokenizer, Preprocessing; options as `checkpoint.load`.
 
-    `device` is cpu or cuda. `say` is told what of the folder is not used. Raises UserError, and
-    ValueError for another device.
+    `device` and `precision` as `Model.to` takes them. `say` is told what of the folder is not
+    used. Raises UserError, and ValueError for another device.
     """
     if device_name(device) == "cuda":
         require_gpu()
     folder = hub.resolve(name, online)
     model = checkpoint.load(folder, **options)
-    model.to(device)
+    model.to(device, precision)
     tokenizer = load_tokenizer(folder, say)
     require_vocab_fits(tokenizer, model.trunk.config, folder)
     model.special_tokens = read_special_tokens(folder, tokenizer)
@@ -214,6 +214,7 @@ def load(name: str | Path, task: str | None = None, *,
     replaces the model's rates. A name that is not in the local Hugging Face cache is downloaded
     only with `download`. Raises UserError.
     """
-    model, tokenizer, _ = read_folder(name, download, device, task=task, label_names=label_names,
-                                      dropout=dropout, pooling=pooling, seed=seed)
-    return model.to(device, precision), tokenizer
+    model, tokenizer, _ = read_folder(name, download, device, precision=precision, task=task,
+                                      label_names=label_names, dropout=dropout, pooling=pooling,
+                                      seed=seed)
+    return model, tokenizer

@@ -15,6 +15,7 @@ from typing import Any
 
 from minisft import __version__
 from minisft.backend.cpu import jit, row_blocks
+from minisft.backend.cpu.processor import why_not_bfloat16
 from minisft.errors import UserError, setting
 from minisft.io import hub
 from minisft.io.files import (
@@ -369,12 +370,13 @@ def model_sha256(path: str | Path) -> str | None:
 
 def environment() -> dict[str, Any]:
     """-> what the bits of a run depend on besides its settings: versions, whether compiled loops
-    ran, processor, threads."""
+    ran and the processor multiplied bfloat16 numbers, processor, threads."""
     compiled = jit.enabled()
     return {
         "versions": {"minisft": __version__} | {name: version(name) for name in (
             "numpy", "safetensors", "tokenizers", *(("numba",) if compiled else ()))},
         "compiled": compiled,
+        "bfloat16_products": not why_not_bfloat16(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
@@ -387,7 +389,8 @@ def environment_changes(config: dict[str, Any]) -> list[str]:
     def flat(environment):
         versions = environment.get("versions", {})     # numba's shows in "compiled loops"
         return {name: n for name, n in versions.items() if name != "numba"} | {
-            "compiled loops": {True: "on", False: "off"}.get(environment.get("compiled")),
+            **{name: {True: "on", False: "off"}.get(environment.get(key)) for name, key in (
+                ("compiled loops", "compiled"), ("bfloat16 products", "bfloat16_products"))},
             **{name: environment.get(name)
                for name in ("python", "platform", "processor", "threads")}}
 

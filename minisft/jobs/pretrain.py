@@ -19,7 +19,7 @@ from minisft.data.documents import encode_documents, read_documents
 from minisft.data.special_tokens import default_special_tokens
 from minisft.data.text import TOKENIZER, load_tokenizer, train_tokenizer
 from minisft.data.tokenizer import decode, vocab_size_of
-from minisft.dispatch import FORMATS
+from minisft.dispatch import PRECISIONS, resolve_precision
 from minisft.errors import UserError, setting
 from minisft.evaluation import plots
 from minisft.evaluation.evaluate import completion_loss
@@ -31,7 +31,7 @@ from minisft.jobs.finetune import Say
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
-from minisft.training.config import TrainingConfig, require_device
+from minisft.training.config import PRECISION_HELP, TrainingConfig, require_device
 from minisft.training.loop import (
     BatchPlan,
     Interrupted,
@@ -81,8 +81,7 @@ class PretrainModelConfig:
     device: str = option(
         "cpu", "where the model computes", type=device_name, choices=DEVICES)
     precision: str = option(
-        "float32", "of matrix products; weights, sums and all else stay float32. 16 bits are for "
-        f"{setting('device', 'cuda')}", choices=tuple(FORMATS))
+        "float32", PRECISION_HELP, choices=PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -159,6 +158,8 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
     if not data.text:
         raise UserError(f"{setting('text')} is missing, expected one text file or more")
     require_device(config.model.device, config.model.precision)
+    config = config.replace(
+        precision=resolve_precision(config.model.precision, config.model.device))
     if resume is None and config.output.out is not None:
         run_folder.check_output_folder(config.output.out, config.output.overwrite)
     train, valid = _texts(data, config.training.seed)

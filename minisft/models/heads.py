@@ -9,7 +9,15 @@ from minisft.backend import random
 from minisft.backend.array import DEVICES, Array, array_module, device_name, require_gpu, to_cpu
 from minisft.data.batch import Batch
 from minisft.data.special_tokens import SpecialTokens
-from minisft.dispatch import FORMATS, cross_entropy, linear, matmul, rounded
+from minisft.dispatch import (
+    FORMATS,
+    PRECISIONS,
+    cross_entropy,
+    linear,
+    matmul,
+    resolve_precision,
+    rounded,
+)
 from minisft.models.bert import Bert, MeanPooler, Pooler
 from minisft.models.gpt2 import GPT2
 from minisft.models.init_weights import init_weights
@@ -80,19 +88,21 @@ class Model(Layer):
             init_weights(self.store, seed)
 
     def to(self, device: str, precision: str = "float32") -> Self:
-        """cpu or cuda, float32, bfloat16 or float16 -> self, from now on computing there and so.
+        """cpu or cuda, a name of PRECISIONS -> self, from now on computing there and so.
+
+        "auto" is bfloat16 where the device multiplies it, else float32.
 
         Raises ValueError for a name that is none of these, UserError where there is no GPU.
         """
         device = device_name(device)
         for what, name, names in (("device", device, DEVICES),
-                                  ("precision", precision, tuple(FORMATS))):
+                                  ("precision", precision, PRECISIONS)):
             if name not in names:
                 raise ValueError(f"{what} is {name!r}, expected one of {', '.join(names)}")
         if device == "cuda":
             require_gpu()
             self.store.to_gpu()
-        self.store.set_compute_dtype(FORMATS[precision])
+        self.store.set_compute_dtype(FORMATS[resolve_precision(precision, device)])
         return self
 
     def received(self, batch: Batch) -> Batch:

@@ -3,6 +3,7 @@
 from math import ceil, sqrt
 
 from minisft.data.dataset import TokenizedDataset
+from minisft.dispatch import resolve_precision
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.training.config import FinetuneConfig
 
@@ -10,6 +11,8 @@ from minisft.training.config import FinetuneConfig
 def with_defaults(config: FinetuneConfig) -> FinetuneConfig:
     """-> the config with those options whose default depends on others."""
     scratch, options = config.model.model == "scratch", config.options()
+    config = config.replace(
+        precision=resolve_precision(config.model.precision, config.model.device))
     values = {"clean": "none" if config.data.task == "complete" else "all",
               "dropout": 0.3 if scratch else None,
               "compare": "random" if config.data.train is None else "baselines"}

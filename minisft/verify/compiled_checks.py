@@ -11,7 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from minisft.backend.cpu import jit
+from minisft.backend import bfloat16
+from minisft.backend.cpu import jit, processor
 from minisft.backend.random import Scores
 from minisft.dispatch.attention_groups import Groups
 from minisft.verify.kernel_checks import (
@@ -21,6 +22,7 @@ from minisft.verify.kernel_checks import (
     compare,
     normal,
     of_adamw,
+    of_bfloat16,
     of_cross_entropy,
     of_dropout,
     of_gelu,
@@ -41,6 +43,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
         dropout,
         gelu,
         layer_norm,
+        matmul_bfloat16,
         softmax,
     )
     checks = [
@@ -57,8 +60,27 @@ def compiled_checks() -> dict[str, KernelCheck]:
         *(KernelCheck(f"compiled attention ({'causal' if causal else 'all keys'}"
                       f"{', dropout' * drop})", partial(_attention, attention_groups, causal, drop))
           for causal in (True, False) for drop in (False, True)),
+        KernelCheck("compiled bfloat16", partial(of_bfloat16, matmul_bfloat16)),
     ]
+    if not processor.why_not_bfloat16():
+        checks += [KernelCheck(f"compiled matmul_bfloat16 ({name})",
+                               partial(_products, matmul_bfloat16, rows))
+                   for name, rows in (("many rows", None), ("a row", 1), ("few rows", 5))]
     return {check.name: check for check in checks}
+
+
+def _products(loops, rows, size, put):
+    """The three products of a linear map, of rounded factors, with weights laid out both ways."""
+    x, w, dy = map(bfloat16.to_bfloat16, normal((rows or size, 2 * size), (2 * size, 400),
+                                                (rows or size, 400)))
+    wide = [bfloat16.from_bfloat16(a) for a in (x, w, dy)]
+    products = {"y": lambda x, w, dy: (x, w), "dx": lambda x, w, dy: (dy, w.T),
+                "dw": lambda x, w, dy: (x.T, dy)}
+    found = {name: (loops.matmul(*map(put, factors(x, w, dy))), np.matmul(*factors(*wide)),
+                    np.matmul(*[a.astype(np.float64) for a in factors(*wide)]))
+             for name, factors in products.items()}
+    by_columns = loops.matmul(put(x), put(np.asfortranarray(w)))
+    return found | {"y by columns": (by_columns, *found["y"][1:])}
 
 
 def _clipped_step(adamw, values, grads, m, v, t, lr, decay, scale, limit):

@@ -205,11 +205,12 @@ def _rounded(a):
     return bfloat16.from_bfloat16(bfloat16.to_bfloat16(a))
 
 
-def _bfloat16(size, put):
+def of_bfloat16(launcher: Any, size: int,
+                put: Callable) -> dict[str, tuple[Array, Array, Array]]:
     (x,) = normal((3, size, size))
     x[0, 0, 0] = np.nan
     x.view(np.uint32)[1] |= 0x8000     # ties and nearly ties
-    ours, plain = bfloat16_launch.to_bfloat16(put(x)), bfloat16.to_bfloat16(x)
+    ours, plain = launcher.to_bfloat16(put(x)), bfloat16.to_bfloat16(x)
     return {"y": (ours, plain, plain)}
 
 
@@ -268,7 +269,7 @@ KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("embedding", _embedding),
     KernelCheck("dropout", partial(of_dropout, dropout_launch)),
     KernelCheck("adamw", partial(of_adamw, _clipped_step)),
-    KernelCheck("bfloat16", _bfloat16),
+    KernelCheck("bfloat16", partial(of_bfloat16, bfloat16_launch)),
     *_attention_checks(attention_naive_launch, "naive", (16, 33, 64)),
     *_attention_checks(attention_launch, "fused", (16, 64, 32, 80, 128)),
     *_attention_checks(attention_bfloat16_launch.Rounding, "bfloat16", (16, 64, 128),

@@ -82,6 +82,30 @@ def loop(flags: frozenset[str] = EXACT, part: str | None = None) -> Callable[[Ca
     return decorate
 
 
+def assembly(text: list[str], used: list[str]) -> Callable | None:
+    """Lines of assembly (AT&T, operands $0 to $4) -> what a loop calls with five int64.
+
+    `used`: the registers that it changes. LLVM compiles it with the loop, so no compiler has to be
+    there. The text must stand in the file of the loops: Numba's disk cache checks no other.
+    """
+    if numba() is None:
+        return None
+    from llvmlite import binding, ir
+    from numba import types
+    from numba.extending import intrinsic
+    binding.initialize_native_asmparser()     # without it LLVM takes no assembly
+    constraints = ",".join(["r"] * 5 + [f"~{{{register}}}" for register in used])
+
+    @intrinsic
+    def run(context, a, b, c, d, e):
+        def generate(context, builder, signature, args):
+            builder.asm(ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 5), "\n".join(text),
+                        constraints, args, True)
+            return context.get_dummy_value()
+        return types.void(*[types.int64] * 5), generate
+    return run
+
+
 def each(work: Callable[[int, int], Result], n: int, row_bytes: int) -> list[Result]:
     """work(start, stop) for blocks of n rows, on all threads -> results in the order of rows."""
     # larger blocks than NumPy's: a loop uses few arrays, and each call costs microseconds

@@ -31,6 +31,12 @@ def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
     return y
 
 
+def multiplies_bfloat16() -> bool:
+    """-> whether the card has tensor cores for bfloat16: compute capability 8.0 (Ampere) or more.
+    """
+    return int(array.cupy.cuda.Device().compute_capability) >= 80
+
+
 def _by_columns(a):
     """-> the matrix, copied if neither its rows nor its columns are contiguous; whether cuBLAS,
     which reads it by columns, must transpose it; the leading dimension.

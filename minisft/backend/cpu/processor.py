@@ -1,0 +1,29 @@
+"""What the processor can do beyond what NumPy asks of it."""
+
+import platform
+from functools import cache
+
+from minisft.backend.cpu import jit
+
+INSTALL = "install minisft[fast]"
+
+
+@cache
+def _features() -> dict[str, bool]:
+    """-> {LLVM's name of a feature: whether this processor and system have it}; {} if unknown."""
+    if jit.numba() is None:
+        return {}
+    from llvmlite import binding
+    try:
+        return dict(binding.get_host_cpu_features())
+    except RuntimeError:     # LLVM knows no such processor
+        return {}
+
+
+def why_not_bfloat16() -> str:
+    """-> why the compiled products of bfloat16 factors do not run here; "" where they do."""
+    if not jit.enabled():
+        return f"its products are compiled by Numba, which is not in use here ({INSTALL})"
+    if not _features().get("avx512bf16"):
+        return f"this processor ({platform.machine()}) has no AVX512-BF16"
+    return ""

@@ -1,0 +1,182 @@
+"""Products of bfloat16 factors by the processor's own instruction: right, and the same bits.
+
+What needs no such processor, the choice of precision and its refusals, is tested everywhere.
+"""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from minisft.backend import bfloat16
+from minisft.backend.constants import IGNORE
+from minisft.backend.cpu import jit, processor, row_blocks
+from minisft.cli import main
+from minisft.data.batch import pack
+from minisft.dispatch import matmul, only, resolve_precision, to_bfloat16
+from minisft.io import run_folder
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import Classifier, LanguageModel
+
+needs_processor = pytest.mark.skipif(
+    bool(processor.why_not_bfloat16()), reason=f"{processor.why_not_bfloat16()}")
+SIZES = [1, 2, 3, 11, 12, 13, 31, 33, 97]
+
+
+def factors(rng, m, k, n):
+    return [bfloat16.to_bfloat16(rng.standard_normal(shape, dtype=np.float32))
+            for shape in ((m, k), (k, n))]
+
+
+def one_by_one(a, b):
+    """The slow twin: each sum in float64, and the sum of absolute products."""
+    a, b = (bfloat16.from_bfloat16(x).astype(np.float64) for x in (a, b))
+    return np.einsum("ik,kj->ij", a, b), np.einsum("ik,kj->ij", abs(a), abs(b))
+
+
+@needs_processor
+@pytest.mark.parametrize("m", SIZES)
+@pytest.mark.parametrize("k", [1, 2, 7, 64, 771, 1538])
+def test_products_of_every_size_and_layout(rng, m, k):
+    for n in (1, 12, 31, 32, 95, 401):
+        a, b = factors(rng, m, k, n)
+        exact, size = one_by_one(a, b)
+        wide = np.zeros((k, n + 5), np.uint16)
+        wide[:, 2:2 + n] = b
+        results = [matmul(x, y) for x in (a, np.asfortranarray(a))
+                   for y in (b, np.asfortranarray(b), wide[:, 2:-3], wide.T[2:-3].T)]
+        assert matmul.choose(a, b).name == "compiled"
+        assert (np.abs(results[0] - exact) <= 1e-6 * size).all()
+        assert all(np.array_equal(y, results[0]) for y in results)
+        out = np.full((m, n), np.nan, np.float32)
+        assert matmul(a, b, out) is out and np.array_equal(out, results[0])
+
+
+@needs_processor
+@pytest.mark.parametrize("k, n", [(64, 384), (768, 1000), (1538, 768)])
+def test_the_bits_of_a_row_do_not_depend_on_the_others(rng, k, n):
+    a, b = factors(rng, 40, k, n)
+    whole = matmul(a, b)
+    for table in (b, np.asfortranarray(b)):
+        for rows in (1, 2, 4, 5, 12, 13, 27):
+            assert np.array_equal(matmul(a[3:3 + rows], table), whole[3:3 + rows])
+
+
+@needs_processor
+@pytest.mark.parametrize("m", [1, 7, 50])
+def test_threads_change_no_bit(rng, monkeypatch, m):
+    a, b = factors(rng, m, 130, 500)
+    results = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(row_blocks, "threads", lambda threads=threads: threads)
+        results.append([matmul(a, b), matmul(a, np.asfortranarray(b))])
+    assert all(np.array_equal(x, y) for found in results for x, y in zip(found, results[0],
+                                                                         strict=True))
+
+
+@needs_processor
+@pytest.mark.parametrize("m", [1, 12, 13])
+def test_hostile_numbers(rng, m):
+    a, b = factors(rng, m, 6, 400)
+    wide_a, wide_b = (bfloat16.from_bfloat16(x) for x in (a, b))
+    for value in (np.nan, np.inf, -np.inf, 3e38):
+        wide_a[0, 3] = value
+        with np.errstate(invalid="ignore", over="ignore"):
+            expected = bfloat16.from_bfloat16(to_bfloat16(wide_a)) @ wide_b
+        found = matmul(to_bfloat16(wide_a), b)
+        for kind in (np.isnan, np.isposinf, np.isneginf):
+            assert np.array_equal(kind(found), kind(expected))
+        assert np.isfinite(found[1:]).all()
+    # numbers below the smallest normal one count as zeros, as the instruction has it
+    assert not matmul(to_bfloat16(np.full((m, 6), 1e-39, np.float32)), b).any()
+
+
+@needs_processor
+@pytest.mark.parametrize("m, k, n", [(0, 3, 2), (3, 0, 2), (3, 2, 0), (0, 0, 0)])
+def test_empty_factors(m, k, n):
+    y = matmul(np.zeros((m, k), np.uint16), np.zeros((k, n), np.uint16))
+    assert y.shape == (m, n) and not y.any()
+
+
+@needs_processor
+def test_what_does_not_fit_is_refused(rng):
+    a, b = factors(rng, 3, 4, 5)
+    with pytest.raises(ValueError, match="4 and 5 should be equal"):
+        matmul(a, b.T)
+    for out in (np.empty((3, 6), np.float32), np.empty((3, 5)),
+                np.empty((5, 3), np.float32).T):
+        with pytest.raises(ValueError, match="out is"):
+            matmul(a, b, out)
+
+
+def multiply(a, b):
+    return matmul(a, b)
+
+
+@needs_processor
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_multiply_too(rng, method):
+    a, b = factors(rng, 30, 64, 100)
+    here = matmul(a, b)     # the pool of threads is there before the fork
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert np.array_equal(pool.apply_async(multiply, (a, b)).get(60), here)
+
+
+def sequences(rng):
+    return [rng.integers(0, 50, length) for length in (3, 17, 1, 9, 30)]
+
+
+CONFIG = GPT2Config(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=4)
+
+
+def gradients(model, batch):
+    model.store.zero_grad()
+    loss, *_ = model.loss(batch)
+    model.loss_backward()
+    return float(loss), {p.name: p.grad.astype(np.float64).ravel() for p in model.store.trainable}
+
+
+@needs_processor
+@pytest.mark.parametrize("kind", ["classifier", "language model"])
+def test_a_whole_step_is_that_of_widened_factors(rng, kind):
+    if kind == "classifier":
+        batch = pack(sequences(rng), np.array([0, 1, 2, 1, 0]))
+        model = Classifier(CONFIG, "abc", seed=3)
+    else:
+        texts = sequences(rng)
+        batch = pack(texts, [np.append(ids[1:], IGNORE) for ids in texts])
+        model = LanguageModel(CONFIG, seed=3)
+    model.to("cpu", "bfloat16")
+    loss, found = gradients(model, batch)
+    with only("widened", operations=("matmul",)):
+        expected_loss, expected = gradients(model, batch)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for name, gradient in expected.items():
+        # a sum in another order may round to the neighbouring bfloat16
+        assert np.abs(found[name] - gradient).max() <= 1e-2 * np.abs(gradient).max(), name
+
+
+def test_without_numba_or_the_instruction_it_is_refused(monkeypatch, capsys):
+    with jit.compiled(False):
+        assert "install minisft[fast]" in processor.why_not_bfloat16()
+        assert main(["finetune", "--precision", "bfloat16"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("minisft: --precision bfloat16: ") and error.count("\n") == 1
+        assert resolve_precision("auto", "cpu") == "float32"
+        assert run_folder.environment()["bfloat16_products"] is False
+    if jit.numba() is None:
+        return
+    monkeypatch.setattr(processor, "_features", lambda: {"avx512f": True})
+    assert "has no AVX512-BF16" in processor.why_not_bfloat16()
+    assert main(["predict", "--model", "nowhere", "--precision", "bfloat16", "text"]) == 2
+    assert "has no AVX512-BF16" in capsys.readouterr().err
+    assert matmul.choose(*[np.zeros((2, 2), np.uint16)] * 2).name == "widened"
+
+
+@needs_processor
+def test_auto_is_bfloat16_where_the_processor_has_it():
+    assert resolve_precision("auto", "cpu") == "bfloat16"
+    assert [resolve_precision(name, "cpu") for name in ("float32", "float16")] == [
+        "float32", "float16"]
+    model = Classifier(CONFIG, "ab", seed=1).to("cpu", "auto")
+    assert model.store.compute_dtype == np.uint16
