@@ -34,10 +34,10 @@ class MultiHeadAttention(Layer):
             drop = self.rate, random.Scores(
                 dispatched(stream), self.layer, batch.example_ids, cu_seqlens, self.n_head,
                 array_module(batch.ids), positions)
-        weight = next(self._parts(Linear)).w.compute_value     # those of a model are of one kind
+        weight = next(self._parts(Linear)).w     # those of a model are of one kind
         y, self.attended = attention.forward(
             q, k, v, cu_seqlens, starts, lengths, causal, drop,
-            compute_dtype=None if weight is None else weight.dtype)
+            compute_dtype=weight.compute_dtype)
         return y
 
     def attend_backward(self, dy: Array) -> tuple[Array, Array, Array]:

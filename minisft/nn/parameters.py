@@ -33,7 +33,8 @@ class Parameter:
         self.value = None
         self._grad: Array = None
         self.zeroed = False     # to be read as zeros, whatever the memory holds
-        self.compute_value = None     # the value in 16 bits, where the model computes in them
+        self.compute_dtype: Any = None     # of 16 bits, where the model computes in them
+        self._compute_value: Array = None
 
     def __repr__(self) -> str:
         dtype = "no values yet" if self.value is None else self.value.dtype
@@ -46,9 +47,24 @@ class Parameter:
         return int(np.prod(self.shape))
 
     @property
+    def compute_value(self) -> Array:
+        """-> the value in 16 bits; None where the model does not compute in them.
+
+        On a CPU it is rounded when it is first asked for, since a classifier never multiplies with
+        its token table, the largest of all.
+        """
+        if self._compute_value is None and self.compute_dtype is not None:
+            self._compute_value = rounded(self.value, self.compute_dtype)
+        return self._compute_value
+
+    @compute_value.setter
+    def compute_value(self, rounded_value: Array) -> None:
+        self._compute_value = rounded_value
+
+    @property
     def product_value(self) -> Array:
         """-> the value that matrix products take: in 16 bits where the model computes in them."""
-        return self.value if self.compute_value is None else self.compute_value
+        return self.value if self.compute_dtype is None else self.compute_value
 
     @property
     def trainable(self) -> bool:
@@ -182,8 +198,11 @@ class Parameters:
         self.refresh()
 
     def refresh(self) -> None:
-        """Rounds all values anew, after some have changed: one pass over each buffer."""
-        if self.compute_dtype is None:
+        """Rounds all values anew, after some have changed: on a GPU in one pass over each buffer.
+        """
+        for p in self:
+            p.compute_dtype, p.compute_value = self.compute_dtype, None
+        if self.compute_dtype is None or self.xp is np:
             return
         for buffer, trained in ((self.values, True), (self.frozen_values, False)):
             flat, start = rounded(buffer, self.compute_dtype), 0
