@@ -301,3 +301,23 @@ def test_a_loss_that_is_no_number_names_the_step(sequences):
     model.store["wte.weight"].value[...] = np.nan
     with pytest.raises(UserError, match="step 1: the loss is nan.*smaller lr"):
         run(sequences, model=model)
+
+
+class Indexed(list):
+    """A list that may be walked over once, for the lengths."""
+
+    walks = 0
+
+    def __iter__(self):
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_a_step_does_not_walk_over_the_whole_data_set(sequences):
+    ids = Indexed(sequences.ids)
+    data = TokenizedDataset(ids, sequences.labels)
+    model = classifier()
+    for step in range(3):
+        loop.train_step(model, data, [step], make_optimizer(model, SETTINGS), 0.1, SETTINGS,
+                        None, {})
+    assert ids.walks == 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class TokenizedDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @cached_property     # a step asks for it, and should not take longer the more texts there are
     def lengths(self) -> np.ndarray:
         """-> tokens of each text (M,)."""
         return np.array([len(ids) for ids in self.ids])
