@@ -1,0 +1,52 @@
+"""Where numbers are rounded to 16 bits, and where they are not: one table for every device.
+
+`docs/precision.md` shows it and `tests/test_rounding_points.py` asks every implementation: a change
+of an input that rounding swallows must change no bit of the result where the table says "rounded",
+and must change it where the table says "float32".
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RoundingPoint:
+    """An array that goes into an operation, with bfloat16 or float16 asked for.
+
+    `cpu`, `gpu`: whether it is rounded there; sums and results are float32 on both.
+    """
+
+    operation: str
+    array: str
+    cpu: bool
+    gpu: bool
+    note: str = ""
+
+
+ROUNDING_POINTS = (
+    RoundingPoint("linear", "x", True, True, "kept rounded for the backward"),
+    RoundingPoint("linear", "w", True, True, "the weight itself stays float32 beside its copy"),
+    RoundingPoint("linear", "b", False, False),
+    RoundingPoint("linear", "dy", True, True, "in dx and dw; db sums dy as it is"),
+    RoundingPoint("attention", "q", False, True, "GPU: bfloat16 and head widths that are a "
+                  "multiple of 16; else float32"),
+    RoundingPoint("attention", "k", False, True, "as q"),
+    RoundingPoint("attention", "v", False, True, "as q; the probabilities too, before they meet v"),
+    RoundingPoint("attention", "dy", False, True, "as q; the scores' gradients too"),
+    RoundingPoint("layer_norm", "x", False, False),
+    RoundingPoint("gelu", "x", False, False),
+    RoundingPoint("softmax", "s", False, False),
+    RoundingPoint("cross_entropy", "z", False, False, "logits stay float32; the gradient is "
+                  "rounded when the table of tokens is multiplied, as linear's dy"),
+    RoundingPoint("embedding", "w", False, False, "rows are looked up in the float32 weight"),
+    RoundingPoint("dropout", "x", False, False),
+)
+
+
+def as_table() -> str:
+    """-> the table in Markdown."""
+    def said(is_rounded):
+        return "rounded" if is_rounded else "float32"
+    lines = ["| operation | array | CPU | GPU | |", "|---|---|---|---|---|"]
+    return "\n".join([*lines, *(
+        f"| {p.operation} | `{p.array}` | {said(p.cpu)} | {said(p.gpu)} | {p.note} |"
+        for p in ROUNDING_POINTS)])

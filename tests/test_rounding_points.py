@@ -1,0 +1,99 @@
+"""The table of what is rounded to 16 bits, held against what every implementation does.
+
+A number is changed by less than rounding to 16 bits can see. Where the table says that it is
+rounded no bit of the results may change; where it says float32 some bit must.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minisft.backend.constants import WORD
+from minisft.backend.cpu import jit
+from minisft.backend.gpu import emulator
+from minisft.dispatch import (
+    FORMATS,
+    attention,
+    cross_entropy,
+    dropout,
+    embedding,
+    gelu,
+    layer_norm,
+    linear,
+    rounded,
+    softmax,
+)
+from minisft.dispatch.matmul import widened
+from minisft.dispatch.rounding_points import ROUNDING_POINTS, as_table
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/precision.md"
+
+
+def _linear(dtype, x, w, b, dy):
+    y, cache = linear.forward(x, rounded(w, dtype), b)
+    return y, *linear.backward(dy, cache)
+
+
+def _attention(dtype, q, k, v, dy):
+    edges = np.array([0, 5, 16])
+    y, cache = attention.forward(q, k, v, edges, edges[:-1], np.diff(edges), compute_dtype=dtype)
+    return y, *attention.backward(dy, cache)
+
+
+def _both(operation):
+    return lambda dtype, x, dy: (lambda y, cache: (y, operation.backward(dy, cache)))(
+        *operation.forward(x))
+
+
+RUNS = {
+    "linear": (_linear, {"x": (9, 16), "w": (16, 12), "b": (12,), "dy": (9, 12)}),
+    "attention": (_attention, dict.fromkeys(("q", "k", "v", "dy"), (16, 2, 16))),
+    "layer_norm": (lambda dtype, x: layer_norm.forward(x, np.ones(16, np.float32),
+                                                       np.zeros(16, np.float32))[:1],
+                   {"x": (9, 16)}),
+    "gelu": (lambda dtype, x: gelu.forward(x)[:1], {"x": (9, 16)}),
+    "softmax": (lambda dtype, s: softmax.forward(s)[:1], {"s": (9, 16)}),
+    "cross_entropy": (lambda dtype, z: cross_entropy.forward(z, np.arange(9))[0][:1],
+                      {"z": (9, 16)}),
+    "embedding": (lambda dtype, w: embedding.forward(np.arange(5), w)[:1], {"w": (5, 16)}),
+    "dropout": (lambda dtype, x: dropout.forward(x, np.full(x.shape, WORD, np.uint32), 0.5)[:1],
+                {"x": (9, 16)}),
+}
+PLACES = ["formula",
+          pytest.param("compiled", marks=pytest.mark.skipif(
+              jit.numba() is None, reason="compiled loops need the extra fast")),
+          pytest.param("emulator", marks=pytest.mark.skipif(
+              emulator.compiler() is None, reason="no C++ compiler to emulate CUDA kernels"))]
+
+
+@pytest.mark.parametrize("point", ROUNDING_POINTS, ids=lambda p: f"{p.operation} {p.array}")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_the_table_says(rng, monkeypatch, point, precision, place):
+    monkeypatch.setenv("MINISFT_CUDA", "emulate" if place == "emulator" else "")
+    run, shapes = RUNS[point.operation]
+    dtype = FORMATS[precision]
+    arrays = {name: widened(rounded(rng.standard_normal(shape, dtype=np.float32), dtype))
+              for name, shape in shapes.items()}
+    moved = arrays | {point.array: arrays[point.array] * np.float32(1 + 2.0**-14)}
+    assert np.array_equal(rounded(moved[point.array], dtype), rounded(arrays[point.array], dtype))
+    with jit.compiled(place == "compiled"):
+        before, after = run(dtype, **arrays), run(dtype, **moved)
+    if (point.operation, point.array) == ("linear", "dy"):
+        assert not np.array_equal(before[-1], after[-1])     # db sums dy as it is
+        before, after = before[:-1], after[:-1]
+    is_rounded = point.gpu if place == "emulator" else point.cpu
+    if point.operation == "attention" and precision == "float16":
+        is_rounded = False     # its kernel is for bfloat16
+    assert all(map(np.array_equal, before, after)) == is_rounded
+
+
+def test_every_operation_is_in_the_table():
+    from minisft.dispatch import OPERATIONS
+    others = {"matmul", "to_bfloat16", "adamw", "squared_norm"}     # no layer's formula
+    assert {point.operation for point in ROUNDING_POINTS} == set(OPERATIONS) - others
+
+
+def test_the_page_shows_the_table():
+    assert as_table() in PAGE.read_text(encoding="utf-8")
