@@ -10,7 +10,8 @@
     naive kernel      the simple CUDA kernel of kernels/, where there are two
     fused kernel      the fast one
     tensor cores      a CUDA kernel for bfloat16, or cuBLAS on 16-bit factors
-    16 bits           a linear map of 16-bit factors; "widened" multiplies them on a CPU
+    16 bits           a linear map of 16-bit factors; "widened" multiplies them on a CPU that has no
+                      instruction for it
 
 To see what a call gets: `layer_norm.choose(x, w, b).name`, or `minisft why layer_norm`.
 """

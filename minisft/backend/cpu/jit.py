@@ -1,6 +1,7 @@
 """Whether compiled loops run on the CPU, and how Numba compiles them.
 
-`minisft/backend/cpu/compiled/` holds the loops (extra `fast`), float32 only, one file an operation.
+`minisft/backend/cpu/compiled/` holds the loops (extra `fast`), one file an operation; they are for
+float32, products of bfloat16 factors apart.
 They run wherever Numba is installed, unless MINISFT_COMPILED=off or `with compiled(False)` says
 otherwise. Numba is imported when the first of them is called.
 """
