@@ -1,6 +1,8 @@
 """The judge of the notebooks' exercises: right, which mistake, or where the difference is."""
 
 import importlib.util
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +60,7 @@ def test_shapes(judged, answer, said):
 def test_numbers(judged):
     assert judged(0.5, 0.5) == "right\n"
     assert judged(2, 0.5, {"upside down": 2.0}) == "not yet: upside down\n"
-    assert judged(3, 0.5, {"upside down": 2.0}) == "not yet: 3 is not the value\n"
+    assert judged(0.7, 0.5, {"upside down": 2.0}) == "not yet: 0.7 is not the value\n"
 
 
 def test_tuples(judged):
@@ -68,9 +70,9 @@ def test_tuples(judged):
     assert judged((RIGHT, RIGHT.sum(1)), right, mistakes) == "not yet: the wrong axis\n"
     assert judged((RIGHT, RIGHT), right, mistakes) == \
         "not yet: result 2: its shape is (2, 2), expected (2,)\n"
-    assert judged((RIGHT + 1, RIGHT.sum(0)), right, mistakes).startswith(
-        "not yet: result 1: the largest difference, 1")
-    for answer in (RIGHT, (RIGHT,), [RIGHT, RIGHT.sum(0)]):
+    assert judged((RIGHT**2, RIGHT.sum(0)), right, mistakes).startswith(
+        "not yet: result 1: the largest difference, 12")
+    for answer in (RIGHT[0, 0], (RIGHT,), [RIGHT] * 3):
         assert judged(answer, right, mistakes) == "not yet: expected 2 results in a tuple\n"
 
 
@@ -84,7 +86,11 @@ def test_what_is_no_array_raises_nothing(judged, answer):
 def test_an_overflow_can_be_named(judged):
     overflown = np.array([np.nan, 1.0])
     assert judged(overflown, RIGHT[0], {"it overflows": overflown}) == "not yet: it overflows\n"
-    assert judged(overflown, RIGHT[0]).startswith("not yet: the largest difference, nan,")
+    assert judged(overflown, RIGHT[0]) == (
+        "not yet: it is NaN (no number: 0 / 0, inf - inf, or the logarithm of a negative number), "
+        "first at (0,)\n")
+    assert judged(np.array([1.0, np.inf]), RIGHT[0]) == "not yet: it is infinite, first at (1,)\n"
+    assert judged(np.nan, 0.5).startswith("not yet: it is NaN")
 
 
 def test_tolerance(judged):
@@ -96,3 +102,72 @@ def test_tolerance(judged):
     assert judged(right[0] + 1e-9, right[0], tolerance=1e-12).startswith("not yet: the largest")
     assert judged((right[0] + 1e-9, right[1]), right, tolerance=1e-12).startswith(
         "not yet: result 1: the largest")
+
+
+@pytest.mark.parametrize("answer", [
+    [Fraction(1, 3), Fraction(2, 3)], (Fraction(1, 3), Decimal(2) / 3), (1 / 3, 2 / 3),
+    np.array([1 / 3, 2 / 3], np.float32)])
+def test_other_forms_of_a_right_answer(judged, answer):
+    assert judged(answer, np.array([1 / 3, 2 / 3])) == "right\n"
+
+
+def test_a_number_in_brackets(judged):
+    for answer in ([0.5], np.array(0.5), np.array([0.5]), Fraction(1, 2)):
+        assert judged(answer, 0.5) == "right\n"
+    for answer in ([4, Fraction(1, 2)], np.array([4, 0.5]), (4.0, [0.5])):
+        assert judged(answer, (4, 0.5)) == "right\n"
+    assert judged([0.5, 0.5], 0.5) == "not yet: its shape is (2,), expected ()\n"
+
+
+def test_rounded_answers(judged):
+    third = np.array([1 / 3, 2 / 3])
+    assert judged([0.333, 0.667], third) == "right to 3 digits: give more\n"
+    assert judged((0.33333, 2 / 3), (1 / 3, 2 / 3)) == "right to 5 digits: give more\n"
+    assert judged(1.23e-5, 1.2345e-5) == "right to 3 digits: give more\n"
+    assert judged([0.334, 0.667], third).startswith("not yet")
+    assert judged(0.3, 1 / 3) == "not yet: 0.3 is not the value\n"
+
+
+def test_whole_numbers_are_compared_exactly(judged):
+    assert judged(124_439_808.0, 124_439_808) == "right\n"
+    assert judged(124_439_809, 124_439_808) == "not yet: it is 1 too large\n"
+    assert judged([0, 3, 4.0], np.array([0, 3, 4])) == "right\n"
+    assert judged([0, 3, 4.0000001], np.array([0, 3, 4])).startswith("not yet")
+
+
+def test_a_mistake_that_can_be_made_anywhere(judged):
+    assert judged(-RIGHT, RIGHT) == "not yet: the sign is flipped\n"
+    assert judged(RIGHT.T, RIGHT) == "not yet: it is transposed\n"
+    assert judged(np.ones((2, 3)) * [1, 2, 3], (np.ones((2, 3)) * [1, 2, 3]).T) == \
+        "not yet: it is transposed\n"
+    assert judged(RIGHT - 0.25, RIGHT) == "not yet: every value is 0.25 too small\n"
+    assert "every value is 1/3 of the right one: a mean" in judged(RIGHT / 3, RIGHT)
+    assert "every value is 5 times the right one: a sum" in judged(5 * RIGHT, RIGHT)
+    assert "every value is -2 times the right one: the sign" in judged(-2 * RIGHT, RIGHT)
+    assert judged(1.7 * RIGHT, RIGHT) == "not yet: every value is 1.7 times the right one\n"
+    assert judged(np.log2(7), np.log(7)) == "not yet: it is 1 / ln 2 times the right one\n"
+    assert "this is the maximum of the whole matrix" in judged(np.full((2, 2), 4.0), RIGHT)
+
+
+def test_a_mask_of_zeros(judged):
+    scores = np.array([[1.0, 0.5, 2.0], [0.0, -1.0, 0.5]])
+    shown = np.array([[True, False, True], [True, True, False]])
+
+    def softmax(s):
+        return np.exp(s) / np.exp(s).sum(-1, keepdims=True)
+    right = softmax(np.where(shown, scores, -np.inf))
+    assert judged(softmax(np.where(shown, scores, 0.0)), right).startswith(
+        "not yet: masked places got a probability")
+    assert judged(softmax(scores), right).startswith("not yet: masked places got a probability")
+    assert judged(softmax(scores**2), right).startswith("not yet: the largest difference")
+
+
+def test_the_maximum_of_the_whole_matrix(judged):
+    s = np.array([[0.0, 1.0], [1000.0, 1001.0]])
+    right = np.exp(s - s.max(1, keepdims=True))
+    right /= right.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        wrong = np.exp(s - s.max()) / np.exp(s - s.max()).sum(1, keepdims=True)
+    assert judged(wrong, right).startswith("not yet: row 0 overflowed or is 0 / 0, the others are")
+    wrong[1] = 0.25
+    assert judged(wrong, right).startswith("not yet: it is NaN")
