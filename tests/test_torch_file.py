@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch_writer import Raw, archive, call, opcodes, state_dict, storage, tensor
 
 from minisft.errors import UserError
 from minisft.io import restricted_pickle, safetensors
@@ -23,61 +24,6 @@ from minisft.io.weights import folder_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
 SAVED = GOLDEN / "torch_file" / "pytorch_model.bin"
-
-
-class Raw(bytes):
-    """Opcodes as they are."""
-
-
-def opcodes(value):
-    """A plain value -> the opcodes that build it, as torch.save has them."""
-    if isinstance(value, Raw):
-        return bytes(value)
-    if value is None or isinstance(value, bool):
-        return {None: b"N", True: b"\x88", False: b"\x89"}[value]
-    if isinstance(value, int):
-        data = pickle.encode_long(value)
-        return b"\x8a" + bytes([len(data)]) + data
-    if isinstance(value, float):
-        return b"G" + struct.pack(">d", value)
-    if isinstance(value, str):
-        return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-    if isinstance(value, tuple):
-        return b"(" + b"".join(map(opcodes, value)) + b"t"
-    if isinstance(value, list):
-        return b"](" + b"".join(map(opcodes, value)) + b"e"
-    return b"}(" + b"".join(opcodes(x) for item in value.items() for x in item) + b"u"
-
-
-def name(text):
-    """module.name -> the opcode that asks for it."""
-    module, _, function = text.rpartition(".")
-    return Raw(f"c{module}\n{function}\n".encode())
-
-
-def call(function, *arguments):
-    return Raw(name(function) + opcodes(arguments) + b"R")
-
-
-def storage(count, key="0", kind="torch.FloatStorage", first="storage"):
-    return Raw(opcodes((first, name(kind), key, "cpu", count)) + b"Q")
-
-
-def tensor(shape=(2, 3), strides=(3, 1), offset=0, stored=None, metadata=()):
-    """-> a tensor of a storage of six numbers."""
-    return call("torch._utils._rebuild_tensor_v2", storage(6) if stored is None else stored,
-                offset, shape, strides, False, call("collections.OrderedDict"), *metadata)
-
-
-def archive(path, value, members=(), folder="x", **options):
-    """Writes a file as torch.save does: what it holds, members beside the storage of 0 to 5."""
-    data = b"\x80\x02" + opcodes(value) + b"."
-    with zipfile.ZipFile(path, "w", **options) as file:
-        for key, content in {"data.pkl": data, "data/0": np.arange(6, dtype="<f4").tobytes(),
-                             **dict(members)}.items():
-            file.writestr(zipfile.ZipInfo(f"{folder}/{key}"), content,
-                          options.get("compression", zipfile.ZIP_STORED))
-    return path
 
 
 @pytest.fixture
@@ -369,16 +315,10 @@ def test_numbers_and_containers(path):
 
 # A model's folder.
 
-def bin_of(folder, names=None):
-    """The tensors of golden gpt2_tiny as torch.save has them -> a file of these names."""
+def bin_of(path, names=None):
+    """The tensors of golden gpt2_tiny of these names (default: all), as torch.save has them."""
     stored = safetensors.read_header(GOLDEN / "gpt2_tiny" / "model.safetensors")[0]
-    values, members = {}, {}
-    for key in (stored if names is None else names):
-        x = stored[key].read()
-        strides = tuple(s // 4 for s in x.strides)
-        members[f"data/{len(members)}"] = x.tobytes()
-        values[key] = tensor(x.shape, strides, 0, storage(x.size, str(len(members) - 1)))
-    return archive(folder, values, members)
+    return state_dict(path, {key: stored[key].read() for key in names or stored})
 
 
 @pytest.fixture

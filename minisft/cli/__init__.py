@@ -13,7 +13,7 @@ from minisft import __version__
 from minisft.backend.gpu import cuda
 from minisft.errors import UserError, as_flag, as_keyword, render
 
-COMMANDS = ("finetune", "curve", "evaluate", "predict", "generate", "pretrain",
+COMMANDS = ("finetune", "curve", "evaluate", "predict", "generate", "pretrain", "convert",
             "check", "plan", "why")
 
 

@@ -19,7 +19,14 @@ from minisft.io import safetensors
 from minisft.io.architectures import family_of, family_of_model, hf_config, pooling_of
 from minisft.io.files import CONFIG, read_json, write_json
 from minisft.io.safetensors import WEIGHTS
-from minisft.io.weights import folder_tensors
+from minisft.io.weights import (
+    copy_tensor,
+    folder_tensors,
+    is_tied,
+    require_names_and_shapes,
+    some_of,
+    tensors_by_name,
+)
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.init_weights import init_weights
 
@@ -48,7 +55,7 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     if dropout is not None:
         config = config.with_dropout(dropout)
         config.require_sound("dropout")
-    tensors, unused = _stored_tensors(folder, family)
+    tensors, unused = tensors_by_name(folder_tensors(folder), family)
     if "wte.weight" not in tensors and settings.get("tie_word_embeddings", True) and \
             "lm_head.weight" in tensors:     # the same matrix, saved under its other name
         tensors["wte.weight"] = tensors.pop("lm_head.weight")
@@ -63,14 +70,16 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
         model, rows = _classifier(folder, family, config, settings, tensors, label_names, pooling,
                                   label_map or {})
     else:
-        model = LanguageModel(config, _is_tied(settings, tensors), dtype=None)
+        # as transformers 5: two different matrices stay two, whatever the config says
+        tied = settings.get("tie_word_embeddings", True) and is_tied(tensors)
+        model = LanguageModel(config, tied, dtype=None)
     expected_shapes = {p.name: family.shape_in_file(p) for p in model.parameters()
                        if p.name not in model.newly_initialized}
-    _require_names_and_shapes(folder, family, tensors, expected_shapes)
+    require_names_and_shapes(folder, CONFIG, family, tensors, expected_shapes)
     model.build(dtype)
     for name in expected_shapes:
-        _copy_tensor(model.store[name], tensors[name], family,
-                     rows if name in family.head else None)
+        copy_tensor(model.store[name], tensors[name], family,
+                    rows if name in family.head else None)
     init_weights(model.parameters(), seed, model.newly_initialized)
     dropped = set(family.optional) & set(tensors) - set(expected_shapes)
     if not has_labels or isinstance(model, LanguageModel):     # else its reason is the labels'
@@ -138,24 +147,6 @@ def _changes_of_config(folder, settings):
                  for key, checksum in kept.items() if found.get(key) != checksum)
 
 
-def _stored_tensors(folder, family):
-    """-> every tensor of the folder (Stored, unread) by its name in the model, and the names of
-    those that another task's head has."""
-    tensors, unused = {}, []
-    stored = folder_tensors(folder)
-    bare = family.without_wrappers(tensor.name for tensor in stored)
-    for tensor in stored:
-        name = family.from_hf(bare[tensor.name])
-        if name in tensors:
-            raise UserError(f"{tensor.path}: {name} is there twice, as {tensors[name].name} and as "
-                            f"{tensor.name}")
-        if name is not None and name not in family.optional and family.other_heads.fullmatch(name):
-            unused.append(name)
-        elif name is not None:
-            tensors[name] = tensor
-    return tensors, tuple(sorted(unused))
-
-
 def _classifier(folder, family, config, settings, tensors, label_names, pooling, label_map):
     """-> a classifier without values, whose `newly_initialized` names what the folder lacks, and
     the rows of the stored head in its order."""
@@ -204,19 +195,6 @@ def _is_head(name, model):
     return not tied and not name.startswith("pooler.")
 
 
-def _is_tied(settings, tensors):
-    """-> whether the output matrix is the token table.
-
-    As transformers 5: two different matrices in the file stay two, whatever the config says.
-    """
-    if not settings.get("tie_word_embeddings", True):
-        return False
-    head, wte = tensors.get("lm_head.weight"), tensors.get("wte.weight")
-    if head is None or wte is None:
-        return True
-    return head.shape == wte.shape and np.array_equal(head.read(), wte.read())
-
-
 def _labels(folder, settings, tensors, label_names, family, label_map):
     """-> the names of the classes, the rows of the stored head in their order, and why the head
     must be initialized, "" where it is kept."""
@@ -245,18 +223,14 @@ def _labels(folder, settings, tensors, label_names, family, label_map):
 
 def _different_labels(stored_names, label_names):
     """-> in words why the stored head does not fit."""
-    reason = f"the folder's labels are {_some(stored_names)}, the texts' are {_some(label_names)}"
+    reason = (f"the folder's labels are {some_of(stored_names)}, the texts' are "
+              f"{some_of(label_names)}")
     if len(stored_names) == len(label_names):
         # sorted: `NEG POS` beside `neg pos`, LABEL_0 and LABEL_1 beside 0 and 1
         pairs = zip(sorted(stored_names), sorted(label_names), strict=True)
         reason += ("; if they mean the same, label_map "
                    f"{' '.join(f'{a}={b}' for a, b in list(pairs)[:3])} keeps its head")
     return reason
-
-
-def _some(names):
-    """-> the first names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _stored_labels(path, settings, head):
@@ -287,38 +261,3 @@ def _require_labels(source, label_names):
             raise UserError(f"{source}: label {i} is {name!r}, expected a name")
         if name in label_names[:i]:
             raise UserError(f"{source}: the label {name!r} is there twice")
-
-
-def _require_names_and_shapes(folder, family, tensors, expected_shapes):
-    """Raises UserError naming the first tensor that is missing, unexpected or misshapen."""
-    for name, shape in expected_shapes.items():
-        if name not in tensors:
-            raise UserError(f"{folder}: the tensor {name} is missing, {CONFIG} asks for it with "
-                            f"shape {shape}; there are {_some_names(tensors)}")
-        tensor = tensors[name]
-        if tensor.shape != shape:
-            raise UserError(f"{tensor.path}: {tensor.name} has shape {tensor.shape}, {CONFIG} "
-                            f"asks for {shape}")
-        if tensor.dtype not in safetensors.FLOATS:
-            raise UserError(f"{tensor.path}: {tensor.name} has dtype {tensor.dtype}, expected "
-                            f"one of {', '.join(safetensors.FLOATS)}")
-    for name, tensor in tensors.items():
-        if name not in expected_shapes and name not in family.optional:
-            raise UserError(f"{tensor.path}: {tensor.name} is unexpected, a {family.config.TITLE} "
-                            f"as {CONFIG} describes has no such tensor")
-
-
-def _some_names(tensors):
-    """-> the first names as the files have them, and how many more there are."""
-    return _some([tensor.name for tensor in tensors.values()])
-
-
-def _copy_tensor(parameter, tensor, family, rows):
-    """Copies a tensor of the file, or these rows of it in their order, into the parameter; raises
-    UserError unless it is finite."""
-    value = tensor.read() if rows is None else tensor.read()[rows]
-    with np.errstate(over="ignore"):     # a float64 too large for us is reported below
-        parameter.value[...] = family.convert_layout(parameter.name, value)
-    if not np.isfinite(parameter.value).all():
-        raise UserError(f"{tensor.path}: {tensor.name} holds values that are not finite as "
-                        f"{parameter.value.dtype}")

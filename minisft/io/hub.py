@@ -44,7 +44,8 @@ def resolve(name: str | Path, online: bool = False) -> Path:
             raise UserError(f"{path}: is the folder of a run, its model is {path / 'model'}")
         return path
     if path.exists():
-        raise UserError(f"{path}: is a file, expected a model's folder")
+        hint = "; `minisft convert` makes one of a ckpt.pt of nanoGPT" * (path.suffix == ".pt")
+        raise UserError(f"{path}: is a file, expected a model's folder{hint}")
     if not NAME.fullmatch(str(name)):
         raise UserError(f"{path}: no such folder")
     repository = ALIASES.get(str(name), str(name))

@@ -89,24 +89,27 @@ def notes_of(model: Classifier | LanguageModel) -> list[str]:
 
 def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
                 say: Callable[[str], Any] | None = None, precision: str = "float32",
+                tokenizer: str | Path | None = None,
                 **options: Any) -> tuple[Classifier | LanguageModel, Tokenizer, Preprocessing]:
     """A path or a model's name -> model, tokenizer, Preprocessing; options as `checkpoint.load`.
 
     `device` and `precision` as `Model.to` takes them. `say` is told what of the folder is not
-    used. Raises UserError, and ValueError for another device.
+    used. `tokenizer`: where it is read, if not in the folder. Raises UserError, and ValueError for
+    another device.
     """
     if device_name(device) == "cuda":
         require_gpu()
     folder = hub.resolve(name, online)
     model = checkpoint.load(folder, **options)
     model.to(device, precision)
-    tokenizer = load_tokenizer(folder, say)
-    require_vocab_fits(tokenizer, model.trunk.config, folder)
-    model.special_tokens = read_special_tokens(folder, tokenizer)
+    place = folder if tokenizer is None else Path(tokenizer)
+    built = load_tokenizer(place, say)
+    require_vocab_fits(built, model.trunk.config, place)
+    model.special_tokens = read_special_tokens(place, built)
     if say is not None:
         for note in notes_of(model):
             say(f"note: {note}")
-    return model, tokenizer, read_preprocessing(folder)
+    return model, built, read_preprocessing(folder)
 
 
 def read_preprocessing(folder: str | Path) -> Preprocessing:

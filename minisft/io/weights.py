@@ -1,10 +1,11 @@
-"""The tensors of a model's folder, in whichever of the forms of `transformers` it has them.
+"""The tensors of a model's folder, in whichever of the forms of `transformers` it has them, and
+from there into a model.
 
 safetensors come first, one file or shards with an index; then what torch.save has written.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ import numpy as np
 
 from minisft.errors import UserError
 from minisft.io import safetensors, torch_file
+from minisft.io.architectures import Family
+from minisft.nn.parameters import Parameter
 
 
 class UnreadTensor(Protocol):
@@ -89,3 +92,71 @@ def _shards(index: Path, read: Callable[[Path], Mapping[str, UnreadTensor]]) -> 
                 f"here, but {index.name} does not say so"))
         tensors += in_shard.values()
     return tensors
+
+
+def tensors_by_name(stored: Iterable[UnreadTensor],
+                    family: Family) -> tuple[dict[str, UnreadTensor], tuple[str, ...]]:
+    """Tensors of a file -> each by its name in the model, and the names of those that another
+    task's head has; raises UserError for one that is there twice."""
+    stored, tensors, unused = list(stored), {}, []
+    bare = family.without_wrappers(tensor.name for tensor in stored)
+    for tensor in stored:
+        name = family.from_hf(bare[tensor.name])
+        if name in tensors:
+            raise UserError(f"{tensor.path}: {name} is there twice, as {tensors[name].name} and as "
+                            f"{tensor.name}")
+        if name is not None and name not in family.optional and family.other_heads.fullmatch(name):
+            unused.append(name)
+        elif name is not None:
+            tensors[name] = tensor
+    return tensors, tuple(sorted(unused))
+
+
+def is_tied(tensors: Mapping[str, UnreadTensor]) -> bool:
+    """GPT-2's tensors by name -> whether the output matrix is the token table."""
+    head, wte = tensors.get("lm_head.weight"), tensors.get("wte.weight")
+    if head is None or wte is None:
+        return True
+    return head.shape == wte.shape and np.array_equal(head.read(), wte.read())
+
+
+def require_names_and_shapes(source: Path, asking: str, family: Family,
+                             tensors: Mapping[str, UnreadTensor],
+                             expected_shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UserError naming the first tensor that is missing, unexpected or misshapen.
+
+    `source`, `asking`: where the tensors come from and what tells their shapes, for messages.
+    """
+    for name, shape in expected_shapes.items():
+        if name not in tensors:
+            raise UserError(f"{source}: the tensor {name} is missing, {asking} asks for it with "
+                            f"shape {shape}; there are "
+                            f"{some_of([tensor.name for tensor in tensors.values()])}")
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            raise UserError(f"{tensor.path}: {tensor.name} has shape {tensor.shape}, {asking} "
+                            f"asks for {shape}")
+        if tensor.dtype not in safetensors.FLOATS:
+            raise UserError(f"{tensor.path}: {tensor.name} has dtype {tensor.dtype}, expected "
+                            f"one of {', '.join(safetensors.FLOATS)}")
+    for name, tensor in tensors.items():
+        if name not in expected_shapes and name not in family.optional:
+            raise UserError(f"{tensor.path}: {tensor.name} is unexpected, a {family.config.TITLE} "
+                            f"as {asking} describes has no such tensor")
+
+
+def copy_tensor(parameter: Parameter, tensor: UnreadTensor, family: Family,
+                rows: Sequence[int] | None = None) -> None:
+    """Copies a tensor of the file, or these rows of it in their order, into the parameter; raises
+    UserError unless it is finite."""
+    value = tensor.read() if rows is None else tensor.read()[rows]
+    with np.errstate(over="ignore"):     # a float64 too large for us is reported below
+        parameter.value[...] = family.convert_layout(parameter.name, value)
+    if not np.isfinite(parameter.value).all():
+        raise UserError(f"{tensor.path}: {tensor.name} holds values that are not finite as "
+                        f"{parameter.value.dtype}")
+
+
+def some_of(names: Sequence[str]) -> str:
+    """-> the first names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
