@@ -27,8 +27,8 @@ FLAGS = [part for name, value in SMALL.items() if name != "quiet"
 # What a command needs and an estimator does not: files and their columns, and what is written.
 OF_FILES = {"task", "train", "test", "valid", "train_texts", "text_column", "label_column",
             "label_map", "pair_column", "prompt_column", "completion_column", "no_header",
-            "encoding", "delimiter", "skip_bad_rows", "seeds", "compare", "max_new_tokens", "out",
-            "overwrite"}
+            "encoding", "delimiter", "skip_bad_rows", "max_compression_ratio", "seeds", "compare",
+            "max_new_tokens", "out", "overwrite"}
 OF_CLASSES = {"pooling", "adapt_epochs", "class_weights", "label_smoothing", "token_dropout",
               "token_swap"}
 

@@ -3,11 +3,14 @@
 import csv
 import gzip
 import json
+import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from minisft.data import encoding as encodings
+from minisft.data.documents import read_documents
 from minisft.data.read import (
     Table,
     read_examples,
@@ -294,3 +297,29 @@ def test_real_splits(shared_data):
     prompts = read_prompts(shared_data / "instruction" / "instruction-data.json",
                            ["instruction", "input"], "output")
     assert len(prompts.prompts) == 1100
+
+
+def test_a_gz_of_gigabytes_is_refused_before_it_fills_the_memory(tmp_path):
+    path = tmp_path / "bomb.csv.gz"
+    path.write_bytes(gzip.compress(b"a,b\n" * 2**20) * 500)      # 2 GB
+    tracemalloc.start()
+    expected = (r"bomb.csv.gz: [\d,]+ bytes unpack to more than [\d,]+, expected at most 100 times "
+                ".* raise max_compression_ratio")
+    for read in (read_table, read_documents):
+        with pytest.raises(UserError, match=expected):
+            read(path)
+    assert tracemalloc.get_traced_memory()[1] < 3 * max(2**26, 100 * path.stat().st_size)
+    tracemalloc.stop()
+
+
+def test_a_file_that_repeats_itself_is_read_when_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(encodings, "_ANY_RATIO", 1000)
+    path = tmp_path / "x.csv.gz"
+    path.write_bytes(gzip.compress(b"text,label\n" + b"same,a\nsame,b\n" * 5000))
+    for read in (lambda **options: read_table(path, **options).rows,
+                 lambda **options: read_examples(path, ["text"], "label", **options).texts,
+                 lambda **options: read_prompts(path, ["text"], "label", **options).prompts,
+                 lambda **options: read_documents(path, **options)):
+        with pytest.raises(UserError, match="max_compression_ratio"):
+            read()
+        assert read(max_compression_ratio=1000)

@@ -8,6 +8,7 @@ from typing import Any
 
 from minisft.backend.array import DEVICES, device_name
 from minisft.backend.gpu import cuda
+from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.data.text import CLEANING_STEPS, parse_cleaning_steps
 from minisft.dispatch import PRECISIONS
 from minisft.errors import UserError, as_flag, render
@@ -139,5 +140,7 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delimiter", metavar="CHAR", help="what separates the fields: one "
                         "character, or the word tab (default: the comma of .csv, the tab of .tsv, "
                         "or what the rows plainly have)")
+    parser.add_argument("--max-compression-ratio", type=whole(1), default=MAX_COMPRESSION_RATIO,
+                        metavar="N", help=COMPRESSION_RATIO_HELP)
     parser.add_argument("--batch-tokens", type=whole(1), default=8192, metavar="N",
                         help="maximum tokens computed at once")

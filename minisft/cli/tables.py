@@ -46,7 +46,8 @@ def naming_columns_of_training(columns):
 def table_options(args):
     """-> what `read_table` takes of the arguments."""
     return {"encoding": args.encoding, "header": not args.no_header, "delimiter": args.delimiter,
-            "skip_bad_rows": getattr(args, "skip_bad_rows", False)}
+            "skip_bad_rows": getattr(args, "skip_bad_rows", False),
+            "max_compression_ratio": args.max_compression_ratio}
 
 
 def require_new_bad_rows(args):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from minisft.data.encoding import read_text
+from minisft.data.encoding import MAX_COMPRESSION_RATIO, read_text
 from minisft.data.text import END_OF_TEXT, encode_all
 from minisft.errors import UserError, setting
 
@@ -18,15 +18,16 @@ PARAGRAPH = re.compile(r"\n[ \t]*\n\s*")
 MIN_CHARACTERS = 8000
 
 
-def read_documents(path: str | Path, encoding: str = "utf-8",
-                   parse_special: bool = False) -> list[str]:
+def read_documents(path: str | Path, encoding: str = "utf-8", parse_special: bool = False,
+                   max_compression_ratio: int = MAX_COMPRESSION_RATIO) -> list[str]:
     """A text file, plain or .gz -> its documents; raises UserError.
 
     Lines `<|endoftext|>` end a document. A file without any is divided at blank lines into runs of
     paragraphs of 8,000 characters or more. Within a line `<|endoftext|>` is refused; with
     `parse_special` it ends a document wherever it stands.
     """
-    text = read_text(path, encoding).replace("\r\n", "\n")
+    text = read_text(path, encoding, max_compression_ratio=max_compression_ratio)
+    text = text.replace("\r\n", "\n")
     if parse_special and END_OF_TEXT in text:
         parts = text.split(END_OF_TEXT)
     elif DOCUMENT_SEPARATOR.search(text):

@@ -20,15 +20,26 @@ _ESCAPED = re.compile("[\udc80-\udcff]")     # a byte that `surrogateescape` cou
 _HIGH = re.compile(rb"[\x80-\xff]+")
 
 
-def read_text(path: str | Path, encoding: str = "utf-8", escape: bool = False) -> str:
+COMPRESSION_RATIO_HELP = ("most bytes of text that a byte of a .gz file may give, beyond the first "
+                          "64 MB: more is taken for a bomb")
+MAX_COMPRESSION_RATIO = 100     # text has 3 to 10, the worst that gzip can do is 1,032
+_ANY_RATIO = 64 * 2**20         # bytes: so much is unpacked of any file
+_CHUNK = 2**20
+
+
+def read_text(path: str | Path, encoding: str = "utf-8", escape: bool = False,
+              max_compression_ratio: int = MAX_COMPRESSION_RATIO) -> str:
     """A file, plain or .gz -> its text; UserError names the file and the line of the first error.
+
+    A .gz that becomes more than `max_compression_ratio` times as large, and more than 64 MB, is
+    refused before it fills the memory.
 
     Where no line ends in a line feed, carriage returns end them. With `escape`, bytes of another
     encoding and NUL stay in the text, for `fault` to find.
     """
     path = Path(path)
     require_file(path)
-    data = _bytes(path)
+    data = _bytes(path, max_compression_ratio)
     for start, name in _NO_TEXT:
         if data.startswith(start):
             raise UserError(f"{path}: is {name}")
@@ -51,21 +62,22 @@ def fault(text: str, encoding: str) -> str | None:
     return "holds a NUL byte" if "\0" in text else None
 
 
-def reads_as_utf8(path: Path, encoding: str, text: str) -> str | None:
+def reads_as_utf8(path: Path, encoding: str, text: str,
+                  max_compression_ratio: int = MAX_COMPRESSION_RATIO) -> str | None:
     """A file, the encoding that was asked for, its text -> a note where it is UTF-8 instead."""
     if encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig") or text.isascii():
         return None
-    data = _bytes(path)
+    data = _bytes(path, max_compression_ratio)
     if data.startswith(tuple(mark for mark, _ in _BYTE_ORDER_MARKS)) or not _decodes(data, "utf-8"):
         return None
     return f"{path}: is read as {encoding}, but all of it is valid UTF-8: is that its encoding?"
 
 
-def _bytes(path):
+def _bytes(path, max_compression_ratio):
     try:
-        data = path.read_bytes()
         if path.suffix.lower() == ".gz":
-            return gzip.decompress(data)
+            return _unpacked(path, max_compression_ratio)
+        data = path.read_bytes()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: damaged gzip file: {error}") from None
     except OSError as error:
@@ -73,6 +85,21 @@ def _bytes(path):
     if data.startswith(b"\x1f\x8b"):
         raise UserError(f"{path}: is compressed by gzip: its name should end in .gz")
     return data
+
+
+def _unpacked(path, max_compression_ratio):
+    """-> the bytes of a .gz, read piece by piece: some kilobytes can hold gigabytes."""
+    packed = path.stat().st_size
+    limit = max(_ANY_RATIO, max_compression_ratio * packed)
+    data = bytearray()
+    with gzip.open(path) as file:
+        while chunk := file.read(_CHUNK):
+            data += chunk
+            if len(data) > limit:
+                raise UserError(f"{path}: {packed:,} bytes unpack to more than {limit:,}, expected "
+                                f"at most {max_compression_ratio} times as many (or 64 MB); if the "
+                                f"file is right, raise {setting('max_compression_ratio')}")
+    return bytes(data)
 
 
 def _decode(path, data, encoding, escape):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minisft.data.encoding import MAX_COMPRESSION_RATIO
 from minisft.data.table import BadRow, header_as_data, read_table
 from minisft.data.table import Table as Table
 from minisft.data.text import CLEANING_STEPS, clean, clean_all
@@ -127,7 +128,8 @@ def _each_row(table, read_row, skip_bad_rows):
 def read_examples(path: str | Path, text_columns: Sequence[str], label_column: str | None,
                   label_names: Iterable[str] | None = None, steps: Sequence[str] = CLEANING_STEPS,
                   encoding: str = "utf-8", header: bool = True, pair_column: str | None = None,
-                  delimiter: str | None = None, skip_bad_rows: bool = False) -> Examples:
+                  delimiter: str | None = None, skip_bad_rows: bool = False,
+                  max_compression_ratio: int = MAX_COMPRESSION_RATIO) -> Examples:
     """A file, its columns, perhaps the label names of the training data -> Examples.
 
     Several text columns are joined by a space, then cleaned. Without `label_names` they are those
@@ -136,18 +138,19 @@ def read_examples(path: str | Path, text_columns: Sequence[str], label_column: s
     many as texts. The other arguments are those of `read_table`.
     """
     return read_texts(path, text_columns, steps, encoding, header, pair_column, delimiter,
-                      skip_bad_rows, label_column, label_names)[1]
+                      skip_bad_rows, label_column, label_names, max_compression_ratio)[1]
 
 
 def read_texts(path: str | Path, text_columns: Sequence[str],
                steps: Sequence[str] = CLEANING_STEPS, encoding: str = "utf-8",
                header: bool = True, pair_column: str | None = None, delimiter: str | None = None,
                skip_bad_rows: bool = False, label_column: str | None = None,
-               label_names: Iterable[str] | None = None) -> tuple[Table, Examples]:
+               label_names: Iterable[str] | None = None,
+               max_compression_ratio: int = MAX_COMPRESSION_RATIO) -> tuple[Table, Examples]:
     """As `read_examples` -> the Table of the rows that could be read, their Examples."""
     if label_column is not None and label_column in (*text_columns, pair_column):
         raise UserError(f"{path}: column {short_repr(label_column)} cannot be both text and label")
-    table = read_table(path, encoding, header, delimiter, skip_bad_rows)
+    table = read_table(path, encoding, header, delimiter, skip_bad_rows, max_compression_ratio)
     _require_columns(table, [name for name in (*text_columns, pair_column, label_column)
                              if name is not None], header)
     cleaned: Counter[str] = Counter()
@@ -231,7 +234,8 @@ def sorted_label_names(path: str | Path, labels: Iterable[str]) -> tuple[str, ..
 
 def read_prompts(path: str | Path, prompt_columns: Sequence[str], completion_column: str | None,
                  steps: Sequence[str] = (), encoding: str = "utf-8", header: bool = True,
-                 delimiter: str | None = None, skip_bad_rows: bool = False) -> Prompts:
+                 delimiter: str | None = None, skip_bad_rows: bool = False,
+                 max_compression_ratio: int = MAX_COMPRESSION_RATIO) -> Prompts:
     """A file, its columns -> Prompts; UserError on an empty prompt or completion, unless bad rows
     are skipped.
 
@@ -242,7 +246,7 @@ def read_prompts(path: str | Path, prompt_columns: Sequence[str], completion_col
     if completion_column in prompt_columns:
         raise UserError(f"{path}: column {short_repr(completion_column)} cannot be both prompt "
                         "and completion")
-    table = read_table(path, encoding, header, delimiter, skip_bad_rows)
+    table = read_table(path, encoding, header, delimiter, skip_bad_rows, max_compression_ratio)
     names = [*prompt_columns, *([] if completion_column is None else [completion_column])]
     _require_columns(table, names, header)
     counts: Counter[str] = Counter()

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from minisft.data import delimited
-from minisft.data.encoding import fault, read_text, reads_as_utf8, require_file
+from minisft.data.encoding import (
+    MAX_COMPRESSION_RATIO,
+    fault,
+    read_text,
+    reads_as_utf8,
+    require_file,
+)
 from minisft.errors import UserError, setting, short_repr
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
@@ -47,7 +53,8 @@ class Table:
 
 
 def read_table(path: str | Path, encoding: str = "utf-8", header: bool = True,
-               delimiter: str | None = None, skip_bad_rows: bool = False) -> Table:
+               delimiter: str | None = None, skip_bad_rows: bool = False,
+               max_compression_ratio: int = MAX_COMPRESSION_RATIO) -> Table:
     """A .csv, .tsv, .jsonl or .json file, or one of them .gz -> Table.
 
     The delimiter is what the file's name says, unless the rows plainly have another. A .tsv is
@@ -55,6 +62,7 @@ def read_table(path: str | Path, encoding: str = "utf-8", header: bool = True,
     stripped, nameless last columns that hold nothing are dropped, other nameless ones are called
     "Unnamed: 0", ... as in pandas. Blank lines are no rows. UserError names the file and the line
     of the first error; with `skip_bad_rows` the row goes to the table's `bad_rows` instead.
+    `max_compression_ratio` as in `encoding.read_text`.
     """
     path = Path(path)
     require_file(path)
@@ -64,8 +72,8 @@ def read_table(path: str | Path, encoding: str = "utf-8", header: bool = True,
         hint = "; save the spreadsheet as CSV" if suffix in _SPREADSHEETS else ""
         raise UserError(f"{path}: cannot tell its format by its name; expected one that ends in "
                         f"{' '.join(SUFFIXES)}, alone or with .gz{hint}")
-    text = read_text(path, encoding, skip_bad_rows)
-    note = reads_as_utf8(path, encoding, text)
+    text = read_text(path, encoding, skip_bad_rows, max_compression_ratio)
+    note = reads_as_utf8(path, encoding, text, max_compression_ratio)
     notes = [] if note is None else [note]
     bad_rows: list[BadRow] | None = [] if skip_bad_rows else None
     if suffix in (".json", ".jsonl"):

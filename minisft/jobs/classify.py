@@ -275,7 +275,7 @@ def _named_weights(text):
 def _read(path, label_names, data, clean):
     return read_examples(path, list(data.text_column), data.label_column, label_names, clean,
                          data.encoding, not data.no_header, data.pair_column, data.delimiter,
-                         data.skip_bad_rows)
+                         data.skip_bad_rows, data.max_compression_ratio)
 
 
 def _toy(part):

@@ -153,7 +153,7 @@ class Completion:
                             "prompts and completions")
         train, valid, test = (None if path is None else read_prompts(
             path, list(data.prompt_column), data.completion_column, clean, data.encoding,
-            not data.no_header, data.delimiter, data.skip_bad_rows)
+            not data.no_header, data.delimiter, data.skip_bad_rows, data.max_compression_ratio)
             for path in (data.train, data.valid, data.test))
         if data.train_texts is not None:
             train = subset(train, stratified_subset(train.path, None, len(train.prompts),

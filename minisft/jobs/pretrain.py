@@ -31,7 +31,12 @@ from minisft.jobs.finetune import Say
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
-from minisft.training.config import PRECISION_HELP, TrainingConfig, require_device
+from minisft.training.config import (
+    PRECISION_HELP,
+    TrainingConfig,
+    max_compression_ratio_option,
+    require_device,
+)
 from minisft.training.loop import (
     BatchPlan,
     Interrupted,
@@ -58,6 +63,7 @@ class PretrainDataConfig:
     valid_fraction: float = option(
         0.02, "part of the documents held out", within=(0, 0.9), type=float)
     encoding: str = option("utf-8", "encoding of the files", metavar="NAME")
+    max_compression_ratio: int = max_compression_ratio_option()
     parse_special: bool = option(
         False, "<|endoftext|> ends a document within a line too", action="store_true")
     source: tuple[str, ...] = option(
@@ -285,9 +291,11 @@ def xz_bits_per_byte(text: str) -> float:
 def _texts(data, seed):
     """-> documents to learn from, documents held out."""
     train = [text for path in data.text
-             for text in read_documents(path, data.encoding, data.parse_special)]
+             for text in read_documents(path, data.encoding, data.parse_special,
+                                       data.max_compression_ratio)]
     if data.valid:
-        return train, read_documents(data.valid, data.encoding, data.parse_special)
+        return train, read_documents(data.valid, data.encoding, data.parse_special,
+                                     data.max_compression_ratio)
     order = random.permutation(len(train), seed, 0)
     n = round(data.valid_fraction * len(train))
     if not 0 < n < len(train):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from minisft.backend.array import DEVICES, device_name, require_gpu
 from minisft.backend.cpu.processor import why_not_bfloat16
 from minisft.backend.gpu.cuda import emulated
+from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.dispatch import PRECISIONS
 from minisft.errors import UserError, setting
 from minisft.training.optim import OPTIMIZERS, SCHEDULES
@@ -15,6 +16,11 @@ PRECISION_HELP = (
     "of matrix products; weights, sums and all else stay float32. On a CPU bfloat16 takes the "
     "extra fast and a processor with AVX512-BF16, float16 is for "
     f"{setting('device', 'cuda')}; auto is bfloat16 where the device multiplies it, else float32")
+
+
+def max_compression_ratio_option() -> int:
+    """-> the option, which pretraining has too."""
+    return option(MAX_COMPRESSION_RATIO, COMPRESSION_RATIO_HELP, within=(1, None), type=int)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class DataConfig:
     no_header: bool = option(
         False, "the file has no header: columns are named 1, 2, ...", action="store_true")
     encoding: str = option("utf-8", "encoding of the files", metavar="NAME")
+    max_compression_ratio: int = max_compression_ratio_option()
     delimiter: str | None = option(
         None, "what separates the fields of the files: one character, or the word tab (default: "
         "the comma of .csv, the tab of .tsv, or what the rows plainly have)", metavar="CHAR")
