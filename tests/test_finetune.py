@@ -13,6 +13,7 @@ from minisft.data import toy_news
 from minisft.data.read import read_examples
 from minisft.data.text import encode_all, load_tokenizer
 from minisft.evaluation import baselines
+from minisft.io import run_folder
 from minisft.io.checkpoint import load
 from minisft.io.model_folder import Columns, read_folder, read_preprocessing
 from minisft.models.heads import Classifier
@@ -45,7 +46,7 @@ def trained(files):
 
 
 def results(folder):
-    return json.loads((folder / "results.json").read_text())
+    return run_folder.read_results(folder)
 
 
 def timeless(found):

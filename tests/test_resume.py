@@ -39,7 +39,7 @@ def whole(command, tmp_path_factory):
 def require_equal(a, b):
     """Everything but the times, and the model bit for bit."""
     found, other = (json.loads((f / "results.json").read_text()) for f in (a, b))
-    for key in ("train_seconds", "tokens_per_second"):
+    for key in ("train_seconds", "tokens_per_second", "results_sha256"):
         found.pop(key), other.pop(key)
     for results in (found, other):
         results.get("adaptation", {}).pop("seconds", None)
@@ -223,3 +223,32 @@ def test_a_model_or_tokenizer_that_has_changed_is_refused(command, whole, tmp_pa
         (model / name).write_bytes(kept)
         assert main(["finetune", "--resume", str(out)]) == 0
         shutil.rmtree(out)
+
+
+def test_metrics_that_have_changed_are_set_aside(command, whole, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    interrupted_run(command, out, monkeypatch)
+    path = out / "metrics.jsonl"
+    kept = path.read_text()
+    number = json.loads(kept.splitlines()[0])["loss"]
+    damaged = kept.replace(str(number), str(number + 1), 1)
+    path.write_text(damaged)
+    capsys.readouterr()
+    assert main(["finetune", "--resume", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"note: {path} is not as it was when the state was saved: it is called " \
+        "metrics-damaged.jsonl now" in said
+    assert (out / "metrics-damaged.jsonl").read_text() == damaged and path.read_text() == ""
+    assert (out / "model" / "model.safetensors").read_bytes() == (
+        whole / "model" / "model.safetensors").read_bytes()
+    shutil.rmtree(out)
+    interrupted_run(command, out, monkeypatch)
+    with open(path, "a") as file:      # behind the state
+        file.write('{"step": 999, "epoch": 9, "loss": 1.0}\n{"step":')
+    assert main(["finetune", "--resume", str(out)]) == 0
+    assert f"note: {path}" not in capsys.readouterr().out
+    shutil.rmtree(out)
+    interrupted_run(command, out, monkeypatch)
+    path.unlink()
+    assert main(["finetune", "--resume", str(out)]) == 0
+    assert f"note: {path} is missing: the curves begin here" in capsys.readouterr().out

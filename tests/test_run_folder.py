@@ -248,3 +248,16 @@ def test_overwrite_takes_all_that_a_run_leaves(tmp_path):
     assert os.listdir(tmp_path / "adaptation") == []
     run_folder.create(tmp_path, {})
     assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_results_that_have_changed_are_refused(tmp_path):
+    results = {"accuracy": 0.5, "of_seeds": {1: [0.25]}, "loss": None}
+    run_folder.write_results(tmp_path, results)
+    assert run_folder.read_results(tmp_path) == {
+        "accuracy": 0.5, "of_seeds": {"1": [0.25]}, "loss": None}
+    text = (tmp_path / "results.json").read_text()
+    for changed in (text.replace("0.5", "0.7"), text.replace("loss", "lost"),
+                    text.replace("_sha256", "_sha257"), "{}"):
+        (tmp_path / "results.json").write_text(changed)
+        with pytest.raises(UserError, match="results.json: is not as the run wrote it"):
+            run_folder.read_results(tmp_path)

@@ -31,7 +31,7 @@ def finished(command, tmp_path_factory):
 
 
 def read(path):
-    return json.loads((path / "results.json").read_text())
+    return run_folder.read_results(path)
 
 
 def timeless(results):

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import signal
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -37,14 +38,17 @@ except ImportError:      # Windows
     fcntl = None
 
 METRICS = "metrics.jsonl"
+DAMAGED_METRICS = "metrics-damaged.jsonl"     # as a resumed run has found it
+RESULTS = "results.json"      # comes last: a run that has it is finished
 STATE = "training_state"
 ADAPTATION = "adaptation"     # the run before the classifier's, with a log and a state of its own
 LOCK = ".lock"
 SETTINGS_CHECKSUM = "settings_sha256"     # of config.json
+RESULTS_CHECKSUM = "results_sha256"
 BAD_ROWS = "bad_rows.csv"     # rows of the data files that could not be read and were skipped
 # What a run writes; `overwrite` removes these and touches nothing else in the folder.
-CONTENTS = (CONFIG, METRICS, "model", STATE, ADAPTATION, "curves.png", "confusion.png",
-            "results.json", "report.md", "curve.json", "curve.png", BAD_ROWS)
+CONTENTS = (CONFIG, METRICS, DAMAGED_METRICS, "model", STATE, ADAPTATION, "curves.png",
+            "confusion.png", RESULTS, "report.md", "curve.json", "curve.png", BAD_ROWS)
 # A run of several seeds or training sizes has a folder for each inside.
 INNER = re.compile(r"(seed|size)-\d+")
 # A run killed while it wrote a file leaves a partial one (files.atomic_write).
@@ -198,11 +202,10 @@ def read_interrupted_run(folder: str | Path) -> dict[str, Any]:
             raise link_error(path)
     if not (folder / CONFIG).is_file() or (folder / "model.safetensors").exists():
         raise UserError(f"{folder}: expected the folder of a run, with its {CONFIG}")
-    if (folder / "results.json").exists():
+    if (folder / RESULTS).exists():
         raise UserError(f"{folder}: is a finished run, there is nothing to resume")
     config = read_json(folder / CONFIG)
-    if SETTINGS_CHECKSUM in config and \
-            config[SETTINGS_CHECKSUM] != _checksum(config.get("settings")):
+    if config.get(SETTINGS_CHECKSUM) != _checksum(config.get("settings")):
         raise UserError(f"{folder / CONFIG}: its settings have changed since the run began, "
                         "expected those that it began with")
     return config
@@ -231,8 +234,26 @@ def write_config(folder: str | Path, config: dict[str, Any]) -> None:
     write_json(Path(folder) / CONFIG, {**config, **checksum})
 
 
-def _checksum(settings):
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+def write_results(folder: str | Path, results: dict[str, Any]) -> None:
+    """Writes results.json, with a checksum for who reads it again."""
+    # as JSON has it: a key that was a number is a text there
+    checksum = _checksum(json.loads(json.dumps(results)))
+    write_json(Path(folder) / RESULTS, {**results, RESULTS_CHECKSUM: checksum})
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """-> the results of a finished run; raises UserError where they are not as they were written.
+    """
+    path = Path(folder) / RESULTS
+    results = read_json(path)
+    if results.pop(RESULTS_CHECKSUM, None) != _checksum(results):
+        raise UserError(f"{path}: is not as the run wrote it, its checksum differs; remove it and "
+                        f"the run is finished once more by {setting('resume')}")
+    return results
+
+
+def _checksum(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _clear(folder):
@@ -273,12 +294,14 @@ class MetricsLog:
             # unbuffered: a line that was written is in the file, whatever happens then
             self.file = os.fdopen(_own_file(self.path), "ab", buffering=0)
             with open(self.path, "rb") as file:
-                self.file.truncate(_length(file, step, epoch))
+                length, self.checksum = _kept(file, step, epoch)
+            self.file.truncate(length)
         except OSError as error:
             raise self._cannot(error) from None
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
         line = (json.dumps(entry) + "\n").encode()
+        self.checksum = zlib.crc32(line, self.checksum)
         try:
             while line:      # a full disk takes a part, and then says why
                 line = line[self.file.write(line):]
@@ -309,16 +332,33 @@ def is_step(entry: Mapping[str, Any]) -> bool:
     return "train_loss" not in entry
 
 
-def _length(file, step, epoch):
-    """-> length of the lines up to these numbers; what a death tore, or came later, is behind."""
-    file.seek(0)
-    length = 0
+def set_aside_damaged_log(folder: str | Path, step: int, epoch: int,
+                          checksum: int | None) -> Path | None:
+    """A metrics.jsonl whose lines up to these numbers are not those that a state was saved with
+    -> its new name, or the old one where it is missing; None where they are."""
+    path = Path(folder) / METRICS
+    try:
+        with open(path, "rb") as file:
+            if checksum in (None, _kept(file, step, epoch)[1]):
+                return None
+    except FileNotFoundError:
+        return None if checksum in (None, 0) else path
+    damaged = path.with_name(DAMAGED_METRICS)
+    os.replace(path, damaged)
+    return damaged
+
+
+def _kept(file, step, epoch):
+    """-> length and CRC-32 of the lines up to these numbers; what a death tore, or came later, is
+    behind."""
+    length = checksum = 0
     for line in file:
         entry = _entry(line)
         if entry is None or (entry["step"] > step if is_step(entry) else entry["epoch"] > epoch):
             break
         length += len(line)
-    return length
+        checksum = zlib.crc32(line, checksum)
+    return length, checksum
 
 
 def _entry(line):

@@ -20,7 +20,7 @@ from minisft.data.tokenizer import special_tokens_note, vocab_size_of
 from minisft.errors import UserError, setting
 from minisft.evaluation import plots
 from minisft.io import hub, run_folder
-from minisft.io.files import write_json, write_text
+from minisft.io.files import write_text
 from minisft.io.model_folder import (
     Columns,
     Preprocessing,
@@ -252,7 +252,7 @@ def _finish(prepared, state, history, folder, adaptation, say):
     description = task.describe(prepared.encoded) | {"bad_rows": len(_bad_rows(task)) or None}
     task.write(folder, results, examples, description, config.options(), history)
     run_folder.require_present(folder)
-    write_json(folder / "results.json", results)
+    run_folder.write_results(folder, results)
     return results
 
 

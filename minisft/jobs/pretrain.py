@@ -25,7 +25,6 @@ from minisft.evaluation import plots
 from minisft.evaluation.evaluate import completion_loss
 from minisft.evaluation.model_card import write_card
 from minisft.io import run_folder
-from minisft.io.files import write_json
 from minisft.io.model_folder import Preprocessing, save_tokenizer, write_folder
 from minisft.jobs.finetune import Say
 from minisft.models.generate import Sampler, generate
@@ -273,7 +272,7 @@ class Pretraining:
         write_card(folder / "model" / "README.md", self.config, results, self.samples(3),
                    run_folder.environment())
         run_folder.require_present(folder)
-        write_json(folder / "results.json", results)
+        run_folder.write_results(folder, results)
         self.say(f"held-out loss {results['valid_loss']:.4f}, perplexity "
                  f"{results['valid_perplexity']:.1f}, {results['bits_per_byte']:.3f} bits per byte "
                  f"(xz: {results['xz_bits_per_byte']:.3f})")

@@ -8,7 +8,7 @@ from minisft.errors import UserError, setting
 from minisft.evaluation import comparison, metrics
 from minisft.evaluation.markdown import table
 from minisft.io import run_folder
-from minisft.io.files import read_json, write_json, write_text
+from minisft.io.files import write_text
 from minisft.jobs import finetune as runner
 from minisft.jobs.finetune import Say
 from minisft.training.config import FinetuneConfig, require_sound
@@ -62,7 +62,7 @@ def _finetune(config, folder, resume, say):
     results = summary(of_seeds) | {"scored_on": scored_on(config)}
     _write_report(folder / "report.md", of_seeds, results)
     run_folder.require_present(folder)
-    write_json(folder / "results.json", results)
+    run_folder.write_results(folder, results)
     say("\n".join(headlines(results)))
     say(f"everything is in {folder}")
     return results
@@ -100,9 +100,9 @@ def _run_or_read(run, resume, begin, say):
 
     begin: the folder of all and its options, before the first run, or None.
     """
-    if resume and (run.folder / "results.json").exists():
+    if resume and (run.folder / run_folder.RESULTS).exists():
         say(f"{run.folder} is finished")
-        return read_json(run.folder / "results.json")
+        return run_folder.read_results(run.folder)
     if resume and (run.folder / "config.json").exists():
         return runner.finetune(run.config, run.folder, say)
     # without config.json a resumed run's folder holds at most the part of a file

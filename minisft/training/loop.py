@@ -50,8 +50,10 @@ class State:
     best_values: np.ndarray | None = None
     mean: Mean | None = None                        # of the values, with config.average
     scale: LossScale | None = None                  # of float16 alone
+    metrics_crc32: int | None = None                # of metrics.jsonl up to here
 
-    INFO = ("epoch", "index", "step", "seconds", "tokens", "loss_sum", "best")
+    INFO = ("epoch", "index", "step", "seconds", "tokens", "loss_sum", "best",
+            "metrics_crc32")
 
     def to_save(self, model: Model, optimizer: optim.Optimizer) -> tuple[dict, dict]:
         """-> arrays by name, and the rest as plain numbers."""
@@ -139,6 +141,12 @@ def load_or_init_state(folder: Path | None, resume: Any, model: Model,
     if folder is not None and states.has_state(folder / run_folder.STATE):
         state.restore(model, optimizer, *states.load_state(folder / run_folder.STATE))
         say(f"resuming after step {state.step}")
+        log = folder / run_folder.METRICS
+        if found := run_folder.set_aside_damaged_log(folder, state.step, state.epoch,
+                                                     state.metrics_crc32):
+            say(f"note: {log} is missing: the curves begin here" if found == log else
+                f"note: {log} is not as it was when the state was saved: it is called {found.name} "
+                "now, and the curves begin here")
     elif resume:
         say("the run was interrupted before its first save: starting anew")
     return state
@@ -163,6 +171,7 @@ def fit_in(folder: Path | None, model: Model, sequences: TokenizedDataset, confi
 
     def save():
         metrics.sync()      # first: the state is never ahead of what is logged
+        state.metrics_crc32 = metrics.checksum
         states.save_state(folder / run_folder.STATE, *state.to_save(model, optimizer))
 
     try:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DIED = 99
 SMALL = ["--layers", "1", "--width", "16", "--heads", "2", "--batch-tokens", "256"]
 SCRATCH = ["--model", "scratch", "--vocab-size", "300", *SMALL, "--compare", "none", "--quiet"]
-TIMES = {"train_seconds", "tokens_per_second", "seconds", "samples_per_second"}
+TIMES = {"train_seconds", "tokens_per_second", "seconds", "samples_per_second",
+         "results_sha256"}
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"),
                                 reason="the harness counts events and limits files as Linux does")
