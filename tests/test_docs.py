@@ -163,6 +163,38 @@ def test_the_two_languages_link_to_the_same_code():
     assert english == chinese
 
 
+def statements(name):
+    """-> the rows of the table that goes through the whole article, without its head."""
+    rows = re.findall(r"^\|(.*)\|$", prose(DOCS / name), re.M)
+    return [[cell.strip() for cell in row.split(" | ")] for row in rows[2:]]
+
+
+@pytest.mark.parametrize("name", ["article.md", "article.zh-CN.md"])
+def test_every_statement_of_the_article_has_a_row(name):
+    rows = statements(name)
+    assert all(len(row) == 4 and all(row) for row in rows), "an empty or a broken row"
+    sections = {row[0].strip().split(",")[0].split("，")[0] for row in rows}
+    parts = {2: 2, 3: 4, 4: 3, 5: 4, 6: 4, 7: 3, 8: 4}
+    assert sections == {"1", *(f"{a}.{b + 1}" for a, n in parts.items() for b in range(n)), "9"}
+
+
+def test_the_two_languages_treat_the_same_statements():
+    english, chinese = (statements(name) for name in ("article.md", "article.zh-CN.md"))
+    assert len(english) == len(chinese) > 70
+    for there, here in zip(english, chinese, strict=True):
+        assert re.match(r"[\d.]+", there[0])[0] == re.match(r"[\d.]+", here[0])[0]
+        assert LINK.findall(there[-1]) == LINK.findall(here[-1])
+
+
+def test_no_section_of_the_article_is_missing(shared_data):
+    article = (shared_data / "article.zh-CN.txt").read_text(encoding="utf-8")
+    parts = set(re.findall(r"^#{2,3} (\d(?:\.\d)?)[. ]", article, re.M))
+    covered = {re.match(r"[\d.]+", row[0])[0] for row in statements("article.md")}
+    assert parts - {part[0] for part in parts if "." in part} == covered
+    formulas = len(re.findall(r"\$\$.+?\$\$", article, re.S))
+    assert sum("formula" in row[0] for row in statements("article.md")) == formulas
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_and_their_options_exist(name, capsys):
     text = (ROOT / name).read_text(encoding="utf-8")
