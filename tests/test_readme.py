@@ -21,6 +21,22 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_chinese_readme_is_as_complete():
+    """The same sections, links, code but for comments, and figures of the tables."""
+    chinese = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+    links = re.compile(r"\]\(([^)\s]+)\)")
+    assert set(links.findall(README)) - {"README.zh-CN.md"} <= set(links.findall(chinese))
+    sections = re.compile(r"^## ", re.M)
+    assert len(sections.findall(chinese)) == len(sections.findall(README))
+    code, blanks = re.compile(r"```\w+\n(.*?)```", re.S), re.compile(r" *#.*")
+    assert [blanks.sub("", c) for c in code.findall(chinese)] == \
+        [blanks.sub("", c) for c in code.findall(README)]
+    rows = re.compile(r"^\|.*\|$", re.M)
+    figures = re.compile(r"\d\.\d+")
+    assert [figures.findall(row) for row in rows.findall(chinese)] == \
+        [figures.findall(row) for row in rows.findall(README)]
+
+
 def test_first_example_runs():
     example = re.findall(r"```python\n(.*?)```", README, re.S)[0]
     texts, labels = toy_news.generate("train")
