@@ -4,10 +4,12 @@ import ast
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minisft.errors import UserError
 from minisft.io import files
+from minisft.io.run_folder import FolderLock
 
 PACKAGE = Path(__file__).resolve().parents[1] / "minisft"
 WRITERS = {"write_text", "write_bytes", "savefig", "save", "save_file", "tofile", "memmap"}
@@ -72,6 +74,39 @@ def test_file_and_folder_are_synced(tmp_path, monkeypatch):
     # the folder's own name, the file under its first name, its name
     assert synced == [str(tmp_path), str(tmp_path / "new" / ".x.txt.partial"),
                       str(tmp_path / "new")]
+
+
+@pytest.mark.parametrize("where", ["run", "run/adaptation"])
+def test_a_new_folder_is_synced(tmp_path, monkeypatch, where):
+    """Else a power cut would take it with all that is in it."""
+    synced = []
+    monkeypatch.setattr(files, "_sync_folder", synced.append)
+    with FolderLock(tmp_path / "run") as folder:
+        files.make_folder(tmp_path / where)
+        assert synced == [tmp_path, folder][:len(where.split("/"))]
+        with pytest.raises(FileExistsError):
+            files.make_new_folder(folder)
+        (folder / "file").touch()
+        with pytest.raises(FileExistsError):
+            files.make_folder(folder / "file")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no posix_fadvise")
+def test_gigabytes_are_written_in_pieces(tmp_path, monkeypatch):
+    """Each is on disk before it leaves the system's cache; a small file stays there."""
+    calls = []
+    monkeypatch.setattr(files, "PIECE", 10)
+    monkeypatch.setattr(os, "fdatasync", lambda handle: calls.append(os.fstat(handle).st_size))
+    monkeypatch.setattr(os, "posix_fadvise", lambda *args: calls.append(args[1:]))
+    data = np.arange(25, dtype=np.uint8)
+    drop = (0, 0, os.POSIX_FADV_DONTNEED)
+    with files.atomic_write(tmp_path / "x") as file:
+        files.write_large(file, data[:0])
+        files.write_large(file, data[:10])
+        assert not calls
+        files.write_large(file, data)
+    assert calls == [20, drop, 30, drop, 35, drop]
+    assert (tmp_path / "x").read_bytes() == bytes([*range(10), *range(25)])
 
 
 def test_what_a_killed_run_left_is_no_obstacle_and_no_way_out(tmp_path):

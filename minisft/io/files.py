@@ -12,9 +12,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from minisft.errors import UserError
 
 CONFIG = "config.json"      # of a model folder and of a run folder
+PIECE = 2**24
 
 _fenced: ContextVar[tuple[Path, ...]] = ContextVar("fenced", default=())
 
@@ -96,6 +99,20 @@ def atomic_write(path: str | Path, new: bool = False) -> Iterator[BinaryIO]:
             pass      # the folder could not be made or read: the error above says it
 
 
+def write_large(file: BinaryIO, data: np.ndarray) -> None:
+    """Writes bytes (N,) in pieces; on Linux each is on disk before the next is written.
+
+    Then it leaves the system's cache of files. Finding room in it for gigabytes takes several
+    times as long as writing them, and what else lies there would go.
+    """
+    for start in range(0, len(data), PIECE):
+        file.write(data[start:start + PIECE].data)
+        if len(data) > PIECE and hasattr(os, "posix_fadvise"):
+            file.flush()
+            os.fdatasync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def partial_path(path: Path) -> Path:
     """-> what a file is called while it is written: one name, so a killed run leaves one."""
     return path.with_name(f".{path.name}.partial")
@@ -106,8 +123,17 @@ def make_folder(folder: Path) -> None:
     if not folder.is_dir():
         if folder.parent != folder:
             make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+        try:
+            make_new_folder(folder)
+        except FileExistsError:      # another process was faster
+            if not folder.is_dir():
+                raise
+
+
+def make_new_folder(folder: Path) -> None:
+    """Makes a folder whose parent is there, on disk as the files in it; OSError."""
+    folder.mkdir()
+    _sync_folder(folder.parent)
 
 
 def _rename_new(source, target):

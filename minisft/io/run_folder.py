@@ -25,6 +25,7 @@ from minisft.io.files import (
     fenced,
     link_error,
     make_folder,
+    make_new_folder,
     open_in_place,
     read_json,
     require_no_link,
@@ -152,7 +153,7 @@ class FolderLock:
             if self.unnamed:
                 self.folder = unused_path(parent, name)
             try:
-                self.folder.mkdir()
+                make_new_folder(self.folder)
                 self.made.insert(0, self.folder)
                 return
             except FileExistsError:

@@ -23,7 +23,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from minisft.errors import UserError
-from minisft.io.files import atomic_write
+from minisft.io.files import atomic_write, write_large
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CHECKSUMS = "minisft_crc32"
@@ -110,13 +110,17 @@ def write(path: str | Path, arrays: Mapping[str, np.ndarray],
     with atomic_write(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for x in ready:
-            file.write(x.data if x.size else b"")
+            write_large(file, _bytes(x))
 
 
 def _checksum(name, code, shape, x):
     """-> CRC-32 of a tensor's name, dtype, shape and bytes."""
     start = zlib.crc32(f"{name} {code} {list(shape)}".encode())
-    return zlib.crc32(x.reshape(-1).view(np.uint8), start)
+    return zlib.crc32(_bytes(x), start)
+
+
+def _bytes(x):
+    return x.reshape(-1).view(np.uint8)
 
 
 def _text_checksum(entries):

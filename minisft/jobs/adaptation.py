@@ -16,6 +16,7 @@ from minisft.data.dataset import TokenizedDataset
 from minisft.errors import UserError, setting
 from minisft.evaluation.evaluate import validate
 from minisft.io import run_folder
+from minisft.io.files import make_folder
 from minisft.models.gpt2 import GPT2
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
@@ -47,7 +48,7 @@ def adapt(model: Classifier, train: TokenizedDataset, valid: TokenizedDataset, e
                         "predict the next token")
     place = None if folder is None else folder / run_folder.ADAPTATION
     if place is not None:
-        place.mkdir(exist_ok=True)
+        make_folder(place)
     # these options are about the classifier
     training = replace(config.training, epochs=epochs, early_stopping=0, average=0.0,
                        select="loss")

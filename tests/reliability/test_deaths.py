@@ -1,4 +1,9 @@
-"""Runs that die at a file event or in the middle of a write, and go on to the same bits."""
+"""Runs that die at any time, at a file event, in the middle of a write or on a full disk, and go on
+to the same bits.
+
+MINISFT_RELIABILITY is how many deaths of each form a kind of run dies at most (30: 210 of a form);
+MINISFT_SEED is the seed of the random times.
+"""
 
 import json
 import os
@@ -9,13 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import ENVIRONMENT, ROOT, contents
 
-ROOT = Path(__file__).resolve().parents[2]
 DIED = 99
 SMALL = ["--layers", "1", "--width", "16", "--heads", "2", "--batch-tokens", "256"]
 SCRATCH = ["--model", "scratch", "--vocab-size", "300", *SMALL, "--compare", "none", "--quiet"]
-TIMES = {"train_seconds", "tokens_per_second", "seconds", "samples_per_second",
-         "results_sha256"}
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"),
                                 reason="the harness counts events and limits files as Linux does")
@@ -23,14 +26,14 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"),
 
 @pytest.fixture(scope="module")
 def die():
-    """die(argv, folder, event=N or limit=BYTES) -> {"code", "events", "output"}."""
+    """die(argv, folder, event=N, ...) -> {"code", "events", "output", ...}, as deaths.py says."""
     process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("deaths.py"))],
                                cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": os.pathsep.join(
-                                   filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))})
+                               env=ENVIRONMENT)
 
     def run(argv, folder, **how):
-        job = {"argv": [str(a) for a in argv], "folder": str(folder), **how}
+        job = {"argv": [str(a) for a in argv], "folder": str(folder),
+               "pictures": folder.name == "classify", **how}
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
         return json.loads(process.stdout.readline())
@@ -69,13 +72,13 @@ def commands(toy_file, tmp_path_factory):
 
 KINDS = ("classify", "pretrain", *(pytest.param(kind, marks=pytest.mark.slow) for kind in (
     "adaptation", "complete", "frozen", "seeds", "curve")))
-# all: every file event and the size of every file, which takes an hour
-ALL = os.environ.get("MINISFT_RELIABILITY") == "all"
+MOST = os.environ.get("MINISFT_RELIABILITY")
+SEED = int(os.environ.get("MINISFT_SEED", 0))
 
 
 @pytest.fixture(scope="module")
 def whole(die, commands, tmp_path_factory):
-    """whole(kind) -> the folder of the run that did not die, how many file events it had."""
+    """whole(kind) -> the folder of the run that did not die, its events and seconds."""
     done = {}
 
     def run(kind):
@@ -84,87 +87,101 @@ def whole(die, commands, tmp_path_factory):
             # with the state, whose size is one of those at which a write is cut
             answer = die([*commands[kind], "--keep-state", "--out", folder], folder)
             assert answer["code"] == 0, answer["output"]
-            done[kind] = folder, answer["events"]
+            done[kind] = folder, answer["events"], answer["seconds"]
         return done[kind]
     return run
 
 
-def without_times(value):
-    if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in TIMES}
-    return [without_times(v) for v in value] if isinstance(value, list) else value
+def go_on(die, argv, folder, **how):
+    """Resumes the run, or starts the same command anew where the folder holds no run yet.
 
-
-def contents(folder):
-    """-> what a run left: model files as bytes, figures without times."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if "training_state" in name or path.name == ".lock":
-            continue      # a death after the last result may leave them
-        if path.suffix == ".safetensors" or path.name == "tokenizer.json":
-            found[name] = path.read_bytes()
-        elif path.name in ("results.json", "curve.json"):
-            found[name] = without_times(json.loads(path.read_text()))
-        elif path.name == "metrics.jsonl":
-            found[name] = [without_times(json.loads(line))
-                           for line in path.read_text().splitlines()]
-        elif path.is_file() and path.name not in ("config.json", "report.md", "README.md"):
-            found[name] = None
-    return found
-
-
-def go_on(die, argv, folder):
-    """Resumes the run, or starts the same command anew where the folder holds no run yet."""
+    -> what was done, the answer or None.
+    """
     command = argv[0]
-    if (folder / "config.json").is_file():
-        again = [command, "--resume", folder]
-        if (folder / "results.json").is_file() or (
-                command == "curve" and (folder / "report.md").is_file()):
-            return None
-    else:
-        again = [*argv, "--out", folder]
-    answer = die(again, folder)
-    assert answer["code"] == 0, answer["output"]
-    return answer
+    if not (folder / "config.json").is_file():
+        return "anew", die([*argv, "--out", folder], folder, **how)
+    if (folder / "results.json").is_file() or (
+            command == "curve" and (folder / "report.md").is_file()):
+        return "had finished", None
+    return "resumed", die([command, "--resume", folder], folder, **how)
 
 
 def chosen(events, n):
-    """-> about n numbers of events, the first and the last among them."""
-    return sorted({round(x) for x in np.linspace(1, events, min(n, events))})
+    """-> about n numbers of events, or MOST, the first and the last among them."""
+    return sorted({round(x) for x in np.linspace(1, events, min(int(MOST or n), events))})
 
 
-def require_exact(die, whole, commands, kind, folder, how):
-    answer = die([*commands[kind], "--out", folder], folder, **how)
-    assert "Traceback" not in answer["output"], (how, answer)
-    try:
-        if answer["code"] != 0:      # else no file of this run was as large as the limit
-            go_on(die, commands[kind], folder)
-    except AssertionError as error:
-        raise AssertionError(f"{kind}, {how}: {error}") from None
-    assert contents(folder) == contents(whole(kind)[0]), (kind, how)
+def require_exact(die, whole, commands, kind, folder, *deaths, plant=None):
+    """The run dies so, and where there are more deaths what goes on with it; then all is right."""
+    answer, done = die([*commands[kind], "--out", folder], folder, plant=plant, **deaths[0]), []
+    for how in (*deaths[1:], {}):
+        assert "Traceback" not in answer["output"], (kind, deaths, answer)
+        assert not answer["lost"], (kind, deaths, answer)
+        if answer["code"] == 0:      # no file as large as the limit, or the end came first
+            break
+        what, again = go_on(die, commands[kind], folder, plant=plant, **how)
+        done.append(f"exit {answer['code']}, {what}")
+        if (answer := again) is None:
+            break
+    assert answer is None or answer["code"] == 0, (kind, deaths, answer["output"])
+    assert contents(folder) == contents(whole(kind)[0]), (kind, deaths)
+    print(f"{kind} {deaths}: {'; '.join(done) or 'did not die'}")      # with pytest -s
     shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_kill_at_a_random_time(die, whole, commands, tmp_path, kind):
+    """SIGKILL; what goes on after every third of them is killed, too."""
+    rng, seconds = np.random.default_rng((SEED, *kind.encode())), whole(kind)[2]
+    print(f"seed {SEED}")
+    for i in range(int(MOST or 2)):
+        deaths = [{"seconds": round(s, 4)}
+                  for s in rng.uniform(0, seconds, 2 if i % 3 == 1 else 1).tolist()]
+        require_exact(die, whole, commands, kind, tmp_path / kind, *deaths)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_death_at_a_file_event(die, whole, commands, tmp_path, kind):
-    _, events = whole(kind)
-    for event in chosen(events, events if ALL else 6):
+    events = whole(kind)[1]
+    for event in chosen(events, 6):
         require_exact(die, whole, commands, kind, tmp_path / kind, {"event": event})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_power_cut_at_a_file_event(die, whole, commands, tmp_path, kind):
+    """What was not synced is lost; what was replaced whole is not."""
+    events = whole(kind)[1]
+    for event in chosen(events, 6):
+        require_exact(die, whole, commands, kind, tmp_path / kind, {"event": event, "power": True})
+
+
+def sizes_of(folder):
+    """-> the sizes at which a write can be cut: in the middle, and at the last byte."""
+    sizes = sorted({path.stat().st_size for path in folder.rglob("*") if path.is_file()})
+    cuts = [size - 1 for size in sizes] + ([size // 2 for size in sizes] if MOST else [])
+    return sorted({max(cut, 1) for cut in cuts})
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_death_in_the_middle_of_a_write(die, whole, commands, tmp_path, kind):
     """The first file larger than the limit is cut there: metrics, tokenizer, weights or state."""
-    folder, _ = whole(kind)
-    sizes = sorted({path.stat().st_size for path in folder.rglob("*") if path.is_file()})
-    for size in (sizes[i - 1] for i in chosen(len(sizes), len(sizes) if ALL else 3)):
-        require_exact(die, whole, commands, kind, tmp_path / kind, {"limit": max(size - 1, 1)})
+    sizes = sizes_of(whole(kind)[0])
+    for size in (sizes[i - 1] for i in chosen(len(sizes), 3)):
+        require_exact(die, whole, commands, kind, tmp_path / kind, {"limit": size})
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_full_disk(die, whole, commands, tmp_path, kind):
-    folder, _ = whole(kind)
-    sizes = sorted({path.stat().st_size for path in folder.rglob("*") if path.is_file()})
-    for size in (sizes[i - 1] for i in chosen(len(sizes), len(sizes) if ALL else 3)):
-        require_exact(die, whole, commands, kind, tmp_path / kind, {"full": max(size - 1, 1)})
+    sizes = sizes_of(whole(kind)[0])
+    for size in (sizes[i - 1] for i in chosen(len(sizes), 3)):
+        require_exact(die, whole, commands, kind, tmp_path / kind, {"full": size})
+
+
+@pytest.mark.parametrize("fault, how", [
+    ("non_atomic_write", {"limit": 50_000}), ("non_atomic_write", {"event": 40, "power": True}),
+    ("missing_sync", {"event": 40, "power": True})])
+def test_planted_faults_are_found(die, whole, commands, tmp_path, fault, how):
+    """By the deaths that find nothing in the program as it is."""
+    require_exact(die, whole, commands, "classify", tmp_path / "classify", how)
+    with pytest.raises(AssertionError):
+        require_exact(die, whole, commands, "classify", tmp_path / "planted", how, plant=fault)
