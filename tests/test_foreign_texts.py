@@ -1,6 +1,8 @@
 """Folders of others whose tokenizer and model do not fit: a line that names it, or an answer."""
 
+import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -58,6 +60,7 @@ def refusal(capsys, *argv):
 
 
 LEFT = "nothing is left of the"
+NO_LETTERS = [chr(0x416 + i) for i in range(20)]
 
 
 def test_a_text_of_which_nothing_is_left(tmp_path, capsys, classifier):
@@ -89,6 +92,107 @@ def test_a_prompt_or_completion_of_which_nothing_is_left(tmp_path, capsys, write
     assert line in refusal(capsys, "finetune", "--task", "complete", "--model", writer, "--train",
                            rows, "--out", out, "--epochs", 1, "--quiet")
     assert not out.exists()
+
+
+def skipped(path):
+    """-> line, reason and text of each row in a file of skipped rows, and the files they are of."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return ([(int(row["line"]), row["reason"], row["text"]) for row in rows],
+            [row["file"].rpartition("/")[2] for row in rows])
+
+
+def test_rows_of_which_nothing_is_left_are_skipped_when_asked(tmp_path, capsys, classifier):
+    """Beside those that cannot be read at all: counted, and listed in the file."""
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label,no\nabc,yes,1\n\u0416\u0416,no,2\n ,yes,3\n"
+                    + "bad,no,4\ncab,yes,5\n" * 9 + "\u0449,yes,6\n", encoding="utf-8")
+    bad, out = tmp_path / "bad.csv", tmp_path / "out.csv"
+    why = f"{LEFT} text, the tokenizer has no token for any of its characters"
+    expected = [(3, why), (4, "the text (after cleaning) is empty"), (23, why)]
+    for command in ["predict", "--file", rows, "--out", out], ["evaluate", "--test", rows]:
+        assert main([*map(str, command), "--model", classifier, "--skip-bad-rows", "--bad-rows",
+                     str(bad)]) == 0
+        shown = capsys.readouterr()
+        assert "skipped 1 of 22 rows" in shown.err
+        assert f"skipped 2 more rows, which this model cannot read; the first, line 3: {LEFT}" in \
+            shown.err
+        found, files = skipped(bad)
+        assert [row[:2] for row in found] == expected and files == ["rows.csv"] * 3
+        assert json.loads(found[0][2])["text"] == "\u0416\u0416"
+        bad.unlink()
+    assert ", 19 texts" in shown.out
+    with open(out, newline="") as file:      # each answer beside its own row
+        assert [row["no"] for row in csv.DictReader(file)] == ["1", *"45" * 9]
+
+
+def test_rows_of_a_list_on_one_line_are_told_apart(tmp_path, capsys, classifier):
+    (tmp_path / "rows.json").write_text(json.dumps(
+        [{"text": text, "no": no} for no, text in enumerate(["\u0416", "ab", "\u0449", "cd"])]))
+    assert main(["predict", "--model", classifier, "--file", str(tmp_path / "rows.json"),
+                 "--skip-bad-rows", "--bad-rows", str(tmp_path / "bad.csv")]) == 0
+    assert [line.split(",")[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["text", "no"], ["ab", "1"], ["cd", "3"]]
+
+
+def test_no_row_that_the_model_can_read(tmp_path, capsys, classifier):
+    (tmp_path / "rows.csv").write_text("text,label\n\u0416,no\n\u0449,yes\n", encoding="utf-8")
+    assert f"rows.csv: the model can read no row of it; the first, line 2: {LEFT}" in refusal(
+        capsys, "predict", "--model", classifier, "--file", tmp_path / "rows.csv",
+        "--skip-bad-rows")
+
+
+@pytest.mark.parametrize("task", ["classify", "complete"])
+def test_a_run_skips_them_in_each_of_its_files(tmp_path, capsys, monkeypatch, task, request):
+    """Training and validation part are of one file: its rows are counted once."""
+    monkeypatch.chdir(tmp_path)
+    names = ("text", "label") if task == "classify" else ("prompt", "completion")
+    values = [(a + b, "yes" if b > "d" else "no") for a in LETTERS for b in LETTERS]
+    if task == "complete":
+        values = [(text, text[::-1]) for text, _ in values]
+    for part in "train", "test":
+        lines = [",".join(row) for row in (names, *values)]
+        lines[3:3] = [*(f"{text}," + values[0][1] for text in NO_LETTERS), " ,no"]
+        (tmp_path / f"{part}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = request.getfixturevalue("classifier" if task == "classify" else "writer")
+    assert main(["finetune", "--task", task, "--model", model, "--train", "train.csv", "--test",
+                 "test.csv", "--out", "run", "--epochs", "1", "--compare", "none", "--quiet",
+                 "--skip-bad-rows", "--clean", "none"]) == 0
+    found, files = skipped(tmp_path / "run" / "bad_rows.csv")
+    assert files == ["train.csv"] * 21 + ["test.csv"] * 21
+    assert [line for line, *_ in found] == [*range(4, 25)] * 2
+    assert json.loads(found[0][2]) == dict(zip(names, (NO_LETTERS[0], values[0][1]), strict=True))
+    assert "rows skipped, which cannot be read | 42" in (tmp_path / "run/report.md").read_text()
+    said = capsys.readouterr().out
+    assert "train.csv: skipped 1 of 85 rows" in said and "test.csv: skipped 20 more rows" in said
+    more = re.findall(r"train.csv: skipped (\d+) more row", said)
+    assert len(more) == 2 and sum(map(int, more)) == 20      # of training and validation part
+    kept = re.search(r"(\d+) training, (\d+) validation and (\d+) test", said)
+    assert int(kept[1]) + int(kept[2]) == int(kept[3]) == 64
+
+
+def test_a_row_that_spells_the_end_is_skipped_too(tmp_path, capsys, writer):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": a, "completion": b}) + "\n" for a, b in (
+        ("ab", "cd"), ("a<|endoftext|>", "b"), ("\u0416", "a<|endoftext|>"), ("c", "\u0416"))))
+    assert "line 2: the prompt holds <|endoftext|>" in refusal(
+        capsys, "evaluate", "--model", writer, "--test", rows)
+    bad = tmp_path / "bad.csv"
+    assert main(["evaluate", "--model", writer, "--test", str(rows), "--skip-bad-rows",
+                 "--bad-rows", str(bad), "--max-new-tokens", "2"]) == 0
+    assert ", 1 prompts" in capsys.readouterr().out
+    assert [(line, reason[:26]) for line, reason, _ in skipped(bad)[0]] == [
+        (2, "the prompt holds <|endofte"), (3, "the completion holds <|end"),
+        (4, "nothing is left of the com")]
+
+
+def test_evaluate_says_how_to_name_labels(tmp_path, capsys, classifier):
+    (tmp_path / "rows.csv").write_text("text,label\nab,1\ncd,0\n")
+    assert ("rows.csv, line 2: unknown label '1'; known: 'no', 'yes'; if the file has other names "
+            "for the model's labels, --label-map says them") in refusal(
+        capsys, "evaluate", "--model", classifier, "--test", tmp_path / "rows.csv")
+    assert main(["evaluate", "--model", classifier, "--test", str(tmp_path / "rows.csv"),
+                 "--label-map", "no=0", "yes=1"]) == 0
 
 
 def test_a_prompt_to_generate_from_of_which_nothing_is_left(capsys, writer):

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+from contextlib import contextmanager
 
 from minisft.cli.arguments import (
     add_model,
@@ -21,14 +22,15 @@ from minisft.cli.tables import (
     require_new_bad_rows,
     table_options,
 )
-from minisft.data.read import read_examples, read_prompts
+from minisft.data.in_memory import without_unreadable
+from minisft.data.read import UnknownLabelError, read_examples, read_prompts
 from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.tokenizer import special_tokens_note
+from minisft.errors import UserError, setting
 from minisft.evaluation import metrics
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.evaluation.report import absent_classes_note
-from minisft.jobs import complete
-from minisft.jobs.classify import parse_label_map
+from minisft.jobs import classify, complete
 from minisft.models.heads import Classifier
 
 HELP = "measure a model on texts with labels, or on prompts with completions"
@@ -60,7 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prints the figures, as lines or as JSON."""
     require_new_bad_rows(args)
-    model, tokenizer, preprocessing = read_model(args, label_map=parse_label_map(args.label_map))
+    model, tokenizer, preprocessing = read_model(
+        args, label_map=classify.parse_label_map(args.label_map))
     room = model.trunk.config.n_positions
     preprocessing = chosen_preprocessing(args, dataclasses.replace(
         preprocessing, max_length=min(preprocessing.max_length or room, room)))
@@ -72,10 +75,13 @@ def run(args: argparse.Namespace) -> None:
 def _classifier(args, model, tokenizer, preprocessing):
     """-> the figures, and the lines that show them."""
     columns = chosen_columns(args, preprocessing.columns)
-    with naming_columns_of_training(preprocessing.columns):
+    with naming_columns_of_training(preprocessing.columns), _naming_label_map():
         examples = read_examples(args.test, columns.text_column, columns.label_column,
                                  model.label_names, preprocessing.clean,
                                  pair_column=columns.pair_column, **table_options(args))
+    if args.skip_bad_rows:
+        examples = without_unreadable(examples, classify.unreadable_rows(
+            examples, tokenizer, preprocessing, model))
     report_table(args, examples.notes, examples.bad_rows)
     ids, types, cut = encode_sequences(tokenizer, examples.texts, preprocessing.max_length,
                                        preprocessing.truncate, examples.pairs,
@@ -98,12 +104,25 @@ def _classifier(args, model, tokenizer, preprocessing):
     return figures | {"cut": cut}, lines
 
 
+@contextmanager
+def _naming_label_map():
+    """A label that the model lacks may be one of its own under another name."""
+    try:
+        yield
+    except UnknownLabelError as error:
+        raise UserError(f"{error.args[0]}; if the file has other names for the model's labels, "
+                        f"{setting('label_map')} says them, as LABEL_0=neg") from None
+
+
 def _language_model(args, model, tokenizer, preprocessing):
     """-> the figures, and the line that shows them."""
     columns = chosen_columns(args, preprocessing.columns)
     with naming_columns_of_training(preprocessing.columns):
         prompts = read_prompts(args.test, columns.prompt_column, columns.completion_column,
                                preprocessing.clean, **table_options(args))
+    if args.skip_bad_rows:
+        prompts = without_unreadable(prompts, complete.unreadable_rows(
+            prompts, tokenizer, preprocessing, model))
     report_table(args, prompts.notes, prompts.bad_rows)
     sequences, starts, cut = complete.encode(tokenizer, prompts, preprocessing, model)
     say(str(preprocessing))

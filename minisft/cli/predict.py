@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from minisft.cli.tables import (
     require_new_bad_rows,
     table_options,
 )
+from minisft.data.in_memory import without_unreadable
 from minisft.data.read import read_texts
 from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.text import clean
@@ -32,6 +34,7 @@ from minisft.data.tokenizer import special_tokens_note
 from minisft.errors import UserError
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.io.files import write_text
+from minisft.jobs.classify import unreadable_rows
 from minisft.models.heads import Classifier
 
 HELP = "label new texts, with probabilities"
@@ -63,12 +66,11 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer, preprocessing = read_model(args)
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
-    preprocessing = chosen_preprocessing(args, preprocessing)
-    columns, rows, texts, pairs, place = _texts(args, preprocessing)
-    room = model.trunk.config.n_positions
-    ids, types, cut = encode_sequences(
-        tokenizer, texts, min(preprocessing.max_length or room, room), preprocessing.truncate,
-        pairs, preprocessing.parse_special)
+    preprocessing, room = chosen_preprocessing(args, preprocessing), model.trunk.config.n_positions
+    fitting = replace(preprocessing, max_length=min(preprocessing.max_length or room, room))
+    columns, rows, texts, pairs, place = _texts(args, model, tokenizer, fitting)
+    ids, types, cut = encode_sequences(tokenizer, texts, fitting.max_length, fitting.truncate,
+                                       pairs, fitting.parse_special)
     require_readable(ids, tokenizer, model.trunk.config, place, types)
     if cut:
         say(f"cut {cut} text{'s' * (cut != 1)} to the model's length")
@@ -94,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     write_text(out, file.getvalue(), new=True)
 
 
-def _texts(args, preprocessing):
+def _texts(args, model, tokenizer, preprocessing):
     """-> names of the columns, a row for each text, the cleaned texts and second texts or None, a
     function from an index to where its text stands."""
     if args.file:
@@ -102,8 +104,11 @@ def _texts(args, preprocessing):
         with naming_columns_of_training(preprocessing.columns):
             table, examples = read_texts(args.file, columns.text_column, preprocessing.clean,
                                          pair_column=columns.pair_column, **table_options(args))
-        report_table(args, table.notes, table.bad_rows)
-        rows = [dict(row) for row in table.rows]
+        reasons = (unreadable_rows(examples, tokenizer, preprocessing, model)
+                   if args.skip_bad_rows else {})
+        examples = without_unreadable(examples, reasons)
+        report_table(args, examples.notes, examples.bad_rows)
+        rows = [dict(row) for n, row in enumerate(table.rows) if n not in reasons]
         return table.columns, rows, examples.texts, examples.pairs, examples.place
     texts = [clean(text, preprocessing.clean)[0] for text in args.text]
     for n, text in enumerate(texts, 1):

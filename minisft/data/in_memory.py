@@ -3,8 +3,9 @@
 What `read.py` does for files; every error names the item.
 """
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minisft.data.read import Examples, Prompts
+from minisft.data.table import BadRow
 from minisft.data.text import clean_all
 from minisft.errors import UserError
 
@@ -113,3 +115,36 @@ def subset(rows: Rows, indices: np.ndarray) -> Rows:
     columns: dict[str, Any] = {name: [value[i] for i in indices] for name, value in
                                vars(rows).items() if isinstance(value, list)}
     return replace(rows, **columns)
+
+
+def without_unreadable(rows: Rows, reasons: Mapping[int, str]) -> Rows:
+    """Examples or Prompts of a file, why a model cannot read some of them by index -> the others.
+
+    Those join the bad rows, which hold what was read of them as JSON. Raises UserError where none
+    is left.
+    """
+    if not reasons:
+        return rows
+    first, n = min(reasons), len(rows.lines)
+    said = f"the first, line {rows.lines[first]}: {reasons[first]}"
+    if len(reasons) == n:
+        raise UserError(f"{rows.path}: the model can read no row of it; {said}")
+    skipped: list[BadRow] = [
+        BadRow(rows.path, rows.lines[i], reasons[i],
+               json.dumps(_as_read(rows, i), ensure_ascii=False)) for i in sorted(reasons)]
+    note = (f"{rows.path}: skipped {len(skipped):,} more row{'s' * (len(skipped) > 1)}, which this "
+            f"model cannot read; {said}")
+    kept = subset(rows, np.array([i for i in range(n) if i not in reasons]))
+    return replace(kept, notes=(*rows.notes, note), bad_rows=tuple(sorted(
+        (*rows.bad_rows, *skipped), key=lambda row: row.line)))
+
+
+def _as_read(rows: Examples | Prompts, i: int) -> dict[str, Any]:
+    columns: dict[str, Any]
+    if isinstance(rows, Prompts):
+        columns = {"prompt": rows.prompts, "completion": rows.completions}
+    else:
+        names = rows.label_names or ()
+        columns = {"text": rows.texts, "pair": rows.pairs,
+                   "label": None if rows.labels is None else [names[k] for k in rows.labels]}
+    return {name: values[i] for name, values in columns.items() if values is not None}

@@ -63,6 +63,10 @@ class MissingColumnError(UserError):
     """A column that a file lacks."""
 
 
+class UnknownLabelError(UserError):
+    """A label that is none of those of the model."""
+
+
 class _Unreadable(Exception):
     """Why a row cannot be read; `_each_row` knows the file and the line."""
 
@@ -188,8 +192,9 @@ def _label_indices(table, labels, label_names):
     label2id = {name: i for i, name in enumerate(label_names)}
     for label, line in zip(labels, table.lines, strict=True):
         if label not in label2id:
-            raise UserError(f"{table.path}, line {line}: unknown label {short_repr(label)}; known: "
-                            f"{', '.join(map(short_repr, label_names))}")
+            raise UnknownLabelError(
+                f"{table.path}, line {line}: unknown label {short_repr(label)}; known: "
+                f"{', '.join(map(short_repr, label_names))}")
     return [label2id[label] for label in labels]
 
 

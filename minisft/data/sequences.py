@@ -49,29 +49,38 @@ def encode_sequences(tokenizer: Tokenizer, texts: Sequence[str], max_length: int
     return sequences, (types if any(kind for _, _, kind in template) else None), cut
 
 
+def unreadable(ids: Sequence[np.ndarray], tokenizer: Tokenizer, config: Any,
+               types: Sequence[np.ndarray] | None = None, what: str = "text") -> dict[int, str]:
+    """Sequences -> why the model of this config cannot read some of them, by index.
+
+    That is one without tokens, or with an id or a type beyond the model's tables. A token that no
+    text holds may lie beyond: the one that was added for padding, say.
+    """
+    reasons = {}
+    for n, row in enumerate(ids):
+        if len(row) == 0:
+            reasons[n] = (f"nothing is left of the {what}, the tokenizer has no token for any of "
+                          "its characters")
+        elif (highest := int(row.max())) >= config.vocab_size:
+            token = tokenizer.id_to_token(highest)
+            name = "a token of its template" if token is None else f"the token {token!r}"
+            reasons[n] = (f"{name} has the id {highest}, but the model has {config.vocab_size} "
+                          "tokens")
+    known = getattr(config, "type_vocab_size", None)
+    for n, row in enumerate(() if types is None or known is None else types):
+        if n not in reasons and (highest := int(row.max())) >= known:
+            reasons[n] = (f"the tokenizer gives the token type {highest}, but the model has "
+                          f"{known} types")
+    return reasons
+
+
 def require_readable(ids: Sequence[np.ndarray], tokenizer: Tokenizer, config: Any,
                      place: Callable[[int], str], types: Sequence[np.ndarray] | None = None,
                      what: str = "text") -> None:
-    """Raises UserError naming the first sequence that the model of this config cannot read.
-
-    That is one without tokens, or with an id or a type beyond the model's tables. `place(n)` says
-    where the text of index n stands. A token that no text holds may lie beyond: the one that was
-    added for padding, say.
-    """
-    for n, row in enumerate(ids):
-        if len(row) == 0:
-            raise UserError(f"{place(n)}: nothing is left of the {what}, the tokenizer has no "
-                            "token for any of its characters")
-        if (highest := int(row.max())) >= config.vocab_size:
-            token = tokenizer.id_to_token(highest)
-            name = "a token of its template" if token is None else f"the token {token!r}"
-            raise UserError(f"{place(n)}: {name} has the id {highest}, but the model has "
-                            f"{config.vocab_size} tokens")
-    known = getattr(config, "type_vocab_size", None)
-    for n, row in enumerate(() if types is None or known is None else types):
-        if (highest := int(row.max())) >= known:
-            raise UserError(f"{place(n)}: the tokenizer gives the token type {highest}, but the "
-                            f"model has {known} types")
+    """Raises UserError for the first sequence that is `unreadable`; `place(n)` says where the text
+    of index n stands."""
+    for n, reason in unreadable(ids, tokenizer, config, types, what).items():
+        raise UserError(f"{place(n)}: {reason}")
 
 
 def special_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

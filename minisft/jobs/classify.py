@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from minisft.data import toy_news
 from minisft.data.augment import Augmentation
 from minisft.data.dataset import TokenizedDataset
-from minisft.data.in_memory import subset
+from minisft.data.in_memory import subset, without_unreadable
 from minisft.data.read import (
     Examples,
     read_examples,
@@ -21,7 +21,12 @@ from minisft.data.read import (
     stratified_subset,
     train_valid_split,
 )
-from minisft.data.sequences import encode_sequences, require_readable, special_ids
+from minisft.data.sequences import (
+    encode_sequences,
+    require_readable,
+    special_ids,
+    unreadable,
+)
 from minisft.errors import UserError, setting
 from minisft.evaluation import baselines, comparison, metrics, plots, report
 from minisft.evaluation.evaluate import log_probabilities, validate
@@ -106,9 +111,7 @@ class Classification:
         def encoded(part):
             if part is None:
                 return None, 0
-            ids, types, cut = encode_sequences(tokenizer, part.texts, preprocessing.max_length,
-                                               preprocessing.truncate, part.pairs,
-                                               preprocessing.parse_special)
+            ids, types, cut = _encoded(part, tokenizer, preprocessing)
             require_readable(ids, tokenizer, model.trunk.config, part.place, types)
             return TokenizedDataset(ids, part.labels, types), cut
 
@@ -119,6 +122,14 @@ class Classification:
             train = replace(train, augmentation=Augmentation(
                 training.token_dropout, training.token_swap, special_ids(tokenizer)))
         return EncodedTexts(train, valid, test, cut_train + cut_valid, cut_test)
+
+    def readable(self, tokenizer: Tokenizer, preprocessing: Preprocessing,
+                 model: Classifier) -> Self:
+        """-> the task without the texts that the model cannot read; UserError if none is left."""
+        return replace(self, **{
+            name: without_unreadable(part, unreadable_rows(part, tokenizer, preprocessing, model))
+            for name, part in (("train", self.train), ("valid", self.valid), ("test", self.test))
+            if part is not None})
 
     def loss_options(self) -> dict:
         """-> what the model's loss takes beside the batch; raises UserError for weights that
@@ -213,6 +224,18 @@ class Classification:
             lines.append("toy-news is made to show what pretraining carries over: no topic word "
                          "of its test texts stands in a training text")
         return "\n".join(lines)
+
+
+def unreadable_rows(examples: Examples, tokenizer: Tokenizer, preprocessing: Preprocessing,
+                    model: Classifier) -> dict[int, str]:
+    """-> why the model cannot read some of the texts, by index."""
+    ids, types, _ = _encoded(examples, tokenizer, preprocessing)
+    return unreadable(ids, tokenizer, model.trunk.config, types)
+
+
+def _encoded(examples, tokenizer, preprocessing):
+    return encode_sequences(tokenizer, examples.texts, preprocessing.max_length,
+                            preprocessing.truncate, examples.pairs, preprocessing.parse_special)
 
 
 def parse_label_map(pairs: Sequence[str]) -> dict[str, str]:

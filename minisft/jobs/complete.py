@@ -1,7 +1,7 @@
 """The task `complete`: prompts and completions in, a language model that answers out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minisft.data.dataset import TokenizedDataset
-from minisft.data.in_memory import subset
+from minisft.data.in_memory import subset, without_unreadable
 from minisft.data.read import (
     Prompts,
     read_prompts,
@@ -17,7 +17,7 @@ from minisft.data.read import (
     stratified_subset,
     train_valid_split,
 )
-from minisft.data.sequences import leading_ids, require_readable
+from minisft.data.sequences import leading_ids, require_readable, unreadable
 from minisft.data.text import END_OF_TEXT, encode_all
 from minisft.data.tokenizer import decode
 from minisft.errors import UserError, setting
@@ -58,6 +58,26 @@ def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
     Raises UserError for a tokenizer or a length that cannot do it, and for a text that the model
     cannot read.
     """
+    starts, answers, end, reasons = _tokens(tokenizer, prompts, preprocessing, model)
+    if reasons:
+        raise UserError(f"{prompts.place(min(reasons))}: {reasons[min(reasons)]}")
+    leading = leading_ids(tokenizer)
+    joined = [join(np.concatenate([leading, p]), a, end, preprocessing.max_length)
+              for p, a in zip(starts, answers, strict=True)]
+    # the first label that counts stands at the prompt's last token
+    kept = [ids[:np.flatnonzero(labels != IGNORE)[0] + 1] for ids, labels, _ in joined]
+    return (TokenizedDataset([ids for ids, _, _ in joined], [labels for _, labels, _ in joined]),
+            kept, sum(cut for _, _, cut in joined))
+
+
+def unreadable_rows(prompts: Prompts, tokenizer: Tokenizer, preprocessing: Preprocessing,
+                    model: LanguageModel) -> dict[int, str]:
+    """-> why the model cannot read or learn some of the rows, by index; raises as `encode`."""
+    return _tokens(tokenizer, prompts, preprocessing, model)[-1]
+
+
+def _tokens(tokenizer, prompts, preprocessing, model):
+    """-> ids of the prompts and of the completions, the end token, why some cannot be read."""
     config, special_tokens = model.trunk.config, special_tokens_of(model, tokenizer)
     end = special_tokens.end
     if end is None:
@@ -67,37 +87,27 @@ def encode(tokenizer: Tokenizer, prompts: Prompts, preprocessing: Preprocessing,
         raise UserError(f"at most {preprocessing.max_length} token for prompt and completion, "
                         f"expected 2 or more: see {setting('max_length')} and "
                         f"{setting('context_length')}")
-    parse_special = preprocessing.parse_special
+    require_readable([np.array([end])], tokenizer, config, lambda n: "the end of a completion")
+    parse_special, reasons = preprocessing.parse_special, {}
     if not parse_special:
-        _require_no_end_tokens(prompts, [tokenizer.id_to_token(i) for i in special_tokens.eos])
+        reasons = _end_tokens(prompts, [tokenizer.id_to_token(i) for i in special_tokens.eos])
     starts, _ = encode_all(tokenizer,
                            [p + (preprocessing.separator or "") for p in prompts.prompts],
                            parse_special=parse_special)
-    leading = leading_ids(tokenizer)
     answers, _ = encode_all(tokenizer, prompts.completions, parse_special=parse_special)
     # the end is added to every completion, also to one that spells it
     answers = [x[:-1] if len(x) > 1 and x[-1] == end else x for x in answers]
-    require_readable(starts, tokenizer, config, prompts.place, what="prompt")
-    require_readable(answers, tokenizer, config, prompts.place, what="completion")
-    require_readable([np.array([end])], tokenizer, config, lambda n: "the end of a completion")
-    joined = [join(np.concatenate([leading, p]), a, end, preprocessing.max_length)
-              for p, a in zip(starts, answers, strict=True)]
-    # the first label that counts stands at the prompt's last token
-    kept = [ids[:np.flatnonzero(labels != IGNORE)[0] + 1] for ids, labels, _ in joined]
-    return (TokenizedDataset([ids for ids, _, _ in joined], [labels for _, labels, _ in joined]),
-            kept, sum(cut for _, _, cut in joined))
+    for what, ids in ("prompt", starts), ("completion", answers):
+        reasons = unreadable(ids, tokenizer, config, what=what) | reasons
+    return starts, answers, end, reasons
 
 
-def _require_no_end_tokens(prompts, tokens):
-    """Raises UserError where a token that ends a completion is spelled in a text."""
-    for what, texts in (("prompt", prompts.prompts), ("completion", prompts.completions)):
-        for n, text in enumerate(texts):
-            for token in tokens:
-                if token in text:
-                    raise UserError(
-                        f"{prompts.place(n)}: the {what} holds {token}, which would be learnt as "
-                        "characters; leave it out (the end of a completion is learnt without it), "
-                        f"or see {setting('parse_special')}")
+def _end_tokens(prompts, tokens):
+    """-> why texts in which a token that ends a completion is spelled cannot be learnt."""
+    return {n: f"the {what} holds {token}, which would be learnt as characters; leave it out (the "
+               f"end of a completion is learnt without it), or see {setting('parse_special')}"
+            for what, texts in (("completion", prompts.completions), ("prompt", prompts.prompts))
+            for n, text in enumerate(texts) for token in tokens if token in text}
 
 
 def measure(model: LanguageModel, tokenizer: Tokenizer, sequences: TokenizedDataset,
@@ -186,6 +196,14 @@ class Completion:
             for part in (self.train, self.valid, self.test))
         return EncodedPrompts(train, valid, test, valid_prompts, test_prompts,
                               cut_train + cut_valid, cut_test)
+
+    def readable(self, tokenizer: Tokenizer, preprocessing: Preprocessing,
+                 model: LanguageModel) -> Self:
+        """-> the task without the rows that the model cannot read; UserError if none is left."""
+        return replace(self, **{
+            name: without_unreadable(part, unreadable_rows(part, tokenizer, preprocessing, model))
+            for name, part in (("train", self.train), ("valid", self.valid), ("test", self.test))
+            if part is not None})
 
     def loss_options(self) -> dict:
         """-> what the model's loss takes beside the batch."""

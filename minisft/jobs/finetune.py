@@ -168,6 +168,9 @@ def _prepare(task, say):
                                   min(data.max_length or positions, positions), data.truncate,
                                   data.separator if data.task == "complete" else None,
                                   data.parse_special, _columns(data))
+    if data.skip_bad_rows:
+        task = task.readable(tokenizer, preprocessing, model)
+        loss_options = task.loss_options()      # of the texts that are left
     encoded = task.encode(tokenizer, preprocessing, model)
     if not data.parse_special and (note := special_tokens_note(
             tokenizer, getattr(task.train, "full_texts", task.texts))):
@@ -347,14 +350,15 @@ def _build(task, config, say):
     return model, tokenizer
 
 
-def _files(task):
-    """-> a part of the texts for each file that was read."""
-    parts = (part for part in (task.train, task.valid, task.test) if part is not None)
-    return {str(part.path): part for part in parts}.values()
+def _parts(task):
+    return [part for part in (task.train, task.valid, task.test) if part is not None]
 
 
 def _bad_rows(task):
-    return [row for part in _files(task) for row in part.bad_rows]
+    """-> those of all files in their order; parts of one file share what it has."""
+    rows = dict.fromkeys(row for part in _parts(task) for row in part.bad_rows)
+    files = list(dict.fromkeys(row.path for row in rows))
+    return sorted(rows, key=lambda row: (files.index(row.path), row.line))
 
 
 def _write_bad_rows(task, folder):
@@ -364,9 +368,8 @@ def _write_bad_rows(task, folder):
 
 def _say_data(prepared, say):
     task, length = prepared.task, prepared.preprocessing.max_length
-    for part in _files(task):
-        for note in part.notes:
-            say(f"note: {note}")
+    for note in dict.fromkeys(note for part in _parts(task) for note in part.notes):
+        say(f"note: {note}")
     data = task.describe(prepared.encoded)
     say(f"cleaning of all texts: {', '.join(prepared.preprocessing.clean) or 'none'}")
     for step, count in data["cleaned"].items():
