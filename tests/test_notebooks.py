@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts import reading_time
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -183,6 +185,20 @@ def test_formulas_have_one_notation(name):
     for formula in re.findall(r"\$\$.+?\$\$|\$[^$\n]+\$", text, re.S):
         assert not re.search(r"\^\{?T\b|\\intercal|\^\{?\\mathsf", formula), formula
         assert not re.search(r" \* |\\ast\b", formula), formula
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_it_says_what_comes_before_and_how_long_it_takes(name):
+    note = cells(name, "markdown")[0].split("\n\n")[1]
+    said = re.fullmatch(r"Before this: (.+)\. Reading (\d+) minutes, exercises (\d+)\. "
+                        r"Skip it if .+\.", note)
+    assert said, f"the second paragraph is no such note: {note[:80]}"
+    assert (int(said[2]), int(said[3])) == reading_time.minutes(FOLDER / f"{name}.ipynb")
+    before = re.findall(r"\]\((\w+)\.ipynb\)", said[1])
+    assert (before or said[1] == "nothing") and all(other < name for other in before)
+    table = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\| \[{name}\]\({name}\.ipynb\) \|[^|]+\| {said[2]} \+ {said[3]} \|", table,
+                     re.M), "notebooks/README.md says other minutes"
 
 
 def test_the_reading_order_is_complete():
