@@ -173,10 +173,14 @@ def test_without_numba_or_the_instruction_it_is_refused(monkeypatch, capsys):
     assert matmul.choose(*[np.zeros((2, 2), np.uint16)] * 2).name == "widened"
 
 
-@needs_processor
-def test_auto_is_bfloat16_where_the_processor_has_it():
+def test_auto_is_bfloat16_where_that_is_faster(monkeypatch):
+    if jit.numba() is None:
+        pytest.skip("compiled products need the extra fast")
+    monkeypatch.setattr(processor, "_features", lambda: {"avx512bf16": True})
     assert resolve_precision("auto", "cpu") == "bfloat16"
     assert [resolve_precision(name, "cpu") for name in ("float32", "float16")] == [
         "float32", "float16"]
     model = Classifier(CONFIG, "ab", seed=1).to("cpu", "auto")
     assert model.store.compute_dtype == np.uint16
+    monkeypatch.setattr(processor, "_features", lambda: {"avx512bf16": True, "amx-bf16": True})
+    assert resolve_precision("auto", "cpu") == "float32" and not processor.why_not_bfloat16()

@@ -76,13 +76,13 @@ to_bfloat16 = Function("to_bfloat16", _to_bfloat16, [
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """A precision, cpu or cuda -> the same; of "auto" bfloat16 where the device multiplies it.
+    """A precision, cpu or cuda -> the same; of "auto" bfloat16 where that is the faster one.
 
     Elsewhere "auto" is float32.
     """
     if precision != "auto":
         return precision
-    fast = gemm.multiplies_bfloat16() if device == "cuda" else not processor.why_not_bfloat16()
+    fast = gemm.multiplies_bfloat16() if device == "cuda" else processor.gains_by_bfloat16()
     return "bfloat16" if fast else "float32"
 
 

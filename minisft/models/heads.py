@@ -90,7 +90,7 @@ class Model(Layer):
     def to(self, device: str, precision: str = "float32") -> Self:
         """cpu or cuda, a name of PRECISIONS -> self, from now on computing there and so.
 
-        "auto" is bfloat16 where the device multiplies it, else float32.
+        "auto" is bfloat16 where that is faster, else float32.
 
         Raises ValueError for a name that is none of these, UserError where there is no GPU.
         """

@@ -15,7 +15,7 @@ from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
 PRECISION_HELP = (
     "of matrix products; weights, sums and all else stay float32. On a CPU bfloat16 takes the "
     "extra fast and a processor with AVX512-BF16, float16 is for "
-    f"{setting('device', 'cuda')}; auto is bfloat16 where the device multiplies it, else float32")
+    f"{setting('device', 'cuda')}; auto is bfloat16 where that is faster, else float32")
 
 
 def max_compression_ratio_option() -> int:

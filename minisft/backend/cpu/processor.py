@@ -27,3 +27,12 @@ def why_not_bfloat16() -> str:
     if not _features().get("avx512bf16"):
         return f"this processor ({platform.machine()}) has no AVX512-BF16"
     return ""
+
+
+def gains_by_bfloat16() -> bool:
+    """-> whether those products are faster than float32's.
+
+    Intel's processors with AMX have the instruction too, but on half as many units as float32's:
+    their speed is in AMX, for which there is no product here.
+    """
+    return not why_not_bfloat16() and not _features().get("amx-bf16")
