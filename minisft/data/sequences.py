@@ -95,6 +95,17 @@ def leading_ids(tokenizer: Tokenizer) -> np.ndarray:
     return np.concatenate([np.array([], dtype=np.int64), *(ids for _, ids, _ in leading)])
 
 
+def special_frame(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """-> the ids of the special tokens before and behind a text, and the token types of the three.
+    """
+    template = _template(tokenizer, False)
+    at = [part for part, _, _ in template].index(0)
+    before, behind = (np.concatenate([np.array([], np.int64), *(ids for _, ids, _ in part)])
+                      for part in (template[:at], template[at + 1:]))
+    kinds = [kind for _, _, kind in template]
+    return before, behind, [kinds[0], kinds[at], kinds[-1]]
+
+
 def _template(tokenizer, paired):
     """-> (part, ids, type) in order: part None for special tokens, 0 or 1 for the texts."""
     encoding = encode(tokenizer, *[_some_text(tokenizer)] * (1 + paired))

@@ -59,9 +59,11 @@ def encode(tokenizer: Tokenizer, *texts: str) -> Any:
         return tokenizer.encode(*texts)
 
 
-def encode_batch(tokenizer: Tokenizer, texts: Sequence[str],
-                 parse_special: bool = False) -> list[Any]:
+def encode_batch(tokenizer: Tokenizer, texts: Sequence[str], parse_special: bool = False,
+                 offsets: bool = False) -> list[Any]:
     """Texts -> Encodings without special tokens around them; raises UserError.
+
+    With `offsets` they say where in its text each token stands, which takes longer.
 
     A literal <|endoftext|> or [SEP] in a text is those characters, with `parse_special` the token.
     """
@@ -70,7 +72,8 @@ def encode_batch(tokenizer: Tokenizer, texts: Sequence[str],
     tokenizer.encode_special_tokens = not parse_special
     try:
         with library_errors("the tokenizer fails"):
-            return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+            return encode(texts, add_special_tokens=False)
     finally:
         tokenizer.encode_special_tokens = before
 
