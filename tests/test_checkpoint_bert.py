@@ -14,6 +14,7 @@ from minisft.io.files import read_json, write_json
 from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier
+from minisft.models.token_heads import TokenClassifier
 
 CONFIG = BertConfig(vocab_size=31, hidden_size=12, num_hidden_layers=2, num_attention_heads=3,
                     intermediate_size=20, max_position_embeddings=8)
@@ -177,7 +178,8 @@ def test_head_stays_for_the_same_labels_and_pooling(tmp_path):
 def test_a_classifier_of_tokens_is_no_classifier_of_texts(tmp_path):
     save(classifier(), tmp_path)
     rewrite(tmp_path, lambda name: name, architectures=["BertForTokenClassification"])
-    refused(tmp_path, "a BERT without labels")
+    refused(tmp_path, "a BERT without labels", task="classify")
+    assert isinstance(load(tmp_path), TokenClassifier)
     assert load(tmp_path, label_names=NAMES).newly_initialized == HEAD
     rewrite(tmp_path, lambda name: name, architectures=...)
     assert load(tmp_path, label_names=NAMES).newly_initialized == ()

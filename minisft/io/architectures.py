@@ -16,6 +16,7 @@ GPT-2:
     ln_f.weight, .bias                   transformer.ln_f...                    (C,)
     score.weight                         score.weight                           (K,C), here (C,K)
     lm_head.weight                       lm_head.weight                         (V,C), here (C,V)
+    classifier.weight, .bias (tags)      classifier.weight, .bias               (K,C), here (C,K)
 
 M is n_inner. `lm_head.weight` is absent where the output matrix is the token table. Old files
 also hold the causal mask of each block (`attn.bias`, `attn.masked_bias`); it is ignored.
@@ -35,7 +36,7 @@ BERT:
     encoder.layer.0.output.dense...                  (C,M), here (M,C); (C,)
     encoder.layer.0.output.LayerNorm...              (C,)
     pooler.dense.weight, .bias                       (C,C), here (C,C)^T; (C,)
-    classifier.weight, .bias                         (K,C), here (C,K); (K,)
+    classifier.weight, .bias (of a text, or of each token)   (K,C), here (C,K); (K,)
 
 M is intermediate_size. Files of a model with a head put `bert.` before all but the classifier.
 `embeddings.position_ids` is ignored.
@@ -60,6 +61,7 @@ from minisft.data.text import GPT2_INPUTS
 from minisft.errors import UserError
 from minisft.models.config import BERT_UNSUPPORTED, GPT2_UNSUPPORTED, BertConfig, GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
+from minisft.models.token_heads import TokenClassifier
 from minisft.nn.layers import INITIAL_SCALE
 from minisft.nn.parameters import Parameter
 
@@ -74,6 +76,10 @@ NOTE = ("a BERT whose classifier reads the mean of the tokens: transformers has 
         "minisft opens this folder")
 
 
+# The tasks whose head reads every token, and its parameters, the matrix first.
+TOKEN_HEADS = {"tag": ("classifier.weight", "classifier.bias")}
+
+
 @dataclass(frozen=True)
 class Family:
     """One architecture: its classes, what it can do, and the names in its folders."""
@@ -82,6 +88,7 @@ class Family:
     config: type[Any]
     classifier: type[Classifier]
     architectures: tuple[str, ...]    # of `transformers`: classifier, language model if any
+    token_architectures: dict[str, str]     # likewise, by the task of a head over tokens
     can_generate: bool        # whether it is a language model that writes text
     has_pooling: bool         # whether its classifier can read the first token or the mean of all
     # whether a tensor named as the classifier's matrix shows that the folder holds a classifier of
@@ -138,6 +145,12 @@ class Family:
         transposed = self.transposed.fullmatch(parameter.name)
         return parameter.shape[::-1] if transposed else parameter.shape
 
+    def token_task(self, settings: dict[str, Any]) -> str | None:
+        """config.json -> the task of its head over tokens, None where it has none."""
+        architectures = settings.get("architectures")
+        return next((task for task, name in self.token_architectures.items()
+                     if isinstance(architectures, list) and name in architectures), None)
+
     def is_classifier(self, settings: dict[str, Any], tensors: Container[str]) -> bool:
         """config.json, tensors by name -> whether the folder holds a trained classifier."""
         architectures = settings.get("architectures")
@@ -159,11 +172,12 @@ def _bert_settings(config, special_tokens):
 GPT2 = Family(
     model_type="gpt2", config=GPT2Config, classifier=Classifier,
     architectures=("GPT2ForSequenceClassification", "GPT2LMHeadModel"),
+    token_architectures={"tag": "GPT2ForTokenClassification"},
     can_generate=True, has_pooling=False, head_implies_classifier=True,
     extra_settings=_gpt2_settings, prefix="transformer.",
     head=("score.weight",), optional=("score.weight", "lm_head.weight"),
-    unprefixed=("score.weight", "lm_head.weight"),
-    transposed=re.compile(r"(score|lm_head)\.weight"),
+    unprefixed=("score.weight", "lm_head.weight", *TOKEN_HEADS["tag"]),
+    transposed=re.compile(r"(score|lm_head|classifier)\.weight"),
     trunk_tensors=re.compile(r"(wte|wpe|ln_f|h\.\d+)\..+"),
     ignored_tensors=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
     other_heads=re.compile(r"(qa_outputs|multiple_choice_head|classifier)\..+"), legacy_names=(),
@@ -171,6 +185,7 @@ GPT2 = Family(
 BERT = Family(
     model_type="bert", config=BertConfig, classifier=BertClassifier,
     architectures=("BertForSequenceClassification",),
+    token_architectures={"tag": "BertForTokenClassification"},
     can_generate=False, has_pooling=True, head_implies_classifier=False,
     extra_settings=_bert_settings, prefix="bert.",
     head=("classifier.weight", "classifier.bias"),
@@ -220,14 +235,22 @@ def hf_config(model: Classifier | LanguageModel, dtype: str,
                 "dtype": dtype, "torch_dtype": dtype,     # the second: transformers before 5
                 "model_type": family.model_type,
                 **family.extra_settings(config, special_tokens)}
+    if isinstance(model, TokenClassifier):
+        return settings | {
+            "architectures": [family.token_architectures["tag"]], "tie_word_embeddings": True,
+            "classifier_dropout": model.drop.rate} | _labels_of(model)
     if not isinstance(model, Classifier):
         return settings | {"architectures": [family.architectures[1]],
                            "tie_word_embeddings": model.lm_head is None}
     settings |= {
         "architectures": [family.architectures[0]], "tie_word_embeddings": True,
-        "problem_type": "single_label_classification", "num_labels": len(model.label_names),
-        "id2label": {str(i): name for i, name in enumerate(model.label_names)},
-        "label2id": {name: i for i, name in enumerate(model.label_names)}}
+        "problem_type": "single_label_classification"} | _labels_of(model)
     if getattr(model, "pooling", None) == "mean":
         settings |= {"model_type": BERT_MEAN, "architectures": [BERT_MEAN], "note": NOTE}
     return settings
+
+
+def _labels_of(model):
+    return {"num_labels": len(model.label_names),
+            "id2label": {str(i): name for i, name in enumerate(model.label_names)},
+            "label2id": {name: i for i, name in enumerate(model.label_names)}}

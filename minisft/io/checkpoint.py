@@ -16,7 +16,13 @@ from minisft.backend.array import to_cpu
 from minisft.data.special_tokens import SpecialTokens
 from minisft.errors import UserError, setting
 from minisft.io import safetensors
-from minisft.io.architectures import family_of, family_of_model, hf_config, pooling_of
+from minisft.io.architectures import (
+    TOKEN_HEADS,
+    family_of,
+    family_of_model,
+    hf_config,
+    pooling_of,
+)
 from minisft.io.files import CONFIG, read_json, write_json
 from minisft.io.safetensors import WEIGHTS
 from minisft.io.weights import (
@@ -29,6 +35,7 @@ from minisft.io.weights import (
 )
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.init_weights import init_weights
+from minisft.models.token_heads import TokenClassifier
 
 CONFIG_CHECKSUMS = "minisft_config_crc32"      # of the weights' file: a checksum for each key
 
@@ -36,16 +43,16 @@ CONFIG_CHECKSUMS = "minisft_config_crc32"      # of the weights' file: a checksu
 def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = None,
          label_names: Iterable[str] | None = None, seed: int = 0, dropout: float | None = None,
          pooling: str | None = None, label_map: Mapping[str, str] | None = None,
-         ) -> Classifier | LanguageModel:
+         ) -> Classifier | LanguageModel | TokenClassifier:
     """A checkpoint folder -> Classifier or LanguageModel; its `newly_initialized` names the
     parameters that the folder lacked and `new_head_reason` says why, `unused_tensors` what it has
     of another task's head, `notes` what else is worth a line.
 
-    `task` is "classify", "complete", or None for what the folder holds. With `label_names`, the
-    labels to classify into, the head is kept if it has the same labels, in the order given, and
-    otherwise newly initialized from `seed`. `label_map` renames labels of the folder first.
-    `dropout` replaces the rates of the config, `pooling` what BERT's classifier reads, "first" or
-    "mean". Raises UserError.
+    `task` is "classify", "complete", "tag" (a class for each token), or None for what the folder
+    holds. With `label_names`, the labels to classify into, the head is kept if it has the same
+    labels, in the order given, and otherwise newly initialized from `seed`. `label_map` renames
+    labels of the folder first. `dropout` replaces the rates of the config, `pooling` what BERT's
+    classifier reads, "first" or "mean". Raises UserError.
     """
     folder = Path(folder)
     settings = read_json(folder / CONFIG)
@@ -55,7 +62,11 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     if dropout is not None:
         config = config.with_dropout(dropout)
         config.require_sound("dropout")
-    tensors, unused = tensors_by_name(folder_tensors(folder), family)
+    stored_task = family.token_task(settings)
+    if task is None and label_names is None:
+        task = stored_task
+    tensors, unused = tensors_by_name(folder_tensors(folder), family,
+                                      TOKEN_HEADS.get(task, ()) if task == stored_task else ())
     if "wte.weight" not in tensors and settings.get("tie_word_embeddings", True) and \
             "lm_head.weight" in tensors:     # the same matrix, saved under its other name
         tensors["wte.weight"] = tensors.pop("lm_head.weight")
@@ -64,9 +75,14 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
                         f"are only {len(tensors)} tensors")
     label_names = None if label_names is None else tuple(label_names)
     has_labels = family.is_classifier(settings, tensors)
-    model: Classifier | LanguageModel
+    model: Classifier | LanguageModel | TokenClassifier
     rows = None
-    if _wants_classifier(folder, family, has_labels, task, label_names):
+    if task in TOKEN_HEADS:
+        if task != stored_task:
+            unused += tuple(name for name in TOKEN_HEADS[task] if tensors.pop(name, None))
+        model, rows = _token_classifier(folder, config, settings, tensors, task == stored_task,
+                                        label_names, label_map or {})
+    elif _wants_classifier(folder, family, has_labels, task, label_names):
         model, rows = _classifier(folder, family, config, settings, tensors, label_names, pooling,
                                   label_map or {})
     else:
@@ -79,17 +95,17 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     model.build(dtype)
     for name in expected_shapes:
         copy_tensor(model.store[name], tensors[name], family,
-                    rows if name in family.head else None)
+                    rows if name in (*family.head, *TOKEN_HEADS.get(task, ())) else None)
     init_weights(model.parameters(), seed, model.newly_initialized)
     dropped = set(family.optional) & set(tensors) - set(expected_shapes)
-    if not has_labels or isinstance(model, LanguageModel):     # else its reason is the labels'
+    if not has_labels or not isinstance(model, Classifier):     # else its reason is the labels'
         unused += tuple(sorted(name for name in dropped if _is_head(name, model)))
     model.unused_tensors, model.notes = unused, notes
     return model
 
 
-def save(model: Classifier | LanguageModel, folder: str | Path, dtype: DTypeLike = np.float32,
-         special_tokens: SpecialTokens | None = None,
+def save(model: Classifier | LanguageModel | TokenClassifier, folder: str | Path,
+         dtype: DTypeLike = np.float32, special_tokens: SpecialTokens | None = None,
          extra_config: dict[str, Any] | None = None) -> None:
     """A model -> config.json and model.safetensors that `transformers` opens, same logits.
 
@@ -105,7 +121,7 @@ def save(model: Classifier | LanguageModel, folder: str | Path, dtype: DTypeLike
                          special_tokens or model.special_tokens or SpecialTokens())
     if reserved := sorted(settings.keys() & extra.keys()):
         raise ValueError(f"extra_config may not set {reserved[0]}")
-    if isinstance(model, Classifier):
+    if isinstance(model, Classifier | TokenClassifier):
         _require_labels(folder / CONFIG, model.label_names)
     arrays = {}
     for p in model.store:
@@ -150,7 +166,9 @@ def _changes_of_config(folder, settings):
 def _classifier(folder, family, config, settings, tensors, label_names, pooling, label_map):
     """-> a classifier without values, whose `newly_initialized` names what the folder lacks, and
     the rows of the stored head in its order."""
-    label_names, rows, reason = _labels(folder, settings, tensors, label_names, family, label_map)
+    label_names, rows, reason = _labels(
+        folder, settings, tensors.get(family.head[0]), label_names,
+        family.is_classifier(settings, tensors), label_map)
     options = {}
     if family.has_pooling:
         stored_pooling = pooling_of(settings)
@@ -170,10 +188,26 @@ def _classifier(folder, family, config, settings, tensors, label_names, pooling,
     return model, rows
 
 
+def _token_classifier(folder, config, settings, tensors, has_head, label_names, label_map):
+    """As `_classifier`, of tokens."""
+    head = TOKEN_HEADS["tag"]
+    if label_names is None and not has_head:
+        raise UserError(f"{folder}: holds no tags, expected a folder of a tagger (or the names of "
+                        "the tags to train one)")
+    label_names, rows, reason = _labels(folder, settings, tensors.get(head[0]), label_names,
+                                        has_head, label_map)
+    model = TokenClassifier(config, label_names, dtype=None)
+    if reason:
+        model.newly_initialized, model.new_head_reason = head, reason
+        for name in head:
+            tensors.pop(name, None)
+    return model, rows
+
+
 def _wants_classifier(folder, family, has_labels, task, label_names):
     """-> whether to build a classifier; raises UserError where the folder cannot serve the task."""
     if task not in (None, "classify", "complete"):
-        raise ValueError(f"task is {task!r}, expected classify or complete")
+        raise ValueError(f"task is {task!r}, expected classify, complete or tag")
     if task == "complete" and not family.can_generate:
         raise UserError(f"{folder}: holds a {family.config.TITLE}, which writes no text, expected "
                         "a language model such as GPT-2")
@@ -195,16 +229,16 @@ def _is_head(name, model):
     return not tied and not name.startswith("pooler.")
 
 
-def _labels(folder, settings, tensors, label_names, family, label_map):
+def _labels(folder, settings, head, label_names, has_head, label_map):
     """-> the names of the classes, the rows of the stored head in their order, and why the head
     must be initialized, "" where it is kept."""
     if label_names is not None:
         _require_labels("label_names", label_names)
-    if not family.is_classifier(settings, tensors):
+    if not has_head:
         if label_map:
             raise UserError(f"{folder}: holds no labels for {setting('label_map')} to rename")
         return label_names, None, "the folder holds no classifier"
-    stored_names = _stored_labels(folder / CONFIG, settings, tensors.get(family.head[0]))
+    stored_names = _stored_labels(folder / CONFIG, settings, head)
     for name in label_map:
         if name not in stored_names:
             raise UserError(f"{setting('label_map')}: {folder} has no label {name!r}, expected "

@@ -5,7 +5,7 @@ safetensors come first, one file or shards with an index; then what torch.save h
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,10 +94,11 @@ def _shards(index: Path, read: Callable[[Path], Mapping[str, UnreadTensor]]) -> 
     return tensors
 
 
-def tensors_by_name(stored: Iterable[UnreadTensor],
-                    family: Family) -> tuple[dict[str, UnreadTensor], tuple[str, ...]]:
+def tensors_by_name(
+    stored: Iterable[UnreadTensor], family: Family, own_head: Collection[str] = (),
+) -> tuple[dict[str, UnreadTensor], tuple[str, ...]]:
     """Tensors of a file -> each by its name in the model, and the names of those that another
-    task's head has; raises UserError for one that is there twice."""
+    task's head has, which is not `own_head`; raises UserError for one that is there twice."""
     stored, tensors, unused = list(stored), {}, []
     bare = family.without_wrappers(tensor.name for tensor in stored)
     for tensor in stored:
@@ -105,7 +106,8 @@ def tensors_by_name(stored: Iterable[UnreadTensor],
         if name in tensors:
             raise UserError(f"{tensor.path}: {name} is there twice, as {tensors[name].name} and as "
                             f"{tensor.name}")
-        if name is not None and name not in family.optional and family.other_heads.fullmatch(name):
+        if name is not None and name not in (*family.optional, *own_head) and \
+                family.other_heads.fullmatch(name):
             unused.append(name)
         elif name is not None:
             tensors[name] = tensor

@@ -20,6 +20,7 @@ from minisft.data.batch import pack
 from minisft.models import bert
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
+from minisft.models.token_heads import TokenClassifier
 from minisft.nn.blocks import MLP, Block, SelfAttention
 from minisft.nn.layers import Dropout, Embedding, LayerNorm, Linear
 from minisft.nn.parameters import Parameters
@@ -268,5 +269,8 @@ _MODELS = [
           partial(_classifier, config=BERT), MODEL_LIMIT),
     Check("BERT classifier (dropout, mean)", BertClassifier,
           partial(_classifier, config=BERT, pooling="mean"), MODEL_LIMIT),
+    Check("GPT-2 token classifier (dropout)", TokenClassifier, _classifier, MODEL_LIMIT),
+    Check("BERT token classifier (dropout)", TokenClassifier, partial(_classifier, config=BERT),
+          MODEL_LIMIT),
 ]
 CHECKS = {c.name: c for c in _OPERATIONS + _LAYERS + _MODELS}

@@ -1,0 +1,79 @@
+"""Heads over tokens: a class for each token, or where an answer begins and ends.
+
+They stand on GPT-2 or BERT alike, and every block computes all tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minisft.backend import random
+from minisft.backend.array import Array
+from minisft.data.batch import Batch
+from minisft.dispatch import cross_entropy
+from minisft.models.bert import Bert
+from minisft.models.config import BertConfig
+from minisft.models.gpt2 import GPT2
+from minisft.models.heads import Model
+from minisft.nn.layers import Dropout, Linear
+
+
+class TokenClassifier(Model):
+    """`classifier` (C,K) with a bias on every token, as BertForTokenClassification and
+    GPT2ForTokenClassification.
+
+    Its dropout is that of the config's classifier (BERT) or of the residuals (GPT-2).
+    """
+
+    def __init__(self, config: Any, label_names: Sequence[str], dtype: Any = np.float32,
+                 seed: int | None = 0):
+        self.label_names = tuple(label_names)
+        self.trunk = Bert(config) if isinstance(config, BertConfig) else GPT2(config)
+        rate = config.pooled_rate if isinstance(config, BertConfig) else config.resid_pdrop
+        self.drop = Dropout(rate, config.head_layer, random.POOLED)
+        self.classifier = Linear("classifier", config.n_embd, len(self.label_names),
+                                 config.head_layer)
+        if dtype is not None:
+            self.build(dtype, seed)
+
+    @property
+    def output(self) -> str:
+        return f"{len(self.label_names)} tags"
+
+    def options(self) -> dict[str, Any]:
+        return {"config": self.trunk.config, "label_names": self.label_names}
+
+    @property
+    def head_layer(self) -> int:
+        return self.trunk.config.head_layer
+
+    def from_random_weights(self, dropout: float, seed: int) -> "TokenClassifier":
+        """-> one of the same shape and labels that has learnt nothing."""
+        return type(self)(self.trunk.config.with_dropout(dropout), self.label_names, seed=seed)
+
+    def forward(self, batch: Batch, stream: random.Stream | None = None) -> Array:
+        """Batch of N tokens -> logits (N,K)."""
+        self.loss_cache = None     # of an earlier forward, whose layers' caches end here
+        batch = self.received(batch)
+        hidden = self.trunk.forward(batch, stream)
+        hidden = self.drop.forward(hidden, stream, batch.token_example_ids, batch.positions)
+        return self.classifier.forward(hidden)
+
+    def backward(self, dlogits: Array) -> Array:
+        """dlogits (N,K) -> gradient of the embedded tokens (N,C), or None where layers freeze."""
+        return self.trunk.backward(self.drop.backward(self.classifier.backward(dlogits)))
+
+    def loss(self, batch: Batch, stream: random.Stream | None = None, weights: Array = None,
+             smoothing: float = 0.0) -> tuple[Array, Array, Array]:
+        """Batch with a label for each token (N,), IGNORE where none counts -> loss summed over the
+        tokens that count, denominator, logits (N,K).
+
+        Raises ValueError for a label that is no class.
+        """
+        self.require_labels(batch, len(batch.ids), len(self.label_names), "a class for each token")
+        batch = self.received(batch)
+        logits = self.forward(batch, stream)
+        (loss, denominator), self.loss_cache = cross_entropy.forward(
+            logits, batch.labels, None if weights is None else batch.asarray(weights), smoothing)
+        return loss, denominator, logits
