@@ -53,6 +53,10 @@ def test_wheel_carries_the_bundled_model(wheel):
     assert files <= names, f"missing: {sorted(files - names)}"
 
 
+def test_wheel_carries_the_style_of_reports(wheel):
+    assert "minisft/evaluation/report.css" in wheel[1]
+
+
 def test_wheel_holds_one_package_only(wheel):
     name, names = wheel
     assert {n.split("/")[0] for n in names} == {

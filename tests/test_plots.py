@@ -7,6 +7,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from minisft.evaluation import plots
 
@@ -67,6 +68,54 @@ def test_confusion(k, tmp_path, rng):
     plots.confusion(counts.tolist(), [f"class {i}" for i in range(k)], path, "A title")
     width, height = png_size(path)
     assert 120 * 0.42 * k < min(width, height) and max(width, height) < 120 * (1.25 * k + 5)
+
+
+def test_many_classes_are_an_image_of_one_size_without_numbers(tmp_path, rng, monkeypatch):
+    counts = rng.integers(0, 20, (250, 250))
+    plots.confusion(counts, [f"class {i}" for i in range(250)], tmp_path / "many.png")
+    assert png_size(tmp_path / "many.png") == (888, 792)
+
+    def drawn(*args):
+        raise AssertionError("numbers were written into cells")
+    monkeypatch.setattr(plots, "_write_cells", drawn)
+    plots.confusion(counts[:30, :30], ["a"] * 30, tmp_path / "c.png")
+    with pytest.raises(AssertionError, match="numbers"):
+        plots.confusion(counts[:29, :29], ["a"] * 29, tmp_path / "c.png")
+
+
+def of_seeds(*values, low=None, high=None):
+    return {"mean": float(np.mean(values)), "low": low, "high": high, "values": list(values)}
+
+
+def drawn_at(monkeypatch):
+    """-> the x of each errorbar that is drawn from now on."""
+    found, real = [], Axes.errorbar
+
+    def errorbar(self, x, *args, **kwargs):
+        found.append(np.asarray(x).tolist())
+        return real(self, x, *args, **kwargs)
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
+    return found
+
+
+def test_points_without_an_interval_stand_on_their_ticks(tmp_path, monkeypatch):
+    found = drawn_at(monkeypatch)
+    lines = {"the model": [of_seeds(0.5), of_seeds(0.7)], "other": [of_seeds(0.4), of_seeds(0.6)]}
+    plots.over_sizes([50, 100], lines, tmp_path / "a.png", "accuracy", "one seed")
+    assert found == [[50, 100], [50, 100]]
+    found.clear()
+    lines["the model"] = [of_seeds(*[0.5] * 5, low=0.4, high=0.6)] * 2
+    plots.over_sizes([50, 100], lines, tmp_path / "b.png", "accuracy", "five seeds")
+    assert found[0] != found[1]     # bars would cover each other
+
+
+def test_the_picture_of_seeds(tmp_path, monkeypatch):
+    found = drawn_at(monkeypatch)
+    plots.over_seeds({"the model": of_seeds(0.5, 0.6, 0.9), "naive Bayes": of_seeds(0.4, 0.4, 0.4),
+                      "$x_{ \ud800": of_seeds(*[0.5, 0.6] * 3, low=0.4, high=0.6)},
+                     tmp_path / "seeds.png", "test accuracy")
+    assert [x[0] for x in found] == pytest.approx([2 / 3, 0.4, 0.55])
+    assert png_size(tmp_path / "seeds.png") == (900, 354)
 
 
 def test_confusion_with_hostile_names(tmp_path):

@@ -1,36 +1,66 @@
-"""Any text -> Markdown that shows it literally; tables."""
+"""The blocks of a report -> Markdown that shows their text literally."""
 
 import re
-import unicodedata
 from collections.abc import Sequence
-from typing import Any
+
+from minisft.evaluation.document import (
+    Block,
+    Heading,
+    Link,
+    Note,
+    Paragraph,
+    Picture,
+    Strong,
+    Table,
+)
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;"}
+_NUMBER = re.compile(r"-|(&lt; )?[\d.,]+(e[-+]?\d+)?%?")
 
 
-def escape(text: Any, limit: int = 200) -> str:
-    """Any text -> one line of at most `limit` characters that Markdown shows literally."""
-    line = " ".join(str(text).split())
-    line = line if len(line) <= limit else line[:limit - 1] + "…"
-    line = "".join(_escape_character(c) for c in line)
+def render(blocks: Sequence[Block]) -> str:
+    """Blocks of `document` -> the text of a file."""
+    return "\n".join(line for block in blocks for line in _lines(block)).rstrip("\n") + "\n"
+
+
+def escape(text: str) -> str:
+    """Any line -> the same for Markdown."""
+    line = "".join(_ENTITIES.get(c, "\\" + c if c in "\\`*[]~|" else c) for c in text)
     # An underscore inside a word starts no emphasis, and paths stay readable.
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line) or "(empty)"
-
-
-def _escape_character(c):
-    if c in _ENTITIES:
-        return _ENTITIES[c]
-    if c in "\\`*[]~|":
-        return "\\" + c
-    # Control characters, lone surrogates (not writable as UTF-8), marks that reverse the line.
-    reverses = "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"
-    return "\ufffd" if reverses or unicodedata.category(c) in ("Cc", "Cs") else c
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """head (k cells), rows of k escaped cells -> lines of a table; numbers are right-aligned."""
-    number = re.compile(r"-|\**[\d.,]+(e[-+]?\d+)?%?\**")
-    numeric = [bool(rows) and all(number.fullmatch(row[j]) for row in rows)
+    numeric = [bool(rows) and all(_NUMBER.fullmatch(row[j].strip("*")) for row in rows)
                for j in range(len(head))]
     rule = ["---:" if right else "---" for right in numeric]
     return ["| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)] + [""]
+
+
+def _lines(block):
+    match block:
+        case Heading(text, level):
+            return ["#" * level + " " + escape(text), ""]
+        case Paragraph(text):
+            return [_inline(text), ""]
+        case Note(text):
+            return ["> " + escape(text), ""]
+        case Picture(name, words):
+            return [f"![{escape(words)}]({name})", ""]
+        case Table(head, rows):
+            return table([escape(cell) for cell in head],
+                         [[_inline(cell) for cell in row] for row in rows])
+    return ["<details>", f"<summary>{escape(block.title)}</summary>", "",
+            *(line for inner in block.blocks for line in _lines(inner)), "</details>", ""]
+
+
+def _inline(text):
+    match text:
+        case str():
+            return escape(text)
+        case Strong(text):
+            return f"**{escape(text)}**"
+        case Link(text, report):
+            return f"[{escape(text)}]({report}.md)"
+    return "".join(map(_inline, text))

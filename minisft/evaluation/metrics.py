@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+SEEDS_OF_AN_INTERVAL = 5     # fewer have a mean, and no interval of it
+
 
 def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """successes of n -> (low, high), the score interval of Wilson 1927 (JASA 22, 209-212).
@@ -96,6 +98,20 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     sd = float(values.std(ddof=1))
     half = t_critical(n - 1) * sd / math.sqrt(n)                           # (3)
     return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half, "n": n}
+
+
+def over_seeds(values: Sequence[float], bounded: bool = True) -> dict[str, Any]:
+    """n values, one for each seed -> as `mean_interval`, and the values themselves.
+
+    The interval is None below SEEDS_OF_AN_INTERVAL values: t is so large there that it says
+    nothing. `bounded`: the figure is a share, so the interval ends at 0 and 1.
+    """
+    found = mean_interval(values)
+    if found["n"] < SEEDS_OF_AN_INTERVAL:
+        found["low"] = found["high"] = None
+    elif bounded:
+        found["low"], found["high"] = max(0.0, found["low"]), min(1.0, found["high"])
+    return found | {"values": [float(value) for value in values]}
 
 
 def confusion(labels: ArrayLike, predictions: ArrayLike, n_labels: int) -> np.ndarray:

@@ -4,7 +4,8 @@ import shlex
 from pathlib import Path
 
 from minisft.errors import as_flag
-from minisft.evaluation.report import escape
+from minisft.evaluation.document import one_line
+from minisft.evaluation.markdown import escape
 from minisft.io.files import write_text
 
 # What says nothing of the model, or stands in the card by itself
@@ -40,9 +41,10 @@ def write_card(path, config, results, samples, machine):
         + ". The same command and seed give the same losses bit for bit where these are the same.",
         "",
         "| setting | value |", "| --- | --- |",
-        *(f"| {name} | {escape(value)} |" for name, value in shown_options(config).items()), "",
+        *(f"| {name} | {escape(one_line(value))} |"
+          for name, value in shown_options(config).items()), "",
         "## Samples", "", "Written from nothing, temperature 0.8:", "",
-        *(line for text in samples for line in ("> " + escape(text, 600), "")),
+        *(line for text in samples for line in ("> " + escape(one_line(text, 600)), "")),
         "## What it cannot do", "",
         "It is far too small to know facts or to hold a thought over a few sentences: what it "
         "writes sounds like its texts and means nothing. It has read nothing but those texts, with "

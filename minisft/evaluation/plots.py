@@ -21,6 +21,7 @@ from minisft.io.files import atomic_write
 
 Target = str | Path | BinaryIO     # of a picture: a path, or an open file such as a BytesIO
 _DPI = 120
+PLAIN = 30     # classes of a confusion matrix that is an image without numbers
 _LINES = "#d95f02", "#4c78a8", "#1b7837", "#7f7f7f", "#762a83"
 _TRAIN, _VALID, _RATE, _BEST = "#4c78a8", "#d95f02", "#7f7f7f", "#1b7837"
 
@@ -57,11 +58,16 @@ def curves(history: dict[str, Any], path: Target, best_step: int | None = None) 
 
 def confusion(matrix: ArrayLike, names: Sequence[str], path: Target,
               title: str = "Confusion matrix") -> None:
-    """matrix (K,K) rows = truth, names (K,) -> PNG: count and share of the row in each cell."""
+    """matrix (K,K) rows = truth, names (K,) -> PNG: count and share of the row in each cell.
+
+    From PLAIN classes on the cells are colour alone: their numbers could not be read.
+    """
     counts = np.asarray(matrix)
     k = len(names)
     if counts.shape != (k, k):
         raise ValueError(f"confusion: matrix {counts.shape}, {k} names")
+    if k >= PLAIN:
+        return _plain_confusion(counts, path, title)
     cell = min(1.25, max(0.42, 4.2 / k))                            # inches
     font = min(11, max(7, cell * 72 * 0.30))                        # points
     letter = 0.58 * font / 72                                       # inches, about
@@ -97,27 +103,48 @@ def confusion(matrix: ArrayLike, names: Sequence[str], path: Target,
     _save(figure, path)
 
 
-def over_sizes(sizes: Sequence[int], lines: Mapping[str, Sequence[tuple]], path: Target,
-               ylabel: str, title: str = "") -> None:
-    """sizes (S,), lines {name: [(value, low, high), ...] (S,)} -> PNG, sizes on a log scale.
+def _plain_confusion(counts, path, title):
+    """The matrix as an image, its classes by their numbers; one size however many there are."""
+    figure = _figure((7.4, 6.6))
+    axes = figure.subplots()
+    # a cell beyond the picture's own pixels would be lost in a smoothed image
+    image = axes.imshow(_share(counts), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    for axis, words in ((axes.xaxis, "predicted class"), (axes.yaxis, "true class")):
+        axis.set_major_locator(MaxNLocator(8, integer=True))
+        axis.set_major_formatter(lambda i, _: f"{i + 1:.0f}")
+        axis.set_label_text(f"number of the {words}, in the order of the report")
+    figure.suptitle(textwrap.fill(_drawable(title, 160), 62), fontsize=13, parse_math=False)
+    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1, decimals=0))
+    bar.set_label("share of the true class (row)")
+    bar.outline.set_visible(False)
+    _save(figure, path)
 
-    Where low and high are not None, a bar spans what of them lies in 0..1. The first line is drawn
-    strongest.
+
+def over_sizes(sizes: Sequence[int], lines: Mapping[str, Sequence[Mapping[str, Any]]],
+               path: Target, ylabel: str, title: str = "") -> None:
+    """sizes (S,), lines {name: [metrics.over_seeds of each size] (S,)} -> PNG, log scale of sizes.
+
+    A bar spans the interval where there is one; elsewhere each of several seeds is a small dot. The
+    first line is drawn strongest.
     """
     figure = _figure((7.5, 4.8))
     axes = figure.subplots()
+    apart = any(point["low"] is not None for points in lines.values() for point in points)
     for i, (name, points) in enumerate(lines.items()):
         if len(points) != len(sizes):
             raise ValueError(f"over_sizes: {len(sizes)} sizes, {len(points)} points of {name}")
-        values = np.array([p[0] for p in points], dtype=float)
-        ends = np.array([p[1:] if p[1] is not None else (p[0], p[0]) for p in points], dtype=float)
-        ends = np.clip(ends, 0, 1)                                  # (S,2): no share is beyond
+        means = np.array([point["mean"] for point in points], dtype=float)
         # a little apart, so that the bars of one size do not cover each other
-        x = np.array(sizes) * 1.02 ** (i - (len(lines) - 1) / 2)
-        axes.errorbar(x, values, yerr=np.abs(ends.T - values), color=_LINES[i % len(_LINES)],
-                      lw=2.4 if i == 0 else 1.5, marker="os^Dv"[i % 5], ms=6 if i == 0 else 5,
-                      ls="-" if i == 0 else "--", capsize=3, elinewidth=1.2,
-                      label=_drawable(name, 60), zorder=3 if i == 0 else 2)
+        x = np.array(sizes) * (1.02 ** (i - (len(lines) - 1) / 2) if apart else 1)
+        colour, strong = _LINES[i % len(_LINES)], i == 0
+        for place, point in zip(x, points, strict=True):
+            if point["low"] is None and len(point["values"]) > 1:
+                axes.plot([place] * len(point["values"]), point["values"], ls="", marker=".", ms=5,
+                          color=colour, alpha=0.45, zorder=1)
+        axes.errorbar(x, means, yerr=_bars(points, means), color=colour,
+                      lw=2.4 if strong else 1.5, marker="os^Dv"[i % 5], ms=6 if strong else 5,
+                      ls="-" if strong else "--", capsize=3, elinewidth=1.2,
+                      label=_drawable(name, 60), zorder=3 if strong else 2)
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
@@ -131,17 +158,49 @@ def over_sizes(sizes: Sequence[int], lines: Mapping[str, Sequence[tuple]], path:
     _save(figure, path)
 
 
+def over_seeds(lines: Mapping[str, Mapping[str, Any]], path: Target, xlabel: str) -> None:
+    """{name: metrics.over_seeds} -> PNG: a row for each name, a dot for each seed, the mean, and
+    the interval where there is one. The first row is drawn strongest."""
+    figure = _figure((7.5, 1.3 + 0.55 * len(lines)))
+    axes = figure.subplots()
+    for i, (_, found) in enumerate(lines.items()):
+        colour, means = _LINES[i % len(_LINES)], np.array([found["mean"]])
+        axes.plot(found["values"], [i] * len(found["values"]), ls="", marker="o", ms=5,
+                  color=colour, alpha=0.5, zorder=2)
+        axes.errorbar(means, [i], xerr=_bars([found], means), ls="", marker="|", ms=20, mew=2,
+                      capsize=4, color=colour, zorder=3)
+    axes.set_yticks(range(len(lines)), [_drawable(name, 45) for name in lines], parse_math=False)
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.set_xlabel(f"{xlabel}: each seed a dot, the mean a line")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#e6e6e6", lw=0.6)
+    _save(figure, path)
+
+
+def _bars(points, means):
+    """-> lengths of the error bars (2,S) from the intervals, 0 where there is none."""
+    ends = np.array([(m, m) if p["low"] is None else (p["low"], p["high"])
+                     for p, m in zip(points, means, strict=True)])
+    return np.abs(ends.T - means)
+
+
 def _figure(size, pad=0.1, compress=False):
     """-> a Figure of this size and padding in inches; `compress` suits a fixed aspect ratio."""
     layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad, compress=compress)
     return Figure(figsize=size, dpi=_DPI, layout=layout)
 
 
+def _share(counts):
+    """counts (K,K) -> share of each row (K,K)."""
+    totals = counts.sum(axis=1, keepdims=True)                      # (K,1)
+    return np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+
+
 def _write_cells(axes, counts, cell):
     """counts (K,K), cell in inches -> share of each row (K,K); both written into the cells."""
     k = len(counts)
-    totals = counts.sum(axis=1, keepdims=True)                      # (K,1)
-    share = np.divide(counts, totals, out=np.zeros((k, k)), where=totals > 0)
+    share = _share(counts)
     decimals = 1 if k <= 8 else 0
     letters = max(len(f"{counts.max():,}"), 4 + 2 * decimals)
     size = min(13, cell * 72 * 0.26, cell * 72 * 0.86 / (0.62 * letters))

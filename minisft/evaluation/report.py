@@ -1,100 +1,122 @@
-"""The results of a run as Markdown: `report.md`, with `curves.png` and `confusion.png`.
+"""The results of a run as blocks of a report, and the files they become.
 
-Texts and names come from the user's data and may hold anything, so every one of them passes
-`escape`. Pictures are linked when they are in the folder of the report: draw them first.
+Pictures are shown when they are in the folder of the report: draw them first.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from minisft.evaluation import comparison
-from minisft.evaluation.markdown import escape as escape
-from minisft.evaluation.markdown import table
+from minisft.evaluation import comparison, markdown, web_page
+from minisft.evaluation.document import (
+    Block,
+    Folded,
+    Heading,
+    Note,
+    Paragraph,
+    Picture,
+    Strong,
+    Table,
+    one_line,
+)
+from minisft.evaluation.figures import count, interval, percent
 from minisft.io.files import write_text
 
 _FULL_TABLE = 12      # a larger confusion matrix is listed by its largest mistakes
+_SHOWN_CLASSES = 30   # of more, those with the lowest F1 are shown and the rest is folded
 
 
-def write_report(path: str | Path, results: dict[str, Any], data: dict[str, Any],
-                 settings: dict[str, Any], history: dict[str, Any],
-                 mistakes: Sequence[dict[str, Any]]) -> None:
-    """Classification: dicts of figures -> report.md at `path`; the keys are in the functions."""
+def write(folder: str | Path, blocks: Sequence[Block]) -> None:
+    """Blocks -> report.md and report.html in the folder; a picture that is not there is left out.
+
+    report.html holds the pictures itself, so it can be sent as it is.
+    """
+    folder = Path(folder)
+    blocks = [block for block in blocks
+              if not isinstance(block, Picture) or (folder / block.name).is_file()]
+    write_text(folder / "report.md", markdown.render(blocks))
+    write_text(folder / "report.html", web_page.render(blocks, folder))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options that count for a run: what was used, what of it was given, the defaults."""
+
+    used: Mapping[str, Any]
+    given: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+
+
+def classification(results: dict[str, Any], data: dict[str, Any], settings: Settings,
+                   history: dict[str, Any], mistakes: Sequence[dict[str, Any]]) -> list[Block]:
+    """Dicts of figures -> the report of a classifier; the keys are in the functions."""
     part, n = _scored_part(data), results["n"]
-    lines = [
-        "# Report",
-        "",
-        f"**{results['accuracy']:.2%}** of {n:,} {part} texts are classified correctly "
-        f"(95% interval {results['accuracy_low']:.2%} to {results['accuracy_high']:.2%}). "
-        f"Always answering their most frequent class would give {results['majority']:.2%}."
-        + comparison.report_sentences(results),
-        "",
+    stands = comparison.verdict(results)
+    return [
+        Heading("Report", 1),
+        Paragraph([
+            Strong(percent(results["accuracy"])), f" of {count(n, f'{part} text')} are "
+            "classified correctly "
+            f"({interval(results['accuracy_low'], results['accuracy_high'])})"
+            + (f": {stands}." if stands else ". Always answering their most frequent class would "
+               f"give {percent(results['majority'])}.")]),
         *_validation_warning(data),
-        *table(["figure", "value"], [
-            ["macro F1", f"{results['macro_f1']:.4f}"],
-            ["weighted F1", f"{results['weighted_f1']:.4f}"],
-            ["macro precision", f"{results['macro_precision']:.4f}"],
-            ["macro recall", f"{results['macro_recall']:.4f}"],
+        Table(["figure", "value"], [
+            ["macro F1", percent(results["macro_f1"])],
+            ["weighted F1", percent(results["weighted_f1"])],
+            ["macro precision", percent(results["macro_precision"])],
+            ["macro recall", percent(results["macro_recall"])],
             ["loss (nats a text)", f"{results['loss']:.4f}"],
             [f"{part} texts", f"{n:,}"],
             *_cost(results),
         ]),
         *_absent_classes(results),
         *comparison.report_section(results),
-        "## Classes",
-        "",
-        *table(["class", "precision", "recall", "F1", "texts"], [
-            [escape(c["name"]), f"{c['precision']:.4f}", f"{c['recall']:.4f}", f"{c['f1']:.4f}",
-             f"{c['support']:,}"] for c in results["per_class"]
-        ]),
-        "## Confusion",
-        "",
+        Heading("Classes"),
+        *_classes(results["per_class"]),
+        Heading("Confusion"),
         *_confusion(results),
-        *_picture(path, "confusion.png", "Confusion matrix"),
-        "## The worst mistakes",
-        "",
+        Picture("confusion.png", "Confusion matrix"),
+        Heading("The worst mistakes"),
         *_mistakes(mistakes),
         *_data(data),
-        *_learning(path, history, results),
+        *_learning(history, results),
         *_settings(settings),
     ]
-    _write(path, lines)
 
 
-def write_completion_report(path: str | Path, results: dict[str, Any], data: dict[str, Any],
-                            settings: dict[str, Any], history: dict[str, Any],
-                            samples: Sequence[dict[str, str]]) -> None:
-    """Prompt/completion: dicts of figures, samples [{prompt, expected, generated}] -> report.md."""
+def completion(results: dict[str, Any], data: dict[str, Any], settings: Settings,
+               history: dict[str, Any], samples: Sequence[dict[str, str]]) -> list[Block]:
+    """Dicts of figures, samples [{prompt, expected, generated}] -> the report of prompts."""
     part, n = _scored_part(data), results["n"]
-    rows = [[escape(sample[key]) for key in ("prompt", "expected", "generated")]
+    rows = [[one_line(sample[key]) for key in ("prompt", "expected", "generated")]
             for sample in samples]
-    lines = [
-        "# Report",
-        "",
-        f"**{results['exact_match']:.2%}** of {n:,} {part} completions equal the expected one "
-        f"word for word (95% interval {results['exact_match_low']:.2%} to "
-        f"{results['exact_match_high']:.2%}; white space at both ends does not count).",
-        "",
+    return [
+        Heading("Report", 1),
+        Paragraph([
+            Strong(percent(results["exact_match"])), f" of {count(n, f'{part} completion')} equal "
+            "the expected one word for word "
+            f"({interval(results['exact_match_low'], results['exact_match_high'])}; white space "
+            "at both ends does not count)."]),
         *_validation_warning(data),
-        *table(["figure", "value"], [
+        Table(["figure", "value"], [
             ["loss (nats a completion token)", f"{results['loss']:.4f}"],
             ["perplexity, e^loss", f"{math.exp(min(results['loss'], 700)):.5g}"],
             [f"{part} prompts", f"{n:,}"],
             *_cost(results),
         ]),
-        "## Samples",
-        "",
-        *(table(["prompt", "expected", "generated"], rows) if rows else ["None given.", ""]),
+        Heading("Samples"),
+        Table(["prompt", "expected", "generated"], rows) if rows else Paragraph("None given."),
         *_data(data),
-        *_learning(path, history, results),
+        *_learning(history, results),
         *_settings(settings),
     ]
-    _write(path, lines)
 
 
 def worst_mistakes(texts: Sequence[str], lines: Sequence[int], labels: ArrayLike,
@@ -138,7 +160,7 @@ def absent_classes_note(results: dict[str, Any]) -> str | None:
 
 def _absent_classes(results):
     note = absent_classes_note(results)
-    return [] if note is None else [f"> {escape(note[0].upper() + note[1:])}.", ""]
+    return [] if note is None else [Note(one_line(note[0].upper() + note[1:], 1000) + ".")]
 
 
 def _scored_part(data):
@@ -149,9 +171,9 @@ def _validation_warning(data):
     """A warning when the figures come from the texts on which the model was chosen."""
     if data.get("test_path") is not None:
         return []
-    return ["> There is no test set. These figures are from the validation part: whatever was "
-            "chosen by it, such as the best epoch, makes them optimistic. Expect less on new "
-            "texts.", ""]
+    return [Note("There is no test set. These figures are from the validation part: whatever was "
+                 "chosen by it, such as the best epoch, makes them optimistic. Expect less on new "
+                 "texts.")]
 
 
 def _cost(results):
@@ -166,45 +188,55 @@ def _cost(results):
             if results.get(key) is not None]
 
 
+def _classes(per_class):
+    def table(classes):
+        return Table(["class", "precision", "recall", "F1", "texts"], [
+            [one_line(c["name"]), percent(c["precision"]), percent(c["recall"]), percent(c["f1"]),
+             f"{c['support']:,}"] for c in classes])
+    if len(per_class) <= _SHOWN_CLASSES:
+        return [table(per_class)]
+    return [Paragraph(f"The {_SHOWN_CLASSES} of {len(per_class)} classes with the lowest F1:"),
+            table(sorted(per_class, key=lambda c: c["f1"])[:_SHOWN_CLASSES]),
+            Folded("All classes", [table(per_class)])]
+
+
 def _confusion(results):
     """The matrix as a table, or the most frequent mistakes where there are too many classes."""
-    counts, names = results["confusion"], [escape(c["name"], 40) for c in results["per_class"]]
+    counts, names = results["confusion"], [one_line(c["name"], 40) for c in results["per_class"]]
     if len(names) <= _FULL_TABLE:
-        rows = [[name, *(f"**{count:,}**" if i == j else f"{count:,}"
-                         for j, count in enumerate(row))]
+        rows = [[name, *(Strong(f"{n:,}") if i == j else f"{n:,}" for j, n in enumerate(row))]
                 for i, (name, row) in enumerate(zip(names, counts, strict=True))]
-        return ["Rows: the true class. Columns: the predicted one.", "",
-                *table(["true \\ predicted", *names], rows)]
-    pairs = [(count, i, j) for i, row in enumerate(counts) for j, count in enumerate(row)
-             if count and i != j]
+        return [Paragraph("Rows: the true class. Columns: the predicted one."),
+                Table(["true \\ predicted", *names], rows)]
+    pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row)
+             if n and i != j]
     pairs = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:20]
-    rows = [[names[i], names[j], f"{count:,}", f"{count / sum(counts[i]):.1%}"]
-            for count, i, j in pairs]
+    rows = [[names[i], names[j], f"{n:,}", percent(n / sum(counts[i]))] for n, i, j in pairs]
     if not rows:
-        return ["No text was put into a wrong class.", ""]
-    return ["The most frequent mistakes; the picture has all cells.", "",
-            *table(["true class", "predicted class", "texts", "share of the true class"], rows)]
+        return [Paragraph("No text was put into a wrong class.")]
+    return [Paragraph("The most frequent mistakes; the picture has all cells."),
+            Table(["true class", "predicted class", "texts", "share of the true class"], rows)]
 
 
 def _mistakes(mistakes):
     if not mistakes:
-        return ["No text was classified wrongly.", ""]
-    rows = [[f"{m['line']}", escape(m["truth"], 40), _probability(m["p_truth"]),
-             escape(m["prediction"], 40), _probability(m["p_prediction"]), escape(m["text"])]
-            for m in mistakes]
-    return ["Wrong answers of which the model was most certain: wrong labels, texts of two "
-            "classes, or something to learn about the model.", "",
-            *table(["line", "truth", "p", "prediction", "p", "text"], rows)]
+        return [Paragraph("No text was classified wrongly.")]
+    rows = [[f"{m['line']}", one_line(m["text"]), one_line(m["truth"], 40),
+             _probability(m["p_truth"]), one_line(m["prediction"], 40),
+             _probability(m["p_prediction"])] for m in mistakes]
+    return [Paragraph("Wrong answers of which the model was most certain: wrong labels, texts of "
+                      "two classes, or something to learn about the model."),
+            Table(["line", "text", "truth", "p", "prediction", "p"], rows)]
 
 
 def _probability(p):
-    return f"{p:.4f}" if p >= 1e-4 else f"{p:.1e}"
+    return percent(p) if p >= 5e-4 else "< 0.1%"
 
 
 def _data(data):
     """train_path, test_path, n_train, n_valid, n_test, labels, cut_*, cleaned, ... -> section."""
     shown = [
-        ("training file", "train_path"), ("test file", "test_path"),
+        ("model", "model"), ("training file", "train_path"), ("test file", "test_path"),
         ("training texts", "n_train"), ("validation texts", "n_valid"), ("test texts", "n_test"),
         ("rows skipped, which cannot be read", "bad_rows"), ("labels", "labels"),
         ("share of the largest class in training", "majority"),
@@ -213,18 +245,19 @@ def _data(data):
         ("test texts that also stand in training", "shared_with_training"),
     ]
     rows = [[words, _number(data[key])] for words, key in shown if data.get(key) is not None]
-    rows += [[f"texts cleaned: {escape(step)}", _number(count)]
-             for step, count in (data.get("cleaned") or {}).items()]
-    lines = ["## Data", "", *table(["what", "value"], rows)]
+    rows += [[f"texts cleaned: {one_line(step)}", _number(n)]
+             for step, n in (data.get("cleaned") or {}).items()]
+    blocks = [Heading("Data"), Table(["what", "value"], rows)]
     if data.get("shared_with_training"):
-        lines += ["> Some test texts also stand in training. The model has seen them, so they say "
-                  "nothing about new texts, and the figures above are optimistic.", ""]
-    return lines
+        blocks.append(Note("Some test texts also stand in training. The model has seen them, so "
+                           "they say nothing about new texts, and the figures above are "
+                           "optimistic."))
+    return blocks
 
 
-def _learning(path, history, results):
+def _learning(history, results):
     """One row per epoch; the training loss is the plain mean over the steps of that epoch."""
-    lines, rows = ["## Learning", ""], []
+    rows = []
     for entry in history.get("epochs", []):
         accuracy = entry.get("valid_accuracy")
         valid = entry.get("valid_loss")
@@ -234,44 +267,52 @@ def _learning(path, history, results):
             f"{entry['step']:,}",
             "-" if entry.get("train_loss") is None else f"{entry['train_loss']:.4f}",
             "-" if valid is None else f"{valid:.4f}",
-            "-" if accuracy is None else f"{accuracy:.2%}",
+            "-" if accuracy is None else percent(accuracy),
         ])
     head = ["epoch", "steps", "training loss", "validation loss", "validation accuracy"]
-    lines += table(head, rows) if rows else ["No epoch was completed.", ""]
-    return lines + _picture(path, "curves.png", "Learning curves")
+    return [Heading("Learning"), Picture("curves.png", "Learning curves"),
+            Table(head, rows) if rows else Paragraph("No epoch was completed.")]
 
 
 def _settings(settings):
-    rows = [[escape(key), _value(value)] for key, value in settings.items()]
-    return ["## Settings", "", *table(["setting", "value"], rows)]
+    """What was given, what the model and the texts decided, and, folded, what is at its default."""
+    used, given, defaults = settings.used, settings.given, settings.defaults
+    unchanged = {key for key in used if key not in given
+                 and key in defaults and used[key] == defaults[key]}
+    parts = [("Given:", [key for key in used if key in given]),
+             ("Chosen by the model and the texts:",
+              [key for key in used if key not in given and key not in unchanged])]
+    blocks: list[Block] = [Heading("Settings")]
+    for words, keys in parts:
+        if keys:
+            blocks += [Paragraph(words), _setting_table(used, keys)]
+    if unchanged:
+        blocks.append(Folded(f"{count(len(unchanged), 'setting')} at the default",
+                             [_setting_table(used, [key for key in used if key in unchanged])]))
+    return blocks
+
+
+def _setting_table(used, keys):
+    return Table(["setting", "value"], [[one_line(key), _value(used[key])] for key in keys])
 
 
 def _value(value):
-    """Any setting -> escaped cell."""
+    """Any setting -> a cell."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "not set"}[value]
     if isinstance(value, (int, float)):
         return f"{value:.6g}" if isinstance(value, float) else str(value)
     if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
-        return escape(", ".join(value), 1000)
+        return one_line(", ".join(value), 1000)
     if isinstance(value, str) and value and not value.strip():
         value = json.dumps(value)      # white space can be seen as "\n\n" only
     if isinstance(value, (str, Path)):
-        return escape(value, 1000)
-    return escape(json.dumps(value, default=str, ensure_ascii=False), 1000)
+        return one_line(value, 1000)
+    return one_line(json.dumps(value, default=str, ensure_ascii=False), 1000)
 
 
 def _number(value):
-    """A count, a share or anything else -> escaped cell."""
+    """A count, a share or anything else -> a cell."""
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
-    return f"{value:.2%}" if isinstance(value, float) else _value(value)
-
-
-def _picture(path, name, words):
-    return [f"![{words}]({name})", ""] if (Path(path).parent / name).is_file() else []
-
-
-def _write(path, lines):
-    text = "\n".join(lines).rstrip("\n") + "\n"
-    write_text(path, text)
+    return percent(value) if isinstance(value, float) else _value(value)

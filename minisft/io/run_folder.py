@@ -49,7 +49,8 @@ RESULTS_CHECKSUM = "results_sha256"
 BAD_ROWS = "bad_rows.csv"     # rows of the data files that could not be read and were skipped
 # What a run writes; `overwrite` removes these and touches nothing else in the folder.
 CONTENTS = (CONFIG, METRICS, DAMAGED_METRICS, "model", STATE, ADAPTATION, "curves.png",
-            "confusion.png", RESULTS, "report.md", "curve.json", "curve.png", BAD_ROWS)
+            "confusion.png", RESULTS, "report.md", "report.html", "curve.json", "curve.png",
+            "seeds.png", BAD_ROWS)
 # A run of several seeds or training sizes has a folder for each inside.
 INNER = re.compile(r"(seed|size)-\d+")
 # A run killed while it wrote a file leaves a partial one (files.atomic_write).
