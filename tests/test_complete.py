@@ -115,7 +115,7 @@ def test_results_are_those_of_the_saved_model(run):
     assert found["exact_match"] > 0.3 and found["n_test"] == 40
     assert {p.name for p in run.iterdir()} == {
         "config.json", "metrics.jsonl", "model", "results.json", "curves.png",
-        "report.md"}
+        "report.md", "report.html"}
     assert '"\\\\n\\\\n"' in (run / "report.md").read_text()
 
 
@@ -130,7 +130,9 @@ def test_evaluate_gives_the_figures_of_the_run(run, pairs, capsys):
     assert [found[k] for k in ("exact_match", "n", "tokens")] == [
         kept[k] for k in ("exact_match", "n", "tokens")]
     assert main(command) == 0
-    assert f"test loss {kept['loss']:.4f}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith(f"{kept['exact_match']:.1%} of 40 test completions equal the expected")
+    assert f", loss {kept['loss']:.4f} (perplexity " in out
 
 
 def test_a_sample_is_shown_before_the_run(pairs, tmp_path, capsys):
@@ -138,7 +140,7 @@ def test_a_sample_is_shown_before_the_run(pairs, tmp_path, capsys):
                  str(tmp_path / "run"), *TINY, "--epochs", "1"]) == 0
     out = capsys.readouterr().out
     assert out.index("no loss: 'Say ") < out.index("the best epoch")
-    assert "<|endoftext|>'" in out and "exact match" in out
+    assert "<|endoftext|>'" in out and "completions equal the expected one" in out
     assert "40 test texts also stand in the training file" in out
 
 

@@ -75,7 +75,8 @@ def test_a_point_is_a_run_of_finetune(command, finished, tmp_path):
 def test_table_and_picture(finished):
     text = (finished / "report.md").read_text()
     mean = points(finished)[1]["accuracy"]["mean"]
-    assert f"| 40 | 2 | {mean:.4f} (" in text and "![Learning curve](curve.png)" in text
+    assert f"| 40 | 2 | {mean:.1%} |" in text and "![Learning curve](curve.png)" in text
+    assert "mean of 2 seeds, each a dot" in text
     assert "naive Bayes" in text and "largest McNemar p" in text
     assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
 
@@ -84,12 +85,12 @@ def test_goes_on_where_it_was_stopped_and_takes_more_sizes(command, finished, tm
                                                            monkeypatch, capsys):
     out, whole, calls = tmp_path / "out", runner.run, []
 
-    def stopped(ready, say):
+    def stopped(ready, say, **options):
         config = ready.prepared.config
         calls.append((config.data.train_texts, config.training.seed))
         if len(calls) == 3:
             raise Interrupted("x")
-        return whole(ready, say)
+        return whole(ready, say, **options)
 
     monkeypatch.setattr(runner, "run", stopped)
     assert main([*command, "--sizes", "20,40", "--out", str(out)]) == 130
@@ -160,15 +161,17 @@ def test_overwrite_clears_the_sizes(command, tmp_path):
     assert {p.name for p in out.iterdir() if p.is_dir()} == {"size-30"}
 
 
+POINT = {"mean": 0.5, "low": None, "high": None, "values": [0.5]}
+
+
 def test_the_plot_refuses_another_number_of_points(tmp_path):
     with pytest.raises(ValueError, match="2 sizes, 1 points"):
-        plots.over_sizes([1, 2], {"a": [(0.5, None, None)]}, tmp_path / "x.png", "y")
+        plots.over_sizes([1, 2], {"a": [POINT]}, tmp_path / "x.png", "y")
 
 
 def test_a_baseline_that_one_size_lacks_is_not_drawn():
-    spread = {"mean": 0.5, "low": None, "high": None}
-    found = {"accuracy": spread, "macro_f1": spread, "better": 0, "worse": 0, "n": 1, "p": [1.0]}
-    made = [{"size": n, "seeds": [0], "accuracy": spread, "compared": c} for n, c in (
+    found = {"accuracy": POINT, "macro_f1": POINT, "better": 0, "worse": 0, "n": 1, "p": [1.0]}
+    made = [{"size": n, "n": 9, "seeds": [0], "accuracy": POINT, "compared": c} for n, c in (
         (10, {"naive_bayes": found, "tfidf": found}), (20, {"naive_bayes": found}))]
-    text = curve.text_table(made)
-    assert "naive Bayes" in text and comparison.NAMES["tfidf"] not in text
+    for text in (str(curve.table(made)), "\n".join(curve.headlines(made)[1:])):
+        assert "naive Bayes" in text and comparison.NAMES["tfidf"] not in text

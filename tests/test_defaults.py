@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from minisft.io.files import read_json
+from minisft.jobs.finetune import finetune, kept_config
 from minisft.training.config import FinetuneConfig
 from minisft.training.defaults import resolve_defaults, with_defaults
 
@@ -97,3 +99,23 @@ def test_what_depends_on_other_options():
 def test_pooling_is_that_of_the_model():
     assert resolved(100, pooling="mean").model.pooling == "mean"
     assert resolved(100).model.pooling is None
+
+
+def test_config_json_keeps_what_was_given_and_what_was_used(toy_file, tmp_path):
+    """Of a pretrained model the shape is its own; a resumed run takes back the options alone."""
+    out, data = tmp_path / "out", toy_file(60)
+    options = {"train": data, "epochs": 1, "batch_tokens": 4096, "quiet": True, "out": str(out)}
+    finetune(FinetuneConfig.from_options(**options), say=lambda line: None)
+    config = read_json(out / "config.json")
+    assert config["given"] == options
+    assert options.items() <= config["settings"].items()
+    used = {"layers": 6, "width": 192, "heads": 6, "context_length": 256, "vocab_size": 8192,
+            "dropout": 0.1, "max_length": 256, "clean": "all", "train_layers": "all"}
+    assert used.items() <= config["settings"].items() and config["settings"]["lr"] > 1e-5
+    again = kept_config(config, out).options()
+    assert {name: again[name] for name in used} == used | {
+        "layers": 2, "width": 128, "heads": 4, "context_length": 512, "vocab_size": 4096,
+        "dropout": None, "max_length": None}
+    del config["given"]      # as versions before wrote it
+    config["settings"] |= {"layers": 2, "dropout": 0.2}
+    assert kept_config(config, out).options()["dropout"] == 0.2

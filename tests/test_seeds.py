@@ -3,13 +3,13 @@
 import json
 import os
 
-import numpy as np
 import pytest
 
 from minisft.cli import main
 from minisft.evaluation import metrics
 from minisft.io import run_folder
 from minisft.jobs import finetune as runner
+from minisft.jobs import seeds
 from minisft.training.loop import Interrupted
 
 TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", "--vocab-size",
@@ -45,7 +45,8 @@ def files(folder):
 
 def test_each_seed_is_a_run_of_its_own(command, finished, tmp_path):
     assert {p.name for p in finished.iterdir()} == {
-        "config.json", "results.json", "report.md", "seed-4", "seed-5", "seed-6"}
+        "config.json", "results.json", "report.md", "report.html", "seeds.png", "seed-4",
+        "seed-5", "seed-6"}
     alone = [*command[:-4], "--seed", "5", "--out", str(tmp_path / "alone")]
     assert main(alone) == 0
     model = "model/model.safetensors"
@@ -54,33 +55,53 @@ def test_each_seed_is_a_run_of_its_own(command, finished, tmp_path):
     assert found["seeds"] == [4, 5, 6] and found["n"] == 60
     for key in ("accuracy", "macro_f1", "loss"):
         values = [r[key] for r in each]
-        assert found[key] == metrics.mean_interval(values)
-        assert found[key]["sd"] == pytest.approx(np.std(values, ddof=1)) and len(set(values)) > 1
+        assert found[key] == metrics.over_seeds(values) and len(set(values)) > 1
+        assert found[key]["values"] == values and found[key]["low"] is None
     bayes = found["compared"]["naive_bayes"]
     assert bayes["p"] == [r["naive_bayes"]["mcnemar"]["p"] for r in each] and bayes["n"] == 3
 
 
-def test_report_and_terminal_tell_the_interval(command, finished, tmp_path, capsys):
+def test_three_seeds_have_values_and_a_mean(command, finished, tmp_path, capsys):
     found = read(finished)["accuracy"]
     text = (finished / "report.md").read_text()
-    row = " | ".join(f"{found[k]:.4f}" for k in ("mean", "sd", "low", "high"))
-    assert f"| accuracy | {row} |" in text and "[5](seed-5/report.md)" in text
+    assert f"| accuracy | {found['mean']:.1%} |" in text and "[5](seed-5/report.md)" in text
     assert "largest McNemar p" in text and "There is no test set" not in text
+    assert "95%" not in text and "Fewer than 5 seeds have a mean and no interval" in text
+    page = (finished / "report.html").read_text()
+    assert '<a href="seed-5/report.html">5</a>' in page and page.count("<img ") == 1
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert f"accuracy {found['mean']:.4f}, standard deviation {found['sd']:.4f}" in shown
-    assert "seed 6, 3 of 3:" in shown and "largest McNemar p" in shown
+    verdict = shown.index(f"{found['mean']:.1%} accuracy, mean of 3")
+    end = shown.index("to use the model")
+    assert shown.index("seed 6, 3 of 3:") < verdict < end
+    values = ", ".join(f"{value:.1%}" for value in found["values"])
+    assert f"  accuracy: {values}\n" in shown and "interval" not in shown[verdict:]
+    assert shown.count("far fewer texts") == shown.count("4 classes: ") == 1     # told once
+    assert [line for line in shown[:end].splitlines() if len(line) > 99] == []
+
+
+def test_five_seeds_have_an_interval_that_ends_at_1(capsys):
+    values = [0.98, 1.0, 0.99, 1.0, 1.0]
+    runs = {seed: {"accuracy": value, "macro_f1": value, "loss": 4 * value, "n": 50}
+            for seed, value in enumerate(values)}
+    results = seeds.summary(runs) | {"scored_on": "test"}
+    plain = metrics.mean_interval(values)
+    assert plain["high"] > 1 and results["accuracy"]["high"] == 1.0
+    assert results["accuracy"]["low"] == plain["low"] and results["loss"]["high"] > 3
+    line = seeds.headlines(results)[1]
+    assert line == (f"  accuracy: mean {plain['mean']:.1%}, standard deviation {plain['sd']:.1%}, "
+                    f"95% interval {plain['low']:.1%} to 100.0%")
 
 
 def test_an_interrupted_call_goes_on(command, finished, tmp_path, monkeypatch, capsys):
     out, whole = tmp_path / "out", runner.run
     calls = []
 
-    def stopped(ready, say):
+    def stopped(ready, say, **options):
         calls.append(ready.prepared.config.training.seed)
         if calls[-1] == 5:
             raise Interrupted(ready.folder)
-        return whole(ready, say)
+        return whole(ready, say, **options)
 
     monkeypatch.setattr(runner, "run", stopped)
     assert main([*command, "--out", str(out)]) == 130
@@ -136,7 +157,7 @@ def test_a_link_in_the_place_of_a_seed_is_a_stranger(command, tmp_path, capsys):
 def test_without_a_test_set_it_says_so(command, tmp_path, capsys):
     out = tmp_path / "out"
     assert main([*command[:3], *command[5:], "--seeds", "2", "--out", str(out)]) == 0
-    assert "validation texts:" in capsys.readouterr().out
+    assert "on 7 validation texts" in capsys.readouterr().out
     assert "There is no test set" in (out / "report.md").read_text()
 
 
@@ -162,7 +183,7 @@ def test_changed_data_are_refused(command, tmp_path, monkeypatch, capsys):
     train = tmp_path / "train.csv"
     with open(command[2]) as file:
         train.write_text(file.read())
-    monkeypatch.setattr(runner, "run", lambda ready, say: 1 / 0)
+    monkeypatch.setattr(runner, "run", lambda ready, say, **options: 1 / 0)
     out = tmp_path / "out"
     with pytest.raises(ZeroDivisionError):
         main([*command, "--train", str(train), "--out", str(out)])

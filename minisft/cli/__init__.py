@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from minisft import __version__
 from minisft.backend.gpu import cuda
+from minisft.cli.arguments import fail
 from minisft.errors import UserError, as_flag, as_keyword, render
 
 COMMANDS = ("finetune", "curve", "evaluate", "predict", "generate", "pretrain", "convert",
@@ -52,20 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         with cuda.kernels(getattr(args, "kernels", cuda.VERSIONS[0])):
             return args.run(args) or 0
     except UserError as error:
-        print(f"minisft: {_with_flags(error, args)}", file=sys.stderr)
+        fail(_with_flags(error, args))
         return 2
     except BrokenPipeError:
         return 1     # `minisft predict ... | head`
     except OSError as error:     # a full disk, a folder that may not be written
-        print(f"minisft: {error.filename or 'a file'}: {error.strerror or error}",
-              file=sys.stderr)
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}")
         return 2
     except MemoryError as error:
-        print(f"minisft: the memory is too small: {error or 'expected more of it'}",
-              file=sys.stderr)
+        fail(f"the memory is too small: {error or 'expected more of it'}")
         return 2
     except KeyboardInterrupt:
-        print("minisft: interrupted", file=sys.stderr)
+        fail("interrupted")
         return 130
 
 

@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -8,6 +9,7 @@ from typing import Any
 
 from minisft.backend.array import DEVICES, device_name
 from minisft.backend.gpu import cuda
+from minisft.cli.terminal import red, show
 from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.data.text import CLEANING_STEPS, parse_cleaning_steps
 from minisft.dispatch import PRECISIONS
@@ -25,9 +27,8 @@ def add_config(parser: argparse.ArgumentParser, kind: type[Config]) -> None:
     for part in fields(kind):
         group = parser.add_argument_group(part.name)
         for setting in fields(part.default_factory):
-            options = {name: value for name, value in setting.metadata.items()
-                       if name != "within"}
-            options["help"] = render(options["help"], as_flag)
+            options = {"help": render(setting.metadata["help"], as_flag),
+                       **setting.metadata["argparse"]}
             if options.get("action") != "store_true":
                 options["default"] = setting.default
             if options.get("type") in METAVARS:
@@ -39,9 +40,9 @@ def add_config(parser: argparse.ArgumentParser, kind: type[Config]) -> None:
 
 
 def run_with_config(args: argparse.Namespace, kind: type[Config], command: str,
-                    job: Callable[[Any, str | None], Any], beside_resume: tuple[str, ...] = (),
-                    ) -> int:
-    """Calls job(config, resume); -> exit code, 130 after an interruption.
+                    job: Callable[[Any, str | None, Callable[[str], None]], Any],
+                    beside_resume: tuple[str, ...] = ()) -> int:
+    """Calls job(config, resume, show); -> exit code, 130 after an interruption.
 
     `beside_resume`: names of the options that may be given again when a run goes on.
     """
@@ -52,10 +53,9 @@ def run_with_config(args: argparse.Namespace, kind: type[Config], command: str,
                 raise UserError(f"{as_flag(name)} beside --resume: expected no other option, the "
                                 "settings of the run go on")
     try:
-        job(kind.from_options(**values), args.resume)
+        job(kind.from_options(**values), args.resume, show)
     except Interrupted as stopped:
-        print(f"minisft: interrupted; to go on: minisft {command} --resume {stopped}",
-              file=sys.stderr)
+        say(f"interrupted; to go on: minisft {command} --resume {shlex.quote(str(stopped))}")
         return 130
     return 0
 
@@ -125,6 +125,11 @@ def chosen_preprocessing(args, preprocessing):
 def say(line):
     """What is no result goes to stderr."""
     print(f"minisft: {line}", file=sys.stderr)
+
+
+def fail(line):
+    """What ends a command goes to stderr too, its beginning in red."""
+    print(f"{red('minisft:', sys.stderr)} {line}", file=sys.stderr)
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:

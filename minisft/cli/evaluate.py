@@ -22,6 +22,7 @@ from minisft.cli.tables import (
     require_new_bad_rows,
     table_options,
 )
+from minisft.cli.terminal import show
 from minisft.data.in_memory import without_unreadable
 from minisft.data.read import UnknownLabelError, read_examples, read_prompts
 from minisft.data.sequences import encode_sequences, require_readable
@@ -29,6 +30,7 @@ from minisft.data.tokenizer import special_tokens_note
 from minisft.errors import UserError, setting
 from minisft.evaluation import metrics
 from minisft.evaluation.evaluate import log_probabilities
+from minisft.evaluation.figures import Verdict, count, interval, percent
 from minisft.evaluation.report import absent_classes_note
 from minisft.jobs import classify, complete
 from minisft.models.heads import Classifier
@@ -69,7 +71,11 @@ def run(args: argparse.Namespace) -> None:
         preprocessing, max_length=min(preprocessing.max_length or room, room)))
     measure = _classifier if isinstance(model, Classifier) else _language_model
     figures, lines = measure(args, model, tokenizer, preprocessing)
-    print(json.dumps(figures, indent=2) if args.json else "\n".join(lines))
+    if args.json:
+        print(json.dumps(figures, indent=2))
+        return
+    for line in lines:
+        show(line)
 
 
 def _classifier(args, model, tokenizer, preprocessing):
@@ -94,13 +100,13 @@ def _classifier(args, model, tokenizer, preprocessing):
     logp = log_probabilities(model, ids, args.batch_tokens, "evaluating", types)
     figures = metrics.classification(examples.labels, logp, model.label_names)
     width = max(len(name) for name in model.label_names)
-    lines = [f"accuracy {figures['accuracy']:.4f} (95% interval {figures['accuracy_low']:.4f} to "
-             f"{figures['accuracy_high']:.4f}), macro F1 {figures['macro_f1']:.4f}, "
-             f"loss {figures['loss']:.4f}, {figures['n']} texts, {cut} cut",
+    lines = [Verdict(f"{percent(figures['accuracy'])} of {count(figures['n'], 'text')} are right"),
+             f"  {interval(figures['accuracy_low'], figures['accuracy_high'])}, macro F1 "
+             f"{percent(figures['macro_f1'])}, loss {figures['loss']:.4f}", *_cut(cut),
              *([] if (note := absent_classes_note(figures)) is None else [f"note: {note}"]),
              f"{'':{width}}  precision  recall      F1   texts"]
-    lines += [f"{row['name']:{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  "
-              f"{row['f1']:6.4f}  {row['support']:6}" for row in figures["per_class"]]
+    lines += [f"{row['name']:{width}}  {percent(row['precision']):>9}  {percent(row['recall']):>6}"
+              f"  {percent(row['f1']):>6}  {row['support']:6}" for row in figures["per_class"]]
     return figures | {"cut": cut}, lines
 
 
@@ -112,6 +118,10 @@ def _naming_label_map():
     except UnknownLabelError as error:
         raise UserError(f"{error.args[0]}; if the file has other names for the model's labels, "
                         f"{setting('label_map')} says them, as LABEL_0=neg") from None
+
+
+def _cut(cut):
+    return [f"cut {count(cut, 'text')} to the model's length"] if cut else []
 
 
 def _language_model(args, model, tokenizer, preprocessing):
@@ -128,4 +138,4 @@ def _language_model(args, model, tokenizer, preprocessing):
     say(str(preprocessing))
     figures, _ = complete.measure(model, tokenizer, sequences, starts, prompts.completions,
                                 args.batch_tokens, args.max_new_tokens, show_progress=True)
-    return figures | {"cut": cut}, [complete.headline("test", figures) + f", {cut} cut"]
+    return figures | {"cut": cut}, complete.headlines("test", figures) + _cut(cut)

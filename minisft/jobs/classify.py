@@ -30,6 +30,7 @@ from minisft.data.sequences import (
 from minisft.errors import UserError, setting
 from minisft.evaluation import baselines, comparison, metrics, plots, report
 from minisft.evaluation.evaluate import log_probabilities, validate
+from minisft.evaluation.figures import Verdict, count, interval, percent
 from minisft.io.checkpoint import load
 from minisft.io.model_folder import Preprocessing
 from minisft.models.gpt2 import GPT2Config
@@ -204,26 +205,31 @@ class Classification:
             "mcnemar": metrics.mcnemar(labels, answers, logp.argmax(axis=1))}
 
     def write(self, folder: Path, results: dict, mistakes: list, description: dict,
-              options: dict, history: dict) -> None:
-        """Pictures first: the report links those that are there."""
+              settings: report.Settings, history: dict) -> None:
+        """Pictures first: the report shows those that are there."""
         plots.confusion(results["confusion"], list(self.label_names), folder / "confusion.png",
-                        title=f"{results['accuracy']:.1%} of {results['n']:,} texts are right")
-        report.write_report(folder / "report.md", results, description, options, history, mistakes)
+                        title=f"{percent(results['accuracy'])} of "
+                              f"{count(results['n'], 'text')} are right")
+        report.write(folder, report.classification(results, description, settings, history,
+                                                   mistakes))
 
-    def headline(self, results: dict) -> str:
-        """-> the figures for the terminal."""
-        where = "validation" if self.test is None else "test"
-        lines = [f"{where} accuracy {results['accuracy']:.4f} (95% interval "
-                 f"{results['accuracy_low']:.4f} to {results['accuracy_high']:.4f}), macro F1 "
-                 f"{results['macro_f1']:.4f}, loss {results['loss']:.4f}, {results['n']} texts; "
-                 f"the largest class of them alone would give {results['majority']:.4f}"]
+    def headlines(self, results: dict) -> list[str]:
+        """-> the figures for the terminal, the verdict first."""
+        part = "validation" if self.test is None else "test"
+        stands = comparison.verdict(results)
+        lines = [Verdict(f"{percent(results['accuracy'])} of {count(results['n'], f'{part} text')} "
+                         "are right" + (f": {stands}" if stands else "")),
+                 f"  {interval(results['accuracy_low'], results['accuracy_high'])}, macro F1 "
+                 f"{percent(results['macro_f1'])}, loss {results['loss']:.4f}"
+                 + ("" if stands else "; always the most frequent class: "
+                    f"{percent(results['majority'])}")]
         if (note := report.absent_classes_note(results)) is not None:
             lines.append(f"note: {note}")
         lines += comparison.terminal_lines(results)
         if self.config.data.train is None:
             lines.append("toy-news is made to show what pretraining carries over: no topic word "
                          "of its test texts stands in a training text")
-        return "\n".join(lines)
+        return lines
 
 
 def unreadable_rows(examples: Examples, tokenizer: Tokenizer, preprocessing: Preprocessing,

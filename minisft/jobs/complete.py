@@ -23,6 +23,7 @@ from minisft.data.tokenizer import decode
 from minisft.errors import UserError, setting
 from minisft.evaluation import metrics, report
 from minisft.evaluation.evaluate import completion_loss, generate_completions, validate
+from minisft.evaluation.figures import Verdict, count, interval, percent
 from minisft.io.checkpoint import load
 from minisft.io.model_folder import Preprocessing, special_tokens_of
 from minisft.models.gpt2 import GPT2Config
@@ -124,12 +125,13 @@ def measure(model: LanguageModel, tokenizer: Tokenizer, sequences: TokenizedData
                                          answers), answers
 
 
-def headline(where: str, results: dict) -> str:
-    """"test" or "validation", the figures -> one line for the terminal."""
-    return (f"{where} loss {results['loss']:.4f} (perplexity {results['perplexity']:.2f}) over "
-            f"{results['tokens']} tokens of completions, exact match "
-            f"{results['exact_match']:.4f} (95% interval {results['exact_match_low']:.4f} to "
-            f"{results['exact_match_high']:.4f}), {results['n']} prompts")
+def headlines(part: str, results: dict) -> list[str]:
+    """"test" or "validation", the figures -> lines for the terminal, the verdict first."""
+    return [Verdict(f"{percent(results['exact_match'])} of "
+                    f"{count(results['n'], f'{part} completion')} equal the expected one"),
+            f"  {interval(results['exact_match_low'], results['exact_match_high'])}, loss "
+            f"{results['loss']:.4f} (perplexity {results['perplexity']:.2f}) over "
+            f"{count(results['tokens'], 'token')}"]
 
 
 @dataclass(frozen=True)
@@ -251,11 +253,10 @@ class Completion:
         return results, samples, answers
 
     def write(self, folder: Path, results: dict, samples: list, description: dict,
-              options: dict, history: dict) -> None:
+              settings: report.Settings, history: dict) -> None:
         """The report; its picture of the curves is there already."""
-        report.write_completion_report(folder / "report.md", results, description, options,
-                                       history, samples)
+        report.write(folder, report.completion(results, description, settings, history, samples))
 
-    def headline(self, results: dict) -> str:
-        """-> one line for the terminal."""
-        return headline("validation" if self.test is None else "test", results)
+    def headlines(self, results: dict) -> list[str]:
+        """-> the figures for the terminal."""
+        return headlines("validation" if self.test is None else "test", results)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minisft.errors import UserError, setting
-from minisft.evaluation import comparison, plots
-from minisft.evaluation.markdown import table
+from minisft.evaluation import comparison, plots, report
+from minisft.evaluation.document import Block, Heading, Paragraph, Picture, Table
+from minisft.evaluation.figures import Verdict, count, percent
 from minisft.io import run_folder
-from minisft.io.files import write_json, write_text
+from minisft.io.files import write_json
 from minisft.jobs import finetune as runner
 from minisft.jobs import seeds
 from minisft.jobs.finetune import Say
@@ -58,7 +59,6 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = prin
         more = config.curve.sizes
         config = runner.kept_config(kept, resume, CurveConfig)
         config = config.replace(sizes=sorted({*config.curve.sizes, *more}))
-    config = config.replace(compare=config.output.compare or "baselines")
     _require_sizes(config)
     files = runner.fingerprints(config, kept, resume)
     out = resume or config.output.out
@@ -71,7 +71,7 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = prin
 
 def _curve(config, folder, resume, files, say):
     if resume is not None:     # it may have got more sizes
-        run_folder.write_config(folder, {"settings": config.options(), "files": files,
+        run_folder.write_config(folder, {**runner.record(config), "files": files,
                                          **run_folder.environment()})
 
     first, n = config.training.seed, config.output.seeds
@@ -80,7 +80,7 @@ def _curve(config, folder, resume, files, say):
                                 _single(config, size, seed))
                for size in config.curve.sizes for seed in range(first, first + n)]
     points, of_seeds = [], {}
-    for run, results in seeds.run_all(planned, folder, config.options(), resume is not None, say):
+    for run, results in seeds.run_all(planned, folder, config, resume is not None, say):
         run_folder.remove_model(run.folder)
         of_seeds[run.config.training.seed] = results
         if len(of_seeds) == n:
@@ -89,15 +89,16 @@ def _curve(config, folder, resume, files, say):
             of_seeds = {}
     run_folder.require_present(folder)
     _write(folder, points, config)
-    say(text_table(points))
-    say(f"everything is in {folder}")
+    for line in headlines(points):
+        say(line)
+    say(f"everything is in {folder}; open {folder / 'report.html'} first")
     return {"points": points}
 
 
 def _single(config, size, seed):
     """-> the config of one run of the curve."""
     return FinetuneConfig(config.data, config.model, config.training, config.output).replace(
-        train_texts=size, seed=seed, seeds=1)
+        train_texts=size, seed=seed, seeds=1, compare=config.output.compare or "baselines")
 
 
 def _require_sizes(config):
@@ -127,46 +128,62 @@ def _first(points):
 
 
 def _lines(points):
-    """-> {name: [(mean, low, high) of each size]}; the model first."""
+    """-> {name: [what `metrics.over_seeds` gave of each size]}; the model first."""
     key = _first(points)
-    lines = {"the model": [_bar(p[key]) for p in points]}
+    lines = {"the model": [p[key] for p in points]}
     for other, words in comparison.NAMES.items():
         if all(other in p["compared"] for p in points):
-            lines[words.split(",")[0]] = [_bar(p["compared"][other]["accuracy"]) for p in points]
+            lines[comparison.short(words)] = [p["compared"][other]["accuracy"] for p in points]
     return lines
 
 
-def _bar(mean_interval):
-    return mean_interval["mean"], mean_interval["low"], mean_interval["high"]
+def headlines(points: Sequence[dict]) -> list[str]:
+    """-> lines for the terminal: the largest size, then a line for each size."""
+    lines, last = _lines(points), points[-1]
+    words = _first(points).replace("_", " ")
+    stands = comparison.seeds_verdict(last["compared"])
+    shown: list[str] = [Verdict(
+        f"{percent(last[_first(points)]['mean'])} {words} with "
+        f"{count(last['size'], 'training text')}" + (f"; {stands}" if stands else ""))]
+    shown.append(f"{words} on {count(last['n'], 'test text')} by number of training texts, mean of "
+                 f"{count(len(last['seeds']), 'seed')}:")
+    for name, found in lines.items():
+        shown.append(f"  {name:41}" + "".join(f"{percent(each['mean']):>9}" for each in found))
+    head = "".join(f"{point['size']:>9,}" for point in points)
+    return [*shown[:2], f"  {'':41}{head}", *shown[2:]]
 
 
-def text_table(points: Sequence[dict]) -> str:
-    """-> a Markdown table: a row for each size, a column for each line of the picture."""
+def table(points: Sequence[dict]) -> Table:
+    """-> a row for each size, a column for each line of the picture."""
     lines = _lines(points)
     rows = []
     for i, point in enumerate(points):
-        cells = [f"{mean:.4f}" if low is None else f"{mean:.4f} ({low:.4f} to {high:.4f})"
-                 for mean, low, high in (line[i] for line in lines.values())]
+        cells = [percent(each["mean"]) if each["low"] is None else
+                 f"{percent(each['mean'])} ({percent(each['low'])} to {percent(each['high'])})"
+                 for each in (line[i] for line in lines.values())]
         rows.append([f"{point['size']:,}", f"{len(point['seeds'])}", *cells])
-    return "\n".join(table(["training texts", "seeds", *lines], rows)).rstrip()
+    return Table(["training texts", "seeds", *lines], rows)
 
 
 def _write(folder, points, config):
     """The picture and the report."""
-    words = _first(points).replace("_", " ")
+    key, n = _first(points), config.output.seeds
+    words = key.replace("_", " ")
+    enough = points[0][key]["low"] is not None
+    spread = ("one seed" if n == 1 else
+              f"mean of {n} seeds, with the 95% interval of that mean" if enough else
+              f"mean of {n} seeds, each a dot")
     plots.over_sizes([p["size"] for p in points], _lines(points), folder / "curve.png",
-                     f"test {words}", f"{words} on {points[-1]['n']:,} test texts" + (
-                         f"; bars: 95% interval of the mean of {config.output.seeds} seeds"
-                         if config.output.seeds > 1 else ", one seed"))
-    lines = ["# Learning curve", "", f"{words.capitalize()} on test texts"
-             + (", mean over seeds with the 95% interval of that mean (Student)."
-                if config.output.seeds > 1 else ", one seed."), "", text_table(points), "",
-             "![Learning curve](curve.png)", "",
-             "A part of the texts of each size is held out for validation, and chooses "
-             + ("" if config.training.select == "last" else "the epoch and ")
-             + "what the baselines have to choose: the model and they learn from the rest.", ""]
+                     f"test {words}", f"{words} on {count(points[-1]['n'], 'test text')}; {spread}")
+    blocks: list[Block] = [
+        Heading("Learning curve", 1),
+        Paragraph(f"{words.capitalize()} on test texts, {spread}{' (Student)' * enough}."),
+        table(points), Picture("curve.png", "Learning curve"),
+        Paragraph("A part of the texts of each size is held out for validation, and chooses "
+                  + ("" if config.training.select == "last" else "the epoch and ")
+                  + "what the baselines have to choose: the model and they learn from the rest.")]
     for point in points:
         section = comparison.seeds_report_section(point["compared"])
         if section:
-            lines += [f"## {point['size']:,} training texts", "", *section[2:]]
-    write_text(folder / "report.md", "\n".join(lines).rstrip() + "\n")
+            blocks += [Heading(f"{point['size']:,} training texts"), *section[1:]]
+    report.write(folder, blocks)

@@ -18,7 +18,8 @@ from minisft.data.table import bad_rows_csv
 from minisft.data.text import load_tokenizer, parse_cleaning_steps, train_tokenizer
 from minisft.data.tokenizer import special_tokens_note, vocab_size_of
 from minisft.errors import UserError, setting
-from minisft.evaluation import plots
+from minisft.evaluation import plots, report
+from minisft.evaluation.figures import Use, count, percent
 from minisft.io import hub, run_folder
 from minisft.io.files import write_text
 from minisft.io.model_folder import (
@@ -34,7 +35,13 @@ from minisft.jobs.classify import Classification, EncodedTexts
 from minisft.jobs.complete import Completion, EncodedPrompts
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
-from minisft.training.config import FinetuneConfig, TrainingConfig, require_sound
+from minisft.training.config import (
+    OF_THE_MODEL,
+    SCRATCH,
+    FinetuneConfig,
+    TrainingConfig,
+    require_sound,
+)
 from minisft.training.defaults import resolve_defaults, with_defaults
 from minisft.training.frozen_features import with_features
 from minisft.training.loop import (
@@ -79,12 +86,25 @@ class Prepared:
     encoded: EncodedTexts | EncodedPrompts
     loss_options: dict
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """-> every option with the value that is used, those of a pretrained model its own."""
+        config, shape = self.config.options(), self.model.trunk.config
+        used = {"max_length": self.preprocessing.max_length}
+        if config["model"] != "scratch":
+            used |= {"layers": shape.n_layer, "width": shape.n_embd, "heads": shape.n_head,
+                     "context_length": shape.n_positions, "vocab_size": shape.vocab_size}
+            if len(rates := shape.dropout_rates) == 1:
+                used["dropout"] = rates.pop()
+        return config | used
+
 
 @dataclass(frozen=True)
 class PreparedRun:
     """A run of files whose checks have passed; nothing has been written yet."""
 
     prepared: Prepared
+    given: dict[str, Any]     # the options that are not at their defaults
     folder: Path
     unnamed: bool     # then it is the first of folder, folder-2, ... that is not there
     resume: bool
@@ -134,6 +154,7 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None,
     if config.output.seeds != 1:
         raise UserError(f"{setting('seeds')} is {config.output.seeds}: seeds.finetune trains "
                         "several")
+    given = config.given() if kept is None else kept.get("given", {})
     config = with_defaults(config)
     require_sound(config)
     if resume is None and config.output.out is not None:
@@ -144,11 +165,11 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None,
     if config.data.train is None:
         say("no training file: the texts are toy-news, short news made up by a grammar "
             "(minisft/data/toy_news.py)")
-    prepared = _prepare(task, say)
+    prepared = _prepare(task, say, resume is not None)
     _say_data(prepared, say)
     out = resume or config.output.out
-    return PreparedRun(prepared, Path(out or Path("runs") / run_name(config)), out is None,
-                       resume is not None, files)
+    return PreparedRun(prepared, given, Path(out or Path("runs") / run_name(config)),
+                       out is None, resume is not None, files)
 
 
 def read_task(config: FinetuneConfig) -> Classification | Completion:
@@ -159,10 +180,10 @@ def read_task(config: FinetuneConfig) -> Classification | Completion:
     return TASKS[config.data.task].read(config, parse_cleaning_steps(config.data.clean))
 
 
-def _prepare(task, say):
+def _prepare(task, say, resume=False):
     # 2. Load the pretrained model and its tokenizer, turn the texts into tokens
     config, loss_options = task.config, task.loss_options()
-    model, tokenizer = _build(task, config, say)
+    model, tokenizer = _build(task, config, say, resume)
     positions, data = model.trunk.config.n_positions, config.data
     preprocessing = Preprocessing(parse_cleaning_steps(data.clean),
                                   min(data.max_length or positions, positions), data.truncate,
@@ -189,30 +210,38 @@ def _columns(data):
     return Columns(prompt_column=data.prompt_column, completion_column=data.completion_column)
 
 
-def run(ready: PreparedRun, say: Say = print) -> dict:
-    """Trains, scores and writes all files of the run -> results; raises loop.Interrupted."""
+def run(ready: PreparedRun, say: Say = print, of_several: bool = False) -> dict:
+    """Trains, scores and writes all files of the run -> results; raises loop.Interrupted.
+
+    `of_several`: the end is told by the verdict alone.
+    """
     with run_folder.FolderLock(ready.folder, say, ready.unnamed) as folder:
-        return _run(ready, folder, say)
+        return _run(ready, folder, say, of_several)
 
 
-def _run(ready, folder, say):
+def _run(ready, folder, say, of_several):
     prepared = ready.prepared
-    begin(folder, ready.resume, {"settings": prepared.config.options(), "files": ready.files},
-          prepared.model, say)
+    begin(folder, ready.resume, {"given": ready.given, "settings": prepared.settings,
+                                 "files": ready.files}, prepared.model, say)
     _write_bad_rows(prepared.task, folder)
     try:
         prepared, adaptation, state, history = _fit(prepared, folder, ready.resume, say)
         # 4. Evaluate once, and write down everything
         write_folder(folder / "model", prepared.model, prepared.tokenizer, prepared.preprocessing)
-        results = _finish(prepared, state, history, folder, adaptation, say)
+        results = _finish(ready.given, prepared, state, history, folder, adaptation, say)
         if not prepared.config.output.keep_state:
             run_folder.remove_state(folder)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(folder) from None
-    _say_choice(prepared.config.training, state, say)
-    say(prepared.task.headline(results))
-    say(f"trained {state.tokens:,} tokens in {state.seconds:.1f} s "
-        f"({results['tokens_per_second']:,.0f} a second); everything is in {folder}")
+    config, headlines = prepared.config, prepared.task.headlines(results)
+    for line in headlines[:1] if of_several else headlines:
+        say(line)
+    if not of_several:
+        _say_choice(config.training, state, say)
+        say(f"trained {state.tokens:,} tokens in {state.seconds:.1f} s "
+            f"({results['tokens_per_second']:,.0f} a second)")
+        say(f"everything is in {folder}; open {folder / 'report.html'} first")
+        say(Use(folder / "model", config.data.task, config.data.pair_column is not None))
     return results
 
 
@@ -237,7 +266,7 @@ def _fit(prepared, folder, resume, say, callback=None):
     return prepared, adaptation, state, history
 
 
-def _finish(prepared, state, history, folder, adaptation, say):
+def _finish(given, prepared, state, history, folder, adaptation, say):
     """Scores the chosen epoch and writes the figures; -> results, whose file comes last."""
     task, config, model = prepared.task, prepared.config, prepared.model
     results, examples, answers = task.evaluate(model, prepared.tokenizer, prepared.encoded)
@@ -252,8 +281,10 @@ def _finish(prepared, state, history, folder, adaptation, say):
         say("for comparison, the same architecture from random weights:")
         results["random_weights"] = _from_random_weights(prepared, answers)
     plots.curves(history, folder / "curves.png", best_step=state.best["step"])
-    description = task.describe(prepared.encoded) | {"bad_rows": len(_bad_rows(task)) or None}
-    task.write(folder, results, examples, description, config.options(), history)
+    description = {"model": f"{config.model.model}: {_shape(model)}"} | task.describe(
+        prepared.encoded) | {"bad_rows": len(_bad_rows(task)) or None}
+    task.write(folder, results, examples, description, report.Settings(
+        config.that_count(prepared.settings), given, type(config)().options()), history)
     run_folder.require_present(folder)
     run_folder.write_results(folder, results)
     return results
@@ -305,7 +336,7 @@ def _from_random_weights(prepared, answers):
         "lr": training.lr, "dropout": config.model.dropout}
 
 
-def _build(task, config, say):
+def _build(task, config, say, resume):
     """-> model and tokenizer, pretrained or from random weights, with the layers that train."""
     chosen = config.model
     if chosen.model == "scratch":
@@ -329,7 +360,7 @@ def _build(task, config, say):
         model.special_tokens = read_special_tokens(chosen.tokenizer or folder, tokenizer)
         for note in notes_of(model):
             say(f"note: {note}")
-        if model.newly_initialized:
+        if model.newly_initialized and not resume:      # then the head is that of the run
             say(f"a new head for the {len(model.label_names)} labels, from random weights "
                 f"({model.new_head_reason}); the rest is as {chosen.model} has it")
     try:
@@ -339,15 +370,19 @@ def _build(task, config, say):
     for block in model.trunk.blocks:
         block.gradient_checkpointing = config.training.gradient_checkpointing
     model.to(chosen.device, chosen.precision)
-    shape = model.trunk.config
-    say(f"{shape.TITLE} of {shape.n_layer} layer{'s' * (shape.n_layer != 1)}, width "
-        f"{shape.n_embd}, {shape.vocab_size:,} tokens of vocabulary: {model.store.size:,} "
-        f"parameters, {model.store.values.size:,} trained")
+    say(_shape(model))
     if pooling := getattr(model, "pooling", None):
         say("the classifier reads " + {
             "first": "the first token, through the pooler",
             "mean": "the mean of the tokens: transformers has no such class"}[pooling])
     return model, tokenizer
+
+
+def _shape(model):
+    """-> what is built, in a line."""
+    shape, trained = model.trunk.config, model.store.values.size
+    return (f"{shape.TITLE} of {count(shape.n_layer, 'layer')}, width {shape.n_embd}, "
+            f"{model.store.size:,} parameters, {trained:,} of them trained")
 
 
 def _parts(task):
@@ -372,20 +407,21 @@ def _say_data(prepared, say):
         say(f"note: {note}")
     data = task.describe(prepared.encoded)
     say(f"cleaning of all texts: {', '.join(prepared.preprocessing.clean) or 'none'}")
-    for step, count in data["cleaned"].items():
-        say(f"cleaned {step} in {count:,} training texts")
-    test = "no" if data["n_test"] is None else f"{data['n_test']:,}"
-    say(f"{data['n_train']:,} training, {data['n_valid']:,} validation and {test} test texts")
+    for step, n in data["cleaned"].items():
+        say(f"cleaned {step} in {count(n, 'training text')}")
+    test = "no test texts" if data["n_test"] is None else count(data["n_test"], "test text")
+    say(f"{data['n_train']:,} training, {data['n_valid']:,} validation and {test}")
     if data.get("labels"):
         say(f"{len(data['labels'])} classes: {', '.join(data['labels'][:10])}"
             f"{', ...' if len(data['labels']) > 10 else ''}; the largest is "
-            f"{data['majority']:.1%} of the training texts")
+            f"{percent(data['majority'])} of the training texts")
     for part, cut in (("training and validation", data["cut_train"]), ("test", data["cut_test"])):
         if cut:
-            say(f"cut {cut:,} {part} text{'s' * (cut != 1)} to {length} token{'s' * (length != 1)}")
+            say(f"cut {count(cut, f'{part} text')} to {count(length, 'token')}")
     if data["shared_with_training"]:
-        say(f"note: {data['shared_with_training']:,} test texts also stand in the training file, "
-            "which makes the test easier than new texts would be")
+        shared = data["shared_with_training"]
+        say(f"note: {count(shared, 'test text')} also stand{'s' * (shared == 1)} in the training "
+            "file, which makes the test easier than new texts would be")
     if data["n_test"] is None:
         say("note: without a test file the figures at the end are of the validation part" + (
             "" if prepared.config.training.select == "last" else
@@ -399,7 +435,8 @@ def _say_choice(training, state, say):
         say(f"the best epoch on the validation part was {state.best['epoch']} of {state.epoch}")
     if training.average:
         averaged = state.best.get("averaged")
-        say(f"the model is the mean of its values after each of {averaged:,} steps" if averaged else
+        say(f"the model is the mean of its values after each of {count(averaged, 'step')}"
+            if averaged else
             "note: the best epoch ended before averaging began, so its own values are the model; "
             "choosing the last epoch takes the mean")
 
@@ -431,9 +468,21 @@ def fingerprints(config: FinetuneConfig, kept: dict | None,
     return files
 
 
+def record(config: FinetuneConfig) -> dict[str, dict]:
+    """The config of several runs -> what config.json keeps of it: given, and all settings, where
+    what a pretrained model decides is None."""
+    unset = {} if config.model.model == "scratch" else dict.fromkeys(SCRATCH)
+    return {"given": config.given(), "settings": config.options() | unset}
+
+
 def kept_config(kept: dict, folder: str | Path,
                 kind: type[FinetuneConfig] = FinetuneConfig) -> FinetuneConfig:
     """config.json of a run -> its config; raises UserError where its files are not there."""
+    given, used = kept.get("given"), kept.get("settings")
+    if isinstance(given, dict) and isinstance(used, dict) and used.get("model") != "scratch":
+        known = kind.option_fields()
+        kept = kept | {"settings": used | {name: known[name].default for name in OF_THE_MODEL
+                                           if name in used and name not in given}}
     config = config_of_run(kind, kept, folder)
     for name in ("train", "valid", "test"):
         path = getattr(config.data, name)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minisft.errors import UserError, setting
-from minisft.evaluation import comparison, metrics
-from minisft.evaluation.markdown import table
+from minisft.evaluation import comparison, metrics, plots, report
+from minisft.evaluation.document import Heading, Link, Note, Paragraph, Picture, Strong, Table
+from minisft.evaluation.figures import Use, Verdict, count, interval, percent
 from minisft.io import run_folder
-from minisft.io.files import write_text
 from minisft.jobs import finetune as runner
 from minisft.jobs.finetune import Say
 from minisft.training.config import FinetuneConfig, require_sound
@@ -18,7 +18,7 @@ from minisft.training.loop import Interrupted
 FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "exact_match": "exact match",
            "loss": "loss"}
 KEPT = (*FIGURES, "n", "best_epoch", "train_seconds", *comparison.NAMES)
-OPTIMISTIC = ("> There is no test set. Each seed is scored on the validation part that it drew: "
+OPTIMISTIC = ("There is no test set. Each seed is scored on the validation part that it drew: "
               "whatever was chosen by it, such as the best epoch, makes the figures optimistic.")
 
 
@@ -58,13 +58,16 @@ def _finetune(config, folder, resume, say):
     planned = [PlannedRun(f"seed {seed}, {seed - first + 1} of {n}:", folder / f"seed-{seed}",
                           config.replace(seeds=1, seed=seed)) for seed in range(first, first + n)]
     of_seeds = {run.config.training.seed: results for run, results in run_all(
-        planned, folder, config.options(), resume, say)}
+        planned, folder, config, resume, say)}
     results = summary(of_seeds) | {"scored_on": scored_on(config)}
-    _write_report(folder / "report.md", of_seeds, results)
+    _write_report(folder, results)
     run_folder.require_present(folder)
     run_folder.write_results(folder, results)
-    say("\n".join(headlines(results)))
-    say(f"everything is in {folder}")
+    for line in headlines(results):
+        say(line)
+    say(f"everything is in {folder}; open {folder / 'report.html'} first")
+    say(Use(folder / f"seed-{first}" / "model", config.data.task,
+            config.data.pair_column is not None))
     return results
 
 
@@ -76,18 +79,19 @@ def require_seeds(config: FinetuneConfig) -> None:
                         f"the last one below {2**32}")
 
 
-def run_all(planned: Sequence[PlannedRun], folder: Path, options: dict, resume: bool,
+def run_all(planned: Sequence[PlannedRun], folder: Path, config: FinetuneConfig, resume: bool,
             say: Say) -> Iterator[tuple[PlannedRun, dict]]:
     """Runs one after the other, but reads those that have finished; -> each with its results.
 
-    config.json, with these options, is written into the folder of all once the checks of the first
+    config.json, of this config, is written into the folder of all once the checks of the first
     run have passed. Raises UserError, and loop.Interrupted with the folder of all.
     """
+    tell = _told_once(say)
     for run in planned:
         say(run.title)
         try:
             begins = not resume and run is planned[0]
-            results = _run_or_read(run, resume, (folder, options) if begins else None, say)
+            results = _run_or_read(run, resume, (folder, config) if begins else None, tell)
         except (Interrupted, KeyboardInterrupt):
             if not (folder / "config.json").exists():     # nothing to go on with
                 raise
@@ -95,24 +99,35 @@ def run_all(planned: Sequence[PlannedRun], folder: Path, options: dict, resume: 
         yield run, results
 
 
-def _run_or_read(run, resume, begin, say):
+def _told_once(say):
+    """-> say, but for a line that it has said before: runs of one kind begin alike."""
+    told = set()
+
+    def tell(line):
+        if line not in told or isinstance(line, Verdict):
+            told.add(line)
+            say(line)
+    return tell
+
+
+def _run_or_read(run, resume, begin, tell):
     """-> results of one run: read where it has ended, gone on with where it has begun.
 
-    begin: the folder of all and its options, before the first run, or None.
+    begin: the folder of all and its config, before the first run, or None.
     """
     if resume and (run.folder / run_folder.RESULTS).exists():
-        say(f"{run.folder} is finished")
+        tell(f"{run.folder} is finished")
         return run_folder.read_results(run.folder)
     if resume and (run.folder / "config.json").exists():
-        return runner.finetune(run.config, run.folder, say)
+        return runner.run(runner.prepare(run.config, run.folder, tell), tell, of_several=True)
     # without config.json a resumed run's folder holds at most the part of a file
     ready = runner.prepare(run.config.replace(
-        out=str(run.folder), overwrite=run.config.output.overwrite or resume), None, say)
+        out=str(run.folder), overwrite=run.config.output.overwrite or resume), None, tell)
     if begin is not None:
-        folder, options = begin
-        run_folder.create(folder, {"settings": options, "files": ready.files,
+        folder, config = begin
+        run_folder.create(folder, {**runner.record(config), "files": ready.files,
                                    **run_folder.environment()})
-    return runner.run(ready, say)
+    return runner.run(ready, tell, of_several=True)
 
 
 def scored_on(config: FinetuneConfig) -> str:
@@ -124,7 +139,7 @@ def summary(of_seeds: Mapping[int, dict]) -> dict:
     """{seed: results} -> mean, spread and interval of each figure, and what was compared."""
     results = list(of_seeds.values())
     return {"seeds": list(of_seeds), "n": results[0]["n"]} | {
-        key: metrics.mean_interval([r[key] for r in results])
+        key: metrics.over_seeds([r[key] for r in results], bounded=key != "loss")
         for key in FIGURES if all(key in r for r in results)} | {
         "compared": comparison.aggregate_seeds(results),
         "runs": [{"seed": seed} | {key: r[key] for key in KEPT if key in r}
@@ -132,36 +147,67 @@ def summary(of_seeds: Mapping[int, dict]) -> dict:
 
 
 def headlines(results: dict) -> list[str]:
-    """What `summary` gave -> lines for the terminal."""
-    seeds = results["seeds"]
-    lines = [f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}, on {results['n']:,} "
-             f"{results['scored_on']} texts:"]
-    for key, name in FIGURES.items():
-        if key in results:
-            s = results[key]
-            lines.append(f"{name} {s['mean']:.4f}, standard deviation {s['sd']:.4f}, 95% interval "
-                         f"of the mean {s['low']:.4f} to {s['high']:.4f}")
+    """What `summary` gave -> lines for the terminal, the verdict first."""
+    shown = [key for key in FIGURES if key in results]
+    stands = comparison.seeds_verdict(results["compared"])
+    lines: list[str] = [Verdict(
+        f"{_cell(shown[0], results[shown[0]]['mean'])} {FIGURES[shown[0]]}, mean of "
+        f"{count(len(results['seeds']), 'seed')} on "
+        f"{count(results['n'], results['scored_on'] + ' text')}")]
+    if stands:
+        lines.append(Verdict(f"  {stands}"))
+    for key in shown:
+        lines.append(f"  {FIGURES[key]}: {_spread(key, results[key])}")
     return lines + comparison.seeds_terminal_lines(results["compared"])
 
 
-def _write_report(path, of_seeds, results):
+def _spread(key, figure):
+    """-> the interval of the mean, or the values where they are too few for one."""
+    if figure["low"] is None:
+        return ", ".join(_cell(key, value) for value in figure["values"])
+    spread = f"mean {_cell(key, figure['mean'])}, standard deviation {_cell(key, figure['sd'])}, "
+    return spread + (f"95% interval {figure['low']:.4f} to {figure['high']:.4f}" if key == "loss"
+                     else interval(figure["low"], figure["high"]))
+
+
+def _cell(key, value):
+    return "-" if value is None else f"{value:.4f}" if key == "loss" else percent(value)
+
+
+def _write_report(folder, results):
     shown = [key for key in FIGURES if key in results]
-    over = [[FIGURES[key], *(f"{results[key][k]:.4f}" for k in ("mean", "sd", "low", "high"))]
-            for key in shown]
-    each = [[f"[{run['seed']}](seed-{run['seed']}/report.md)",
-             *(f"{run[key]:.4f}" for key in shown), f"{run['best_epoch']}",
+    enough = results[shown[0]]["low"] is not None
+    stands = comparison.seeds_verdict(results["compared"])
+    columns = ("mean", "sd", "low", "high") if enough else ("mean",)
+    over = [[FIGURES[key], *(_cell(key, results[key][k]) for k in columns)] for key in shown]
+    each = [[Link(f"{run['seed']}", f"seed-{run['seed']}/report"),
+             *(_cell(key, run[key]) for key in shown), f"{run['best_epoch']}",
              f"{run['train_seconds']:,.1f}"] for run in results["runs"]]
-    lines = [
-        "# Report", "",
-        f"{len(of_seeds)} seeds, scored on {results['n']:,} {results['scored_on']} texts.", "",
-        *([OPTIMISTIC, ""] if results["scored_on"] == "validation" else []),
-        *table(["figure", "mean", "standard deviation", "95% from", "to"], over),
-        "The interval is Student's, of the mean over seeds: a seed draws the new head, the order "
-        "of the texts, dropout and the part held out for validation. How far the choice of the "
-        "scored texts moves a figure is another matter: each seed's report has that interval.", "",
+    plots.over_seeds(_lines(shown[0], results), folder / "seeds.png",
+                     f"{results['scored_on']} {FIGURES[shown[0]]}")
+    report.write(folder, [
+        Heading("Report", 1),
+        Paragraph([Strong(_cell(shown[0], results[shown[0]]["mean"])),
+                   f" {FIGURES[shown[0]]}, mean of {count(len(results['runs']), 'seed')} on "
+                   f"{count(results['n'], results['scored_on'] + ' text')}"
+                   f"{'; ' * bool(stands)}{stands}."]),
+        *([Note(OPTIMISTIC)] if results["scored_on"] == "validation" else []),
+        Table(["figure", "mean", "standard deviation", "95% from", "to"][:1 + len(columns)], over),
+        Paragraph(("The interval is Student's, of the mean over seeds" if enough else
+                   f"Fewer than {metrics.SEEDS_OF_AN_INTERVAL} seeds have a mean and no interval "
+                   "of it") + ": a seed draws the new head, the order of the texts, dropout and "
+                  "the part held out for validation. How far the choice of the scored texts moves "
+                  "a figure is another matter: each seed's report has that interval."),
+        Picture("seeds.png", "Each seed's figure, of the model and of what it is compared with"),
         *comparison.seeds_report_section(results["compared"]),
-        "## Seeds", "",
-        *table(["seed", *(FIGURES[key] for key in shown), "epoch chosen", "training time (s)"],
-               each),
-        "The settings stand in each seed's report."]
-    write_text(path, "\n".join(lines) + "\n")
+        Heading("Seeds"),
+        Table(["seed", *(FIGURES[key] for key in shown), "epoch chosen", "training time (s)"],
+              each),
+        Paragraph("The settings stand in each seed's report.")])
+
+
+def _lines(key, results):
+    """-> {name: what `metrics.over_seeds` gave}; the model first."""
+    return {"the model": results[key]} | {
+        comparison.short(comparison.NAMES[other]): found["accuracy"]
+        for other, found in results["compared"].items()}

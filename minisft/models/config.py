@@ -65,9 +65,14 @@ class GPT2Config(TransformerConfig):
         return GELU_FORMS[self.activation_function]
 
     @property
+    def dropout_rates(self) -> set[float]:
+        """-> the different rates of dropout."""
+        return {self.embd_pdrop, self.attn_pdrop, self.resid_pdrop}
+
+    @property
     def drops(self) -> bool:
         """-> whether any dropout is drawn in training."""
-        return bool(self.embd_pdrop or self.attn_pdrop or self.resid_pdrop)
+        return any(self.dropout_rates)
 
     def with_dropout(self, rate: float) -> Any:
         """-> the same config with this rate everywhere."""
@@ -134,10 +139,14 @@ class BertConfig(TransformerConfig):
         return self.hidden_dropout_prob if rate is None else rate
 
     @property
+    def dropout_rates(self) -> set[float]:
+        """-> the different rates of dropout."""
+        return {self.hidden_dropout_prob, self.attention_probs_dropout_prob, self.pooled_rate}
+
+    @property
     def drops(self) -> bool:
         """-> whether any dropout is drawn in training."""
-        return bool(self.hidden_dropout_prob or self.attention_probs_dropout_prob
-                    or self.pooled_rate)
+        return any(self.dropout_rates)
 
     def with_dropout(self, rate: float) -> Any:
         """-> the same config with this rate everywhere."""

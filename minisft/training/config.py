@@ -12,6 +12,8 @@ from minisft.training.optim import OPTIMIZERS, SCHEDULES
 from minisft.training.options import Config, option, require_in_range
 from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
 
+CLASSIFY, COMPLETE = ("task", "classify"), ("task", "complete")
+
 PRECISION_HELP = (
     "of matrix products; weights, sums and all else stay float32. On a CPU bfloat16 takes the "
     "extra fast and a processor with AVX512-BF16, float16 is for "
@@ -44,23 +46,24 @@ class DataConfig:
         "the draw of a smaller number is part of that of a larger one (default: all)",
         within=(2, None), type=int)
     text_column: tuple[str, ...] = option(
-        ("text",), "column of the text; several are joined by a space", nargs="+", metavar="NAME")
-    label_column: str = option("label", "column of the label", metavar="NAME")
+        ("text",), "column of the text; several are joined by a space", nargs="+", metavar="NAME",
+        only=CLASSIFY)
+    label_column: str = option("label", "column of the label", metavar="NAME", only=CLASSIFY)
     label_map: tuple[str, ...] = option(
         (), "classify: what the file calls the labels of the model's folder, as LABEL_0=neg "
         "LABEL_1=pos; its head is kept where they are the same (default: the same names)",
-        nargs="+", metavar="NAME=NEW")
+        nargs="+", metavar="NAME=NEW", only=CLASSIFY)
     pair_column: str | None = option(
         None, "classify: column of a second text, which BERT reads behind the first",
-        metavar="NAME")
+        metavar="NAME", only=CLASSIFY)
     prompt_column: tuple[str, ...] = option(
         ("prompt",), "complete: column of the prompt; several are joined by a line break",
-        nargs="+", metavar="NAME")
+        nargs="+", metavar="NAME", only=COMPLETE)
     completion_column: str = option(
-        "completion", "complete: column of the completion", metavar="NAME")
+        "completion", "complete: column of the completion", metavar="NAME", only=COMPLETE)
     separator: str = option(
         "\n\n", "complete: what stands between prompt and completion (default: an empty line)",
-        metavar="TEXT")
+        metavar="TEXT", only=COMPLETE)
     parse_special: bool = option(
         False, "tokens with a role, such as <|endoftext|> or [SEP], that stand in a text are read "
         "as those tokens, not as characters; a model's own added tokens always are",
@@ -131,7 +134,7 @@ class TrainingConfig:
         "steps, at most 20; scratch: 15)", within=(1, 100_000), type=int)
     adapt_epochs: int = option(
         0, "classify: passes of next-token training over the training texts before the classifier "
-        "learns", within=(0, 100_000), type=int)
+        "learns", within=(0, 100_000), type=int, only=CLASSIFY)
     batch_tokens: int | None = option(
         None, "maximum tokens of an optimizer step (default: 2048, or an eighth of the training "
         "texts if that is less)", within=(1, 10**12), type=int)
@@ -154,7 +157,8 @@ class TrainingConfig:
     warmup_ratio: float = option(
         0.1, "part of all steps over which the learning rate rises", within=(0, 1), type=float)
     optimizer: str = option("adamw", "the optimizer", choices=tuple(OPTIMIZERS))
-    momentum: float = option(0.9, "momentum of sgd", within=(0, 1), type=float)
+    momentum: float = option(
+        0.9, "momentum of sgd", within=(0, 1), type=float, only=("optimizer", "sgd"))
     beta2: float = option(
         0.999, "adamw and adam: decay of the mean of squared gradients",
         within=(0, 0.999999), type=float)
@@ -168,15 +172,16 @@ class TrainingConfig:
     class_weights: str = option(
         "none", "weights of the classes in the loss: none, balanced, or NAME=W,NAME=W,... "
         "(a name with a comma stands in quotes; or a JSON object)",
-        metavar="WEIGHTS")
+        metavar="WEIGHTS", only=CLASSIFY)
     label_smoothing: float = option(
-        0.0, "part of the target spread over all classes", within=(0, 1), type=float)
+        0.0, "part of the target spread over all classes", within=(0, 1), type=float,
+        only=CLASSIFY)
     token_dropout: float = option(
         0.0, "classify: part of its tokens that a training text loses, others in each step",
-        within=(0, 0.9), type=float)
+        within=(0, 0.9), type=float, only=CLASSIFY)
     token_swap: float = option(
         0.0, "classify: part of its tokens that change places with the next one, others in each "
-        "step", within=(0, 0.9), type=float)
+        "step", within=(0, 0.9), type=float, only=CLASSIFY)
     average: float = option(
         0.0, "part of all steps, the last ones, over whose values the mean is taken, in place of "
         f"the values themselves; sure to count with {setting('select', 'last')} (0: none)",
@@ -204,9 +209,10 @@ class OutputConfig:
         "architecture from random weights, and baselines), baselines (the most frequent class, "
         "naive Bayes and, where scikit-learn is installed, TF-IDF with logistic regression) or "
         "none (default: random with toy-news, otherwise baselines)",
-        choices=("random", "baselines", "none"))
+        choices=("random", "baselines", "none"), only=CLASSIFY)
     max_new_tokens: int = option(
-        128, "complete: maximum length of a completion when testing", within=(1, None), type=int)
+        128, "complete: maximum length of a completion when testing", within=(1, None), type=int,
+        only=COMPLETE)
     out: str | None = option(
         None, "run folder (default: the first free of runs/NAME, runs/NAME-2, ...)", metavar="DIR")
     overwrite: bool = option(
@@ -229,8 +235,9 @@ class FinetuneConfig(Config):
     output: OutputConfig = field(default_factory=OutputConfig)
 
 
-# What a pretrained model brings with it.
+# What a pretrained model brings with it, and what it decides where its user does not.
 SCRATCH = ("layers", "width", "heads", "context_length", "vocab_size")
+OF_THE_MODEL = (*SCRATCH, "dropout", "max_length")
 
 
 def require_sound(config: FinetuneConfig) -> None:

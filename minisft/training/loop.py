@@ -280,6 +280,13 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
             total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
             disable=not show_progress or None) as bar:     # none where stderr is a file
         saver = Saver(save, save_every or SaveInterval(), interrupts)
+        first, begun = state.step, time.perf_counter()
+
+        def show(report):
+            rate = (time.perf_counter() - begun) / max(1, state.step - first)
+            _show_epoch(report, f"{stretch} {report['epoch']} of {len(epochs)}",
+                        rate * (total - state.step) if bar.disable else 0)
+
         while state.epoch < len(epochs) and not _patience_is_over(state, config):
             for indices in epochs[state.epoch][state.index:]:
                 started = time.perf_counter()
@@ -303,7 +310,7 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
                                     f"{state.tokens / state.seconds:.0f} tokens/s")
                 bar.update()
                 _save_or_stop(saver, interrupts)
-            _finish_epoch(model, config, validate, state, log, stretch if show_progress else None)
+            _finish_epoch(model, config, validate, state, log, show if show_progress else None)
             saver.after_epoch(last=interrupts.received or state.epoch == len(epochs)
                               or _patience_is_over(state, config))
             if interrupts.received:
@@ -323,7 +330,7 @@ def _average(model, state):
         state.mean.add(model.store.values)
 
 
-def _finish_epoch(model, config, validate, state, log, shown_as):
+def _finish_epoch(model, config, validate, state, log, show):
     report = {"epoch": state.epoch + 1, "step": state.step,
               "train_loss": state.loss_sum / state.index}
     if validate is not None:
@@ -334,12 +341,30 @@ def _finish_epoch(model, config, validate, state, log, shown_as):
             if state.best is None or config.select == "last" or \
                     report["score"] > state.best["score"]:
                 state.best, state.best_values = report, model.store.values.copy()
-        if shown_as is not None:
-            tqdm.write(f"{shown_as} {report['epoch']}: " + ", ".join(
-                f"{key.replace('_', ' ')} {value:.4f}" for key, value in report.items()
-                if isinstance(value, float) and key != "score"))
+        if show is not None:
+            show(report)
     state.epoch, state.index, state.loss_sum = state.epoch + 1, 0, 0.0
     _call(log, report)     # last: whatever it raises, the state is that of an epoch that ended
+
+
+def _show_epoch(report, title, seconds_left):
+    """A line for an epoch; the time that is left where no bar shows it."""
+    shown = []
+    for name, value in report.items():
+        words = name.replace("_", " ").replace("f1", "F1")
+        if name.endswith(("accuracy", "f1")):
+            shown.append(f"{words.removeprefix('valid ')} {value:.1%}")
+        elif isinstance(value, float) and name != "score":
+            shown.append(f"{words} {value:.4f}")
+    if seconds_left >= 1:
+        shown.append(f"{_duration(seconds_left)} left")
+    tqdm.write(f"{title}: {', '.join(shown)}")
+
+
+def _duration(seconds):
+    minutes, hours = seconds / 60, seconds / 3600
+    return (f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else
+            f"{seconds:.0f} s")
 
 
 def _update_scale(scale, norm, step):

@@ -10,13 +10,16 @@ from minisft.backend.array import device_name
 from minisft.errors import UserError, setting
 
 
-def option(default: Any, help: str, within: tuple | None = None, **argparse: Any) -> Any:
+def option(default: Any, help: str, within: tuple | None = None,
+           only: tuple[str, Any] | None = None, **argparse: Any) -> Any:
     """A field with its help, what argparse needs besides, and (lowest, highest) for a number.
 
-    None as the default stands for "depends": the help says on what. None as the highest: any. The
-    highest of a size is beyond any use and keeps a slip of the finger from filling the memory.
+    `only`: the option and its value beside which alone this one counts. None as the default stands
+    for "depends": the help says on what. None as the highest: any. The highest of a size is beyond
+    any use and keeps a slip of the finger from filling the memory.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "within": within, **argparse})
+    return dataclasses.field(default=default, metadata={
+        "help": help, "within": within, "only": only, "argparse": argparse})
 
 
 class Config:
@@ -41,6 +44,20 @@ class Config:
         """-> one flat dict of all options."""
         return {f.name: getattr(part, f.name) for part in self._parts().values()
                 for f in dataclasses.fields(part)}
+
+    def given(self) -> dict[str, Any]:
+        """-> the options that are not at their defaults."""
+        known = self.option_fields()
+        return {name: value for name, value in self.options().items()
+                if value != known[name].default}
+
+    @classmethod
+    def that_count(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of all options -> those that count beside the others."""
+        known = cls.option_fields()
+        return {name: value for name, value in values.items()
+                if (only := known[name].metadata["only"]) is None
+                or values[only[0]] == only[1]}
 
     def replace(self, **values: Any) -> Self:
         """-> the same config with other values for these options; raises as `from_options`."""
@@ -76,7 +93,7 @@ def require_in_range(config: Config) -> None:
                     value == math.inf:
                 expected = f"at least {low}" if high is None else f"from {low} to {high}"
                 raise UserError(f"{setting(name)} is {value}, expected {expected}")
-        choices = known.metadata.get("choices")
+        choices = known.metadata["argparse"].get("choices")
         if choices and value not in (*choices, known.default):
             raise UserError(f"{setting(name)} is {value!r}, expected one of {', '.join(choices)}")
         if value == "" and name in ("train", "test", "valid", "model", "tokenizer", "out"):
