@@ -235,7 +235,7 @@ def test_metrics_that_have_changed_are_set_aside(command, whole, tmp_path, monke
     path.write_text(damaged)
     capsys.readouterr()
     assert main(["finetune", "--resume", str(out)]) == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     assert f"note: {path} is not as it was when the state was saved: it is called " \
         "metrics-damaged.jsonl now" in said
     assert (out / "metrics-damaged.jsonl").read_text() == damaged and path.read_text() == ""
