@@ -1,6 +1,7 @@
 """What a model folder says beside the weights, and what is made of it when it is read again."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +13,13 @@ from minisft.data.special_tokens import SpecialTokens, read_special_tokens
 from minisft.data.text import train_tokenizer
 from minisft.errors import UserError
 from minisft.io.files import read_json, write_json
-from minisft.io.model_folder import Preprocessing, read_folder, read_preprocessing, write_folder
+from minisft.io.model_folder import (
+    Columns,
+    Preprocessing,
+    read_folder,
+    read_preprocessing,
+    write_folder,
+)
 from minisft.models.bert import BertConfig
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
@@ -121,6 +128,42 @@ def test_what_a_config_may_say_of_texts(tokenizer, tmp_path):
                    | {"minisft": said})
         with pytest.raises(UserError, match=f"config.json: .*{message}"):
             read_preprocessing(tmp_path)
+
+
+def test_no_bit_of_the_preprocessing_is_wrong_in_silence(tokenizer, tmp_path):
+    """Every single one of minisft.json: refused, told, or read as before."""
+    kept = Preprocessing(("tags", "spaces"), 9, "tail", " ->", True, Columns(("a", "b"), "c", "d"))
+    write_folder(tmp_path, gpt2(tokenizer), tokenizer, kept)
+    path = tmp_path / "minisft.json"
+    whole, outcomes = path.read_bytes(), Counter()
+    for at in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1:])
+            notes = []
+            try:
+                found = read_preprocessing(tmp_path, notes.append)
+            except UserError as error:
+                assert str(path) in str(error) and "\n" not in str(error)
+                outcomes["refused"] += 1
+                continue
+            assert notes or found == kept
+            outcomes["told" if notes else "the same"] += 1
+    assert outcomes["told"] > 20 and outcomes["refused"] > 2000
+
+
+def test_an_edited_preprocessing_is_told_and_used(tokenizer, tmp_path, capsys):
+    """By every command that reads the folder, unless there is nothing to compare it with."""
+    write_folder(tmp_path, gpt2(tokenizer), tokenizer, Preprocessing())
+    assert main(["predict", "--model", str(tmp_path), "x"]) == 0
+    assert "note" not in capsys.readouterr().err
+    path = tmp_path / "minisft.json"
+    write_json(path, read_json(path) | {"clean": []})
+    assert main(["predict", "--model", str(tmp_path), "x"]) == 0
+    said = capsys.readouterr().err
+    assert f"note: {path}: clean is not as config.json has it" in said and "cleaning: none" in said
+    write_json(tmp_path / "config.json", read_json(tmp_path / "config.json") | {"minisft": None})
+    notes = []
+    assert read_preprocessing(tmp_path, notes.append).clean == () and notes == []
 
 
 def byte_level(*special):

@@ -1,5 +1,6 @@
 """The plan of a training step against what tracemalloc measures, and the products that it takes."""
 
+import json
 import re
 import tracemalloc
 from collections import Counter
@@ -235,6 +236,25 @@ def test_command_shows_bytes_and_operations(capsys, tmp_path):
     assert main(arguments) == 0
     (tokens,) = re.findall(r"(\d+) tokens at once", capsys.readouterr().out)
     assert 1 < int(tokens) <= 40
+
+
+@pytest.mark.parametrize("options", [
+    [], ["--clean", "none"], ["--clean", "spaces"], ["--max-length", "4"]], ids=" ".join)
+@pytest.mark.parametrize("said", [None, {"clean": ["tags"], "max_length": 3, "truncate": "tail"}])
+def test_texts_are_counted_as_finetune_counts_them(capsys, tmp_path, options, said):
+    """In a folder that says nothing of its texts, and in one that was trained otherwise."""
+    config = GPT2Config(vocab_size=257, n_positions=64, n_embd=8, n_layer=1, n_head=2)
+    model, rows = str(tmp_path), str(tmp_path / "x.json")
+    save_tokenizer(train_tokenizer(["words"], 257), tmp_path, 64)
+    save(LanguageModel(config), tmp_path)
+    Path(rows).write_text(json.dumps([{"text": "a &amp; b\n\n" * 3, "label": k} for k in "xy" * 3]))
+    if said is not None:
+        (tmp_path / "minisft.json").write_text(json.dumps(said))
+    assert main(["plan", "--model", model, "--texts", rows, "--batch-tokens", "1", *options]) == 0
+    (length,) = re.findall(r"1 texts of (\d+) tokens", capsys.readouterr().out)
+    assert main(["finetune", "--model", model, "--train", rows, "--valid", rows, "--epochs", "1",
+                 "--compare", "none", "--quiet", "--out", str(tmp_path / "run"), *options]) == 0
+    assert f"trained {6 * int(length)} tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options, told", [

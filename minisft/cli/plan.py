@@ -3,16 +3,17 @@
 import argparse
 import re
 
-from minisft.cli.arguments import add_model, add_table, whole
+from minisft.cli.arguments import add_model, add_table, say, whole
 from minisft.cli.tables import chosen_columns, table_options
 from minisft.data.read import read_texts
-from minisft.data.text import encode_all, load_tokenizer
+from minisft.data.text import CLEANING_STEPS, encode_all, load_tokenizer, parse_cleaning_steps
 from minisft.errors import UserError
 from minisft.io.files import read_json
 from minisft.io.hub import CONFIG, resolve
 from minisft.io.model_folder import read_preprocessing
 from minisft.models.config import SIZES, GPT2Config
 from minisft.planning.memory import ITEM, Plan, Step, largest_of, plan
+from minisft.training.defaults import default_cleaning
 
 HELP = "say what memory and how many operations a training step takes"
 MB = 2**20
@@ -29,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="tokens of each text (default: 128, or those of --texts)")
     parser.add_argument("--texts", metavar="FILE", help="a file of texts: of the batches of an "
                         "epoch the one that takes most memory is shown")
+    parser.add_argument("--clean", metavar="STEPS", help="cleaning of --texts, as in finetune: "
+                        f"all, none, or some of {','.join(CLEANING_STEPS)} (default: all; "
+                        "complete: none)")
+    parser.add_argument("--max-length", type=whole(1), default=None, metavar="N",
+                        help="tokens to which --texts are cut (default: the model's)")
     parser.add_argument("--train-layers", default="all", metavar="WHICH",
                         help="what is trained: all, head, or last:K")
     parser.add_argument("--gradient-checkpointing", action="store_true",
@@ -82,16 +88,14 @@ def _equal(args, config):
 
 
 def _lengths(args, folder, config):
-    """-> the lengths of the file's texts, treated as the model's folder says."""
+    """-> the lengths of the file's texts, treated as `finetune` would."""
     if args.lengths is not None:
         raise UserError("--lengths beside --texts: expected one of the two")
-    preprocessing = read_preprocessing(folder)
-    columns = chosen_columns(args, preprocessing.columns)
-    examples = read_texts(args.texts, columns.text_column, preprocessing.clean,
-                          **table_options(args))[1]
-    room = min(preprocessing.max_length or config.n_positions, config.n_positions)
-    ids, _ = encode_all(load_tokenizer(folder), examples.texts, room, preprocessing.truncate)
-    return [len(x) for x in ids]
+    columns = chosen_columns(args, read_preprocessing(folder, say).columns)
+    clean = parse_cleaning_steps(args.clean or default_cleaning(args.task))
+    examples = read_texts(args.texts, columns.text_column, clean, **table_options(args))[1]
+    room = min(args.max_length or config.n_positions, config.n_positions)
+    return [len(x) for x in encode_all(load_tokenizer(folder), examples.texts, room)[0]]
 
 
 def lines(name: str, step: Step, planned: Plan) -> list[str]:

@@ -109,22 +109,32 @@ def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
     if say is not None:
         for note in notes_of(model):
             say(f"note: {note}")
-    return model, built, read_preprocessing(folder)
+    return model, built, read_preprocessing(folder, say)
 
 
-def read_preprocessing(folder: str | Path) -> Preprocessing:
+def read_preprocessing(folder: str | Path,
+                       say: Callable[[str], Any] | None = None) -> Preprocessing:
     """-> the folder's Preprocessing; a folder that says nothing leaves its texts as they are.
 
-    Raises UserError for one that cannot be.
+    minisft.json counts before the same in config.json, whose checksum lies with the weights; `say`
+    is told where the two differ. Raises UserError for one that cannot be.
     """
-    path = Path(folder) / PREPROCESSING
-    values: Any = None
-    if path.exists():
-        values = read_json(path)
-    elif (path := Path(folder) / CONFIG).exists():
-        values = read_json(path).get(EXTRA_KEY)
-    if values is None:
-        return Preprocessing(clean=())
+    path, config = Path(folder) / PREPROCESSING, Path(folder) / CONFIG
+    kept: Any = read_json(config).get(EXTRA_KEY) if config.exists() else None
+    if not path.exists():
+        return Preprocessing(clean=()) if kept is None else _preprocessing(config, kept)
+    values = read_json(path)
+    preprocessing = _preprocessing(path, values)
+    if say is not None and isinstance(kept, dict):
+        for key in sorted(values.keys() | kept.keys()):
+            if values.get(key) != kept.get(key):
+                say(f"note: {path}: {key} is not as {CONFIG} has it, which was written with it; "
+                    f"{PREPROCESSING} counts")
+    return preprocessing
+
+
+def _preprocessing(path, values):
+    """What a file says -> Preprocessing; UserError for what cannot be."""
     if not isinstance(values, dict):
         raise UserError(f"{path}: {EXTRA_KEY} is {values!r}, expected an object of keys")
     unknown = sorted(values.keys() - asdict(Preprocessing()).keys())

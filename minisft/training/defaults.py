@@ -13,11 +13,16 @@ def with_defaults(config: FinetuneConfig) -> FinetuneConfig:
     scratch, options = config.model.model == "scratch", config.options()
     config = config.replace(
         precision=resolve_precision(config.model.precision, config.model.device))
-    values = {"clean": "none" if config.data.task == "complete" else "all",
+    values = {"clean": default_cleaning(config.data.task),
               "dropout": 0.3 if scratch else None,
               "compare": "random" if config.data.train is None else "baselines"}
     return config.replace(**{
         name: value for name, value in values.items() if options[name] is None})
+
+
+def default_cleaning(task: str) -> str:
+    """-> the steps for a task: code and other completions keep their lines."""
+    return "none" if task == "complete" else "all"
 
 
 def resolve_defaults(config: FinetuneConfig, model: Classifier | LanguageModel,
