@@ -44,6 +44,7 @@ RESULTS = "results.json"      # comes last: a run that has it is finished
 STATE = "training_state"
 ADAPTATION = "adaptation"     # the run before the classifier's, with a log and a state of its own
 LOCK = ".lock"
+TRIES = 100     # for a folder that other processes make and remove meanwhile
 SETTINGS_CHECKSUM = "settings_sha256"     # of config.json
 RESULTS_CHECKSUM = "results_sha256"
 BAD_ROWS = "bad_rows.csv"     # rows of the data files that could not be read and were skipped
@@ -120,16 +121,21 @@ class FolderLock:
 
     def __init__(self, folder: str | Path, say: Callable[[str], Any] = print,
                  unnamed: bool = False) -> None:
-        self.folder, self.say, self.unnamed = Path(folder), say, unnamed
+        self.asked = self.folder = Path(folder)
+        self.say, self.unnamed = say, unnamed
 
     def __enter__(self) -> Path:
         require_no_link(self.folder)      # of a seed: it lies in the folder of the whole
-        try:
-            self._make()
-            self.handle = self._lock()
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})"
-                            ) from None
+        for tries_left in reversed(range(TRIES)):
+            try:
+                self._make()
+                self.handle = self._lock()
+                break
+            except OSError as error:
+                # another process, which wrote nothing, has removed what it made in between
+                if not (isinstance(error, FileNotFoundError) and tries_left):
+                    raise UserError(f"{self.folder}: cannot be written "
+                                    f"({error.strerror or error})") from None
         self.stack = ExitStack()
         self.stack.enter_context(fenced(self.folder))
         return self.folder
@@ -147,7 +153,7 @@ class FolderLock:
         os.close(self.handle)
 
     def _make(self):
-        parent, name = self.folder.parent, self.folder.name
+        parent, name = self.asked.parent, self.asked.name
         self.made = [path for path in (parent, *parent.parents) if not path.is_dir()]
         make_folder(parent)
         while True:

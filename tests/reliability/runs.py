@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,3 +37,31 @@ def without_times(value):
     if isinstance(value, dict):
         return {k: without_times(v) for k, v in value.items() if k not in TIMES}
     return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+class Runner:
+    """A process of deaths.py: `runner(argv, folder, event=N, ...)` -> its answer."""
+
+    def __enter__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("deaths.py"))], cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
+        return self
+
+    def __exit__(self, *error):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(timeout=60)
+
+    def __call__(self, argv, folder, **how):
+        self.start(argv, folder, **how)
+        return self.answer()
+
+    def start(self, argv, folder, **how):
+        job = {"argv": [str(a) for a in argv], "folder": str(folder),
+               "pictures": folder.name == "classify", **how}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self):
+        return json.loads(self.process.stdout.readline())
