@@ -148,6 +148,17 @@ def test_what_is_no_text_is_named(write, start, what):
     ("Größe: 5 €, schöner Tag", "cp1252", "Größe"),
     ("今天天气很好，我们去公园吧", "gb18030", "今天天气很好"),
     ("The word 天气 means weather", "gb18030", "天气"),
+    ("我在图书馆里看书，外面下着雨。", "gb18030", "图书馆"),
+    ("今天天氣很好，我們去公園散步吧", "big5", "今天天氣很好"),
+    ("她說這家店的牛肉麵不好吃。", "big5", "牛肉麵"), ("The word 他們 means they", "big5", "他們"),
+    ("きょうは天気がいいので、公園を歩きます", "shift_jis", "きょうは天気"),
+    ("このカメラは重すぎる。", "shift_jis", "カメラ"), ("品質① とても良い", "cp932", "品質①"),
+    ("きょうは天気がいいので、公園を歩きます", "euc_jp", "きょうは天気"),
+    ("오늘은 날씨가 좋아서 공원에 갑니다", "euc_kr", "오늘은"),
+    ("배송이 너무 늦고 상자가 찢어져 있었습니다", "euc_kr", "배송이"),
+    ("이 펜은 똠방각하처럼 써진다", "cp949", "이"),
+    ("Señor, ¿dónde está el baño? ¡Allí!", "cp1252", "Señor"),
+    ("«Ça été dû à l’été»", "cp1252", "Ça"), ("È già là, perché così", "cp1252", "È"),
     ("Сегодня хорошая погода", "cp1251", "Сегодня"), ("Сегодня хорошая погода", "koi8-r", "Сегод"),
     ("hello", "utf-16", "hello"), ("hello", "utf-32", "hello")])
 def test_a_wrong_encoding_suggests_the_likely_one(write, text, encoding, word):

@@ -17,7 +17,24 @@ _NO_TEXT = (
 _BYTE_ORDER_MARKS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"),
                      (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 _ESCAPED = re.compile("[\udc80-\udcff]")     # a byte that `surrogateescape` could not decode
+_SAMPLE = 200_000     # characters by which an encoding is told
 _HIGH = re.compile(rb"[\x80-\xff]+")
+_RUSSIAN = "абвгдежзийклмнопрстуфхцчшщъыьэюя"
+_KANA = "".join(map(chr, (*range(0x3041, 0x3097), *range(0x30a1, 0x30fd))))
+# Encodings of a language, the usual one first, and its most frequent characters: of running text
+# they make a third or more, of the same bytes in another of these encodings one in thirty.
+_EAST_ASIAN = (
+    (("gb18030",),
+     "的一是不了在人有我他这个们中来上大为和国地到以说时要就出会可也你对生能而子那得于着下自之"
+     "年过发后作里用道行所然家种事成方多经么去法学如都同现当没动面起看定天分还进好小"),
+    (("big5", "cp950"),
+     "的一是不了在人有我他這個們中來上大為和國地到以說時要就出會可也你對生能而子那得於著下自之"
+     "年過發後作裡用道行所然家種事成方多經麼去法學如都同現當沒動面起看定天分還進好小"),
+    (("shift_jis", "cp932"), _KANA), (("euc_jp",), _KANA),
+    (("euc_kr", "cp949"),
+     "이다는을의에가고하도지로한은를서사기시나리어자있그아대인일수해과정보라면들만니여게부으내"
+     "요스전까안거위원주장음때것"),
+)
 
 
 COMPRESSION_RATIO_HELP = ("most bytes of text that a byte of a .gz file may give, beyond the first "
@@ -133,7 +150,7 @@ def _suggestion(data, start):
     if likely is None:
         return f"give the right {setting('encoding')}"
     text, before = data.decode(likely), len(data[:start].decode(likely, "ignore"))
-    word = re.search(r"\S{0,15}$", text[max(before - 15, 0):before])[0] + re.match(
+    word = re.search(r"\S{0,15}\Z", text[max(before - 15, 0):before])[0] + re.match(
         r"\S{0,15}", text[before:before + 15])[0]
     return (f"with {setting('encoding', likely)} it would read {short_repr(word)}; give the right "
             f"{setting('encoding')}")
@@ -150,23 +167,28 @@ def _likely_encoding(data):
     high = sum(map(len, runs))
     if len(_ESCAPED.findall(data.decode("utf-8", "surrogateescape"))) < 0.1 * high:
         return None      # UTF-8 with a few damaged letters
-    # GB 2312 puts nearly all characters of running text, and the punctuation, into these two bytes
-    chinese = 2 * len(re.findall(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]", data))
-    if chinese >= 0.8 * high and _decodes(data, "gb18030"):
-        return "gb18030"
+    shares = {name: _share(data, name, common) for names, common in _EAST_ASIAN
+              if (name := next((name for name in names if _decodes(data, name)), None))}
+    likely = max(shares, key=shares.__getitem__) if max(shares.values(), default=0) > 0.1 else None
     # whole words of them, where French has an accent here and there
     words = sum(len(run) for run in runs if len(run) > 2) > 0.7 * high
     for name in ("cp1251", "koi8-r") if words else ():
         # Russian is mostly small letters, which the other of the two reads as capitals
-        if _decodes(data, name) and _share(data, name, "абвгдежзийклмнопрстуфхцчшщъыьэюя") > 0.6:
+        if _decodes(data, name) and _share(data, name, _RUSSIAN) > (0.85 if likely else 0.75):
             return name
+    if likely:
+        return likely
+    # GB 2312 puts nearly all characters of running text, and the punctuation, into these two bytes
+    chinese = 2 * len(re.findall(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]", data))
+    if chinese >= 0.8 * high and _decodes(data, "gb18030"):
+        return "gb18030"
     return "cp1252" if _decodes(data, "cp1252") else None
 
 
 def _share(data, encoding, letters):
     """-> which part of the characters beyond ASCII are some of these letters."""
-    text = [char for char in data.decode(encoding) if not char.isascii()]
-    return sum(char in letters for char in text) / len(text)
+    text = [char for char in data.decode(encoding)[:_SAMPLE] if not char.isascii()]
+    return sum(char in letters for char in text) / max(len(text), 1)
 
 
 def _decodes(data, encoding):
