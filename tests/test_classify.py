@@ -28,6 +28,7 @@ def test_any_class_can_be_named(name):
 
 @pytest.mark.parametrize("text", ["", "a", '{"a": null}', '{"a": 1, "a": 2}', '{"a": [1]}', "{a}=1",
                                   "a=1\nb=2", "d=1", "a=x", "a=0", "a=-1", "a=nan", "a=inf", "a=1,",
+                                  "a=1e-50", "a=1e39",
                                   "a=1,a=2"])
 def test_class_weights_that_make_no_sense(text):
     with pytest.raises(UserError, match="class_weights"):

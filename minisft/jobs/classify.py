@@ -39,6 +39,8 @@ from minisft.training.config import FinetuneConfig
 
 # What is reported of a model beside the one that was trained
 COMPARED = "accuracy", "accuracy_low", "accuracy_high", "macro_f1"
+# Of a class weight; beyond them float32 has 0, numbers of a few bits, or infinity.
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -282,8 +284,9 @@ def class_weights(text: str, label_names: Sequence[str],
             weights[name] = float(number)
         except (TypeError, ValueError):
             weights[name] = -1.0
-        if not 0 < weights[name] < float("inf"):
-            raise UserError(f"{shown}: expected a number above 0")
+        if not SMALLEST <= weights[name] <= LARGEST:
+            raise UserError(f"{shown}: expected a number above 0, from {SMALLEST:.1e} to "
+                            f"{LARGEST:.1e}")
     return np.array([weights.get(name, 1.0) for name in label_names], dtype=np.float32)
 
 
