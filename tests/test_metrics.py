@@ -197,3 +197,17 @@ def test_the_interval_of_the_seeds_holds_the_mean_as_often_as_it_says(rng):
         found = metrics.mean_interval(rng.normal(0.3, 0.05, 3))
         held += found["low"] <= 0.3 <= found["high"]
     assert 0.94 < held / 4000 < 0.96
+
+
+def test_log_loss_of_scikit_learn():
+    """Equal, but theirs raises a probability near 0, and ours has no bound."""
+    sk = pytest.importorskip("sklearn.metrics")
+    logits = np.array([[0.0, 2.0], [1.0, 0.0], [0.0, 300.0]])
+    logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    for dtype, bound in (np.float64, 2.2e-16), (np.float32, 1.2e-7):
+        p = np.exp(logp).astype(dtype)
+        ours = metrics.classification([1, 0], logp[:2], ["a", "b"])["loss"]
+        assert ours == pytest.approx(sk.log_loss([1, 0], p[:2], labels=[0, 1]), rel=1e-6)
+        ours = metrics.classification([0], logp[2:], ["a", "b"])["loss"]
+        theirs = sk.log_loss([0], p[2:], labels=[0, 1])
+        assert ours == pytest.approx(300) and theirs == pytest.approx(-np.log(bound), rel=0.01)

@@ -131,6 +131,38 @@ def test_schedule_rises_and_falls(name):
     assert factors[-1] < 0.02
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["linear", "cosine", "constant_with_warmup"])
+def test_schedules_of_transformers(name):
+    """Equal behind the warm-up, whose first step is 0 there."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    steps, warmup = 50, 7
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    schedule, theirs = transformers.get_scheduler(name, optimizer, warmup, steps), []
+    for _ in range(steps):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    ours = [optim.schedule(name.split("_")[0], i, steps, warmup) for i in range(steps)]
+    assert ours[warmup:] == pytest.approx(theirs[warmup:], abs=1e-12)
+    assert theirs[:warmup] == pytest.approx([i / warmup for i in range(warmup)])
+    assert ours[:warmup] == pytest.approx([(i + 1) / (warmup + 1) for i in range(warmup)])
+
+
+@pytest.mark.parity
+def test_clipping_of_pytorch(rng):
+    """Theirs divides by the norm and a millionth."""
+    torch = pytest.importorskip("torch")
+    for g in rng.standard_normal(20), np.full(2, 1e-6):
+        p = torch.nn.Parameter(torch.zeros(len(g), dtype=torch.float64))
+        p.grad, limit = torch.tensor(g), 1e-7
+        norm = float(torch.nn.utils.clip_grad_norm_([p], limit))
+        assert optim.clip_scale(norm, limit) == limit / norm
+        np.testing.assert_allclose(p.grad.numpy() * (norm + 1e-6) / norm,
+                                   g * optim.clip_scale(norm, limit), rtol=1e-12)
+
+
 def test_schedule_constant_and_unknown():
     assert optim.schedule("constant", 50, 100, 10) == 1
     assert optim.schedule("linear", 0, 1, 0) == 1
