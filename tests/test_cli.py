@@ -285,7 +285,7 @@ def test_a_full_disk_leaves_no_half_model(work, capsys, monkeypatch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_tells_every_default(command, capsys):
     with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
+        main([command, "--help-all"])
     out = capsys.readouterr().out
     assert ended.value.code == 0
     assert not any(word in out for word in ("None", "False", "('", "_TOKENS", "default: )"))

@@ -141,8 +141,16 @@ def test_completions(tmp_path):
 def test_sizes_that_are_none(command, capsys):
     for text in ("20,x", "1", "", "20;40"):
         with pytest.raises(SystemExit):
-            main([*command, "--sizes", text])
+            main([*command, "--sizes", "30", text])
         assert "expected whole numbers above 1" in capsys.readouterr().err
+
+
+def test_sizes_with_spaces_and_with_commas(monkeypatch):
+    seen = []
+    monkeypatch.setattr(curve, "curve", lambda config, resume, say: seen.append(config))
+    for words in (["50", "100"], ["100,50"], ["100", "50,100"], ["50,100"]):
+        assert main(["curve", "--sizes", *words, "--seeds", "2"]) == 0
+    assert {config.curve.sizes for config in seen} == {(50, 100)} and len(seen) == 4
 
 
 def test_a_finished_curve_is_not_lost(command, finished, capsys):

@@ -94,7 +94,7 @@ def test_commands_and_their_options_exist(capsys):
     assert {name for name, _ in shown} <= {*COMMANDS}
     for name, rest in shown:
         with pytest.raises(SystemExit):
-            main([name, "--help"])
+            main([name, "--help-all"])
         known = capsys.readouterr().out
         for option in re.findall(r"--[a-z][a-z-]*", rest):
             assert option in known, f"minisft {name} has no {option}"

@@ -1,6 +1,5 @@
-"""The command line from its argparse parsers, and plain docstrings as autodoc wants them."""
+"""The command line from its parsers, and plain docstrings as autodoc wants them."""
 
-import argparse
 import importlib
 import inspect
 import re
@@ -11,44 +10,54 @@ from docutils import nodes
 from repository import source_link
 from sphinx.util.docutils import SphinxDirective
 
-from minisft.cli import COMMANDS, _Formatter
+from minisft.cli.parser import COMMANDS, CommandParser, Formatter
 
 
 class CommandLine(SphinxDirective):
-    """`command-line`: a section for each command of minisft."""
+    """`command-line`: a section for each command of minisft.
+
+    Each option has an anchor such as #minisft-finetune-seeds, a link to itself, and takes part in
+    Sphinx's role: {option}`minisft finetune --seeds`.
+    """
 
     def run(self):
         return [self.section(name) for name in COMMANDS]
 
     def section(self, name):
-        module = importlib.import_module(f"minisft.cli.{name}")
-        parser = argparse.ArgumentParser(prog=f"minisft {name}", add_help=False,
-                                         formatter_class=partial(_Formatter, width=90))
-        module.add_arguments(parser)
+        parser = CommandParser(name)
+        parser.formatter_class = partial(Formatter, width=90)
         title = f"minisft {name}"
         made = nodes.section(ids=[f"minisft-{name}"], names=[title])
         made += nodes.title("", "", nodes.literal(title, title))
-        made += nodes.paragraph("", module.HELP[0].upper() + module.HELP[1:] + ".")
+        help = parser.description
+        made += nodes.paragraph("", help[0].upper() + help[1:] + ".")
         usage = parser.format_usage().removeprefix("usage: ").rstrip()
         made += nodes.literal_block(usage, usage, language="text", classes=["usage"])
+        if examples := "\n".join(getattr(parser.module, "EXAMPLES", ())):
+            made += nodes.literal_block(examples, examples, language="sh")
         for group in parser._action_groups:     # argparse has no public way to them
-            if group._group_actions:
+            if actions := [a for a in group._group_actions if a.dest not in ("help", "help_all")]:
                 made += nodes.rubric("", group.title)
-                made += options(parser, group._group_actions)
+                made += self.options(parser, actions)
         self.state.document.note_explicit_target(made)
         return made
 
-
-def options(parser, actions):
-    """-> a definition list of a group's options and what each does."""
-    made, formatter = nodes.definition_list(classes=["options"]), _Formatter(parser.prog)
-    for action in actions:
-        shown = formatter._format_action_invocation(action)
-        help = formatter._expand_help(action) if action.help else ""
-        made += nodes.definition_list_item(
-            "", nodes.term("", "", nodes.literal(shown, shown)),
-            nodes.definition("", nodes.paragraph("", help)))
-    return made
+    def options(self, parser, actions):
+        """-> a definition list of a group's options and what each does."""
+        made, formatter = nodes.definition_list(classes=["options"]), Formatter(parser.prog)
+        for action in actions:
+            shown = formatter._format_action_invocation(action)
+            help = formatter._expand_help(action) if action.help else ""
+            term = nodes.term("", "", nodes.literal(shown, shown))
+            for flag in action.option_strings[:1]:
+                anchor = f"{parser.prog} {flag}".replace(" --", "-").replace(" ", "-")
+                term["ids"] = [anchor]
+                term += nodes.reference("", "#", refid=anchor, classes=["headerlink"])
+                self.env.domains["std"].add_program_option(
+                    parser.prog, flag, self.env.docname, anchor)
+            made += nodes.definition_list_item("", term, nodes.definition(
+                "", nodes.paragraph("", help)))
+        return made
 
 
 def expand_modules(app, page, source):

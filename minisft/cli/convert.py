@@ -19,6 +19,8 @@ from minisft.io.nanogpt import character_tokenizer, read_nanogpt
 
 HELP = "make a folder with safetensors of a nanoGPT checkpoint, or of a folder with " \
     "pytorch_model.bin"
+EXAMPLES = ("minisft convert out/ckpt.pt models/mine --tokenizer gpt2",
+            "minisft convert old-folder models/mine")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -38,6 +38,9 @@ from minisft.jobs.classify import unreadable_rows
 from minisft.models.heads import Classifier
 
 HELP = "label new texts, with probabilities"
+EXAMPLES = ('minisft predict --model runs/mine/model "a new text" "another one"',
+            "minisft predict --model runs/mine/model --file inbox.csv --out labelled.csv")
+BASIC = ("text", "model", "file", "out", "text_column", "skip_bad_rows")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

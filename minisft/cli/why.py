@@ -13,6 +13,7 @@ from minisft.dispatch import FORMATS, OPERATIONS, Site
 from minisft.errors import UserError
 
 HELP = "say which implementation of an operation runs, and why the others do not"
+EXAMPLES = ("minisft why attention", "minisft why gelu --device cuda --precision bfloat16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,12 +24,12 @@ from minisft.training.options import option
 
 
 def _sizes(text):
-    """50,100,500 -> (50, 100, 500)."""
+    """50,100,500 -> (50, 100, 500); one of several such words."""
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) >= 2 for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers above 1 with commas "
-                                         "between them, such as 50,100,500")
-    return tuple(sorted({int(part) for part in parts}))
+        raise argparse.ArgumentTypeError(f"{text!r}, expected whole numbers above 1, such as "
+                                         "50 100 500")
+    return tuple(int(part) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class SizesConfig:
     """The points of the curve."""
 
     sizes: tuple[int, ...] = option(
-        (), f"numbers of training texts, such as 50,100,500; beside {setting('resume')}: more of "
-        "them", type=_sizes, metavar="N,N,...")
+        (), f"numbers of training texts, such as 50 100 500; beside {setting('resume')}: more of "
+        "them", type=_sizes, nargs="+", metavar="N")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _require_sizes(config):
     """Raises UserError for whatever would stop a later size, before the first one begins."""
     if not config.curve.sizes:
         raise UserError(f"{setting('sizes')} is missing, expected numbers of training texts such "
-                        "as 50,100,500")
+                        "as 50 100 500")
     if config.data.train is not None and config.data.test is None:
         raise UserError(f"{setting('test')} is missing, expected a file: without it every size "
                         "would be scored on other texts")
