@@ -1,8 +1,14 @@
 """All of a tokenizer's files count: small folders of every kind, and what is read from them."""
 
+import base64
 import copy
 import json
+import os
 import pickle
+import struct
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,9 +20,17 @@ from tokenizers.processors import TemplateProcessing
 
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import encode_all, load_tokenizer, train_tokenizer
-from minisft.data.tokenizer import special_tokens_note
+from minisft.data.tokenizer import (
+    encode,
+    encode_batch,
+    special_tokens_note,
+    without_panic_reports,
+)
 from minisft.errors import UserError
+from minisft.io.checkpoint import save
 from minisft.io.model_folder import save_tokenizer
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import Classifier
 
 WORDS = ("the quick brown fox says hello world and more covid19 cases in a good film about nobody "
          "who is it Paris na\u00efve caf\u00e9").split()
@@ -275,3 +289,58 @@ def test_a_panic_of_the_library_is_one_line(tmp_path, capfd, name):
     with pytest.raises(UserError, match="tokenizer.json: damaged tokenizer: ") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
+
+
+def panics_at(letter, folder):
+    """-> a tokenizer that loads, and whose library panics at texts with this letter alone.
+
+    Its Precompiled normalizer is a double array: the unit of the letter leads beyond its end.
+    """
+    units = [0] * 256
+    units[ord(letter)] = ord(letter) | 1 << 8 | 2**20 << 10
+    charsmap = struct.pack("<I256I", 4 * 256, *units)
+    fast(folder, "gpt2", base() | {"normalizer": {
+        "type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}},
+        tokenizer_config=GENERIC)
+    return load_tokenizer(folder)
+
+
+def test_a_panic_at_a_text_is_one_line(tmp_path, capfd):
+    tokenizer = panics_at("q", tmp_path)
+    assert capfd.readouterr().err == ""
+    encode(tokenizer, "no such letter")
+    for call in encode, lambda tokenizer, text: encode_batch(tokenizer, [text]):
+        with pytest.raises(UserError, match="^the tokenizer fails: index out of bounds"):
+            call(tokenizer, "a queen")
+    assert threading.active_count() > 1 or capfd.readouterr().err == ""
+    # the command: one line, whatever its test has left running
+    save(Classifier(GPT2Config(vocab_size=tokenizer.get_vocab_size(), n_positions=16, n_embd=8,
+                               n_layer=1, n_head=2), ("no", "yes")), tmp_path)
+    done = subprocess.run([sys.executable, "-m", "minisft", "predict", "--model", str(tmp_path),
+                           "a queen"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("minisft: the tokenizer fails: index out of bounds")
+
+
+def test_what_others_print_meanwhile_is_not_lost(capfd):
+    with without_panic_reports():
+        os.write(2, b"from elsewhere\n")
+    assert capfd.readouterr().err == "from elsewhere\n"
+    with pytest.raises(ValueError), without_panic_reports():
+        os.write(2, b"no panic\n")
+        raise ValueError
+    assert capfd.readouterr().err == "no panic\n"
+
+
+def test_stderr_stays_where_other_threads_may_print(tmp_path, capfd):
+    """They keep theirs at any time; the error is the same, beside the library's own report."""
+    tokenizer, done = panics_at("q", tmp_path), threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        with pytest.raises(UserError, match="the tokenizer fails: index out of bounds"):
+            encode(tokenizer, "a queen")
+    finally:
+        done.set()
+        other.join()
+    assert "panicked at" in capfd.readouterr().err

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,21 +23,40 @@ _STDERR = threading.Lock()
 
 @contextmanager
 def without_panic_reports() -> Iterator[None]:
-    """Nothing that the library's Rust code prints at a panic reaches stderr: the error says it."""
+    """What the library's Rust code prints at a panic does not reach stderr: the error says it.
+
+    All of the process prints elsewhere meanwhile. Without a panic it is shown at the end.
+    """
     with _STDERR, tempfile.TemporaryFile() as sink:
         try:
             saved = os.dup(2)
         except OSError:     # there is none
             yield
             return
+        panicked = False
         try:
             if sys.stderr is not None:
                 sys.stderr.flush()
             os.dup2(sink.fileno(), 2)
             yield
+        except BaseException as error:
+            panicked = type(error).__name__ == "PanicException"     # pyo3 exports no class
+            raise
         finally:
             os.dup2(saved, 2)
             os.close(saved)
+            sink.seek(0)
+            if not panicked and (printed := sink.read()):
+                os.write(2, printed)
+
+
+@contextmanager
+def _quietly(what):
+    """As `library_errors`; where no other thread could print, also without reports of panics."""
+    # a process that another thread starts meanwhile would keep the changed stderr for good
+    alone = threading.active_count() == 1
+    with library_errors(what), without_panic_reports() if alone else nullcontext():
+        yield
 
 
 @contextmanager
@@ -55,7 +74,7 @@ def library_errors(what: str) -> Iterator[None]:
 
 def encode(tokenizer: Tokenizer, *texts: str) -> Any:
     """A text, or two -> Encoding with special tokens; raises UserError."""
-    with library_errors("the tokenizer fails"):
+    with _quietly("the tokenizer fails"):
         return tokenizer.encode(*texts)
 
 
@@ -71,7 +90,7 @@ def encode_batch(tokenizer: Tokenizer, texts: Sequence[str], parse_special: bool
     # said each time: a copy of a tokenizer, or a pickled one, forgets it
     tokenizer.encode_special_tokens = not parse_special
     try:
-        with library_errors("the tokenizer fails"):
+        with _quietly("the tokenizer fails"):
             encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
             return encode(texts, add_special_tokens=False)
     finally:
@@ -105,7 +124,7 @@ def require_no_panic(tokenizer: Tokenizer) -> None:
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
     """Token ids -> text; raises UserError."""
-    with library_errors("the tokenizer cannot decode"):
+    with _quietly("the tokenizer cannot decode"):
         return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
 
