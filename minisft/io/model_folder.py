@@ -23,8 +23,10 @@ from minisft.errors import UserError
 from minisft.io import checkpoint, hub
 from minisft.io.architectures import family_of_model
 from minisft.io.files import CONFIG, read_json, write_json, write_text
-from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.heads import Classifier, LanguageModel, Model
+from minisft.models.token_heads import TokenClassifier
 
+AnyModel = Classifier | LanguageModel | TokenClassifier
 PREPROCESSING = "minisft.json"     # `transformers` ignores it, and drops it when it saves
 EXTRA_KEY = "minisft"              # of config.json, with the same: `transformers` keeps that
 
@@ -80,7 +82,7 @@ def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) ->
         raise UserError(f"{source}: the tokenizer has {size} tokens, the model {config.vocab_size}")
 
 
-def notes_of(model: Classifier | LanguageModel) -> list[str]:
+def notes_of(model: Model) -> list[str]:
     """-> lines on what loading has found: changes of config.json, another task's head."""
     heads = dict.fromkeys(name.split(".")[0] for name in model.unused_tensors)
     unused = f"the folder holds a head of another task, {', '.join(heads)}: it is not used"
@@ -90,7 +92,7 @@ def notes_of(model: Classifier | LanguageModel) -> list[str]:
 def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
                 say: Callable[[str], Any] | None = None, precision: str = "float32",
                 tokenizer: str | Path | None = None,
-                **options: Any) -> tuple[Classifier | LanguageModel, Tokenizer, Preprocessing]:
+                **options: Any) -> tuple[AnyModel, Tokenizer, Preprocessing]:
     """A path or a model's name -> model, tokenizer, Preprocessing; options as `checkpoint.load`.
 
     `device` and `precision` as `Model.to` takes them. `say` is told what of the folder is not
@@ -219,7 +221,7 @@ def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenize
 def load(name: str | Path, task: str | None = None, *,
          label_names: Sequence[str] | None = None, download: bool = False, device: str = "cpu",
          precision: str = "float32", dropout: float | None = None, pooling: str | None = None,
-         seed: int = 0) -> tuple[Classifier | LanguageModel, Tokenizer]:
+         seed: int = 0) -> tuple[AnyModel, Tokenizer]:
     """A folder, or a model's name such as gpt2 -> model, tokenizer.
 
     `task` is "classify", "complete", or None for what the folder holds; with `label_names` it is a
