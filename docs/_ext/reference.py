@@ -38,11 +38,11 @@ class CommandLine(SphinxDirective):
         for group in parser._action_groups:     # argparse has no public way to them
             if actions := [a for a in group._group_actions if a.dest not in ("help", "help_all")]:
                 made += nodes.rubric("", group.title)
-                made += self.options(parser, actions)
+                made += self.option_list(parser, actions)
         self.state.document.note_explicit_target(made)
         return made
 
-    def options(self, parser, actions):
+    def option_list(self, parser, actions):
         """-> a definition list of a group's options and what each does."""
         made, formatter = nodes.definition_list(classes=["options"]), Formatter(parser.prog)
         for action in actions:
@@ -50,14 +50,32 @@ class CommandLine(SphinxDirective):
             help = formatter._expand_help(action) if action.help else ""
             term = nodes.term("", "", nodes.literal(shown, shown))
             for flag in action.option_strings[:1]:
-                anchor = f"{parser.prog} {flag}".replace(" --", "-").replace(" ", "-")
+                anchor = anchor_of(parser, flag)
                 term["ids"] = [anchor]
                 term += nodes.reference("", "#", refid=anchor, classes=["headerlink"])
                 self.env.domains["std"].add_program_option(
                     parser.prog, flag, self.env.docname, anchor)
             made += nodes.definition_list_item("", term, nodes.definition(
-                "", nodes.paragraph("", help)))
+                "", nodes.paragraph("", "", *with_flags(parser, help))))
         return made
+
+
+def anchor_of(parser, flag):
+    """-> the id of an option: minisft-finetune-seeds."""
+    return f"{parser.prog} {flag}".replace(" --", "-").replace(" ", "-")
+
+
+def with_flags(parser, help):
+    """-> nodes of a help text: its flags are code, and lead to the command's own options."""
+    known = {flag for action in parser._actions for flag in action.option_strings}
+    for i, part in enumerate(re.split(r"(?<![\w-])(--[a-z][a-z0-9-]*)", help)):
+        if i % 2 == 0:
+            yield nodes.Text(part)
+        elif part in known:
+            yield nodes.reference("", "", nodes.literal(part, part),
+                                  refid=anchor_of(parser, part))
+        else:
+            yield nodes.literal(part, part)
 
 
 def expand_modules(app, page, source):
