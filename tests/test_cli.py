@@ -1,5 +1,6 @@
 """What a user can get wrong: one clear line each, exit code 2, and nothing written."""
 
+import io
 import json
 import os
 import shutil
@@ -213,9 +214,13 @@ def test_wrong_kind_of_model(work, capsys):
     refused(capsys, ["generate", "--model", "../classifier", "x"], "classifier")
 
 
-def test_predict_refuses(work, capsys):
+def test_predict_refuses(work, capsys, monkeypatch):
     model = ["predict", "--model", "../classifier"]
-    refused(capsys, model, "texts or --file")
+    for lines in ("", " \n\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        refused(capsys, model, "texts or --file, or lines of text on standard input")
+    refused(capsys, [*model, "x", "--overwrite"], "--overwrite is for --out")
+    refused(capsys, [*model, "x", "--out", "..", "--overwrite"], "new file")
     refused(capsys, [*model, "x", "--file", "../good.csv"], "texts or --file")
     refused(capsys, [*model, "x", " "], "text 2", "empty")
     refused(capsys, [*model, "x", "--out", "../good.csv"], "good.csv", "new file")

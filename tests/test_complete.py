@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from minisft.cli import main
+from minisft.cli.generate import Stream
 from minisft.data.batch import pack
 from minisft.data.read import read_prompts
 from minisft.data.special_tokens import default_special_tokens
+from minisft.data.text import train_tokenizer
 from minisft.evaluation.metrics import exact_match
 from minisft.io.model_folder import read_folder
 from minisft.jobs import complete
@@ -160,6 +163,31 @@ def test_generate_equals_the_library(run, capsys):
                      *options]) == 0
     first, again, other = capsys.readouterr().out.split("Say\n")[1:]
     assert first == again != other
+
+
+def test_one_prompt_is_continued_on_the_terminal_as_the_tokens_come(run, monkeypatch, capsys):
+    pieces, write = [], sys.stdout.write
+    monkeypatch.setattr(sys.stdout, "write", lambda text: (pieces.append(text), write(text))[1])
+    options = ["--temperature", "9", "--max-new-tokens", "40", "--seed", "3"]
+    assert main(["generate", "--model", str(run / "model"), "Say", *options]) == 0
+    one = capsys.readouterr().out
+    assert len(pieces) > 10 and "".join(pieces) == one
+    assert main(["generate", "--model", str(run / "model"), "Say", "Say", *options]) == 0
+    assert capsys.readouterr().out.startswith(one)     # of several each is shown whole
+
+
+def test_half_a_character_waits_for_the_other_half(capsys):
+    tokenizer = train_tokenizer(["a"], 257)      # a token is a byte
+    stream, shown = Stream(tokenizer), []
+    for token in tokenizer.encode("aé!").ids:
+        stream(0, token)
+        shown.append(capsys.readouterr().out)
+    assert shown == ["a", "", "é", "!"]
+    stream.end(stream.ids)
+    assert capsys.readouterr().out == "\n"
+    stream = Stream(tokenizer)
+    stream.end(tokenizer.encode("é").ids[:1])     # nothing follows
+    assert capsys.readouterr().out == "\ufffd\n"
 
 
 def test_generate_with_next_to_no_temperature_is_greedy(run, capsys):

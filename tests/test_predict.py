@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,8 @@ def test_json_keeps_what_it_is(model, tmp_path, capsys):
     assert [row["text"] for row in rows] == ["3", "x", "true"]
     assert float(rows[0]["p_ham"]) == found[0]["p_ham"]
     said = capsys.readouterr().err.splitlines()
-    assert said == ["minisft: cleaning: entities, tags, backslashes, control, spaces"] * 2
+    assert said[::2] == ["minisft: cleaning: entities, tags, backslashes, control, spaces"] * 2
+    assert said[1].startswith(f"minisft: labelled 3 texts in {tmp_path / 'out.jsonl'}: ")
 
 
 @pytest.mark.parametrize("row, words", [
@@ -122,6 +124,74 @@ def test_bad_rows_are_skipped_when_asked(model, tmp_path, monkeypatch, capsys):
                   ["--skip-bad-rows", "--bad-rows", "no/new.csv"]):
         assert predict(model, "--file", "x.csv", *given) == 2
         assert "--bad-rows" in capsys.readouterr().err
+
+
+class Input(io.TextIOWrapper):
+    """Standard input that holds these bytes, or is a terminal."""
+
+    def __init__(self, data, terminal=False):
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+        self.isatty = lambda: terminal
+
+
+def test_lines_of_standard_input_are_texts(model, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", Input("free money\n\nhéllo, you\n".encode()))
+    assert predict(model) == 0
+    rows = shown(capsys.readouterr().out)
+    assert predict(model, "free money", "héllo, you") == 0
+    assert rows == shown(capsys.readouterr().out) and len(rows) == 2
+    monkeypatch.setattr("sys.stdin", Input(b"x\n", terminal=True))     # nobody is made to wait
+    assert predict(model) == 2
+
+
+@pytest.mark.parametrize("data", [
+    b"no;text\n1;free money\n2;h\xc3\xa9llo\n",
+    b'{"no": "1", "text": "free money"}\n{"no": "2", "text": "h\xc3\xa9llo"}\n'])
+def test_a_file_called_minus_is_standard_input(model, data, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", Input(data))
+    assert predict(model, "--file", "-") == 0
+    rows = shown(capsys.readouterr().out)
+    assert [(row["no"], row["text"]) for row in rows] == [("1", "free money"), ("2", "héllo")]
+    assert predict(model, "free money", "héllo") == 0
+    for row, other in zip(rows, shown(capsys.readouterr().out), strict=True):
+        assert row["p_ham"] == other["p_ham"]
+    monkeypatch.setattr("sys.stdin", Input(b"no,txt\n1,a\n"))
+    assert predict(model, "--file", "-") == 2
+    assert "-: no column 'text'" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_a_table(model, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert predict(model, "free money", "word " * 40 + "\x1b[31m") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    label, share, *words = first.split()
+    assert label in ("ham", "spam") and words == ["free", "money"]
+    assert share.endswith("%") and 50 <= float(share[:-1]) <= 100
+    assert len(second) <= 60 and second.endswith("…") and "\x1b" not in second
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "xterm")
+    assert predict(model, "free money") == 0
+    assert f"\033[1m{label}" in capsys.readouterr().out
+    monkeypatch.setenv("TERM", "dumb")
+    assert predict(model, "free money") == 0
+    assert "\033" not in capsys.readouterr().out
+
+
+def test_out_is_replaced_when_asked(model, tmp_path, capsys):
+    out = tmp_path / "out.csv"
+    assert predict(model, "free money", "hello", "--out", out) == 0
+    said = capsys.readouterr().err
+    counts = [row["label"] for row in shown(out.read_text())]
+    shares = re.search(f"labelled 2 texts in {re.escape(str(out))}: (.*)\n", said)[1]
+    assert {part.split()[1]: int(part.split()[0]) for part in shares.split(", ")} == {
+        name: counts.count(name) for name in set(counts)}
+    kept = out.read_bytes()
+    assert predict(model, "other", "--out", out) == 2 and out.read_bytes() == kept
+    assert predict(model, "other", "--out", out, "--overwrite") == 0
+    assert [row["text"] for row in shown(out.read_text())] == ["other"]
+    assert "labelled 1 text in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content, word", [

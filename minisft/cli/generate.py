@@ -49,14 +49,40 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer, preprocessing = read_model(args, task="complete")
     preprocessing = chosen_preprocessing(args, preprocessing)
     say(str(preprocessing))
+    ends = [prompt + ("\n" if preprocessing.separator else "") for prompt in args.prompt]
+    stream = Stream(tokenizer) if len(ends) == 1 else None
+    if stream:
+        print(ends[0], end="", flush=True)
     with tqdm(unit="token", desc="generating", leave=False, dynamic_ncols=True,
-              disable=None) as bar:     # none where stderr is a file
+              disable=True if stream else None) as bar:     # none where stderr is a file
         results = generate_texts(
             model, tokenizer, preprocessing, args.prompt, args.max_new_tokens, sampler, bar.update,
-            say)
-    for prompt, generated in zip(args.prompt, results, strict=True):
-        print(prompt + ("\n" if preprocessing.separator else "")
-              + decode(tokenizer, generated.ids))
+            say, stream)
+    for prompt, generated in zip(ends, results, strict=True):
+        if stream:
+            stream.end(generated.ids)
+        else:
+            print(prompt + decode(tokenizer, generated.ids))
         if generated.finish_reason == "context":
             say(f"stopped there, the model has only {model.trunk.config.n_positions} positions "
                 "for a prompt and its continuation")
+
+
+class Stream:
+    """Prints the text of one prompt while its tokens come."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.ids, self.shown = tokenizer, [], ""
+
+    def __call__(self, _, token):
+        self.ids.append(token)
+        text = decode(self.tokenizer, self.ids)
+        # half a character, or a text that a later token has changed, waits for what follows
+        if text.startswith(self.shown) and not text.endswith("\ufffd"):
+            print(text[len(self.shown):], end="", flush=True)
+            self.shown = text
+
+    def end(self, ids):
+        """Prints what is still missing of the whole."""
+        text = decode(self.tokenizer, ids)
+        print(text[len(self.shown):] if text.startswith(self.shown) else f"\n{text}")

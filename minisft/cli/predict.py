@@ -4,9 +4,11 @@ import argparse
 import csv
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from shutil import get_terminal_size
 
 import numpy as np
 
@@ -26,13 +28,16 @@ from minisft.cli.tables import (
     require_new_bad_rows,
     table_options,
 )
+from minisft.cli.terminal import bold
 from minisft.data.in_memory import without_unreadable
 from minisft.data.read import read_texts
 from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.text import clean
 from minisft.data.tokenizer import special_tokens_note
 from minisft.errors import UserError
+from minisft.evaluation.document import one_line
 from minisft.evaluation.evaluate import log_probabilities
+from minisft.evaluation.figures import count, percent
 from minisft.io.files import write_text
 from minisft.jobs.classify import unreadable_rows
 from minisft.models.heads import Classifier
@@ -40,16 +45,19 @@ from minisft.models.heads import Classifier
 HELP = "label new texts, with probabilities"
 EXAMPLES = ('minisft predict --model runs/mine/model "a new text" "another one"',
             "minisft predict --model runs/mine/model --file inbox.csv --out labelled.csv")
-BASIC = ("text", "model", "file", "out", "text_column", "skip_bad_rows")
+BASIC = ("text", "model", "file", "out", "overwrite", "text_column", "skip_bad_rows")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Texts on the command line, or a file."""
     add_model(parser, "folder of a classifier, as finetune leaves it")
-    parser.add_argument("text", nargs="*", help="texts to label")
-    parser.add_argument("--file", metavar="FILE", help="a file of texts; its columns are kept")
-    parser.add_argument("--out", metavar="FILE",
-                        help="where the labelled file goes (.csv or .jsonl; default: shown as csv)")
+    parser.add_argument("text", nargs="*",
+                        help="texts to label (default: the lines of standard input)")
+    parser.add_argument("--file", metavar="FILE", help="a file of texts; its columns are kept; - "
+                        "is standard input, CSV or JSON lines")
+    parser.add_argument("--out", metavar="FILE", help="where the labelled file goes (.csv or "
+                        ".jsonl; default: a table on a terminal, CSV where that is piped)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --out")
     add_preprocessing(parser)
     add_table(parser)
     add_bad_rows(parser)
@@ -57,15 +65,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints or writes a row for each text."""
-    if bool(args.text) == bool(args.file):
+    if args.text and args.file:
         raise UserError("give texts or --file, one of the two")
+    if not args.text and not args.file:
+        args.text = _lines_of_stdin()
     if args.pair_column is not None and not args.file:
         raise UserError("--pair-column names a column of --file, expected one")
     require_new_bad_rows(args)
     out = None if args.out is None else Path(args.out)
-    if out and (out.exists() or not out.parent.is_dir() or out.suffix not in (".csv", ".jsonl")):
+    if args.overwrite and not out:
+        raise UserError("--overwrite is for --out")
+    if out and (out.exists() and not (args.overwrite and out.is_file()) or
+                not out.parent.is_dir() or out.suffix not in (".csv", ".jsonl")):
         raise UserError(f"--out {out}: expected a new file ending in .csv or .jsonl, in a folder "
-                        "that is there")
+                        "that is there (or --overwrite)")
     model, tokenizer, preprocessing = read_model(args)
     if not isinstance(model, Classifier):
         raise UserError(f"{args.model} is a language model, expected a classifier")
@@ -76,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
                                        pairs, fitting.parse_special)
     require_readable(ids, tokenizer, model.trunk.config, place, types)
     if cut:
-        say(f"cut {cut} text{'s' * (cut != 1)} to the model's length")
+        say(f"cut {count(cut, 'text')} to the model's length")
     say(str(preprocessing))
     if not preprocessing.parse_special and (note := special_tokens_note(
             tokenizer, texts + (pairs or []))):
@@ -88,15 +101,41 @@ def run(args: argparse.Namespace) -> None:
     for row, each in zip(rows, p, strict=True):
         answer = names[int(each.argmax())], *(round(float(x), 6) for x in each)
         row |= zip(added, answer, strict=True)
+    answers = Counter(names[k] for k in p.argmax(axis=1))
     if out is None:
-        _write_csv(sys.stdout, rows, [*columns, *added])
+        if sys.stdout.isatty():
+            _show_table(texts, names, p)
+        else:
+            _write_csv(sys.stdout, rows, [*columns, *added])
         return
     file = StringIO(newline="")
     if out.suffix == ".csv":
         _write_csv(file, rows, [*columns, *added])
     else:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(out, file.getvalue(), new=True)
+    write_text(out, file.getvalue(), new=not args.overwrite)
+    say(f"labelled {count(len(rows), 'text')} in {out}: " + ", ".join(
+        f"{n:,} {one_line(name, 40)}" for name, n in answers.most_common(10))
+        + (", ..." if len(answers) > 10 else ""))
+
+
+def _lines_of_stdin():
+    """-> the lines of standard input that hold something; raises UserError where none does."""
+    # a person who forgot the texts would wait for an end that only Ctrl-D brings
+    lines = [] if sys.stdin is None or sys.stdin.isatty() else [
+        line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not lines:
+        raise UserError("give texts or --file, or lines of text on standard input")
+    return lines
+
+
+def _show_table(texts, names, p):
+    """A line for each text: its label, how probable that is, and the beginning of the text."""
+    width = max(len(one_line(name, 30)) for name in names)
+    for text, each in zip(texts, p, strict=True):
+        name = one_line(names[int(each.argmax())], 30)
+        room = max(20, get_terminal_size().columns - width - 10)
+        print(f"{bold(f'{name:{width}}')}  {percent(float(each.max())):>6}  {one_line(text, room)}")
 
 
 def _texts(args, model, tokenizer, preprocessing):

@@ -2,6 +2,7 @@
 
 import gzip
 import re
+import sys
 import zlib
 from pathlib import Path
 
@@ -39,6 +40,7 @@ _EAST_ASIAN = (
 
 COMPRESSION_RATIO_HELP = ("most bytes of text that a byte of a .gz file may give, beyond the first "
                           "64 MB: more is taken for a bomb")
+STDIN = "-"     # the name of a file that is standard input
 MAX_COMPRESSION_RATIO = 100     # text has 3 to 10, the worst that gzip can do is 1,032
 _ANY_RATIO = 64 * 2**20         # bytes: so much is unpacked of any file
 _CHUNK = 2**20
@@ -65,7 +67,9 @@ def read_text(path: str | Path, encoding: str = "utf-8", escape: bool = False,
 
 
 def require_file(path: Path) -> None:
-    """Raises UserError unless there is a file."""
+    """Raises UserError unless there is a file, or it is standard input."""
+    if str(path) == STDIN:
+        return
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if path.is_dir():
@@ -82,7 +86,8 @@ def fault(text: str, encoding: str) -> str | None:
 def reads_as_utf8(path: Path, encoding: str, text: str,
                   max_compression_ratio: int = MAX_COMPRESSION_RATIO) -> str | None:
     """A file, the encoding that was asked for, its text -> a note where it is UTF-8 instead."""
-    if encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig") or text.isascii():
+    if encoding.lower().replace("_", "-") in ("utf-8", "utf8", "utf-8-sig") or text.isascii() \
+            or str(path) == STDIN:     # which is gone once it is read
         return None
     data = _bytes(path, max_compression_ratio)
     if data.startswith(tuple(mark for mark, _ in _BYTE_ORDER_MARKS)) or not _decodes(data, "utf-8"):
@@ -91,6 +96,8 @@ def reads_as_utf8(path: Path, encoding: str, text: str,
 
 
 def _bytes(path, max_compression_ratio):
+    if str(path) == STDIN:
+        return sys.stdin.buffer.read()
     try:
         if path.suffix.lower() == ".gz":
             return _unpacked(path, max_compression_ratio)

@@ -13,6 +13,7 @@ from typing import Any
 from minisft.data import delimited
 from minisft.data.encoding import (
     MAX_COMPRESSION_RATIO,
+    STDIN,
     fault,
     read_text,
     reads_as_utf8,
@@ -55,7 +56,7 @@ class Table:
 def read_table(path: str | Path, encoding: str = "utf-8", header: bool = True,
                delimiter: str | None = None, skip_bad_rows: bool = False,
                max_compression_ratio: int = MAX_COMPRESSION_RATIO) -> Table:
-    """A .csv, .tsv, .jsonl or .json file, or one of them .gz -> Table.
+    """A .csv, .tsv, .jsonl or .json file, or one of them .gz -> Table; "-" is standard input.
 
     The delimiter is what the file's name says, unless the rows plainly have another. A .tsv is
     quoted only where every sign says so. Without header the columns are "1", "2", ...; names are
@@ -68,11 +69,13 @@ def read_table(path: str | Path, encoding: str = "utf-8", header: bool = True,
     require_file(path)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
-    if suffix not in SUFFIXES:
+    if suffix not in SUFFIXES and str(path) != STDIN:
         hint = "; save the spreadsheet as CSV" if suffix in _SPREADSHEETS else ""
         raise UserError(f"{path}: cannot tell its format by its name; expected one that ends in "
                         f"{' '.join(SUFFIXES)}, alone or with .gz{hint}")
     text = read_text(path, encoding, skip_bad_rows, max_compression_ratio)
+    if str(path) == STDIN:
+        suffix = ".jsonl" if text.lstrip().startswith("{") else ".csv"
     note = reads_as_utf8(path, encoding, text, max_compression_ratio)
     notes = [] if note is None else [note]
     bad_rows: list[BadRow] | None = [] if skip_bad_rows else None

@@ -18,12 +18,14 @@ from minisft.models.heads import LanguageModel
 def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preprocessing,
                    prompts: list[str], max_new_tokens: int, sampler: Sampler,
                    progress: Callable[[int], Any] | None = None,
-                   say: Callable[[str], Any] = print) -> list[Generated]:
+                   say: Callable[[str], Any] = print,
+                   on_token: Callable[[int, int], Any] | None = None) -> list[Generated]:
     """Prompts, how many tokens at most, how they are chosen -> Generated for each prompt.
 
     Prompts are cleaned as in training, and the separator of a model that was fine-tuned on prompts
     stands behind each. Of a prompt beyond the model's length the end is kept, and `say` is told.
-    Raises UserError for an empty prompt where the tokenizer has no token that starts a text.
+    `on_token(i, id)` hears of each token of prompt i as it comes. Raises UserError for an empty
+    prompt where the tokenizer has no token that starts a text.
     """
     room = model.trunk.config.n_positions
     texts = [clean(prompt, preprocessing.clean)[0] + (preprocessing.separator or "")
@@ -45,7 +47,7 @@ def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preproce
     ids = [x if text else np.array([start]) for x, text in zip(ids, texts, strict=True)]
     require_readable(ids, tokenizer, model.trunk.config, lambda n: f"prompt {n + 1}", what="prompt")
     return generate(model, ids, max_new_tokens, sampler, special_tokens.eos, progress,
-                    unused_token_ids(tokenizer, model.trunk.config.vocab_size))
+                    unused_token_ids(tokenizer, model.trunk.config.vocab_size), on_token)
 
 
 def _note_special_tokens(texts: list[str], special_tokens: SpecialTokens,

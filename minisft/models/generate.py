@@ -102,13 +102,15 @@ class Generated:
 def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sampler: Sampler,
              end_token: int | Collection[int] | None = None,
              progress: Callable[[int], Any] | None = None,
-             unused_ids: Sequence[int] | np.ndarray = ()) -> list[Generated]:
+             unused_ids: Sequence[int] | np.ndarray = (),
+             on_token: Callable[[int, int], Any] | None = None) -> list[Generated]:
     """LanguageModel, B arrays of token ids -> B Generated.
 
     `end_token`: the id that ends a text, or several; any of them stops. `unused_ids`: ids that no
     token has, as where a vocabulary is padded to a round size; they are never chosen.
 
-    `progress(n)` is called with the number of new tokens. Position embeddings are learned, so a
+    `progress(n)` is called with the number of new tokens, `on_token(i, id)` with each token of
+    prompt i. Position embeddings are learned, so a
     sequence stops when n_positions of its tokens have been read; one more may follow. Raises
     ValueError for an empty prompt or one beyond n_positions, UserError where the logits are not
     finite.
@@ -137,6 +139,8 @@ def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sam
                 finish_reason[slot] = "stop"
                 continue
             new[slot].append(int(token))
+            if on_token is not None:
+                on_token(int(slot), int(token))
             if position >= room:
                 finish_reason[slot] = "context"
         if progress is not None:
