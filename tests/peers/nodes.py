@@ -37,8 +37,13 @@ def gather(data, indices, axis=0):
 
 
 def matmul(A, B):
-    ours.require(B.ndim == 2, "a matrix for each text")
-    return ours.linear, {"input": A, "weight": B.T}
+    ours.require(B.ndim <= 2, "a matrix for each text")
+    return ours.linear if B.ndim == 2 else _by_vector, {"input": A, "weight": B.T}
+
+
+def _by_vector(input, weight):
+    found = ours.linear(input, weight[None])
+    return found._replace(y=found.y[..., 0])
 
 
 def gemm(A, B, C=None, alpha=1.0, beta=1.0, transA=0, transB=0):

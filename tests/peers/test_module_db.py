@@ -106,7 +106,7 @@ def made(torch, kind, sample):
         y = y.transpose(0, 1)
     dy = torch.tensor(np.random.default_rng(1).standard_normal(y.shape))
     y.backward(dy)
-    leaves = {name for name, a in given.items() if isinstance(a, torch.Tensor) and a.requires_grad}
+    leaves = [name for name, a in given.items() if isinstance(a, torch.Tensor) and a.requires_grad]
     # the same views again, of a module and of inputs that hold their gradients
     for p in module.parameters():
         p.data = grad_of(p)
