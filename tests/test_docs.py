@@ -201,7 +201,7 @@ def test_commands_and_their_options_exist(name, capsys):
     for command, rest in re.findall(r"^minisft (\w+)((?:[^\n]|(?<=\\)\n)*)", text, re.M):
         assert command in COMMANDS
         with pytest.raises(SystemExit):
-            main([command, "--help"])
+            main([command, "--help-all"])
         known = capsys.readouterr().out
         for option in re.findall(r"--[a-z][a-z-]*", rest):
             assert option in known, f"minisft {command} has no {option}"
