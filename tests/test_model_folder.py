@@ -12,6 +12,7 @@ from minisft.data.batch import pack
 from minisft.data.special_tokens import SpecialTokens, read_special_tokens
 from minisft.data.text import train_tokenizer
 from minisft.errors import UserError
+from minisft.io import hub
 from minisft.io.files import read_json, write_json
 from minisft.io.model_folder import (
     Columns,
@@ -301,3 +302,25 @@ def test_labels_that_differ_in_case_only_are_named(tmp_path, capsys):
         assert main(["finetune", "--model", str(tmp_path / "run" / "model"), "--train",
                      str(tmp_path / "train.json"), "--label-map", *wrong]) == 2
         assert f"--label-map {wrong[-1]!r}: expected NAME=NEW" in capsys.readouterr().err
+
+
+def test_a_changed_tokenizer_is_told(tmp_path):
+    """Its letters may be others, and all texts with them."""
+    model, tokenizer, preprocessing = read_folder(hub.BUNDLED / "minisft-gpt2")
+    folder = tmp_path / "model"
+    write_folder(folder, model, tokenizer, preprocessing)
+    said: list[str] = []
+    read_folder(folder, say=said.append)
+    assert said == []
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        path, said = folder / name, []
+        kept = path.read_text()
+        path.write_text(kept + " ")
+        read_folder(folder, say=said.append)
+        assert said == [f"note: {path}: is not as it was saved with the weights"]
+        path.unlink()
+        if name != "tokenizer.json":
+            said = []
+            read_folder(folder, say=said.append)
+            assert said == [f"note: {path}: is not as it was saved with the weights"]
+        path.write_text(kept)

@@ -1,6 +1,7 @@
 """The safetensors file: what the library reads, bfloat16, and every way to be damaged."""
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minisft.errors import UserError
-from minisft.io import safetensors
+from minisft.io import checkpoint, safetensors
 
 GOLDEN = Path(__file__).parent / "golden" / "gpt2_tiny" / "model.safetensors"
 ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array([True]), "c": np.array(2, np.int8),
@@ -163,3 +164,31 @@ def test_failed_write_leaves_the_old_file(file, monkeypatch):
 def test_folder_that_cannot_be_made(file):
     with pytest.raises(UserError, match="cannot be written"):
         safetensors.write(file / "deeper" / "x", ARRAYS)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[[1, 2], [3, 4]]", '{"w": "1"}', "null", ""])
+@pytest.mark.parametrize("key", [safetensors.CHECKSUMS, "minisft_config_crc32"])
+def test_checksums_that_are_none(tmp_path, key, text):
+    """A file that somebody wrote to be read here."""
+    folder = tmp_path / "model"
+    shutil.copytree(Path(__file__).parent / "golden" / "gpt2_tiny", folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["transformers_version"]
+    (folder / "config.json").write_text(json.dumps(config))
+    stored = safetensors.read_header(folder / "model.safetensors")[0]
+    save_file({name: tensor.read() for name, tensor in stored.items()},
+              folder / "model.safetensors", {key: text})
+    with pytest.raises(UserError, match="what should be checksums is") as caught:
+        checkpoint.load(folder)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_header_of_a_million_tensors(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    safetensors.write(path, {f"w{i}": np.zeros(1, np.float32) for i in range(30)})
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    monkeypatch.setattr(safetensors, "LARGEST_HEADER", size)
+    assert len(safetensors.read_header(path)[0]) == 30
+    monkeypatch.setattr(safetensors, "LARGEST_HEADER", size - 1)
+    with pytest.raises(UserError, match=f"a header of {size:,} bytes, expected at most"):
+        safetensors.read_header(path)

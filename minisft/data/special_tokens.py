@@ -5,7 +5,6 @@ generation_config.json, as tokens in tokenizer_config.json and special_tokens_ma
 says is used, and is written again with a model that was trained from it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 
+from minisft.data.json_file import read_object_if_there
 from minisft.data.wordpiece import SPECIAL_TOKENS, TOKENIZER_CONFIG
-from minisft.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
@@ -84,7 +83,7 @@ def read_special_tokens(folder: str | Path, tokenizer: Tokenizer) -> SpecialToke
         return default_special_tokens(tokenizer)
     given: dict[str, str] = {}
     for name in ("special_tokens_map.json", TOKENIZER_CONFIG):     # the second one wins
-        settings = _read(folder / name)
+        settings = read_object_if_there(folder / name)
         for role in ROLES:
             token = settings.get(role)
             token = token.get("content") if isinstance(token, dict) else token
@@ -92,7 +91,7 @@ def read_special_tokens(folder: str | Path, tokenizer: Tokenizer) -> SpecialToke
                 given[role] = token
     config = {}
     for name in "config.json", GENERATION_CONFIG:     # the second one wins
-        settings = _read(folder / name)
+        settings = read_object_if_there(folder / name)
         config |= {key: settings[key] for key in SpecialTokens().settings
                    if _ids(tokenizer, settings.get(key))}
     return _with_ids(tokenizer, tokens | given, config, given)
@@ -118,16 +117,3 @@ def _ids(tokenizer, value):
     values = value if isinstance(value, list) else [value]
     return tuple(dict.fromkeys(i for i in values if type(i) is int and i >= 0
                                and tokenizer.id_to_token(i) is not None))
-
-
-def _read(path):
-    """-> a JSON object, empty where there is no file; raises UserError."""
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: holds a {type(settings).__name__}, expected an object of keys")
-    return settings

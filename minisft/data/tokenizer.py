@@ -10,12 +10,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from minisft.data.json_file import JSONFileError
 from minisft.errors import UserError
 
 _STDERR = threading.Lock()
@@ -27,10 +28,11 @@ def without_panic_reports() -> Iterator[None]:
 
     All of the process prints elsewhere meanwhile. Without a panic it is shown at the end.
     """
-    with _STDERR, tempfile.TemporaryFile() as sink:
+    with _STDERR, ExitStack() as files:
         try:
+            sink = files.enter_context(tempfile.TemporaryFile())
             saved = os.dup(2)
-        except OSError:     # there is none
+        except OSError:     # there is none, or no place for the file
             yield
             return
         panicked = False
@@ -65,7 +67,7 @@ def library_errors(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+    except (KeyboardInterrupt, SystemExit, MemoryError, JSONFileError):
         raise
     except BaseException as error:     # PanicException is none but that
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -26,7 +26,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
 
+from minisft.data.json_file import read_object, read_object_if_there
 from minisft.data.special_tokens import END_OF_TEXT, ROLES
+from minisft.data.tokenizer_limits import require_sound
 from minisft.data.wordpiece import TOKENIZER_CONFIG, VOCABULARY, read_vocabulary, wordpiece
 from minisft.errors import UserError
 
@@ -69,26 +71,24 @@ def build_tokenizer(files: list[Path]) -> Tokenizer:
     Raises UserError, and whatever the tokenizers library raises.
     """
     folder, whole = files[0].parent, files[0].name not in (VOCABULARY, *sum(BYTE_LEVEL, ()))
-    settings = _read(folder / TOKENIZER_CONFIG)
+    settings = read_object_if_there(folder / TOKENIZER_CONFIG)
     for key in SWITCHES:
         if not isinstance(settings.get(key), bool | None):
             raise UserError(f"{TOKENIZER_CONFIG}: {key} is {settings[key]!r}, expected true or "
                             "false")
-    kind = _kind(settings, _read(folder / "config.json"))
+    kind = _kind(settings, read_object_if_there(folder / "config.json"))
     if not whole:
         kind = "bert" if files[0].name == VOCABULARY else "gpt2"
-    data = json.loads(files[0].read_text(encoding="utf-8")) if whole else {}
-    if not isinstance(data, dict):
-        raise UserError(f"holds a {type(data).__name__}, expected an object of keys")
+    data = read_object(files[0]) if whole else {}
     declared = _declared(folder, settings, DEFAULT_ROLES[kind], data)
     if whole:
-        _require_sound(data)
+        require_sound(data)
     if kind == "bert":
         tokenizer = _bert(data, files, settings, declared)
     elif kind == "gpt2":
         tokenizer = _gpt2(data, files, settings)
     else:
-        tokenizer = Tokenizer.from_file(str(files[0]))
+        tokenizer = Tokenizer.from_str(json.dumps(data))
     _add_tokens(tokenizer, declared)
     if kind == "bert":
         _cls_and_sep(tokenizer, declared.roles)
@@ -142,7 +142,7 @@ def _gpt2(data, files, settings):
     """-> GPT-2's Tokenizer from tokenizer.json, or from vocab.json and merges.txt."""
     prefix = bool(settings.get("add_prefix_space"))
     if not data:
-        return byte_level(*BPE.read_file(*map(str, files)), prefix)
+        return byte_level(*_vocab_and_merges(*files), prefix)
     model = _model(data, "BPE")
     model = model | {"type": "BPE", "dropout": None, "fuse_unk": False, "byte_fallback": False,
                      "ignore_merges": False, "unk_token": None,
@@ -154,6 +154,22 @@ def _gpt2(data, files, settings):
     return Tokenizer.from_str(json.dumps(data | {
         "model": model, "normalizer": None, "pre_tokenizer": pre, "decoder": decoder,
         "added_tokens": []}))
+
+
+def _vocab_and_merges(vocab, merges):
+    """vocab.json, merges.txt -> ids by token, pairs; the library opens no path beyond UTF-8."""
+    text = merges.read_text(encoding="utf-8")
+    lines = text.removesuffix("\n").split("\n") if text else []
+    pairs = [tuple(line.removesuffix("\r").split(" ")) for line in lines
+             if not line.startswith("#version")]
+    for n, pair in enumerate(pairs, 1):
+        if len(pair) != 2:
+            raise UserError(f"{merges.name}: merge {n} is {' '.join(pair)!r:.80}, expected two "
+                            "tokens")
+    ids = read_object(vocab)
+    if not all(type(i) is int and 0 <= i < 2**32 for i in ids.values()):
+        raise UserError(f"{vocab.name}: expected an id for each token")
+    return ids, pairs
 
 
 def _bert(data, files, settings, declared):
@@ -200,7 +216,7 @@ def _declared(folder, settings, defaults, data):
     if isinstance(listed := values.get("added_tokens_decoder"), dict):
         added = {int(i): _token(token, False) for i, token in listed.items()}
     else:
-        values |= _read(folder / "special_tokens_map.json")
+        values |= read_object_if_there(folder / "special_tokens_map.json")
     extra = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
     named = extra if isinstance(extra, dict) else {}
     roles = defaults | {key: value for key, value in values.items()
@@ -211,7 +227,7 @@ def _declared(folder, settings, defaults, data):
     if not isinstance(listed, dict):
         special = {token.content for token in (*roles.values(), *extra)}
         added |= {i: AddedToken(name, normalized=name not in special, special=name in special)
-                  for name, i in _read(folder / "added_tokens.json").items()}
+                  for name, i in read_object_if_there(folder / "added_tokens.json").items()}
         added |= {token["id"]: _token(token, False) for token in data.get("added_tokens") or ()}
     by_name = {token.content: token for token in added.values()}
     roles = {key: by_name.get(token.content, token) for key, token in roles.items()}
@@ -269,37 +285,3 @@ def _parse_own_tokens(tokenizer, declared):
     for token in data["added_tokens"]:
         token["special"] = token["special"] and token["content"] in roles
     return Tokenizer.from_str(json.dumps(data))
-
-
-def _require_sound(data):
-    """Raises UserError for what the library's Rust code would stop the process at."""
-    model, template = data.get("model") or {}, data.get("post_processor") or {}
-    prefix = model.get("continuing_subword_prefix")
-    for pair in (model.get("merges") or ()) if prefix else ():
-        second = (pair.split(" ") if isinstance(pair, str) else pair)[-1]
-        if not second.startswith(prefix):
-            raise UserError(f"the merge {pair!r} does not continue a word with "
-                            f"continuing_subword_prefix {prefix!r}")
-    for part in _templates(template):
-        defined = part.get("special_tokens") or {}
-        for piece in (*(part.get("single") or ()), *(part.get("pair") or ())):
-            name = (piece.get("SpecialToken") or {}).get("id")
-            if name is not None and name not in defined:
-                raise UserError(f"the template of post_processor holds {name!r}, which its "
-                                "special_tokens lack")
-
-
-def _templates(post_processor):
-    """-> the templates of a post_processor, which may be a sequence of several."""
-    parts = post_processor.get("processors") or [post_processor]
-    return [part for part in parts if part.get("type") == "TemplateProcessing"]
-
-
-def _read(path):
-    """-> a JSON object, empty where there is no file; raises UserError."""
-    if not path.is_file():
-        return {}
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise UserError(f"{path.name} holds no JSON object")
-    return settings

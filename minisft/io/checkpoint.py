@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minisft.backend.array import to_cpu
+from minisft.data.json_file import LARGEST
 from minisft.data.special_tokens import SpecialTokens
 from minisft.errors import UserError, setting
 from minisft.io import safetensors
@@ -23,7 +24,7 @@ from minisft.io.architectures import (
     hf_config,
     pooling_of,
 )
-from minisft.io.files import CONFIG, read_json, write_json
+from minisft.io.files import CONFIG, encoded, read_json, write_json
 from minisft.io.safetensors import WEIGHTS
 from minisft.io.weights import (
     copy_tensor,
@@ -37,7 +38,8 @@ from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.init_weights import init_weights
 from minisft.models.token_heads import TokenClassifier
 
-CONFIG_CHECKSUMS = "minisft_config_crc32"      # of the weights' file: a checksum for each key
+# Of the weights' file: a checksum for each key of config.json, and for the files beside it.
+CONFIG_CHECKSUMS, FILE_CHECKSUMS = "minisft_config_crc32", "minisft_files_crc32"
 
 
 def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = None,
@@ -106,12 +108,14 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
 
 def save(model: Classifier | LanguageModel | TokenClassifier, folder: str | Path,
          dtype: DTypeLike = np.float32, special_tokens: SpecialTokens | None = None,
-         extra_config: dict[str, Any] | None = None) -> None:
+         extra_config: dict[str, Any] | None = None,
+         texts: Mapping[str, str] | None = None) -> None:
     """A model -> config.json and model.safetensors that `transformers` opens, same logits.
 
     `dtype` is float32 or float16. `special_tokens` (default: the model's own, if it has any) say
     where sequences begin and end, and what `transformers` pads with (without one, its classifier
-    takes one text at a time). `extra_config` adds keys. Raises UserError.
+    takes one text at a time). `extra_config` adds keys. `texts` of files by their names, which the
+    caller writes beside: the weights keep their checksums. Raises UserError.
     """
     folder, dtype = Path(folder), np.dtype(dtype)
     if dtype not in (np.float32, np.float16):
@@ -133,7 +137,9 @@ def save(model: Classifier | LanguageModel | TokenClassifier, folder: str | Path
         arrays[family.to_hf(p.name)] = value
     settings |= extra
     safetensors.write(folder / WEIGHTS, arrays, {
-        "format": "pt", CONFIG_CHECKSUMS: json.dumps(_config_checksums(settings))})
+        "format": "pt", CONFIG_CHECKSUMS: json.dumps(_config_checksums(settings)),
+        FILE_CHECKSUMS: json.dumps({name: zlib.crc32(encoded(text))
+                                    for name, text in (texts or {}).items()})})
     # Last: a folder without it is an unfinished one.
     write_json(folder / CONFIG, settings)
 
@@ -153,14 +159,27 @@ def _changes_of_config(folder, settings):
     """
     if not (folder / WEIGHTS).is_file() or "transformers_version" in settings:
         return ()
-    kept = json.loads(safetensors.read_header(folder / WEIGHTS)[1].get(CONFIG_CHECKSUMS, "{}"))
+    metadata = safetensors.read_header(folder / WEIGHTS)[1]
+    kept, of_files = (safetensors.parse_checksums(folder / WEIGHTS, metadata.get(key, "{}"))
+                      for key in (CONFIG_CHECKSUMS, FILE_CHECKSUMS))
     new, found = settings.keys() - kept.keys(), _config_checksums(settings)
     for key in kept.keys() - settings.keys():
         if name := next((name for name in sorted(new) if len(name) == len(key)), None):
             raise UserError(f"{folder / CONFIG}: is damaged, the key {key!r}, which was saved with "
                             f"the weights, is called {name!r}")
-    return tuple(f"{folder / CONFIG}: {key} is not as it was saved with the weights"
-                 for key, checksum in kept.items() if found.get(key) != checksum)
+    changed = [f"{CONFIG}: {key}" for key, checksum in kept.items() if found.get(key) != checksum]
+    changed += [f"{name}:" for name, checksum in of_files.items()
+                if Path(name).name == name and _crc32(folder / name) != checksum]
+    return tuple(f"{folder / what} is not as it was saved with the weights" for what in changed)
+
+
+def _crc32(path):
+    """-> CRC-32 of a file, None where it is not there."""
+    try:
+        with open(path, "rb") as file:
+            return zlib.crc32(file.read(LARGEST + 1))
+    except OSError:
+        return None
 
 
 def _classifier(folder, family, config, settings, tensors, label_names, pooling, label_map):
@@ -252,7 +271,8 @@ def _labels(folder, settings, head, label_names, has_head, label_map):
                         "single_label_classification")
     _require_labels(f"{folder / CONFIG}: id2label", stored_names)
     label_names = label_names or stored_names
-    return label_names, [stored_names.index(name) for name in label_names], ""
+    row = {name: i for i, name in enumerate(stored_names)}
+    return label_names, [row[name] for name in label_names], ""
 
 
 def _different_labels(stored_names, label_names):
@@ -290,8 +310,10 @@ def _require_labels(source, label_names):
     """Raises UserError unless there are two labels or more, all different and none empty."""
     if len(label_names) < 2:
         raise UserError(f"{source}: {len(label_names)} label, expected two or more")
+    seen: set[str] = set()
     for i, name in enumerate(label_names):
         if not isinstance(name, str) or not name:
             raise UserError(f"{source}: label {i} is {name!r}, expected a name")
-        if name in label_names[:i]:
+        if name in seen:
             raise UserError(f"{source}: the label {name!r} is there twice")
+        seen.add(name)

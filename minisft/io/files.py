@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from minisft.data.json_file import read_object
 from minisft.errors import UserError
 
 CONFIG = "config.json"      # of a model folder and of a run folder
@@ -162,22 +163,24 @@ def write_text(path: str | Path, text: str, new: bool = False) -> None:
     `new` and what is raised as `atomic_write`.
     """
     with atomic_write(path, new) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
+        file.write(encoded(text))
+
+
+def encoded(text: str) -> bytes:
+    """Text -> the bytes of its file."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
     """A JSON value -> the file, replaced whole."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """A JSON value -> the text of its file."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """-> the JSON object in a file as a dict; raises UserError."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}, expected an object of keys")
-    return value
+    return read_object(path)

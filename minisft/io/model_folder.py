@@ -22,7 +22,7 @@ from minisft.data.wordpiece import TOKENIZER_CONFIG
 from minisft.errors import UserError
 from minisft.io import checkpoint, hub
 from minisft.io.architectures import family_of_model
-from minisft.io.files import CONFIG, read_json, write_json, write_text
+from minisft.io.files import CONFIG, json_text, read_json, write_json, write_text
 from minisft.models.heads import Classifier, LanguageModel, Model
 from minisft.models.token_heads import TokenClassifier
 
@@ -186,6 +186,13 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: i
     longer text, `input_names`: the arrays that the model is given there. Raises UserError for a
     token that is not in the vocabulary.
     """
+    texts = _tokenizer_texts(tokenizer, model_max_length, special_tokens, truncate, input_names)
+    for name, text in texts.items():
+        write_text(Path(folder) / name, text)
+
+
+def _tokenizer_texts(tokenizer, model_max_length, special_tokens, truncate, input_names):
+    """-> the texts of a tokenizer's files by their names."""
     special_tokens = special_tokens or default_special_tokens(tokenizer)
     for role, token in special_tokens.tokens.items():
         if tokenizer.token_to_id(token) is None:
@@ -200,8 +207,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, model_max_length: i
         "model_input_names": list(input_names),
         **special_tokens.tokens,
     }
-    write_text(Path(folder) / TOKENIZER, tokenizer.to_str(pretty=True))
-    write_text(Path(folder) / TOKENIZER_CONFIG, json.dumps(config, indent=2) + "\n")
+    return {TOKENIZER: tokenizer.to_str(pretty=True),
+            TOKENIZER_CONFIG: json.dumps(config, indent=2) + "\n"}
 
 
 def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenizer: Tokenizer,
@@ -209,12 +216,15 @@ def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenize
     """Writes a folder that `transformers` opens with the same logits, tokenizer and label names."""
     folder = Path(folder)
     special_tokens, positions = special_tokens_of(model, tokenizer), model.trunk.config.n_positions
-    checkpoint.save(model, folder, dtype, special_tokens, {EXTRA_KEY: asdict(preprocessing)})
-    save_tokenizer(tokenizer, folder, min(preprocessing.max_length or positions, positions),
-                   special_tokens, preprocessing.truncate, family_of_model(model).input_names)
+    texts = _tokenizer_texts(
+        tokenizer, min(preprocessing.max_length or positions, positions), special_tokens,
+        preprocessing.truncate, family_of_model(model).input_names)
     if isinstance(model, LanguageModel):
         given = {key: i for key, i in special_tokens.settings.items() if i is not None}
-        write_json(folder / GENERATION_CONFIG, given | {"max_length": positions})
+        texts[GENERATION_CONFIG] = json_text(given | {"max_length": positions})
+    checkpoint.save(model, folder, dtype, special_tokens, {EXTRA_KEY: asdict(preprocessing)}, texts)
+    for name, text in texts.items():
+        write_text(folder / name, text)
     write_json(folder / PREPROCESSING, asdict(preprocessing))
 
 

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from minisft.errors import UserError
+from minisft.data.json_file import parse
+from minisft.errors import UserError, short_repr
 from minisft.io.files import atomic_write, write_large
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -31,6 +32,7 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8",
           "I16": "<i2", "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1",
           "BOOL": "|b1"}
 FLOATS = "F64", "F32", "F16", "BF16"
+LARGEST_HEADER = 10_000_000     # bytes; Python takes twenty times the size of a larger one
 _CODES = {np.dtype(d): code for code, d in DTYPES.items() if code != "BF16"}
 
 
@@ -69,13 +71,18 @@ def read_header(path: str | Path) -> tuple[dict[str, StoredTensor], dict[str, st
     """
     path = Path(path)
     try:
-        with safe_open(path, framework="np"), open(path, "rb") as file:     # checks the header
+        with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            if length <= LARGEST_HEADER:
+                safe_open(path, framework="np")     # checks the header
+                header = json.loads(file.read(length))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({damage(path, error)})") from None
+    if length > LARGEST_HEADER:
+        raise UserError(f"{path}: not a whole safetensors file (a header of {length:,} bytes, "
+                        f"expected at most {LARGEST_HEADER:,}: 50,000 tensors take as many)")
     metadata = header.pop("__metadata__", None) or {}
     checksums = _checksums(path, header, metadata)
     tensors = {name: StoredTensor(path, name, entry["dtype"], tuple(entry["shape"]),
@@ -137,16 +144,25 @@ def _checksums(path, header, metadata):
                 raise UserError(f"{path}: its header is damaged, {CHECKSUMS} is called {key!r}")
         return {}
     entries = {key: text for key, text in metadata.items() if key != CHECKSUMS}
-    try:
-        checksums = dict(json.loads(metadata[CHECKSUMS]))
-    except (ValueError, TypeError):
-        checksums = {}
+    checksums = parse_checksums(path, metadata[CHECKSUMS])
     if checksums.pop("__metadata__", None) != _text_checksum(entries):
         raise UserError(f"{path}: its header is damaged, the checksum of the metadata differs")
     if checksums.keys() != header.keys():
         name = min(checksums.keys() ^ header.keys())
         raise UserError(f"{path}: its header is damaged, {name!r} stands in only one of the two "
                         "lists, tensors and checksums")
+    return checksums
+
+
+def parse_checksums(path: Path, text: str) -> dict[str, int]:
+    """The text of checksums in a file's metadata -> each by its name; raises UserError."""
+    try:
+        checksums = parse(text)
+    except ValueError:
+        checksums = None
+    if not isinstance(checksums, dict) or not all(type(n) is int for n in checksums.values()):
+        raise UserError(f"{path}: its header is damaged, what should be checksums is "
+                        f"{short_repr(text)}")
     return checksums
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minisft.backend.array import to_cpu
+from minisft.data.json_file import parse
 from minisft.errors import UserError
 from minisft.io import safetensors
 
@@ -41,4 +42,4 @@ def load_state(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
     if safetensors.CHECKSUMS not in metadata or "info" not in metadata:
         raise UserError(f"{path}: its header lacks the checksums or the record of the run, so "
                         "minisft did not write it or it is damaged")
-    return {name: tensor.read() for name, tensor in stored.items()}, json.loads(metadata["info"])
+    return {name: tensor.read() for name, tensor in stored.items()}, parse(metadata["info"])

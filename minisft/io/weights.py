@@ -4,13 +4,13 @@ from there into a model.
 safetensors come first, one file or shards with an index; then what torch.save has written.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from minisft.data.json_file import read_object
 from minisft.errors import UserError
 from minisft.io import safetensors, torch_file
 from minisft.io.architectures import Family
@@ -69,10 +69,10 @@ def _shards(index: Path, read: Callable[[Path], Mapping[str, UnreadTensor]]) -> 
     """-> the tensors of the index, each in the shard that it names."""
     folder = index.parent
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_object(index)["weight_map"]
         shards = sorted(set(weight_map.values()))
         inside = [shard for shard in shards if shard == Path(shard).name and "\\" not in shard]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{index}: expected a JSON object with a weight_map from each tensor to "
                         "the file that holds it") from None
     for shard in shards:
