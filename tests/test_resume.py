@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from minisft.cli import main
+from minisft.io import run_folder
 from minisft.jobs.classify import Classification
 from minisft.models.heads import LanguageModel
 
@@ -253,3 +254,31 @@ def test_metrics_that_have_changed_are_set_aside(command, whole, tmp_path, monke
     assert main(["finetune", "--resume", str(out)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert f"note: {path} is missing: the curves begin here" in said
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("epochs", "2"), ("epochs", True), ("lr", "1"), ("lr", float("inf")), ("lr", 10**400),
+    ("text_column", "text"), ("text_column", [1]), ("train", 3), ("quiet", 1), ("model", []),
+    ("max_length", 1.5), ("seed", {})])
+def test_settings_of_another_type(command, name, value, tmp_path, monkeypatch, capsys):
+    """With a checksum that fits, as by who writes a run's folder for others."""
+    if not (path := tmp_path.parent / "typed" / "config.json").exists():
+        interrupted_run(command, path.parent, monkeypatch)
+    config = json.loads(path.read_text())
+    capsys.readouterr()
+    run_folder.write_config(path.parent, {
+        **config, "settings": config["settings"] | {name: value}})
+    assert main(["finetune", "--resume", str(path.parent)]) == 2
+    found = capsys.readouterr().err
+    assert found.startswith(f"minisft: {path}: {name} is ") and found.count("\n") == 1, found
+    run_folder.write_config(path.parent, config)
+
+
+def test_an_environment_of_another_type(command, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    interrupted_run(command, out, monkeypatch)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(config | {
+        "versions": [1], "compiled": {}, "threads": None, "python": []}))
+    assert main(["finetune", "--resume", str(out)]) == 0
+    assert "note: not what the run began with" in capsys.readouterr().out

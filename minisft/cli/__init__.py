@@ -4,8 +4,12 @@ An error that the user can mend is one line and exit code 2, never a traceback.
 """
 
 import io
+import os
 import sys
+import traceback
 from collections.abc import Sequence
+
+from tqdm import tqdm
 
 from minisft.backend.gpu import cuda
 from minisft.cli.arguments import fail
@@ -16,28 +20,62 @@ from minisft.errors import UserError, as_flag, as_keyword, render
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Arguments (default: the process's) -> exit code."""
+    _require_streams()
     args = parse(argv)
     if args is None:
         return 0
-    if isinstance(sys.stdout, io.TextIOWrapper):     # a terminal may lack half of a user's letters
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with cuda.kernels(getattr(args, "kernels", cuda.VERSIONS[0])):
             return args.run(args) or 0
     except UserError as error:
-        fail(_with_flags(error, args))
-        return 2
+        return _told(_with_flags(error, args))
     except BrokenPipeError:
         return 1     # `minisft predict ... | head`
     except OSError as error:     # a full disk, a folder that may not be written
-        fail(f"{error.filename or 'a file'}: {error.strerror or error}")
-        return 2
+        return _told(f"{error.filename or 'a file, or the output'}: {error.strerror or error}")
     except MemoryError as error:
-        fail(f"the memory is too small: {error or 'expected more of it'}")
-        return 2
+        return _told(f"the memory is too small: {str(error) or _place(error)}")
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        return _told("the system allows no further thread, expected a higher limit (ulimit -u) or "
+                     "OPENBLAS_NUM_THREADS=1")
     except KeyboardInterrupt:
-        fail("interrupted")
-        return 130
+        return _told("interrupted", 130)
+
+
+def _require_streams():
+    """Standard streams that are closed lead nowhere, and no file that is opened takes their number.
+
+    A library that prints would write into that file.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)      # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):     # a terminal may lack half of a user's letters
+        sys.stdout.reconfigure(errors="backslashreplace")
+    tqdm.monitor_interval = 0      # its thread only redraws bars that have stopped
+
+
+def _told(line, code=2):
+    """Prints the line to stderr -> exit code."""
+    try:
+        fail(line)
+        sys.stderr.flush()
+    except OSError:
+        pass      # it is full or gone: the code says it
+    return code
+
+
+def _place(error):
+    """-> where the memory ended, for one who reports it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)
+              if "minisft" in frame.f_globals.get("__name__", "")]
+    return f"{frames[-1].f_globals['__name__']}.{frames[-1].f_code.co_name} needed more"
 
 
 def _with_flags(error, args):

@@ -65,11 +65,18 @@ def cache() -> Path:
     """-> the folder of the Hugging Face cache, by the rules of huggingface_hub."""
     environ = os.environ
     if path := environ.get("HF_HUB_CACHE"):
-        return Path(path).expanduser()
+        return _expanded(path)
     if path := environ.get("HF_HOME"):
-        return Path(path).expanduser() / "hub"
+        return _expanded(path) / "hub"
     base = environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "huggingface" / "hub"
+    return _expanded(base) / "huggingface" / "hub"
+
+
+def _expanded(path):
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:     # nobody's home: containers run as users that the system does not know
+        return Path(path)
 
 
 def _cached(name):

@@ -435,9 +435,11 @@ def environment() -> dict[str, Any]:
 def environment_changes(config: dict[str, Any]) -> list[str]:
     """config.json of a run -> what of `machine` has changed since the run began, as phrases."""
     def flat(environment):
-        versions = environment.get("versions", {})     # numba's shows in "compiled loops"
+        versions = environment.get("versions")     # numba's shows in "compiled loops"
+        versions = versions if isinstance(versions, dict) else {"versions": versions}
         return {name: n for name, n in versions.items() if name != "numba"} | {
-            **{name: {True: "on", False: "off"}.get(environment.get(key)) for name, key in (
+            **{name: {"True": "on", "False": "off"}.get(str(environment.get(key)))
+               for name, key in (
                 ("compiled loops", "compiled"), ("bfloat16 products", "bfloat16_products"))},
             **{name: environment.get(name)
                for name in ("python", "platform", "processor", "threads")}}

@@ -3,11 +3,12 @@
 import dataclasses
 import difflib
 import math
+import types
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, get_args, get_origin
 
 from minisft.backend.array import device_name
-from minisft.errors import UserError, setting
+from minisft.errors import UserError, setting, short_repr
 
 
 def option(default: Any, help: str, within: tuple | None = None,
@@ -110,7 +111,23 @@ def config_of_run(kind: type[Config], kept: Mapping[str, Any], folder: Any) -> A
     values = kept.get("settings")
     if not isinstance(values, dict) or not isinstance(kept.get("files"), dict):
         raise UserError(f"{folder}/config.json: no settings of a run")
-    if differ := sorted(values.keys() ^ kind.option_fields().keys()):
+    known = kind.option_fields()
+    if differ := sorted(values.keys() ^ known.keys()):
         raise UserError(f"{folder}/config.json: {differ[0]!r} is a setting of another version of "
                         "minisft, whose runs this one cannot resume")
+    for name, value in values.items():
+        if not _fits(value, known[name].type):
+            raise UserError(f"{folder}/config.json: {name} is {short_repr(value)}, expected "
+                            f"{getattr(known[name].type, '__name__', known[name].type)}")
     return kind.from_options(**values)
+
+
+def _fits(value, type_):
+    """-> whether a value of a JSON file is of an option's type."""
+    if isinstance(type_, types.UnionType):
+        return any(_fits(value, each) for each in get_args(type_))
+    if get_origin(type_) is tuple:
+        return isinstance(value, list) and all(_fits(x, get_args(type_)[0]) for x in value)
+    if type_ is float:
+        return type(value) in (int, float) and abs(value) < math.inf
+    return type(value) is type_
