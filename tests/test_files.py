@@ -21,7 +21,6 @@ EXEMPT = {
     ("backend.gpu.emulator", "write_text"): "source of a kernel, in a temporary folder",
     ("training.frozen_features", "memmap"): "a temporary file, gone with the process",
     ("cli.__init__", "open"): "the null device, where a standard stream is closed",
-    ("data.tokenizer", "open"): "the null device, for what the library prints at a panic",
 }
 
 

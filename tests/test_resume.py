@@ -270,7 +270,8 @@ def test_settings_of_another_type(command, name, value, tmp_path, monkeypatch, c
         **config, "settings": config["settings"] | {name: value}})
     assert main(["finetune", "--resume", str(path.parent)]) == 2
     found = capsys.readouterr().err
-    assert found.startswith(f"minisft: {path}: {name} is ") and found.count("\n") == 1, found
+    flag = f"--{name.replace('_', '-')}"
+    assert found.startswith(f"minisft: {path}: {flag} is ") and found.count("\n") == 1, found
     run_folder.write_config(path.parent, config)
 
 

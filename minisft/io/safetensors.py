@@ -73,14 +73,15 @@ def read_header(path: str | Path) -> tuple[dict[str, StoredTensor], dict[str, st
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length <= LARGEST_HEADER:
+            too_large = LARGEST_HEADER < length <= path.stat().st_size
+            if not too_large:
                 safe_open(path, framework="np")     # checks the header
                 header = json.loads(file.read(length))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({damage(path, error)})") from None
-    if length > LARGEST_HEADER:
+    if too_large:
         raise UserError(f"{path}: not a whole safetensors file (a header of {length:,} bytes, "
                         f"expected at most {LARGEST_HEADER:,}: 50,000 tensors take as many)")
     metadata = header.pop("__metadata__", None) or {}

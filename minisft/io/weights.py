@@ -72,7 +72,7 @@ def _shards(index: Path, read: Callable[[Path], Mapping[str, UnreadTensor]]) -> 
         weight_map = read_object(index)["weight_map"]
         shards = sorted(set(weight_map.values()))
         inside = [shard for shard in shards if shard == Path(shard).name and "\\" not in shard]
-    except (KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{index}: expected a JSON object with a weight_map from each tensor to "
                         "the file that holds it") from None
     for shard in shards:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any, Self, get_args, get_origin
@@ -116,9 +117,10 @@ def config_of_run(kind: type[Config], kept: Mapping[str, Any], folder: Any) -> A
         raise UserError(f"{folder}/config.json: {differ[0]!r} is a setting of another version of "
                         "minisft, whose runs this one cannot resume")
     for name, value in values.items():
-        if not _fits(value, known[name].type):
-            raise UserError(f"{folder}/config.json: {name} is {short_repr(value)}, expected "
-                            f"{getattr(known[name].type, '__name__', known[name].type)}")
+        kind_of_value = known[name].type
+        if not _fits(value, kind_of_value):
+            raise UserError(f"{folder}/config.json: {setting(name)} is {short_repr(value)}, "
+                            f"expected {getattr(kind_of_value, '__name__', kind_of_value)}")
     return kind.from_options(**values)
 
 
@@ -129,5 +131,5 @@ def _fits(value, type_):
     if get_origin(type_) is tuple:
         return isinstance(value, list) and all(_fits(x, get_args(type_)[0]) for x in value)
     if type_ is float:
-        return type(value) in (int, float) and abs(value) < math.inf
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return type(value) is type_
