@@ -60,8 +60,8 @@ from minisft.data.special_tokens import SpecialTokens
 from minisft.data.text import GPT2_INPUTS
 from minisft.errors import UserError
 from minisft.models.config import BERT_UNSUPPORTED, GPT2_UNSUPPORTED, BertConfig, GPT2Config
-from minisft.models.heads import BertClassifier, Classifier, LanguageModel
-from minisft.models.token_heads import TokenClassifier
+from minisft.models.heads import BertClassifier, Classifier
+from minisft.models.token_heads import AnyModel, TokenClassifier
 from minisft.nn.layers import INITIAL_SCALE
 from minisft.nn.parameters import Parameter
 
@@ -217,7 +217,7 @@ def family_of(settings: dict[str, Any], source: str | Path) -> Family:
     return FAMILIES[model_type]
 
 
-def family_of_model(model: Classifier | LanguageModel) -> Family:
+def family_of_model(model: AnyModel) -> Family:
     """A built model -> Family."""
     return next(f for f in FAMILIES.values() if isinstance(model.trunk.config, f.config))
 
@@ -227,7 +227,7 @@ def pooling_of(settings: dict[str, Any]) -> str:
     return "mean" if settings.get("model_type") == BERT_MEAN else "first"
 
 
-def hf_config(model: Classifier | LanguageModel, dtype: str,
+def hf_config(model: AnyModel, dtype: str,
               special_tokens: SpecialTokens) -> dict[str, Any]:
     """A model, the name of its dtype, the special tokens -> config.json as a dict."""
     family, config = family_of_model(model), model.trunk.config

@@ -36,7 +36,7 @@ from minisft.io.weights import (
 )
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.init_weights import init_weights
-from minisft.models.token_heads import TokenClassifier
+from minisft.models.token_heads import AnyModel, TokenClassifier
 
 # Of the weights' file: a checksum for each key of config.json, and for the files beside it.
 CONFIG_CHECKSUMS, FILE_CHECKSUMS = "minisft_config_crc32", "minisft_files_crc32"
@@ -45,7 +45,7 @@ CONFIG_CHECKSUMS, FILE_CHECKSUMS = "minisft_config_crc32", "minisft_files_crc32"
 def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = None,
          label_names: Iterable[str] | None = None, seed: int = 0, dropout: float | None = None,
          pooling: str | None = None, label_map: Mapping[str, str] | None = None,
-         ) -> Classifier | LanguageModel | TokenClassifier:
+         ) -> AnyModel:
     """A checkpoint folder -> Classifier or LanguageModel; its `newly_initialized` names the
     parameters that the folder lacked and `new_head_reason` says why, `unused_tensors` what it has
     of another task's head, `notes` what else is worth a line.
@@ -77,7 +77,7 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
                         f"are only {len(tensors)} tensors")
     label_names = None if label_names is None else tuple(label_names)
     has_labels = family.is_classifier(settings, tensors)
-    model: Classifier | LanguageModel | TokenClassifier
+    model: AnyModel
     rows = None
     if task in TOKEN_HEADS:
         if task != stored_task:
@@ -106,7 +106,7 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     return model
 
 
-def save(model: Classifier | LanguageModel | TokenClassifier, folder: str | Path,
+def save(model: AnyModel, folder: str | Path,
          dtype: DTypeLike = np.float32, special_tokens: SpecialTokens | None = None,
          extra_config: dict[str, Any] | None = None,
          texts: Mapping[str, str] | None = None) -> None:

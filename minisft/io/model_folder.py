@@ -23,10 +23,9 @@ from minisft.errors import UserError
 from minisft.io import checkpoint, hub
 from minisft.io.architectures import family_of_model
 from minisft.io.files import CONFIG, json_text, read_json, write_json, write_text
-from minisft.models.heads import Classifier, LanguageModel, Model
-from minisft.models.token_heads import TokenClassifier
+from minisft.models.heads import LanguageModel
+from minisft.models.token_heads import AnyModel
 
-AnyModel = Classifier | LanguageModel | TokenClassifier
 PREPROCESSING = "minisft.json"     # `transformers` ignores it, and drops it when it saves
 EXTRA_KEY = "minisft"              # of config.json, with the same: `transformers` keeps that
 
@@ -65,7 +64,7 @@ class Preprocessing:
         return "; ".join(parts)
 
 
-def special_tokens_of(model: Classifier | LanguageModel, tokenizer: Tokenizer) -> SpecialTokens:
+def special_tokens_of(model: AnyModel, tokenizer: Tokenizer) -> SpecialTokens:
     """-> what the model's folder said of them, or else what the tokenizer has by name; those
     beyond the model's table are left out."""
     found = model.special_tokens or default_special_tokens(tokenizer)
@@ -82,7 +81,7 @@ def require_vocab_fits(tokenizer: Tokenizer, config: Any, source: str | Path) ->
         raise UserError(f"{source}: the tokenizer has {size} tokens, the model {config.vocab_size}")
 
 
-def notes_of(model: Model) -> list[str]:
+def notes_of(model: AnyModel) -> list[str]:
     """-> lines on what loading has found: changes of config.json, another task's head."""
     heads = dict.fromkeys(name.split(".")[0] for name in model.unused_tensors)
     unused = f"the folder holds a head of another task, {', '.join(heads)}: it is not used"
@@ -211,7 +210,7 @@ def _tokenizer_texts(tokenizer, model_max_length, special_tokens, truncate, inpu
             TOKENIZER_CONFIG: json.dumps(config, indent=2) + "\n"}
 
 
-def write_folder(folder: str | Path, model: Classifier | LanguageModel, tokenizer: Tokenizer,
+def write_folder(folder: str | Path, model: AnyModel, tokenizer: Tokenizer,
                  preprocessing: Preprocessing, dtype: DTypeLike = np.float32) -> None:
     """Writes a folder that `transformers` opens with the same logits, tokenizer and label names."""
     folder = Path(folder)

@@ -15,7 +15,7 @@ from minisft.dispatch import cross_entropy
 from minisft.models.bert import Bert
 from minisft.models.config import BertConfig
 from minisft.models.gpt2 import GPT2
-from minisft.models.heads import Model
+from minisft.models.heads import Classifier, LanguageModel, Model
 from minisft.nn.layers import Dropout, Linear
 
 
@@ -77,3 +77,7 @@ class TokenClassifier(Model):
         (loss, denominator), self.loss_cache = cross_entropy.forward(
             logits, batch.labels, None if weights is None else batch.asarray(weights), smoothing)
         return loss, denominator, logits
+
+
+# What a folder of io/model_folder.py may hold
+AnyModel = Classifier | LanguageModel | TokenClassifier
