@@ -24,10 +24,12 @@ KINDS = {
 }
 REQUIRED = {stem: {"test", "page", "kernel", "launcher"} for stem in (
     "attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear",
-    "softmax")}
+    "softmax", "span_cross_entropy")}
 EXEMPT = {     # (stem, kind): reason
     ("linear", "kernel"): "a matrix product is the work of cuBLAS",
     ("linear", "launcher"): "it has no kernel",
+    ("span_cross_entropy", "kernel"): "two numbers a token are no work for a card",
+    ("span_cross_entropy", "launcher"): "it has no kernel",
 }
 
 TESTS_OF_AN_OPERATION = ["test_forward_matches_loops", "test_backward_matches_finite_differences",

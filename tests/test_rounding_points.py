@@ -23,6 +23,7 @@ from minisft.dispatch import (
     linear,
     rounded,
     softmax,
+    span_cross_entropy,
 )
 from minisft.dispatch.matmul import widened
 from minisft.dispatch.rounding_points import ROUNDING_POINTS, as_table
@@ -56,6 +57,8 @@ RUNS = {
     "softmax": (lambda dtype, s: softmax.forward(s)[:1], {"s": (9, 16)}),
     "cross_entropy": (lambda dtype, z: cross_entropy.forward(z, np.arange(9))[0][:1],
                       {"z": (9, 16)}),
+    "span_cross_entropy": (lambda dtype, z: span_cross_entropy.forward(
+        z, np.array([0, 4, 9]), np.array([[0, 1], [4, 2]]))[0][:1], {"z": (9, 2)}),
     "embedding": (lambda dtype, w: embedding.forward(np.arange(5), w)[:1], {"w": (5, 16)}),
     "dropout": (lambda dtype, x: dropout.forward(x, np.full(x.shape, WORD, np.uint32), 0.5)[:1],
                 {"x": (9, 16)}),

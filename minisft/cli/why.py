@@ -76,7 +76,10 @@ def _arguments(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "matmul": {"a": array(n, width, dtype=low or x.dtype), "b": x.T},
         "embedding": {"ids": ids, "w": x}, "layer_norm": {"x": x, "w": x[0], "b": x[0]},
         "gelu": {"x": array(n, 4 * width)}, "softmax": {"s": array(args.heads, n, args.tokens)},
-        "cross_entropy": {"z": array(n, 2), "labels": ids}, "to_bfloat16": {"x": x},
+        "cross_entropy": {"z": array(n, 2), "labels": ids},
+        "span_cross_entropy": {"z": array(n, 2), "cu_seqlens": np.arange(args.texts + 1) *
+                               args.tokens, "labels": array(args.texts, 2, dtype=np.int64)},
+        "to_bfloat16": {"x": x},
         "adamw": {key: array(n * width) for key in ("values", "grads", "m", "v")},
         "squared_norm": {"grads": array(n * width)}}[name]
 

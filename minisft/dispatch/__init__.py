@@ -31,6 +31,7 @@ from minisft.dispatch.operations import (
     layer_norm,
     linear,
     softmax,
+    span_cross_entropy,
     squared_norm,
 )
 from minisft.dispatch.random_words import dispatched
@@ -39,4 +40,4 @@ from minisft.dispatch.selection import Site, only
 __all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "PRECISIONS", "Site", "adamw",
            "attention", "cross_entropy", "dispatched", "dropout", "embedding", "gelu",
            "gelu_adds_bias", "layer_norm", "linear", "matmul", "only", "resolve_precision",
-           "rounded", "softmax", "squared_norm", "to_bfloat16"]
+           "rounded", "softmax", "span_cross_entropy", "squared_norm", "to_bfloat16"]

@@ -118,6 +118,10 @@ cross_entropy = Operation("cross_entropy", ops.cross_entropy.forward, [
     Implementation(FORMULA, (), lambda: ops.cross_entropy),
 ], shapes.cross_entropy)
 
+span_cross_entropy = Operation("span_cross_entropy", ops.span_cross_entropy.forward, [
+    Implementation(FORMULA, (), lambda: ops.span_cross_entropy),
+], shapes.span_cross_entropy)
+
 # The formula runs one sequence after the other, with the softmax that applies.
 _attention = SimpleNamespace(forward=partial(ops.attention.forward, softmax=softmax),
                              backward=ops.attention.backward)
@@ -153,5 +157,5 @@ squared_norm = Function("squared_norm", launch.adamw.squares, [
 ])
 
 OPERATIONS = {operation.name: operation for operation in (
-    linear, embedding, layer_norm, gelu, softmax, dropout, cross_entropy, attention, matmul,
-    to_bfloat16, adamw, squared_norm)}
+    linear, embedding, layer_norm, gelu, softmax, dropout, cross_entropy, span_cross_entropy,
+    attention, matmul, to_bfloat16, adamw, squared_norm)}

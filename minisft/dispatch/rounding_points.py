@@ -37,6 +37,7 @@ ROUNDING_POINTS = (
     RoundingPoint("softmax", "s", False, False),
     RoundingPoint("cross_entropy", "z", False, False, "logits stay float32; the gradient is "
                   "rounded when the table of tokens is multiplied, as linear's dy"),
+    RoundingPoint("span_cross_entropy", "z", False, False),
     RoundingPoint("embedding", "w", False, False, "rows are looked up in the float32 weight"),
     RoundingPoint("dropout", "x", False, False),
 )

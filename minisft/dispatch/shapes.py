@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from minisft.backend.constants import IGNORE
+
 
 def _expect(operation: str, name: str, found: tuple, expected: tuple) -> None:
     if found != expected:
@@ -74,6 +76,23 @@ def cross_entropy(z: Any, labels: Any, weights: Any = None, smoothing: float = 0
         if isinstance(weights, np.ndarray) and not (weights >= 0).all():
             raise ValueError(f"cross_entropy: the smallest weight is {weights.min()}, expected "
                              "weights of at least 0")
+
+
+def span_cross_entropy(z: Any, cu_seqlens: Any, labels: Any, ignore: int = IGNORE) -> None:
+    """z (N,K), cu_seqlens (B+1,) that rise, labels (B,K): tokens of the texts, or `ignore`."""
+    if z.ndim != 2:
+        raise ValueError(f"span_cross_entropy: z has shape {z.shape}, expected (N,K)")
+    edges = np.asarray(cu_seqlens)
+    if edges[0] != 0 or edges[-1] != len(z) or (np.diff(edges) < 1).any():
+        raise ValueError(f"span_cross_entropy: cu_seqlens ends at {edges[-1]}, z has {len(z)} "
+                         "rows; expected edges that rise from 0 to the number of rows")
+    _expect("span_cross_entropy", "labels", labels.shape, (len(edges) - 1, z.shape[1]))
+    if isinstance(labels, np.ndarray):     # to ask a card would wait for it
+        wrong = (labels != ignore) & ((labels < 0) | (labels >= np.diff(edges)[:, None]))
+        if wrong.any():
+            b, k = np.argwhere(wrong)[0]
+            raise ValueError(f"span_cross_entropy: the label {labels[b, k]} of text {b}, which has "
+                             f"{edges[b + 1] - edges[b]} tokens")
 
 
 def attention(q: Any, k: Any, v: Any, cu_seqlens: Any, key_starts: Any, key_lengths: Any,

@@ -12,7 +12,8 @@ from minisft.ops import (
     layer_norm,
     linear,
     softmax,
+    span_cross_entropy,
 )
 
 __all__ = ["attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear",
-           "softmax"]
+           "softmax", "span_cross_entropy"]
