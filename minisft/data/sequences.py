@@ -106,6 +106,32 @@ def special_frame(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, list[in
     return before, behind, [kinds[0], kinds[at], kinds[-1]]
 
 
+def pair_frame(tokenizer: Tokenizer,
+               ) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
+    """-> the ids before, between and behind two texts, and the token types of the five parts.
+
+    A tokenizer that has nothing to put between them parts them by a line break. Raises UserError
+    where it has no token for that either.
+    """
+    try:
+        template = _template(tokenizer, True)
+    except UserError:
+        before, behind, kinds = special_frame(tokenizer)
+        between = np.array(encode_batch(tokenizer, ["\n"])[0].ids, np.int64)
+        if not len(between):
+            raise UserError("the tokenizer has nothing to part two texts by: neither a token of "
+                            "its own nor a line break") from None
+        return before, between, behind, [kinds[0], kinds[1], kinds[1], kinds[1], kinds[2]]
+    parts = [part for part, _, _ in template]
+    first, second = parts.index(0), parts.index(1)
+    before, between, behind = (
+        np.concatenate([np.array([], np.int64), *(ids for _, ids, _ in part)])
+        for part in (template[:first], template[first + 1:second], template[second + 1:]))
+    kinds = [kind for _, _, kind in template]
+    return before, between, behind, [kinds[0], kinds[first], kinds[second - 1], kinds[second],
+                                     kinds[-1]]
+
+
 def _template(tokenizer, paired):
     """-> (part, ids, type) in order: part None for special tokens, 0 or 1 for the texts."""
     encoding = encode(tokenizer, *[_some_text(tokenizer)] * (1 + paired))
