@@ -11,7 +11,7 @@ from minisft.errors import UserError
 from minisft.io.checkpoint import load, save
 from minisft.models.config import BertConfig, GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
-from minisft.models.token_heads import TokenClassifier
+from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.ops.cross_entropy import IGNORE
 from minisft.verify import gradcheck
 
@@ -140,6 +140,71 @@ def test_frozen_layers(rng, config, which):
         list(model.store))
     assert all(np.abs(p.grad).max() > 0 for p in model.store.trainable
                if not p.name.endswith(("key.bias", "c_attn.bias")))
+
+
+def span_model(rng, config, dtype=np.float32):
+    model = SpanClassifier(config, dtype, seed=3)
+    model.store.values += (0.4 * rng.standard_normal(model.store.size)).astype(dtype)
+    return model
+
+
+def span_batch(rng, lengths=(4, 1, 9)):
+    labels = np.array([np.sort(rng.integers(0, n, 2)) for n in lengths])
+    return pack([rng.integers(0, 19, n) for n in lengths], labels)
+
+
+def test_gradients_of_an_answers_loss(rng, config):
+    model, batch, stream = span_model(rng, config, np.float64), span_batch(rng), Stream(5, 1)
+
+    def loss():
+        return float(model.loss(batch, stream)[0])
+
+    loss()
+    model.loss_backward(1.0)
+    gradients = {p.name: p.grad.copy() for p in model.store.trainable}
+    rows = gradcheck.compare(loss, {p.name: p.value for p in model.store}, gradients)
+    gradcheck.require(rows, gradcheck.MODEL_LIMIT)
+    with pytest.raises(ValueError, match=r"labels of shape \(14,\), expected \(B,2\)"):
+        model.loss(batch_of(rng))
+
+
+def test_a_folder_keeps_the_head_for_answers(rng, config, tmp_path):
+    model, batch = span_model(rng, config), span_batch(rng)
+    save(model, tmp_path)
+    for task in (None, "answer"):
+        again = load(tmp_path, task=task)
+        assert isinstance(again, SpanClassifier) and not again.newly_initialized
+        assert np.array_equal(again.forward(batch), model.forward(batch))
+    tagger = load(tmp_path, task="tag", label_names=NAMES)
+    assert tagger.unused_tensors == ("qa_outputs.bias", "qa_outputs.weight")
+    save(tagger, tmp_path / "tags")
+    other = load(tmp_path / "tags", task="answer")
+    assert other.new_head_reason == "the folder holds no head for answers"
+    assert set(other.newly_initialized) == {"qa_outputs.weight", "qa_outputs.bias"}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("theirs", [False, True])
+def test_answers_are_those_of_transformers(rng, config, tmp_path, theirs):
+    torch, transformers = map(pytest.importorskip, ("torch", "transformers"))
+    model = span_model(rng, config)
+    save(model, tmp_path)
+    hf = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path).eval()
+    kind = "GPT2" if isinstance(config, GPT2Config) else "Bert"
+    assert type(hf).__name__ == f"{kind}ForQuestionAnswering"
+    if theirs:
+        hf.save_pretrained(tmp_path)
+        model = load(tmp_path)
+    for n in (1, 4, 9):
+        ids, labels = rng.integers(0, 19, n), np.sort(rng.integers(0, n, 2))
+        with torch.no_grad():
+            expected = hf(torch.tensor(ids[None]), start_positions=torch.tensor(labels[:1]),
+                          end_positions=torch.tensor(labels[1:]))
+        loss, denominator, logits = model.loss(pack([ids], labels[None]))
+        both = torch.stack([expected.start_logits[0], expected.end_logits[0]], -1).numpy()
+        np.testing.assert_allclose(logits, both, rtol=0, atol=1e-5)
+        # a single token can be nothing else, and theirs counts no label behind the last one
+        assert float(loss / denominator) == pytest.approx(float(expected.loss), abs=1e-5)
 
 
 @pytest.mark.parity

@@ -23,7 +23,8 @@ class Batch:
     positions: np.ndarray     # (N,) position of each token within its sequence
     cu_seqlens: np.ndarray    # (B+1,) where each sequence begins; the last entry is N
     example_ids: np.ndarray   # (B,)
-    labels: np.ndarray | None = None     # (B,) a class each, or (N,) the next token of each token
+    # (B,) a class each, (N,) a label of each token, or (B,K) K tokens of each
+    labels: np.ndarray | None = None
     types: np.ndarray | None = None      # (N,) 0, or 1 in the second of two texts; None: all 0
     hidden: np.ndarray | None = None     # (N,C) output of the frozen layers, where it is kept
 
@@ -75,6 +76,8 @@ def pack(sequences: Sequence[Any], labels: Sequence[Any] | np.ndarray | None = N
          types: Sequence[Any] | None = None) -> Batch:
     """B arrays of token ids, B labels or B arrays of labels, B arrays of types -> Batch.
 
+    An array of labels (B,K) is K labels for each sequence, a list of B arrays one for each token.
+
     Raises ValueError for no sequences or an empty one, for ids that are not whole numbers of 0 or
     more in one dimension, for labels that are not whole numbers, and for labels, example_ids or
     types that differ in number from the sequences.
@@ -107,9 +110,14 @@ def pack(sequences: Sequence[Any], labels: Sequence[Any] | np.ndarray | None = N
 
 
 def _pack_labels(labels, lengths):
-    """B labels, or B arrays of one label a token -> (B,) or (N,) of int64; raises ValueError."""
+    """B labels, (B,K) labels or B arrays of one label a token -> (B,), (B,K) or (N,) of int64.
+
+    Raises ValueError.
+    """
     if len(labels) != len(lengths):
         raise ValueError(f"{len(lengths)} sequences but {len(labels)} labels")
+    if isinstance(labels, np.ndarray) and labels.ndim == 2:
+        return np.stack([_whole_numbers(row, "labels", i) for i, row in enumerate(labels)])
     if np.ndim(labels[0]) == 0:
         for i, label in enumerate(labels):
             if np.ndim(label) or np.asarray(label).dtype.kind not in "iu":

@@ -14,7 +14,8 @@ from minisft.data.batch import Batch, pack
 
 @dataclass(frozen=True)
 class TokenizedDataset:
-    """Token ids of each text, and its label: a class, or the next token of each token.
+    """Token ids of each text, and its label: a class, a label of each token, or, as a row of an
+    array (M,K), K of its tokens.
 
     `types` are those of each token where some sequences hold two texts, else None.
     """
@@ -39,6 +40,9 @@ class TokenizedDataset:
         types = None if self.types is None else [self.types[n] for n in indices]
         if stream is not None and self.augmentation is not None:
             ids, types = self.augmentation.apply_all(ids, types, stream, indices)
-        batch = pack(ids, [self.labels[n] for n in indices], indices, types)
+        labels: Any = [self.labels[n] for n in indices]
+        if isinstance(self.labels, np.ndarray) and self.labels.ndim == 2:
+            labels = np.array(labels)
+        batch = pack(ids, labels, indices, types)
         return batch if self.features is None else replace(
             batch, hidden=self.features.of(indices))

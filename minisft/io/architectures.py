@@ -17,6 +17,7 @@ GPT-2:
     score.weight                         score.weight                           (K,C), here (C,K)
     lm_head.weight                       lm_head.weight                         (V,C), here (C,V)
     classifier.weight, .bias (tags)      classifier.weight, .bias               (K,C), here (C,K)
+    qa_outputs.weight, .bias (answers)   qa_outputs.weight, .bias               (2,C), here (C,2)
 
 M is n_inner. `lm_head.weight` is absent where the output matrix is the token table. Old files
 also hold the causal mask of each block (`attn.bias`, `attn.masked_bias`); it is ignored.
@@ -37,6 +38,7 @@ BERT:
     encoder.layer.0.output.LayerNorm...              (C,)
     pooler.dense.weight, .bias                       (C,C), here (C,C)^T; (C,)
     classifier.weight, .bias (of a text, or of each token)   (K,C), here (C,K); (K,)
+    qa_outputs.weight, .bias (answers)               (2,C), here (C,2); (2,)
 
 M is intermediate_size. Files of a model with a head put `bert.` before all but the classifier.
 `embeddings.position_ids` is ignored.
@@ -61,7 +63,7 @@ from minisft.data.text import GPT2_INPUTS
 from minisft.errors import UserError
 from minisft.models.config import BERT_UNSUPPORTED, GPT2_UNSUPPORTED, BertConfig, GPT2Config
 from minisft.models.heads import BertClassifier, Classifier
-from minisft.models.token_heads import AnyModel, TokenClassifier
+from minisft.models.token_heads import AnyModel, SpanClassifier, TokenClassifier
 from minisft.nn.layers import INITIAL_SCALE
 from minisft.nn.parameters import Parameter
 
@@ -77,7 +79,8 @@ NOTE = ("a BERT whose classifier reads the mean of the tokens: transformers has 
 
 
 # The tasks whose head reads every token, and its parameters, the matrix first.
-TOKEN_HEADS = {"tag": ("classifier.weight", "classifier.bias")}
+TOKEN_HEADS = {"tag": ("classifier.weight", "classifier.bias"),
+               "answer": ("qa_outputs.weight", "qa_outputs.bias")}
 
 
 @dataclass(frozen=True)
@@ -172,12 +175,13 @@ def _bert_settings(config, special_tokens):
 GPT2 = Family(
     model_type="gpt2", config=GPT2Config, classifier=Classifier,
     architectures=("GPT2ForSequenceClassification", "GPT2LMHeadModel"),
-    token_architectures={"tag": "GPT2ForTokenClassification"},
+    token_architectures={"tag": "GPT2ForTokenClassification",
+                         "answer": "GPT2ForQuestionAnswering"},
     can_generate=True, has_pooling=False, head_implies_classifier=True,
     extra_settings=_gpt2_settings, prefix="transformer.",
     head=("score.weight",), optional=("score.weight", "lm_head.weight"),
-    unprefixed=("score.weight", "lm_head.weight", *TOKEN_HEADS["tag"]),
-    transposed=re.compile(r"(score|lm_head|classifier)\.weight"),
+    unprefixed=("score.weight", "lm_head.weight", *TOKEN_HEADS["tag"], *TOKEN_HEADS["answer"]),
+    transposed=re.compile(r"(score|lm_head|classifier|qa_outputs)\.weight"),
     trunk_tensors=re.compile(r"(wte|wpe|ln_f|h\.\d+)\..+"),
     ignored_tensors=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
     other_heads=re.compile(r"(qa_outputs|multiple_choice_head|classifier)\..+"), legacy_names=(),
@@ -185,13 +189,14 @@ GPT2 = Family(
 BERT = Family(
     model_type="bert", config=BertConfig, classifier=BertClassifier,
     architectures=("BertForSequenceClassification",),
-    token_architectures={"tag": "BertForTokenClassification"},
+    token_architectures={"tag": "BertForTokenClassification",
+                         "answer": "BertForQuestionAnswering"},
     can_generate=False, has_pooling=True, head_implies_classifier=False,
     extra_settings=_bert_settings, prefix="bert.",
     head=("classifier.weight", "classifier.bias"),
     optional=("classifier.weight", "classifier.bias", "pooler.dense.weight", "pooler.dense.bias"),
-    unprefixed=("classifier.weight", "classifier.bias"),
-    transposed=re.compile(r"(.*\.)?(query|key|value|dense|classifier)\.weight"),
+    unprefixed=(*TOKEN_HEADS["tag"], *TOKEN_HEADS["answer"]),
+    transposed=re.compile(r"(.*\.)?(query|key|value|dense|classifier|qa_outputs)\.weight"),
     trunk_tensors=re.compile(r"(embeddings|encoder|pooler)\..+"),
     ignored_tensors=re.compile(r"embeddings\.position_ids"),
     other_heads=re.compile(r"(cls|qa_outputs)\..+"),
@@ -235,6 +240,9 @@ def hf_config(model: AnyModel, dtype: str,
                 "dtype": dtype, "torch_dtype": dtype,     # the second: transformers before 5
                 "model_type": family.model_type,
                 **family.extra_settings(config, special_tokens)}
+    if isinstance(model, SpanClassifier):
+        return settings | {"architectures": [family.token_architectures["answer"]],
+                           "tie_word_embeddings": True, "num_labels": 2}
     if isinstance(model, TokenClassifier):
         return settings | {
             "architectures": [family.token_architectures["tag"]], "tie_word_embeddings": True,

@@ -36,7 +36,7 @@ from minisft.io.weights import (
 )
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.init_weights import init_weights
-from minisft.models.token_heads import AnyModel, TokenClassifier
+from minisft.models.token_heads import AnyModel, SpanClassifier, TokenClassifier
 
 # Of the weights' file: a checksum for each key of config.json, and for the files beside it.
 CONFIG_CHECKSUMS, FILE_CHECKSUMS = "minisft_config_crc32", "minisft_files_crc32"
@@ -50,11 +50,13 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     parameters that the folder lacked and `new_head_reason` says why, `unused_tensors` what it has
     of another task's head, `notes` what else is worth a line.
 
-    `task` is "classify", "complete", "tag" (a class for each token), or None for what the folder
-    holds. With `label_names`, the labels to classify into, the head is kept if it has the same
-    labels, in the order given, and otherwise newly initialized from `seed`. `label_map` renames
-    labels of the folder first. `dropout` replaces the rates of the config, `pooling` what BERT's
-    classifier reads, "first" or "mean". Raises UserError.
+    `task` is "classify", "complete", "tag" (a class for each token), "answer" (where an answer
+    begins and ends), or None for what the folder holds. With `label_names`, the labels to classify
+    into, the head is kept if it has the same labels, in the order given, and otherwise newly
+    initialized from `seed`. `label_map` renames labels of the folder first. `dropout` replaces the
+    rates of the config, `pooling` what BERT's classifier reads, "first" or "mean".
+
+    Raises UserError.
     """
     folder = Path(folder)
     settings = read_json(folder / CONFIG)
@@ -82,8 +84,8 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     if task in TOKEN_HEADS:
         if task != stored_task:
             unused += tuple(name for name in TOKEN_HEADS[task] if tensors.pop(name, None))
-        model, rows = _token_classifier(folder, config, settings, tensors, task == stored_task,
-                                        label_names, label_map or {})
+        model, rows = _over_tokens(folder, task, config, settings, tensors, task == stored_task,
+                                   label_names, label_map or {})
     elif _wants_classifier(folder, family, has_labels, task, label_names):
         model, rows = _classifier(folder, family, config, settings, tensors, label_names, pooling,
                                   label_map or {})
@@ -207,9 +209,15 @@ def _classifier(folder, family, config, settings, tensors, label_names, pooling,
     return model, rows
 
 
-def _token_classifier(folder, config, settings, tensors, has_head, label_names, label_map):
-    """As `_classifier`, of tokens."""
-    head = TOKEN_HEADS["tag"]
+def _over_tokens(folder, task, config, settings, tensors, has_head, label_names, label_map):
+    """As `_classifier`, of the tokens."""
+    head = TOKEN_HEADS[task]
+    if task == "answer":
+        model = SpanClassifier(config, dtype=None)
+        if not has_head:
+            model.newly_initialized = head
+            model.new_head_reason = "the folder holds no head for answers"
+        return model, None
     if label_names is None and not has_head:
         raise UserError(f"{folder}: holds no tags, expected a folder of a tagger (or the names of "
                         "the tags to train one)")
@@ -226,7 +234,7 @@ def _token_classifier(folder, config, settings, tensors, has_head, label_names, 
 def _wants_classifier(folder, family, has_labels, task, label_names):
     """-> whether to build a classifier; raises UserError where the folder cannot serve the task."""
     if task not in (None, "classify", "complete"):
-        raise ValueError(f"task is {task!r}, expected classify, complete or tag")
+        raise ValueError(f"task is {task!r}, expected classify, complete, tag or answer")
     if task == "complete" and not family.can_generate:
         raise UserError(f"{folder}: holds a {family.config.TITLE}, which writes no text, expected "
                         "a language model such as GPT-2")

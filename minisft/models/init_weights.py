@@ -23,7 +23,7 @@ ORDER = (
     "encoder.layer.attention.output.LayerNorm", "encoder.layer.intermediate.dense",
     "encoder.layer.output.dense", "encoder.layer.output.LayerNorm",
     # behind the blocks, and the heads
-    "ln_f", "pooler.dense", "score", "lm_head", "classifier")
+    "ln_f", "pooler.dense", "score", "lm_head", "classifier", "qa_outputs")
 BLOCK = re.compile(r"(h|encoder\.layer)\.(\d+)\.")
 
 

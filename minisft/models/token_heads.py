@@ -11,7 +11,7 @@ import numpy as np
 from minisft.backend import random
 from minisft.backend.array import Array
 from minisft.data.batch import Batch
-from minisft.dispatch import cross_entropy
+from minisft.dispatch import cross_entropy, span_cross_entropy
 from minisft.models.bert import Bert
 from minisft.models.config import BertConfig
 from minisft.models.gpt2 import GPT2
@@ -79,5 +79,66 @@ class TokenClassifier(Model):
         return loss, denominator, logits
 
 
+class SpanClassifier(Model):
+    """`qa_outputs` (C,2) with a bias on every token: whether an answer begins and ends there, as
+    BertForQuestionAnswering and GPT2ForQuestionAnswering.
+    """
+
+    def __init__(self, config: Any, dtype: Any = np.float32, seed: int | None = 0):
+        self.trunk = Bert(config) if isinstance(config, BertConfig) else GPT2(config)
+        self.qa_outputs = Linear("qa_outputs", config.n_embd, 2, config.head_layer)
+        if dtype is not None:
+            self.build(dtype, seed)
+
+    @property
+    def output(self) -> str:
+        return "where an answer begins and ends"
+
+    def options(self) -> dict[str, Any]:
+        return {"config": self.trunk.config}
+
+    @property
+    def head_layer(self) -> int:
+        return self.trunk.config.head_layer
+
+    def from_random_weights(self, dropout: float, seed: int) -> "SpanClassifier":
+        """-> one of the same shape that has learnt nothing."""
+        return type(self)(self.trunk.config.with_dropout(dropout), seed=seed)
+
+    def forward(self, batch: Batch, stream: random.Stream | None = None) -> Array:
+        """Batch of N tokens -> logits (N,2) of beginning and end."""
+        self.loss_cache = None     # of an earlier forward, whose layers' caches end here
+        batch = self.received(batch)
+        return self.qa_outputs.forward(self.trunk.forward(batch, stream))
+
+    def backward(self, dlogits: Array) -> Array:
+        """dlogits (N,2) -> gradient of the embedded tokens (N,C), or None where layers freeze."""
+        return self.trunk.backward(self.qa_outputs.backward(dlogits))
+
+    def loss(self, batch: Batch,
+             stream: random.Stream | None = None) -> tuple[Array, Array, Array]:
+        """Batch whose labels (B,2) are the first and last token of each text's answer -> loss
+        summed over both, denominator, logits (N,2).
+
+        Their mean is that of `transformers`. Raises ValueError for a label that is no token.
+        """
+        if batch.labels is None or np.ndim(batch.labels) != 2:
+            raise ValueError("the batch has labels of shape "
+                             f"{np.shape(batch.labels)}, expected (B,2), where answers begin and "
+                             "end")
+        batch = self.received(batch)
+        logits = self.forward(batch, stream)
+        (loss, denominator), self.loss_cache = span_cross_entropy.forward(
+            logits, batch.cu_seqlens, batch.labels)
+        return loss, denominator, logits
+
+    def loss_backward(self, scale: float = 1.0) -> Array:
+        """As `Model.loss_backward`."""
+        if self.loss_cache is None:
+            raise RuntimeError("SpanClassifier.loss_backward needs a forward of its own before")
+        cache, self.loss_cache = self.loss_cache, None
+        return self.backward(span_cross_entropy.backward(scale, cache))
+
+
 # What a folder of io/model_folder.py may hold
-AnyModel = Classifier | LanguageModel | TokenClassifier
+AnyModel = Classifier | LanguageModel | TokenClassifier | SpanClassifier

@@ -20,7 +20,7 @@ from minisft.data.batch import pack
 from minisft.models import bert
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
-from minisft.models.token_heads import TokenClassifier
+from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.nn.blocks import MLP, Block, SelfAttention
 from minisft.nn.layers import Dropout, Embedding, LayerNorm, Linear
 from minisft.nn.parameters import Parameters
@@ -33,6 +33,7 @@ from minisft.ops import (
     layer_norm,
     linear,
     softmax,
+    span_cross_entropy,
 )
 from minisft.verify.gradcheck import LIMIT, MODEL_LIMIT, Result, check, compare, compare_directions
 
@@ -165,6 +166,17 @@ def _cross_entropy(options, backward):
     return _operation(forward, 2 * z, names=["z"], backward=backward)
 
 
+def _span_cross_entropy(backward):
+    labels = np.array([[0, 3], [0, cross_entropy.IGNORE], [2, 2]])
+
+    def forward(z):
+        (loss, _), cache = span_cross_entropy.forward(z, np.array([0, 4, 5, 9]), labels)
+        return loss, cache
+
+    (z,) = _normal((9, 2))
+    return _operation(forward, 2 * z, names=["z"], backward=backward)
+
+
 def _modules(layer, forward, x=None):
     """A layer or model, forward() -> y, its input x (N,C) if it has a gradient -> rows."""
     store, rng = Parameters(layer.parameters(), np.float64), np.random.default_rng(0)
@@ -209,6 +221,11 @@ def _classifier(kind, config=CONFIG, **options):
     return _modules(model, lambda: model.forward(BATCH, STREAM))
 
 
+def _span_classifier(kind, config=CONFIG):
+    model = kind(config, np.float64)
+    return _modules(model, lambda: model.forward(BATCH, STREAM))
+
+
 def _bert_embeddings(kind):
     layer = kind("embeddings", BERT)
     return _modules(layer, lambda: layer.forward(BATCH, STREAM))
@@ -237,6 +254,7 @@ _OPERATIONS = [
           partial(_attention, [1, 5, 3], True, True)),
     Check("cross_entropy", cross_entropy.backward, partial(_cross_entropy, False)),
     Check("cross_entropy (all options)", cross_entropy.backward, partial(_cross_entropy, True)),
+    Check("span_cross_entropy", span_cross_entropy.backward, _span_cross_entropy),
 ]
 _LAYERS = [
     Check("layer: Embedding", Embedding, _embedding_layer),
@@ -270,6 +288,9 @@ _MODELS = [
     Check("BERT classifier (dropout, mean)", BertClassifier,
           partial(_classifier, config=BERT, pooling="mean"), MODEL_LIMIT),
     Check("GPT-2 token classifier (dropout)", TokenClassifier, _classifier, MODEL_LIMIT),
+    Check("GPT-2 span classifier (dropout)", SpanClassifier, _span_classifier, MODEL_LIMIT),
+    Check("BERT span classifier (dropout)", SpanClassifier,
+          partial(_span_classifier, config=BERT), MODEL_LIMIT),
     Check("BERT token classifier (dropout)", TokenClassifier, partial(_classifier, config=BERT),
           MODEL_LIMIT),
 ]
