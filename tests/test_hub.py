@@ -193,3 +193,25 @@ def test_failed_download(cache, library):
 def test_download_without_the_library(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     refused("gpt2", "openai-community/gpt2: cannot be downloaded", online=True)
+
+
+def test_a_slip_in_a_name_is_told_what_it_may_have_meant(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cache" / "models--some--thing").mkdir(parents=True)
+    for folder in ("mine", "runs/news/model"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}")
+    for name, meant in (("gtp2", "gpt2"), ("some/thng", "some/thing"), ("mien", "mine"),
+                        ("minisft-gtp2", "minisft-gpt2")):
+        with pytest.raises(UserError, match=rf"^{name}: .*did you mean {meant}\? \(download "):
+            hub.resolve(name)
+    # in a folder that is there, a name is a path
+    for name, words in (("runs/news/modle", ", did you mean runs/news/model?"), ("runs/other", "")):
+        with pytest.raises(UserError) as found:
+            hub.resolve(name)
+        assert str(found.value) == f"{name}: no such folder{words}"
+    with pytest.raises(UserError, match="not whole .* allow the download of gpt2-giant-thing with"):
+        hub.resolve("gpt2-giant-thing")
+    with pytest.raises(UserError, match="the download of openai-community/gpt2 with download"):
+        hub.resolve("gpt2")

@@ -120,6 +120,51 @@ def test_results_are_those_of_the_saved_folder(run, text):
     assert all("sample" in line for line in lines if "valid_loss" in line)
 
 
+def test_of_a_small_text_the_end_of_the_longest_document_is_held_out(tmp_path, capsys):
+    path = tmp_path / "prose.txt"
+    paragraphs = [f"paragraph {i} " + "x" * 300 for i in range(40)]
+    path.write_text("\n\n".join(paragraphs))       # two documents, of 8,000 characters and the rest
+    config = pretrain.PretrainDataConfig(text=(str(path),))
+    train, valid = pretrain._texts(config, 0)
+    assert len(train) == 2 and len(valid) == 1
+    held = valid[0].split("\n\n")
+    assert len(held) == 5 and set(held) < set(paragraphs)       # a tenth of the text
+    assert sorted(held + [p for text in train for p in text.split("\n\n")]) == sorted(paragraphs)
+    path.write_text("one line\nand another")
+    assert pretrain._texts(config, 0) == (["one line"], ["and another"])
+    path.write_text("one line")
+    command = ["pretrain", "--text", str(path), *TINY, "--out", str(tmp_path / "run")]
+    assert main(command) == 2
+    assert "no line break; expected one, or a file for --valid\n" in capsys.readouterr().err
+    assert main([*command, "--valid-fraction", "0"]) == 2
+    assert "--valid-fraction is 0.0, expected more, or a file for" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_small_text_is_read_several_times_and_validated_five(tmp_path, capsys):
+    path, out = tmp_path / "a.txt", tmp_path / "run"
+    rng = np.random.default_rng(0)
+    path.write_text("\n".join(" ".join(rng.choice(WORDS, 8)) for _ in range(60)))
+    shape = TINY[:TINY.index("--batch-tokens")]
+    assert main(["pretrain", "--text", str(path), "--out", str(out), *shape]) == 0
+    shown = capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert config["settings"]["epochs"] == 20 and "epochs" not in config["given"]
+    assert config["given"]["width"] == 16 and "20 epochs, so that there are steps" in shown
+    assert "validation 5 of 5: " in shown and "stretch" not in shown
+    assert "minisft finetune --model" in shown and "bits per byte of the held-out text, " in shown
+    assert max(map(len, shown.split("to use the model")[0].splitlines())) < 100
+    assert "--epochs 20" in (out / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("ours, words", [(1.9, "better than xz, 2.000"),
+                                         (2.1, "worse than xz: more epochs or more text may help")])
+def test_the_verdict_is_against_the_best_compressor(ours, words):
+    first, _ = pretrain.headlines({"bits_per_byte": ours, "xz_bits_per_byte": 2.0,
+                                   "valid_loss": 3.0, "valid_perplexity": 20.1})
+    assert first.startswith(f"{ours:.3f} bits per byte of the held-out text, {words}")
+
+
 def test_folder_and_card(run):
     assert {p.name for p in run.iterdir()} == {
         "config.json", "metrics.jsonl", "model", "results.json", "curves.png"}

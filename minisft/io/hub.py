@@ -3,6 +3,7 @@
 The network is used only on request: a name that is not on this machine is refused at once.
 """
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -47,7 +48,7 @@ def resolve(name: str | Path, online: bool = False) -> Path:
         hint = "; `minisft convert` makes one of a ckpt.pt of nanoGPT" * (path.suffix == ".pt")
         raise UserError(f"{path}: is a file, expected a model's folder{hint}")
     if not NAME.fullmatch(str(name)):
-        raise UserError(f"{path}: no such folder")
+        raise UserError(f"{path}: no such folder{_meant(str(name), _beside(path))}")
     repository = ALIASES.get(str(name), str(name))
     for candidate in dict.fromkeys((repository, str(name))):     # old caches hold `gpt2` as such
         if folder := _cached(candidate):
@@ -56,9 +57,36 @@ def resolve(name: str | Path, online: bool = False) -> Path:
         return BUNDLED / name
     if online:
         return _download(repository)
+    if path.parent != Path() and path.parent.is_dir():     # a path, and no name of a repository
+        raise UserError(f"{path}: no such folder{_meant(str(name), _beside(path))}")
+    known = [*ALIASES, *_names_in(BUNDLED), *(
+        n.removeprefix("models--").replace("--", "/") for n in _names_in(cache())
+        if n.startswith("models--"))]
+    if str(name) not in known and (hint := _meant(str(name), [*known, *_beside(path)])):
+        raise UserError(f"{name}: no such folder or model{hint} ({setting('download')} looks for "
+                        "that name on the Hugging Face hub)")
     raise UserError(f"{name}: no such folder, and not whole in the Hugging Face cache at "
                     f"{cache()}; give a folder's path, or allow the download of {repository} with "
                     f"{setting('download')}")
+
+
+def _meant(name, known):
+    """-> which of the known names may have been meant, as the end of a message."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def _beside(path):
+    """-> the models' folders beside one that is not there."""
+    return [str(path.with_name(name)) for name in _names_in(path.parent)
+            if (path.with_name(name) / CONFIG).is_file()]
+
+
+def _names_in(folder):
+    try:
+        return sorted(p.name for p in folder.iterdir() if p.is_dir())
+    except OSError:
+        return []
 
 
 def cache() -> Path:

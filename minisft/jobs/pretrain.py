@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import lzma
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,15 +15,18 @@ from tqdm import tqdm
 
 from minisft.backend import random
 from minisft.backend.array import DEVICES, device_name
+from minisft.backend.constants import ceil_div
 from minisft.data.dataset import TokenizedDataset
-from minisft.data.documents import encode_documents, read_documents
+from minisft.data.documents import PARAGRAPH, encode_documents, read_documents
 from minisft.data.special_tokens import default_special_tokens
 from minisft.data.text import TOKENIZER, load_tokenizer, train_tokenizer
 from minisft.data.tokenizer import decode, vocab_size_of
 from minisft.dispatch import PRECISIONS, resolve_precision
 from minisft.errors import UserError, setting
 from minisft.evaluation import plots
+from minisft.evaluation.document import one_line
 from minisft.evaluation.evaluate import completion_loss
+from minisft.evaluation.figures import Use, Verdict, count
 from minisft.evaluation.model_card import write_card
 from minisft.io import run_folder
 from minisft.io.model_folder import Preprocessing, save_tokenizer, write_folder
@@ -48,6 +52,9 @@ from minisft.training.loop import (
 from minisft.training.optim import SCHEDULES, Optimizer
 from minisft.training.options import Config, config_of_run, option, require_in_range
 from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
+
+FEW_STEPS = 200     # fewer teach nothing that could be read
+VALIDATIONS = 5     # at least, however few steps there are
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,9 @@ class PretrainModelConfig:
 class PretrainTrainingConfig:
     """What pretraining varies of the training loop's options, with defaults of its own."""
 
-    epochs: int = option(1, "passes over the documents", within=(1, 100_000), type=int)
+    epochs: int | None = option(
+        None, "passes over the documents (default: 1, more where that is fewer than 200 steps, at "
+        "most 20)", within=(1, 100_000), type=int)
     batch_tokens: int = option(
         4096, "maximum tokens of an optimizer step", within=(1, 10**12), type=int)
     micro_tokens: int = option(
@@ -115,7 +124,6 @@ class PretrainTrainingConfig:
     def of_the_loop(self) -> TrainingConfig:
         """-> the config of the training loop."""
         return TrainingConfig(**asdict(self), select="loss")
-
 
 
 @dataclass(frozen=True)
@@ -187,9 +195,12 @@ def _pretrain(config, folder, kept, files, train, valid, say):
     if kept is not None and kept["files"].get("tokenizer") != files["tokenizer"]:
         raise UserError(f"{folder / 'model' / TOKENIZER}: is another tokenizer than the one that "
                         "the run began with")
+    given = config.given()
     pretraining = Pretraining(config, tokenizer, train, valid, say)
     optimizer = make_optimizer(pretraining.model, pretraining.training)
-    begin(folder, resume, {"settings": config.options(), "files": files}, pretraining.model, say)
+    config = pretraining.config      # its defaults are resolved
+    begin(folder, resume, {"given": given, "settings": config.options(), "files": files},
+          pretraining.model, say)
     state = load_or_init_state(folder, resume, pretraining.model, optimizer, say)
     if not has_tokenizer:
         save_tokenizer(tokenizer, folder / "model", config.model.context_length)
@@ -207,9 +218,7 @@ class Pretraining:
 
     def __init__(self, config: PretrainConfig, tokenizer: Tokenizer, train: Sequence[str],
                  valid: Sequence[str], say: Say):
-        self.config, self.tokenizer, self.say = config, tokenizer, say
-        self.training = config.training.of_the_loop()
-        shape = config.model
+        self.tokenizer, self.say, shape = tokenizer, say, config.model
         gpt2 = GPT2Config(
             vocab_size=vocab_size_of(tokenizer), n_positions=shape.context_length,
             n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
@@ -222,12 +231,18 @@ class Pretraining:
         self.valid_bytes = sum(len(text.encode()) for text in valid)
         self.valid_text = "\n".join(valid)
         self.tokens = int(self.train.lengths.sum())
+        steps = ceil_div(self.tokens, config.training.batch_tokens)      # of an epoch
+        self.config = config.replace(
+            epochs=config.training.epochs or min(max(1, ceil_div(FEW_STEPS, steps)), 20))
+        self.training = self.config.training.of_the_loop()
         self.model = LanguageModel(gpt2, seed=self.training.seed).to(shape.device,
                                                                      shape.precision)
-        say(f"{len(train):,} documents of {self.tokens:,} tokens to learn from, {len(valid):,} "
-            f"held out ({self.valid_bytes:,} bytes)")
-        say(f"GPT-2 of {gpt2.n_layer} layers, width {gpt2.n_embd}, {gpt2.vocab_size:,} "
+        say(f"{count(len(train), 'document')} of {self.tokens:,} tokens to learn from, "
+            f"{len(valid):,} held out ({self.valid_bytes:,} bytes)")
+        say(f"GPT-2 of {count(gpt2.n_layer, 'layer')}, width {gpt2.n_embd}, {gpt2.vocab_size:,} "
             f"tokens of vocabulary: {self.model.store.size:,} parameters")
+        if config.training.epochs is None and self.training.epochs > 1:
+            say(f"the text is small: {self.training.epochs} epochs, so that there are steps enough")
 
     def validate(self, model: LanguageModel) -> dict:
         """-> loss, perplexity and bits per byte of the held-out text, and a sample."""
@@ -238,7 +253,7 @@ class Pretraining:
                   "bits_per_byte": nats / math.log(2) / self.valid_bytes,
                   "sample": self.samples(1)[0]}
         if not self.config.output.quiet:
-            tqdm.write(f"sample: {report['sample'][:300]!r}")
+            tqdm.write(f"sample: {one_line(report['sample'], 90)}")
         return report
 
     def samples(self, n: int, tokens: int = 80) -> list[str]:
@@ -251,9 +266,11 @@ class Pretraining:
     def run(self, folder: Path, optimizer: Optimizer, state: State) -> dict:
         """Trains, evaluates and writes everything into the folder; -> results."""
         output = self.config.output
+        plan = BatchPlan(self.train, self.training)
+        plan = BatchPlan(self.train, self.training,
+                         min(output.validate_every, ceil_div(plan.steps, VALIDATIONS)))
         history = fit_in(folder, self.model, self.train, self.training, self.validate, state,
-                         optimizer, stretch="stretch",
-                         plan=BatchPlan(self.train, self.training, output.validate_every),
+                         optimizer, stretch="validation", plan=plan,
                          save_every=parse_save_every(output.save_every),
                          show_progress=not output.quiet)
         best = state.best
@@ -273,12 +290,22 @@ class Pretraining:
                    run_folder.environment())
         run_folder.require_present(folder)
         run_folder.write_results(folder, results)
-        self.say(f"held-out loss {results['valid_loss']:.4f}, perplexity "
-                 f"{results['valid_perplexity']:.1f}, {results['bits_per_byte']:.3f} bits per byte "
-                 f"(xz: {results['xz_bits_per_byte']:.3f})")
+        for line in headlines(results):
+            self.say(line)
         self.say(f"trained {state.tokens:,} tokens in {state.seconds:.0f} s "
                  f"({results['tokens_per_second']:,.0f} a second); everything is in {folder}")
+        self.say(Use(folder / "model", "pretrain"))
         return results
+
+
+def headlines(results: dict) -> list[str]:
+    """-> lines for the terminal: what the held-out text says, beside the best compressor."""
+    ours, xz = results["bits_per_byte"], results["xz_bits_per_byte"]
+    stands = ("better than xz" if ours < xz else
+              "worse than xz: more epochs or more text may help; xz has")
+    return [Verdict(f"{ours:.3f} bits per byte of the held-out text, {stands}, {xz:.3f}"),
+            f"  loss {results['valid_loss']:.4f} a token, perplexity "
+            f"{results['valid_perplexity']:.1f}"]
 
 
 def xz_bits_per_byte(text: str) -> float:
@@ -295,12 +322,33 @@ def _texts(data, seed):
     if data.valid:
         return train, read_documents(data.valid, data.encoding, data.parse_special,
                                      data.max_compression_ratio)
-    order = random.permutation(len(train), seed, 0)
+    if data.valid_fraction == 0:
+        raise UserError(f"{setting('valid_fraction')} is 0.0, expected more, or a file for "
+                        f"{setting('valid')}: a part of the text has to be held out")
     n = round(data.valid_fraction * len(train))
     if not 0 < n < len(train):
-        raise UserError(f"{data.text[0]}: cannot hold out {data.valid_fraction:g} of "
-                        f"{len(train)} documents, expected more of them or a file for "
-                        f"{setting('valid')}")
-    held = set(order[:n].tolist())
+        return _divided(train, data)
+    held = set(random.permutation(len(train), seed, 0)[:n].tolist())
     return ([text for i, text in enumerate(train) if i not in held],
             [text for i, text in enumerate(train) if i in held])
+
+
+def _divided(documents, data):
+    """A small text of few documents -> the same without the end of the longest, that end.
+
+    The part held out is as large as asked for, and at least a tenth of the text or 2,000
+    characters. It begins at a border of paragraphs, else of lines.
+    """
+    total = sum(map(len, documents))
+    wanted = max(data.valid_fraction * total, min(2000, total / 10))
+    i = max(range(len(documents)), key=lambda i: len(documents[i]))
+    for border, pattern in (("\n\n", PARAGRAPH), ("\n", re.compile(r"\n"))):
+        parts = pattern.split(documents[i])
+        if len(parts) > 1:
+            n = len(parts) - 1
+            while n > 1 and len(border.join(parts[n:])) < wanted:
+                n -= 1
+            return ([*documents[:i], border.join(parts[:n]), *documents[i + 1:]],
+                    [border.join(parts[n:])])
+    raise UserError(f"{data.text[0]}: cannot hold out a part of it, it has no line break; "
+                    f"expected one, or a file for {setting('valid')}")

@@ -354,7 +354,7 @@ def _show_epoch(report, title, seconds_left):
         words = name.replace("_", " ").replace("f1", "F1")
         if name.endswith(("accuracy", "f1")):
             shown.append(f"{words.removeprefix('valid ')} {value:.1%}")
-        elif isinstance(value, float) and name != "score":
+        elif isinstance(value, float) and name not in ("score", "valid_perplexity"):
             shown.append(f"{words} {value:.4f}")
     if seconds_left >= 1:
         shown.append(f"{_duration(seconds_left)} left")
