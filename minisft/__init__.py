@@ -9,6 +9,7 @@ if TYPE_CHECKING:     # what type checkers and editors read; test_public_api.py 
     from minisft.data.batch import Batch as Batch
     from minisft.data.batch import pack as pack
     from minisft.data.dataset import TokenizedDataset as TokenizedDataset
+    from minisft.errors import DivergedError as DivergedError
     from minisft.errors import NotFittedError as NotFittedError
     from minisft.errors import UserError as UserError
     from minisft.estimators import CompletionModel as CompletionModel
@@ -36,6 +37,7 @@ _MODULES = {
     "BertConfig": "minisft.models.bert",
     "Classifier": "minisft.models.heads",
     "CompletionModel": "minisft.estimators",
+    "DivergedError": "minisft.errors",
     "GPT2Config": "minisft.models.gpt2",
     "LanguageModel": "minisft.models.heads",
     "NotFittedError": "minisft.errors",

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 _MARK = "\ue000"     # of Unicode's private use: no text of a user holds it
@@ -20,6 +21,26 @@ class UserError(ValueError):
 
 class NotFittedError(UserError, AttributeError):
     """An estimator was asked before `fit`; scikit-learn's own error has the same two parents."""
+
+
+class DivergedError(UserError):
+    """Training met a value that is not finite.
+
+    `step` is the loop's, from 1 on; `tensor` is what was not finite first, `cause` what it comes
+    from in all likelihood, `remedy` what to try, "" where no option is to blame; `folder` is that
+    of the run, which can go on, or None.
+    """
+
+    def __init__(self, message: str, step: int = 0, tensor: str = "", cause: str = "",
+                 remedy: str = "", folder: Path | None = None) -> None:
+        super().__init__(message)
+        self.step, self.tensor, self.cause, self.remedy = step, tensor, cause, remedy
+        self.folder = folder
+
+    def and_also(self, sentence: str, folder: Path | None = None) -> "DivergedError":
+        """-> the same with a sentence more, of a run in this folder; "" for no sentence."""
+        return DivergedError(f"{self.args[0]}; {sentence}" if sentence else self.args[0], self.step,
+                             self.tensor, self.cause, self.remedy, folder or self.folder)
 
 
 def setting(name: str, value: str | None = None) -> str:

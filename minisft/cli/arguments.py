@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -22,38 +22,58 @@ from minisft.training.options import Config
 METAVARS = {int: "N", float: "X"}
 
 
-def add_config(parser: argparse.ArgumentParser, kind: type[Config]) -> None:
-    """One option for each option of a config, in its groups, and --resume."""
+class _Store(argparse.Action):
+    """Keeps the value, and in `given` that there was one: it may equal the default."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values)
+        namespace.given = {*getattr(namespace, "given", ()), self.dest}
+
+
+def add_config(parser: argparse.ArgumentParser, kind: type[Config],
+               beside_resume: Sequence[str] = ()) -> None:
+    """One option for each option of a config, in its groups, and --resume.
+
+    `beside_resume`: names of the options that may be given again when a run goes on.
+    """
+    names = [as_flag(name) for name in beside_resume if name in kind.option_fields()]
+    may_change = f"; beside it these may be others: {', '.join(names)}" if names else ""
     for part in fields(kind):
         group = parser.add_argument_group(part.name)
         for setting in fields(part.default_factory):
             options = {"help": render(setting.metadata["help"], as_flag),
                        **setting.metadata["argparse"]}
             if options.get("action") != "store_true":
-                options["default"] = setting.default
+                options |= {"default": setting.default, "action": _Store}
             if options.get("type") in METAVARS:
                 options["metavar"] = METAVARS[options["type"]]
             group.add_argument(as_flag(setting.name), **options)
     group.add_argument("--resume", metavar="DIR", help="go on with an interrupted run, with the "
-                       "settings that it began with")
+                       f"settings that it began with{may_change}")
     add_kernels(group)
 
 
 def run_with_config(args: argparse.Namespace, kind: type[Config], command: str,
-                    job: Callable[[Any, str | None, Callable[[str], None]], Any],
-                    beside_resume: tuple[str, ...] = ()) -> int:
-    """Calls job(config, resume, show); -> exit code, 130 after an interruption.
+                    job: Callable[[Any, str | None, Callable[[str], None], dict[str, Any]], Any],
+                    beside_resume: Sequence[str] = ()) -> int:
+    """Calls job(config, resume, show, options given beside --resume); -> exit code, 130 after an
+    interruption.
 
-    `beside_resume`: names of the options that may be given again when a run goes on.
+    `beside_resume` as in `add_config`.
     """
     values = {name: getattr(args, name) for name in kind.option_fields()}
+    given: dict[str, Any] = {}
     if args.resume is not None:
-        for name, known in kind.option_fields().items():
-            if values[name] != known.default and name not in beside_resume:
-                raise UserError(f"{as_flag(name)} beside --resume: expected no other option, the "
-                                "settings of the run go on")
+        given = {name: value for name, value in values.items()
+                 if name in getattr(args, "given", ()) or value is True}
+        for name in given:
+            if name not in beside_resume:
+                expected = [as_flag(n) for n in beside_resume if n in values]
+                raise UserError(f"{as_flag(name)} beside --resume: expected " + (
+                    f"some of {', '.join(expected)}; the other settings of the run go on"
+                    if expected else "no other option, the settings of the run go on"))
     try:
-        job(kind.from_options(**values), args.resume, show)
+        job(kind.from_options(**values), args.resume, show, given)
     except Interrupted as stopped:
         say(f"interrupted; to go on: minisft {command} --resume {shlex.quote(str(stopped))}")
         return 130

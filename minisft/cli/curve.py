@@ -16,10 +16,14 @@ FILE_OPTION = "--train"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--sizes, one option for each option of fine-tuning, and --resume."""
     parser.usage = "minisft curve --sizes N [N ...] [--train FILE] [--test FILE] [options]"
-    add_config(parser, curve.CurveConfig)
+    add_config(parser, curve.CurveConfig, ("sizes",))
 
 
 def run(args: argparse.Namespace) -> int:
     """-> exit code."""
     args.sizes = tuple(sorted({size for part in args.sizes for size in part}))
-    return run_with_config(args, curve.CurveConfig, "curve", curve.curve, ("sizes",))
+    return run_with_config(args, curve.CurveConfig, "curve", _curve, ("sizes",))
+
+
+def _curve(config, resume, show, given):
+    return curve.curve(config, resume, show)      # it takes sizes from the config

@@ -4,6 +4,7 @@ import argparse
 
 from minisft.cli.arguments import add_config, run_with_config
 from minisft.jobs import seeds
+from minisft.training.changes import CHANGEABLE
 from minisft.training.config import FinetuneConfig
 
 HELP = "fine-tune GPT-2 or BERT on labelled texts, or on prompts and completions"
@@ -17,9 +18,9 @@ FILE_OPTION = "--train"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One option for each option of the config, and --resume."""
     parser.usage = "minisft finetune [--train FILE] [--test FILE] [options]"
-    add_config(parser, FinetuneConfig)
+    add_config(parser, FinetuneConfig, CHANGEABLE)
 
 
 def run(args: argparse.Namespace) -> int:
     """-> exit code."""
-    return run_with_config(args, FinetuneConfig, "finetune", seeds.finetune)
+    return run_with_config(args, FinetuneConfig, "finetune", seeds.finetune, CHANGEABLE)

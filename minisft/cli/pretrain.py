@@ -4,6 +4,7 @@ import argparse
 
 from minisft.cli.arguments import add_config, run_with_config
 from minisft.jobs import pretrain
+from minisft.training.changes import CHANGEABLE
 
 HELP = "pretrain a small GPT-2 on plain text"
 EXAMPLES = ("minisft pretrain --text books.txt --out runs/mine",
@@ -15,9 +16,10 @@ FILE_OPTION = "--text"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One option for each option of the config, and --resume."""
     parser.usage = "minisft pretrain --text FILE [FILE ...] [--out DIR] [options]"
-    add_config(parser, pretrain.PretrainConfig)
+    add_config(parser, pretrain.PretrainConfig, CHANGEABLE)
 
 
 def run(args: argparse.Namespace) -> int:
     """-> exit code."""
-    return run_with_config(args, pretrain.PretrainConfig, "pretrain", pretrain.pretrain)
+    return run_with_config(args, pretrain.PretrainConfig, "pretrain", pretrain.pretrain,
+                           CHANGEABLE)

@@ -35,9 +35,9 @@ from minisft.dispatch.operations import (
     squared_norm,
 )
 from minisft.dispatch.random_words import dispatched
-from minisft.dispatch.selection import Site, only
+from minisft.dispatch.selection import Site, only, watched
 
 __all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "PRECISIONS", "Site", "adamw",
            "attention", "cross_entropy", "dispatched", "dropout", "embedding", "gelu",
            "gelu_adds_bias", "layer_norm", "linear", "matmul", "only", "resolve_precision",
-           "rounded", "softmax", "span_cross_entropy", "squared_norm", "to_bfloat16"]
+           "rounded", "softmax", "span_cross_entropy", "squared_norm", "to_bfloat16", "watched"]

@@ -22,6 +22,26 @@ FORMULA = "formula"     # the last of every list: it takes every argument
 # {operation, or None for all: names of implementations}
 _only: ContextVar[dict[str | None, tuple[str, ...]] | None] = ContextVar("only", default=None)
 
+# hears of the name of an operation, "forward" or "backward", and what it gave
+See = Callable[[str, str, Any], None]
+_watcher: ContextVar[See | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched(see: See) -> Iterator[None]:
+    """Within it see(operation, "forward" or "backward", what it gave) is called after each one."""
+    token = _watcher.set(see)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def _seen(operation, direction, given):
+    if (see := _watcher.get()) is not None:
+        see(operation, direction, given)
+    return given
+
 
 @contextmanager
 def only(*names: str, operations: tuple[str, ...] | None = None) -> Iterator[None]:
@@ -143,6 +163,7 @@ class Operation:
         for name in self._options:
             options.pop(name, None)
         y, entries = chosen.load().forward(*args, **options)
+        _seen(self.name, "forward", y)
         return y, Cache(entries, chosen, y)
 
     def backward(self, dy: Any, cache: Cache, *args: Any, **options: Any) -> Any:
@@ -156,11 +177,13 @@ class Operation:
         if cache.shape is not None and getattr(dy, "shape", None) != cache.shape:
             raise ValueError(f"{self.name}.backward: dy has shape {getattr(dy, 'shape', None)}, "
                              f"expected y's, {cache.shape}")
-        return cache.implementation.load().backward(dy, cache.entries, *args, **options)
+        return _seen(self.name, "backward", cache.implementation.load().backward(
+            dy, cache.entries, *args, **options))
 
 
 class Function(Operation):
     """An operation without a gradient: `load` gives the function itself."""
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return self.choose(*args, **options).load()(*args, **options)
+        return _seen(self.name, "forward",
+                     self.choose(*args, **options).load()(*args, **options))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from minisft.errors import as_flag
 from minisft.evaluation.document import one_line
-from minisft.evaluation.markdown import escape
+from minisft.evaluation.markdown import escape, render
+from minisft.evaluation.report import changes
 from minisft.io.files import write_text
 
 # What says nothing of the model, or stands in the card by itself
@@ -16,9 +17,9 @@ FRONT_MATTER = ("---", "library_name: transformers", "pipeline_tag: text-generat
                 "- minisft", "- gpt2", "---", "")
 
 
-def write_card(path, config, results, samples, machine):
-    """PretrainConfig, figures, texts written by the model, runs.machine() -> README.md beside
-    the weights."""
+def write_card(path, config, results, samples, machine, changed=()):
+    """PretrainConfig, figures, texts written by the model, runs.machine(), settings that changed on
+    the way -> README.md beside the weights."""
     lines = [
         *FRONT_MATTER, "# A small GPT-2, pretrained with minisft", "",
         f"{results['parameters']:,} parameters, GPT-2's architecture and file format, float16. "
@@ -38,11 +39,14 @@ def write_card(path, config, results, samples, machine):
         f"On {machine['processor']}, {machine['threads']} thread"
         f"{'s' * (str(machine['threads']) != '1')}, Python {machine['python']}, "
         + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-        + ". The same command and seed give the same losses bit for bit where these are the same.",
+        + (". Settings changed on the way, so the command alone does not give this model again."
+           if changed else ". The same command and seed give the same losses bit for bit where "
+           "these are the same."),
         "",
         "| setting | value |", "| --- | --- |",
         *(f"| {name} | {escape(one_line(value))} |"
           for name, value in shown_options(config).items()), "",
+        *([render(changes(changed))] if changed else []),
         "## Samples", "", "Written from nothing, temperature 0.8:", "",
         *(line for text in samples for line in ("> " + escape(one_line(text, 600)), "")),
         "## What it cannot do", "",

@@ -88,6 +88,7 @@ def classification(results: dict[str, Any], data: dict[str, Any], settings: Sett
         *_data(data),
         *_learning(history, results),
         *_settings(settings),
+        *changes(data.get("changes") or []),
     ]
 
 
@@ -116,6 +117,7 @@ def completion(results: dict[str, Any], data: dict[str, Any], settings: Settings
         *_data(data),
         *_learning(history, results),
         *_settings(settings),
+        *changes(data.get("changes") or []),
     ]
 
 
@@ -290,6 +292,15 @@ def _settings(settings):
         blocks.append(Folded(f"{count(len(unchanged), 'setting')} at the default",
                              [_setting_table(used, [key for key in used if key in unchanged])]))
     return blocks
+
+
+def changes(changed: Sequence[dict[str, Any]]) -> list[Block]:
+    """What training.changes keeps of settings that changed on the way -> blocks, none for none."""
+    rows = [[f"{change['step']:,} {change['part'] and one_line(change['part'])}".strip(),
+             one_line(name), _value(old), _value(new)]
+            for change in changed for name, (old, new) in change["options"].items()]
+    return [Paragraph("These settings changed on the way:"), Table(
+        ["after step", "setting", "before", "from there on"], rows)] if rows else []
 
 
 def _setting_table(used, keys):

@@ -33,13 +33,27 @@ def has_state(folder: str | Path) -> bool:
     return (Path(folder) / FILE).is_file()
 
 
+def remove_state(folder: str | Path) -> None:
+    """Removes a saved state, so that its run starts anew; OSError."""
+    (Path(folder) / FILE).unlink(missing_ok=True)
+
+
+def load_info(folder: str | Path) -> dict[str, Any]:
+    """-> the dict alone; raises UserError as `load_state`."""
+    return _read(Path(folder) / FILE)[1]
+
+
 def load_state(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """-> arrays by name, the dict; raises UserError when the file is absent or damaged."""
-    path = Path(folder) / FILE
-    if not has_state(folder):
+    stored, info = _read(Path(folder) / FILE)
+    return {name: tensor.read() for name, tensor in stored.items()}, info
+
+
+def _read(path):
+    if not path.is_file():
         raise UserError(f"{path}: no training state here")
     stored, metadata = safetensors.read_header(path)
     if safetensors.CHECKSUMS not in metadata or "info" not in metadata:
         raise UserError(f"{path}: its header lacks the checksums or the record of the run, so "
                         "minisft did not write it or it is damaged")
-    return {name: tensor.read() for name, tensor in stored.items()}, parse(metadata["info"])
+    return stored, parse(metadata["info"])

@@ -36,11 +36,12 @@ def next_tokens(ids: Iterable[np.ndarray], end: int | None) -> TokenizedDataset:
 
 def adapt(model: Classifier, train: TokenizedDataset, valid: TokenizedDataset, end: int | None,
           config: FinetuneConfig, folder: Path | None, resume: bool,
-          say: Callable[[str], Any]) -> dict:
+          say: Callable[[str], Any], name_text: Callable[[int], str] | None = None) -> dict:
     """Trains the classifier's trunk in place -> validation losses before and after, in nats.
 
     What was trained before an interruption is taken from the run's folder; folder None: nothing
-    is written. Raises UserError for a model that predicts no next token.
+    is written. name_text(index) says which text that is. Raises UserError for a model that predicts
+    no next token, and DivergedError.
     """
     epochs = config.training.adapt_epochs
     if not isinstance(model.trunk, GPT2):
@@ -65,7 +66,7 @@ def adapt(model: Classifier, train: TokenizedDataset, valid: TokenizedDataset, e
     optimizer = make_optimizer(learner, training)
     state = load_or_init_state(place, resume, learner, optimizer, say)
     fit_in(place, learner, train, training, validation, state, optimizer,
-           save_every=parse_save_every(config.output.save_every),
+           save_every=parse_save_every(config.output.save_every), name_text=name_text,
            show_progress=not config.output.quiet)
     for name in names:
         model.store[name].value[...] = learner.store[name].value

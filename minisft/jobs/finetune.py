@@ -4,7 +4,7 @@
 leaves a run folder: `prepare` does all that can fail before anything is written, `run` the rest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -16,8 +16,8 @@ from minisft.data.read import Examples, Prompts
 from minisft.data.special_tokens import read_special_tokens
 from minisft.data.table import bad_rows_csv
 from minisft.data.text import load_tokenizer, parse_cleaning_steps, train_tokenizer
-from minisft.data.tokenizer import special_tokens_note, vocab_size_of
-from minisft.errors import UserError, setting
+from minisft.data.tokenizer import decode, special_tokens_note, vocab_size_of
+from minisft.errors import DivergedError, UserError, setting, short_repr
 from minisft.evaluation import plots, report
 from minisft.evaluation.figures import Use, count, percent
 from minisft.io import hub, run_folder
@@ -35,6 +35,8 @@ from minisft.jobs.classify import Classification, EncodedTexts
 from minisft.jobs.complete import Completion, EncodedPrompts
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
+from minisft.training import divergence
+from minisft.training.changes import changes_of_run, with_changes
 from minisft.training.config import (
     OF_THE_MODEL,
     SCRATCH,
@@ -136,25 +138,32 @@ def _train(kind, train, valid, config, say, callback):
                        state, history, getattr(prepared.model, "label_names", None))
 
 
-def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say = print) -> dict:
+def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say = print,
+             changes: Mapping[str, Any] | None = None) -> dict:
     """Config of one seed -> results, with all files of the run in its folder.
 
-    `resume`: the folder of an interrupted run, whose own config then counts. Raises UserError for
-    anything a user can mend, before a file is written, and loop.Interrupted.
+    `resume`: the folder of an interrupted run, whose own config then counts, but for `changes`:
+    the options that are others from here on. Raises UserError for anything a user can mend, before
+    a file is written, loop.Interrupted, and DivergedError: the last good model is then in the
+    folder.
     """
-    return run(prepare(config, resume, say), say)
+    ready = prepare(config, resume, say, changes)
+    try:
+        return run(ready, say)
+    except DivergedError as error:
+        raise divergence.with_way_on(error) from None
 
 
-def prepare(config: FinetuneConfig, resume: str | Path | None = None,
-            say: Say = print) -> PreparedRun:
+def prepare(config: FinetuneConfig, resume: str | Path | None = None, say: Say = print,
+            changes: Mapping[str, Any] | None = None) -> PreparedRun:
     """-> the run, with its files read and its model built; raises UserError."""
     kept = None if resume is None else run_folder.read_interrupted_run(resume)
     if kept is not None:
-        config = kept_config(kept, resume)
+        config = with_changes(kept_config(kept, resume), changes)
     if config.output.seeds != 1:
         raise UserError(f"{setting('seeds')} is {config.output.seeds}: seeds.finetune trains "
                         "several")
-    given = config.given() if kept is None else kept.get("given", {})
+    given = config.given() if kept is None else kept.get("given", {}) | dict(changes or {})
     config = with_defaults(config)
     require_sound(config)
     if resume is None and config.output.out is not None:
@@ -251,18 +260,35 @@ def _fit(prepared, folder, resume, say, callback=None):
     # 3. Fine-tune; the validation part chooses the epoch
     task, config, model = prepared.task, prepared.config, prepared.model
     adaptation, show_progress = None, not config.output.quiet
+
+    def name_text(n):
+        return (f"{task.train.place(n)}, "
+                f"{short_repr(decode(prepared.tokenizer, prepared.encoded.train.ids[n]))}")
+
     if config.training.adapt_epochs:
-        adaptation = adapt(model, prepared.encoded.train, prepared.encoded.valid,
-                           special_tokens_of(model, prepared.tokenizer).end, config, folder,
-                           resume, say)
+        try:
+            adaptation = adapt(model, prepared.encoded.train, prepared.encoded.valid,
+                               special_tokens_of(model, prepared.tokenizer).end, config, folder,
+                               resume, say, name_text)
+        except DivergedError as error:
+            raise error.and_also("this was the adaptation", folder) from None
     optimizer = make_optimizer(model, config.training)
     state = load_or_init_state(folder, resume, model, optimizer, say)
     prepared = replace(prepared, encoded=_with_frozen_features(prepared, say))
-    history = fit_in(folder, model, prepared.encoded.train, config.training,
-                     lambda model: task.validate(model, prepared.encoded.valid), state, optimizer,
-                     log=callback, loss_options=prepared.loss_options,
-                     save_every=parse_save_every(config.output.save_every),
-                     show_progress=show_progress)
+
+    def validate(model):
+        return task.validate(model, prepared.encoded.valid)
+
+    try:
+        history = fit_in(folder, model, prepared.encoded.train, config.training, validate, state,
+                         optimizer, log=callback, loss_options=prepared.loss_options,
+                         save_every=parse_save_every(config.output.save_every),
+                         name_text=name_text, show_progress=show_progress)
+    except DivergedError as error:
+        raise divergence.keep_last_good(
+            error, model, state, folder,
+            lambda: write_folder(folder / "model", model, prepared.tokenizer,
+                                 prepared.preprocessing)) from None
     return prepared, adaptation, state, history
 
 
@@ -282,7 +308,8 @@ def _finish(given, prepared, state, history, folder, adaptation, say):
         results["random_weights"] = _from_random_weights(prepared, answers)
     plots.curves(history, folder / "curves.png", best_step=state.best["step"])
     description = {"model": f"{config.model.model}: {_shape(model)}"} | task.describe(
-        prepared.encoded) | {"bad_rows": len(_bad_rows(task)) or None}
+        prepared.encoded) | {
+        "bad_rows": len(_bad_rows(task)) or None, "changes": changes_of_run(folder)}
     task.write(folder, results, examples, description, report.Settings(
         config.that_count(prepared.settings), given, type(config)().options()), history)
     run_folder.require_present(folder)

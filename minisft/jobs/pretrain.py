@@ -5,9 +5,10 @@ import hashlib
 import lzma
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -22,7 +23,7 @@ from minisft.data.special_tokens import default_special_tokens
 from minisft.data.text import TOKENIZER, load_tokenizer, train_tokenizer
 from minisft.data.tokenizer import decode, vocab_size_of
 from minisft.dispatch import PRECISIONS, resolve_precision
-from minisft.errors import UserError, setting
+from minisft.errors import DivergedError, UserError, setting, short_repr
 from minisft.evaluation import plots
 from minisft.evaluation.document import one_line
 from minisft.evaluation.evaluate import completion_loss
@@ -34,6 +35,8 @@ from minisft.jobs.finetune import Say
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
+from minisft.training import divergence
+from minisft.training.changes import changes_of_run, with_changes
 from minisft.training.config import (
     PRECISION_HELP,
     TrainingConfig,
@@ -155,16 +158,18 @@ class PretrainConfig(Config):
     output: PretrainOutputConfig = field(default_factory=PretrainOutputConfig)
 
 
-def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say = print) -> dict:
+def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say = print,
+             changes: Mapping[str, Any] | None = None) -> dict:
     """Config -> results, with all files of the run in its folder.
 
-    `resume`: the folder of an interrupted run, whose own config then counts. Raises UserError
-    before a file is written, and loop.Interrupted.
+    `resume`: the folder of an interrupted run, whose own config then counts, but for `changes`:
+    the options that are others from here on. Raises UserError before a file is written,
+    loop.Interrupted, and DivergedError: the last good model is then in the folder.
     """
     kept = None
     if resume is not None:
         kept = run_folder.read_interrupted_run(resume)
-        config = config_of_run(PretrainConfig, kept, resume)
+        config = with_changes(config_of_run(PretrainConfig, kept, resume), changes)
     require_in_range(config)
     parse_save_every(config.output.save_every)
     data = config.data
@@ -211,6 +216,8 @@ def _pretrain(config, folder, kept, files, train, valid, say):
         return results
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(folder) from None
+    except DivergedError as error:
+        raise divergence.with_way_on(error) from None
 
 
 class Pretraining:
@@ -269,25 +276,26 @@ class Pretraining:
         plan = BatchPlan(self.train, self.training)
         plan = BatchPlan(self.train, self.training,
                          min(output.validate_every, ceil_div(plan.steps, VALIDATIONS)))
-        history = fit_in(folder, self.model, self.train, self.training, self.validate, state,
-                         optimizer, stretch="validation", plan=plan,
-                         save_every=parse_save_every(output.save_every),
-                         show_progress=not output.quiet)
+        try:
+            history = fit_in(folder, self.model, self.train, self.training, self.validate, state,
+                             optimizer, stretch="validation", plan=plan,
+                             save_every=parse_save_every(output.save_every),
+                             name_text=self._name_text, show_progress=not output.quiet)
+        except DivergedError as error:
+            raise divergence.keep_last_good(
+                error, self.model, state, folder, lambda: self._write_model(folder),
+                "validation") from None
         best = state.best
         results = {key: best[key] for key in ("valid_loss", "valid_perplexity", "bits_per_byte")}
         results |= {"xz_bits_per_byte": xz_bits_per_byte(self.valid_text),
                     "tokens_seen": state.tokens, "train_seconds": state.seconds,
                     "tokens_per_second": state.tokens / state.seconds,
                     "steps": state.step, "parameters": self.model.store.size}
-        # fine-tuning sees few texts many times, so the folder asks for GPT-2's own dropout
-        self.model.trunk.config = dataclasses.replace(
-            self.model.trunk.config, embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)
-        write_folder(folder / "model", self.model, self.tokenizer, Preprocessing(clean=()),
-                     dtype=np.float16)
+        self._write_model(folder)
         for place in (folder, folder / "model"):      # the card shows them too
             plots.curves(history, place / "curves.png", best_step=best["step"])
         write_card(folder / "model" / "README.md", self.config, results, self.samples(3),
-                   run_folder.environment())
+                   run_folder.environment(), changes_of_run(folder))
         run_folder.require_present(folder)
         run_folder.write_results(folder, results)
         for line in headlines(results):
@@ -296,6 +304,16 @@ class Pretraining:
                  f"({results['tokens_per_second']:,.0f} a second); everything is in {folder}")
         self.say(Use(folder / "model", "pretrain"))
         return results
+
+    def _write_model(self, folder):
+        # fine-tuning sees few texts many times, so the folder asks for GPT-2's own dropout
+        self.model.trunk.config = dataclasses.replace(
+            self.model.trunk.config, embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)
+        write_folder(folder / "model", self.model, self.tokenizer, Preprocessing(clean=()),
+                     dtype=np.float16)
+
+    def _name_text(self, n):
+        return short_repr(decode(self.tokenizer, self.train.ids[n]))
 
 
 def headlines(results: dict) -> list[str]:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from minisft.errors import UserError, setting
+from minisft.errors import DivergedError, UserError, setting
 from minisft.evaluation import comparison, metrics, plots, report
 from minisft.evaluation.document import Heading, Link, Note, Paragraph, Picture, Strong, Table
 from minisft.evaluation.figures import Use, Verdict, count, interval, percent
@@ -18,6 +19,7 @@ from minisft.training.loop import Interrupted
 FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "exact_match": "exact match",
            "loss": "loss"}
 KEPT = (*FIGURES, "n", "best_epoch", "train_seconds", *comparison.NAMES)
+NOT_COMPARABLE = "runs that are compared have the same options"
 OPTIMISTIC = ("There is no test set. Each seed is scored on the validation part that it drew: "
               "whatever was chosen by it, such as the best epoch, makes the figures optimistic.")
 
@@ -31,16 +33,20 @@ class PlannedRun:
     config: FinetuneConfig
 
 
-def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say = print) -> dict:
+def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say = print,
+             changes: Mapping[str, Any] | None = None) -> dict:
     """Config -> results; with more than one seed, the folder holds a run for each.
 
-    Raises as `finetune.finetune`, which does the work, and is all of it for one seed.
+    Raises as `finetune.finetune`, which does the work, and is all of it for one seed; of several
+    none may change its options.
     """
     kept = None if resume is None else run_folder.read_interrupted_run(resume)
     if kept is not None:
         config = runner.kept_config(kept, resume)
     if config.output.seeds == 1:
-        return runner.finetune(config, resume, say)
+        return runner.finetune(config, resume, say, changes)
+    for name in changes or ():
+        raise UserError(f"{setting(name)} beside {setting('resume')}: {NOT_COMPARABLE}")
     require_seeds(config)
     require_sound(config)
     if resume is None and config.output.out is not None:
@@ -96,6 +102,9 @@ def run_all(planned: Sequence[PlannedRun], folder: Path, config: FinetuneConfig,
             if not (folder / "config.json").exists():     # nothing to go on with
                 raise
             raise Interrupted(folder) from None
+        except DivergedError as error:
+            raise error.and_also(f"this was {run.title} {NOT_COMPARABLE}: start anew with "
+                                 f"{setting('overwrite')} or another {setting('out')}") from None
         yield run, results
 
 

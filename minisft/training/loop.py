@@ -20,12 +20,12 @@ from minisft.backend.cpu import allocator
 from minisft.data.batch import token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.dispatch import FLOAT16
-from minisft.errors import UserError, setting
+from minisft.errors import DivergedError, UserError
 from minisft.io import run_folder
 from minisft.io import training_state as states
 from minisft.io.files import read_json
 from minisft.models.heads import Classifier, LanguageModel
-from minisft.training import optim
+from minisft.training import changes, divergence, optim
 from minisft.training.averaging import Mean
 from minisft.training.config import TrainingConfig
 from minisft.training.loss_scale import LossScale
@@ -123,13 +123,17 @@ def make_optimizer(model: Model, config: TrainingConfig) -> optim.Optimizer:
 
 def begin(folder: Path, resume: Any, record: Mapping[str, Any], model: Model,
           say: Callable[[str], None]) -> None:
-    """Makes a new run's folder with its config.json; an interrupted run has both."""
+    """Makes a new run's folder with its config.json; an interrupted run has both, and there what
+    has changed is added."""
     if not resume:
         # once more, under the lock: another run may have begun and ended here meanwhile
         run_folder.check_output_folder(folder, record["settings"]["overwrite"])
         run_folder.create(folder, {**record, "parameters": model.store.size,
                                    **run_folder.environment()})
-    elif changed := run_folder.environment_changes(read_json(folder / "config.json")):
+        return
+    kept = read_json(folder / "config.json")
+    changes.record(folder, kept, record, say)
+    if changed := run_folder.environment_changes(kept):
         say(f"note: not what the run began with: {'; '.join(changed)}; it goes on, without the "
             "certainty of the same bits")
 
@@ -170,6 +174,8 @@ def fit_in(folder: Path | None, model: Model, sequences: TokenizedDataset, confi
         _call(log, entry)
 
     def save():
+        if not divergence.values_finite(model):
+            raise divergence.of_values(model, state.step, optimizer, config)
         metrics.sync()      # first: the state is never ahead of what is logged
         state.metrics_crc32 = metrics.checksum
         states.save_state(folder / run_folder.STATE, *state.to_save(model, optimizer))
@@ -177,6 +183,8 @@ def fit_in(folder: Path | None, model: Model, sequences: TokenizedDataset, confi
     try:
         fit(model, sequences, config, validate, state, optimizer, log=both, save=save, **options)
         metrics.sync()
+    except DivergedError as error:
+        raise divergence.drop_useless_state(error, folder, model, state, validate) from None
     finally:
         metrics.close()
     return run_folder.read_history(folder)
@@ -225,12 +233,14 @@ class BatchPlan(Sequence):
 def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int],
                optimizer: optim.Optimizer, lr: float, config: TrainingConfig,
                stream: random.Stream | None, loss_options: Mapping[str, Any],
-               scale: LossScale | None = None) -> tuple[float, float | None]:
+               scale: LossScale | None = None,
+               name_text: Callable[[int], str] | None = None) -> tuple[float, float | None]:
     """One optimizer step on these texts, in pieces of at most micro_tokens tokens.
 
     -> mean loss and gradient norm before clipping. The pieces' sums are divided once, by the
     whole denominator: the step equals that of one large batch. `scale` (loss_scale.LossScale)
     multiplies the loss; the norm is None where its gradients overflow and the step is left out.
+    Raises DivergedError, which calls the texts by name_text(index).
     """
     factor = 1.0 if scale is None else scale.value
     model.store.zero_grad()
@@ -242,13 +252,16 @@ def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int]
         total, denominator = total + float(loss), denominator + float(counted)
     denominator *= factor
     mean, norm = total * factor / denominator, optim.gradient_norm(model.store) / denominator
-    if scale is not None and math.isfinite(mean) and \
-            not _update_scale(scale, norm, optimizer.t + 1):
-        return mean, None
-    if not (math.isfinite(mean) and math.isfinite(norm)):
-        raise UserError(f"step {optimizer.t + 1}: the loss is {mean:.4g} and the gradient's norm "
-                        f"{norm:.4g}; a smaller {setting('lr')} (now {lr:.2g}) may help, with "
-                        f"{setting('overwrite')} or another {setting('out')}")
+    overflow = ""
+    try:
+        if scale is not None and math.isfinite(mean) and not scale.update(math.isfinite(norm)):
+            return mean, None
+    except OverflowError as error:
+        overflow = str(error)
+    if overflow or not (math.isfinite(mean) and math.isfinite(norm)):
+        raise divergence.of_step(
+            model, sequences, indices, stream, loss_options, optimizer, config, factor,
+            overflow or f"the loss is {mean:.4g}, the gradient's norm {norm:.4g}", name_text)
     optimizer.step(lr, optim.clip_scale(norm, config.max_grad_norm) / denominator)
     return mean, norm
 
@@ -258,7 +271,7 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
         save: Callable[[], None] | None = None, log: Log | None = None,
         loss_options: Mapping[str, Any] | None = None, plan: BatchPlan | None = None,
         stretch: str = "epoch", save_every: SaveInterval | None = None,
-        show_progress: bool = True) -> State:
+        name_text: Callable[[int], str] | None = None, show_progress: bool = True) -> State:
     """Trains in place; ends with the values of the epoch that validation found best, or, with
     config.select "last", with those of the last. Where config.average has begun, these are the
     mean of the values (averaging.py).
@@ -267,16 +280,21 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
     no validation: then the last epoch counts. save() keeps the state: at `save_every`, after
     epochs (saving.Saver) and at an interruption. log(dict) is called with each step and epoch.
     `plan` (default: one item an epoch) gives the batches between two validations: `stretch` is
-    what the terminal calls them. Raises Interrupted.
+    what the terminal calls them. Raises Interrupted, and DivergedError, which calls the texts by
+    name_text(index): the values are then those of the best epoch, if one has ended.
     """
     epochs = plan or BatchPlan(sequences, config)
     total = epochs.steps
     warmup = int(config.warmup_ratio * total)
     lengths = sequences.lengths
-    if model.store.compute_dtype == FLOAT16 and state.scale is None:
+    if model.store.compute_dtype != FLOAT16:
+        state.scale = None      # a run may go on in another precision
+    elif state.scale is None:
         state.scale = LossScale()
+    validate = divergence.checked(validate, state, optimizer, config)
     recent: deque[float] = deque(maxlen=20)
-    with allocator.reused(), run_folder.catch_interrupts() as interrupts, tqdm(
+    with allocator.reused(), divergence.back_to_best(model, state), \
+            run_folder.catch_interrupts() as interrupts, tqdm(
             total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
             disable=not show_progress or None) as bar:     # none where stderr is a file
         saver = Saver(save, save_every or SaveInterval(), interrupts)
@@ -293,7 +311,7 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
                 lr = config.lr * optim.schedule(config.schedule, state.step, total, warmup)
                 stream = random.Stream(config.seed, state.step)
                 loss, norm = train_step(model, sequences, indices, optimizer, lr, config,
-                                        stream, loss_options or {}, state.scale)
+                                        stream, loss_options or {}, state.scale, name_text)
                 state.step += 1
                 state.index += 1
                 if state.step > (1 - config.average) * total:
@@ -315,6 +333,8 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
                               or _patience_is_over(state, config))
             if interrupts.received:
                 raise Interrupted
+    if validate is None and not divergence.values_finite(model):
+        raise divergence.of_values(model, state.step, optimizer, config)
     if state.best_values is not None:
         model.store.values[...] = model.store.xp.asarray(state.best_values)
         model.store.refresh()
@@ -365,14 +385,6 @@ def _duration(seconds):
     minutes, hours = seconds / 60, seconds / 3600
     return (f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else
             f"{seconds:.0f} s")
-
-
-def _update_scale(scale, norm, step):
-    try:
-        return scale.update(math.isfinite(norm))
-    except OverflowError as error:
-        raise UserError(f"step {step}: {error}; expected {setting('precision', 'bfloat16')} or a "
-                        f"smaller {setting('lr')}") from None
 
 
 def _scale_of(state):

@@ -40,12 +40,14 @@ class Optimizer:
             raise ValueError(f"{len(self.rates)} rates for {len(store.param_groups)} parameter "
                              "groups")
         self.t = 0
+        self.last_lr = 0.0     # of the last step, should somebody ask why a run diverged
         for name in self.buffers:
             setattr(self, name, store.xp.zeros_like(store.values))
 
     def step(self, lr: float, scale: float = 1.0) -> None:
         """Updates every trained value; `scale` multiplies the gradients (mean, clipping)."""
         self.t += 1
+        self.last_lr = lr
         for group, rate in zip(self.store.param_groups, self.rates, strict=True):
             decay = self.weight_decay if group.decays else 0.0
             self.update_group(slice(group.start, group.stop), lr * rate, decay, scale)
