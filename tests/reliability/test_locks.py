@@ -9,7 +9,7 @@ from runs import ENVIRONMENT, ROOT, Runner, contents
 from minisft.io import run_folder
 
 pytestmark = pytest.mark.skipif(run_folder.fcntl is None or not sys.platform.startswith("linux"),
-                                reason="the system has no flock, or no os.pidfd_open")
+                                reason="the harness is for Linux and its flock")
 ROUNDS = 20
 # a line on stdin: takes the lock and says so; the next line: gives it back. "often": takes it and
 # gives it back a hundred times, and says what was wrong
