@@ -2,11 +2,16 @@
 
 import re
 import shlex
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 _MARK = "\ue000"     # of Unicode's private use: no text of a user holds it
+LONGEST = 2000       # characters of a line for a person: more of it is a value without end
+# Marks that turn the direction of what follows, or hide in it.
+_TURNING = {0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A),
+            *range(0xFFF9, 0xFFFC), *range(0xE0000, 0xE0080)}
 
 
 class UserError(ValueError):
@@ -16,7 +21,7 @@ class UserError(ValueError):
     """
 
     def __str__(self) -> str:
-        return render(super().__str__(), as_keyword)
+        return shown(render(super().__str__(), as_keyword))
 
 
 class NotFittedError(UserError, AttributeError):
@@ -63,6 +68,30 @@ def as_flag(name: str, value: str | None = None) -> str:
     """-> as the command line has it: --max-length, --task complete."""
     flag = f"--{name.replace('_', '-')}"
     return flag if value is None else f"{flag} {shlex.quote(value)}"
+
+
+def disturbs(c: str) -> bool:
+    """A character -> whether it would act on a terminal or a page in place of being seen: control
+    characters, breaks of lines, marks of direction, half characters."""
+    return ord(c) in _TURNING or c == _MARK or \
+        unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def shown(text: Any, limit: int = LONGEST, keep: str = "") -> str:
+    """Any text, such as a label, a file's name or a whole message -> one line of it that a terminal
+    shows as it is: what `disturbs` becomes its escape (\\x1b, \\n), but for `keep`."""
+    text = str(text)
+    if len(text) > limit:
+        text = f"{text[:limit]}… ({len(text) - limit:,} characters more)"
+    if text.isprintable():
+        return text
+    return "".join(c.encode("unicode_escape").decode() if disturbs(c) and c not in keep else c
+                   for c in text)
+
+
+def tell(line: Any) -> None:
+    """A line of what goes on -> stdout, as `shown`."""
+    print(shown(line))
 
 
 def short_repr(value: Any) -> str:

@@ -22,7 +22,7 @@ from minisft.data.read import sorted_label_names, train_valid_split
 from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.text import parse_cleaning_steps
 from minisft.data.tokenizer import decode
-from minisft.errors import NotFittedError, UserError
+from minisft.errors import NotFittedError, UserError, tell
 from minisft.evaluation.evaluate import completion_loss, log_probabilities
 from minisft.io import hub
 from minisft.io.files import read_json, write_json
@@ -118,7 +118,7 @@ class Estimator:
         return config, parse_cleaning_steps(config.data.clean or "none")
 
     def _say(self) -> Callable[[str], None]:
-        return (lambda line: None) if self.quiet else print
+        return (lambda line: None) if self.quiet else tell
 
     def _fit(self, train: Callable[..., FittedModel], *parts: Any, **options: Any) -> Self:
         try:

@@ -13,7 +13,7 @@ from minisft.cli.terminal import red, show
 from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.data.text import CLEANING_STEPS, parse_cleaning_steps
 from minisft.dispatch import PRECISIONS
-from minisft.errors import UserError, as_flag, render
+from minisft.errors import UserError, as_flag, render, shown
 from minisft.io.model_folder import read_folder
 from minisft.training.config import PRECISION_HELP, require_device
 from minisft.training.loop import Interrupted
@@ -144,12 +144,12 @@ def chosen_preprocessing(args, preprocessing):
 
 def say(line):
     """What is no result goes to stderr."""
-    print(f"minisft: {line}", file=sys.stderr)
+    print(f"minisft: {shown(line)}", file=sys.stderr)
 
 
 def fail(line):
     """What ends a command goes to stderr too, its beginning in red."""
-    print(f"{red('minisft:', sys.stderr)} {line}", file=sys.stderr)
+    print(f"{red('minisft:', sys.stderr)} {shown(line)}", file=sys.stderr)
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from minisft.cli.arguments import say
+from minisft.cli.terminal import show
 from minisft.data.special_tokens import read_special_tokens
 from minisft.data.text import load_tokenizer
 from minisft.errors import UserError
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     read = _nanogpt if Path(args.source).is_file() else _folder
     model, tokenizer, preprocessing = read(args)
     write_folder(out, model, tokenizer, preprocessing)
-    print(f"{out}: {model!r}")
+    show(f"{out}: {model!r}")
 
 
 def _folder(args):

@@ -29,6 +29,7 @@ from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.tokenizer import special_tokens_note
 from minisft.errors import UserError, setting
 from minisft.evaluation import metrics
+from minisft.evaluation.document import one_line
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.evaluation.figures import Verdict, count, interval, percent
 from minisft.evaluation.report import absent_classes_note
@@ -103,14 +104,16 @@ def _classifier(args, model, tokenizer, preprocessing):
         say(note)
     logp = log_probabilities(model, ids, args.batch_tokens, "evaluating", types)
     figures = metrics.classification(examples.labels, logp, model.label_names)
-    width = max(len(name) for name in model.label_names)
+    names = [one_line(name, 40) for name in model.label_names]
+    width = max(map(len, names))
     lines = [Verdict(f"{percent(figures['accuracy'])} of {count(figures['n'], 'text')} are right"),
              f"  {interval(figures['accuracy_low'], figures['accuracy_high'])}, macro F1 "
              f"{percent(figures['macro_f1'])}, loss {figures['loss']:.4f}", *_cut(cut),
              *([] if (note := absent_classes_note(figures)) is None else [f"note: {note}"]),
              f"{'':{width}}  precision  recall      F1   texts"]
-    lines += [f"{row['name']:{width}}  {percent(row['precision']):>9}  {percent(row['recall']):>6}"
-              f"  {percent(row['f1']):>6}  {row['support']:6}" for row in figures["per_class"]]
+    lines += [f"{name:{width}}  {percent(row['precision']):>9}  {percent(row['recall']):>6}"
+              f"  {percent(row['f1']):>6}  {row['support']:6}"
+              for name, row in zip(names, figures["per_class"], strict=True)]
     return figures | {"cut": cut}, lines
 
 

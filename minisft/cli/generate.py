@@ -12,6 +12,7 @@ from minisft.cli.arguments import (
     say,
     whole,
 )
+from minisft.cli.terminal import visible
 from minisft.data.tokenizer import decode
 from minisft.errors import UserError
 from minisft.jobs.generate import generate_texts
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     ends = [prompt + ("\n" if preprocessing.separator else "") for prompt in args.prompt]
     stream = Stream(tokenizer) if len(ends) == 1 else None
     if stream:
-        print(ends[0], end="", flush=True)
+        print(visible(ends[0]), end="", flush=True)
     with tqdm(unit="token", desc="generating", leave=False, dynamic_ncols=True,
               disable=True if stream else None) as bar:     # none where stderr is a file
         results = generate_texts(
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         if stream:
             stream.end(generated.ids)
         else:
-            print(prompt + decode(tokenizer, generated.ids))
+            print(visible(prompt + decode(tokenizer, generated.ids)))
         if generated.finish_reason == "context":
             say(f"stopped there, the model has only {model.trunk.config.n_positions} positions "
                 "for a prompt and its continuation")
@@ -79,10 +80,10 @@ class Stream:
         text = decode(self.tokenizer, self.ids)
         # half a character, or a text that a later token has changed, waits for what follows
         if text.startswith(self.shown) and not text.endswith("\ufffd"):
-            print(text[len(self.shown):], end="", flush=True)
+            print(visible(text[len(self.shown):]), end="", flush=True)
             self.shown = text
 
     def end(self, ids):
         """Prints what is still missing of the whole."""
         text = decode(self.tokenizer, ids)
-        print(text[len(self.shown):] if text.startswith(self.shown) else f"\n{text}")
+        print(visible(text[len(self.shown):] if text.startswith(self.shown) else f"\n{text}"))

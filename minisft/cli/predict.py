@@ -34,7 +34,7 @@ from minisft.data.read import read_texts
 from minisft.data.sequences import encode_sequences, require_readable
 from minisft.data.text import clean
 from minisft.data.tokenizer import special_tokens_note
-from minisft.errors import UserError
+from minisft.errors import UserError, short_repr
 from minisft.evaluation.document import one_line
 from minisft.evaluation.evaluate import log_probabilities
 from minisft.evaluation.figures import count, percent
@@ -107,16 +107,35 @@ def run(args: argparse.Namespace) -> None:
             _show_table(texts, names, p)
         else:
             _write_csv(sys.stdout, rows, [*columns, *added])
+            _warn_of_formulas(answers)
         return
     file = StringIO(newline="")
     if out.suffix == ".csv":
         _write_csv(file, rows, [*columns, *added])
+        _warn_of_formulas(answers)
     else:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_text(out, file.getvalue(), new=not args.overwrite)
     say(f"labelled {count(len(rows), 'text')} in {out}: " + ", ".join(
         f"{n:,} {one_line(name, 40)}" for name, n in answers.most_common(10))
         + (", ..." if len(answers) > 10 else ""))
+
+
+def _warn_of_formulas(labels):
+    """A label goes into CSV as it is, so that programs find it again; a spreadsheet may run it."""
+    for name in labels:
+        if name.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_number(name):
+            say(f"note: a spreadsheet takes the label {short_repr(name)} for a formula; import "
+                "that column as text")
+            return
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _lines_of_stdin():

@@ -6,6 +6,7 @@ import sys
 import textwrap
 from typing import Any, TextIO
 
+from minisft.errors import shown
 from minisft.evaluation.figures import Use, Verdict
 
 WIDTH = 99
@@ -15,9 +16,10 @@ def show(line: Any) -> None:
     """A result, or what happens meanwhile -> stdout; indented lines stay as they are laid out."""
     if isinstance(line, Use):
         print("to use the model:")
-        print("\n".join(f"  minisft {command}" for command in _commands(line)))
+        for command in _commands(line):
+            print(f"  minisft {shown(command)}")
         return
-    text = str(line)
+    text = shown(line)
     lines = [text] if len(text) <= WIDTH or text.startswith("  ") else textwrap.wrap(
         text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     for part in lines:
@@ -56,3 +58,9 @@ def has_colours(stream: TextIO) -> bool:
 
 def _in(code, text, stream):
     return f"\033[{code}m{text}\033[0m" if has_colours(stream) else text
+
+
+def visible(text: str, stream: TextIO | None = None) -> str:
+    """A text that goes to a program or a file as it is -> the same, or, where the stream (stdout)
+    is a terminal, its breaks of lines and tabs with the rest as `errors.shown`."""
+    return shown(text, sys.maxsize, "\n\t") if (stream or sys.stdout).isatty() else text

@@ -4,10 +4,11 @@ Blocks hold text as it is to be read; whoever renders them escapes it. Texts and
 the user's data and may hold anything, so they pass `one_line` on their way into a block.
 """
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from minisft.errors import disturbs
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,4 @@ def one_line(text: Any, limit: int = 200) -> str:
     """Any text -> one line of at most `limit` characters, without what would disturb a page."""
     line = " ".join(str(text).split())
     line = line if len(line) <= limit else line[:limit - 1] + "…"
-    return "".join("\ufffd" if _disturbs(c) else c for c in line) or "(empty)"
-
-
-def _disturbs(c):
-    # Control characters, lone surrogates (not writable as UTF-8), marks that reverse the line.
-    reverses = "\u202a" <= c <= "\u202e" or "\u2066" <= c <= "\u2069"
-    return reverses or unicodedata.category(c) in ("Cc", "Cs")
+    return "".join("\ufffd" if disturbs(c) else c for c in line) or "(empty)"

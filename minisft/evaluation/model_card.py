@@ -1,9 +1,10 @@
 """The card of a pretrained model: where it comes from, how good it is, what it cannot do."""
 
+import re
 import shlex
 from pathlib import Path
 
-from minisft.errors import as_flag
+from minisft.errors import as_flag, shown
 from minisft.evaluation.document import one_line
 from minisft.evaluation.markdown import escape, render
 from minisft.evaluation.report import changes
@@ -25,7 +26,7 @@ def write_card(path, config, results, samples, machine, changed=()):
         f"{results['parameters']:,} parameters, GPT-2's architecture and file format, float16. "
         "`transformers` and `minisft` open this folder.", "",
         "## Text", "",
-        *([f"- {line}" for line in config.data.source]
+        *([f"- {shown(line)}" for line in config.data.source]      # Markdown, if they like
           or ["The sources were not stated when the model was trained."]), "",
         "## Held-out text", "", "| figure | value |", "| --- | ---: |",
         f"| loss (nats a token) | {results['valid_loss']:.4f} |",
@@ -35,7 +36,7 @@ def write_card(path, config, results, samples, machine, changed=()):
         f"| tokens seen in training | {results['tokens_seen']:,} |",
         f"| training time (s) | {results['train_seconds']:,.0f} |", "",
         "![Loss and learning rate](curves.png)", "",
-        "## Settings", "", "```sh", command(config), "```", "",
+        "## Settings", "", *_fenced(shown(command(config))), "",
         f"On {machine['processor']}, {machine['threads']} thread"
         f"{'s' * (str(machine['threads']) != '1')}, Python {machine['python']}, "
         + ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
@@ -55,6 +56,12 @@ def write_card(path, config, results, samples, machine, changed=()):
         "their age and their prejudices. It is meant to be fine-tuned as a classifier, and to be "
         "read.", ""]
     write_text(path, "\n".join(lines))
+
+
+def _fenced(line):
+    """-> a block of code, whatever stands in the line."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", line)), default=0))
+    return [f"{fence}sh", line, fence]
 
 
 def shown_options(config):

@@ -154,7 +154,9 @@ def over_sizes(sizes: Sequence[int], lines: Mapping[str, Sequence[Mapping[str, A
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", lw=0.6)
     axes.set_title(_drawable(title, 90), parse_math=False, fontsize=12)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    legend = figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     _save(figure, path)
 
 

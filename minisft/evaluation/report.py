@@ -155,7 +155,7 @@ def absent_classes_note(results: dict[str, Any]) -> str | None:
     if not absent:
         return None
     n, total = len(absent), len(results["per_class"])
-    named = ", ".join(absent[:5]) + (", ..." if n > 5 else "")
+    named = ", ".join(one_line(name, 40) for name in absent[:5]) + (", ..." if n > 5 else "")
     return (f"macro F1 is the mean over all {total} classes, and counts 0 for the {n} of which "
             f"there is no text here ({named})")
 

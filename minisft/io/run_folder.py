@@ -17,7 +17,7 @@ from typing import Any
 from minisft import __version__
 from minisft.backend.cpu import jit, row_blocks
 from minisft.backend.cpu.processor import why_not_bfloat16
-from minisft.errors import UserError, setting
+from minisft.errors import UserError, setting, tell
 from minisft.io import hub
 from minisft.io.files import (
     CONFIG,
@@ -119,7 +119,7 @@ class FolderLock:
     elsewhere nothing is locked).
     """
 
-    def __init__(self, folder: str | Path, say: Callable[[str], Any] = print,
+    def __init__(self, folder: str | Path, say: Callable[[str], Any] = tell,
                  unnamed: bool = False) -> None:
         self.asked = self.folder = Path(folder)
         self.say, self.unnamed = say, unnamed

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minisft.errors import UserError, setting
+from minisft.errors import UserError, setting, tell
 from minisft.evaluation import comparison, plots, report
 from minisft.evaluation.document import Block, Heading, Paragraph, Picture, Table
 from minisft.evaluation.figures import Verdict, count, percent
@@ -48,7 +48,7 @@ class CurveConfig(FinetuneConfig):
     curve: SizesConfig = field(default_factory=SizesConfig)
 
 
-def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = print) -> dict:
+def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = tell) -> dict:
     """CurveConfig -> what curve.json holds; a run for each size and seed lies in the folder.
 
     Finished runs are read, not run again, and of each only its figures are kept. Raises UserError

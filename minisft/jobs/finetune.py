@@ -17,8 +17,9 @@ from minisft.data.special_tokens import read_special_tokens
 from minisft.data.table import bad_rows_csv
 from minisft.data.text import load_tokenizer, parse_cleaning_steps, train_tokenizer
 from minisft.data.tokenizer import decode, special_tokens_note, vocab_size_of
-from minisft.errors import DivergedError, UserError, setting, short_repr
+from minisft.errors import DivergedError, UserError, setting, short_repr, tell
 from minisft.evaluation import plots, report
+from minisft.evaluation.document import one_line
 from minisft.evaluation.figures import Use, count, percent
 from minisft.io import hub, run_folder
 from minisft.io.files import write_text
@@ -113,7 +114,7 @@ class PreparedRun:
     files: dict[str, str | None]     # checksums
 
 
-def train_classifier(train: Examples, valid: Examples, config: FinetuneConfig, *, say: Say = print,
+def train_classifier(train: Examples, valid: Examples, config: FinetuneConfig, *, say: Say = tell,
                      callback: Log | None = None) -> FittedModel:
     """Trains on texts in memory, as `finetune` does on files; no file is written.
 
@@ -123,7 +124,7 @@ def train_classifier(train: Examples, valid: Examples, config: FinetuneConfig, *
     return _train(Classification, train, valid, config, say, callback)
 
 
-def train_completion(train: Prompts, valid: Prompts, config: FinetuneConfig, *, say: Say = print,
+def train_completion(train: Prompts, valid: Prompts, config: FinetuneConfig, *, say: Say = tell,
                      callback: Log | None = None) -> FittedModel:
     """As `train_classifier`, for prompts with completions."""
     return _train(Completion, train, valid, config, say, callback)
@@ -138,7 +139,7 @@ def _train(kind, train, valid, config, say, callback):
                        state, history, getattr(prepared.model, "label_names", None))
 
 
-def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say = print,
+def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say = tell,
              changes: Mapping[str, Any] | None = None) -> dict:
     """Config of one seed -> results, with all files of the run in its folder.
 
@@ -154,7 +155,7 @@ def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say 
         raise divergence.with_way_on(error) from None
 
 
-def prepare(config: FinetuneConfig, resume: str | Path | None = None, say: Say = print,
+def prepare(config: FinetuneConfig, resume: str | Path | None = None, say: Say = tell,
             changes: Mapping[str, Any] | None = None) -> PreparedRun:
     """-> the run, with its files read and its model built; raises UserError."""
     kept = None if resume is None else run_folder.read_interrupted_run(resume)
@@ -219,7 +220,7 @@ def _columns(data):
     return Columns(prompt_column=data.prompt_column, completion_column=data.completion_column)
 
 
-def run(ready: PreparedRun, say: Say = print, of_several: bool = False) -> dict:
+def run(ready: PreparedRun, say: Say = tell, of_several: bool = False) -> dict:
     """Trains, scores and writes all files of the run -> results; raises loop.Interrupted.
 
     `of_several`: the end is told by the verdict alone.
@@ -439,7 +440,8 @@ def _say_data(prepared, say):
     test = "no test texts" if data["n_test"] is None else count(data["n_test"], "test text")
     say(f"{data['n_train']:,} training, {data['n_valid']:,} validation and {test}")
     if data.get("labels"):
-        say(f"{len(data['labels'])} classes: {', '.join(data['labels'][:10])}"
+        names = ", ".join(one_line(name, 40) for name in data["labels"][:10])
+        say(f"{len(data['labels'])} classes: {names}"
             f"{', ...' if len(data['labels']) > 10 else ''}; the largest is "
             f"{percent(data['majority'])} of the training texts")
     for part, cut in (("training and validation", data["cut_train"]), ("test", data["cut_test"])):

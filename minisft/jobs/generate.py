@@ -9,7 +9,7 @@ from minisft.data.sequences import leading_ids, require_readable
 from minisft.data.special_tokens import SpecialTokens
 from minisft.data.text import clean, encode_all
 from minisft.data.tokenizer import unused_token_ids
-from minisft.errors import UserError
+from minisft.errors import UserError, tell
 from minisft.io.model_folder import Preprocessing, special_tokens_of
 from minisft.models.generate import Generated, Sampler, generate
 from minisft.models.heads import LanguageModel
@@ -18,7 +18,7 @@ from minisft.models.heads import LanguageModel
 def generate_texts(model: LanguageModel, tokenizer: Any, preprocessing: Preprocessing,
                    prompts: list[str], max_new_tokens: int, sampler: Sampler,
                    progress: Callable[[int], Any] | None = None,
-                   say: Callable[[str], Any] = print,
+                   say: Callable[[str], Any] = tell,
                    on_token: Callable[[int, int], Any] | None = None) -> list[Generated]:
     """Prompts, how many tokens at most, how they are chosen -> Generated for each prompt.
 

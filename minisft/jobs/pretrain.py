@@ -23,7 +23,7 @@ from minisft.data.special_tokens import default_special_tokens
 from minisft.data.text import TOKENIZER, load_tokenizer, train_tokenizer
 from minisft.data.tokenizer import decode, vocab_size_of
 from minisft.dispatch import PRECISIONS, resolve_precision
-from minisft.errors import DivergedError, UserError, setting, short_repr
+from minisft.errors import DivergedError, UserError, setting, short_repr, tell
 from minisft.evaluation import plots
 from minisft.evaluation.document import one_line
 from minisft.evaluation.evaluate import completion_loss
@@ -158,7 +158,7 @@ class PretrainConfig(Config):
     output: PretrainOutputConfig = field(default_factory=PretrainOutputConfig)
 
 
-def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say = print,
+def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say = tell,
              changes: Mapping[str, Any] | None = None) -> dict:
     """Config -> results, with all files of the run in its folder.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisft.errors import DivergedError, UserError, setting
+from minisft.errors import DivergedError, UserError, setting, tell
 from minisft.evaluation import comparison, metrics, plots, report
 from minisft.evaluation.document import Heading, Link, Note, Paragraph, Picture, Strong, Table
 from minisft.evaluation.figures import Use, Verdict, count, interval, percent
@@ -33,7 +33,7 @@ class PlannedRun:
     config: FinetuneConfig
 
 
-def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say = print,
+def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say = tell,
              changes: Mapping[str, Any] | None = None) -> dict:
     """Config -> results; with more than one seed, the folder holds a run for each.
 
