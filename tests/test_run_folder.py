@@ -54,6 +54,15 @@ def test_parts_of_files_from_a_killed_run_do_not_stand_in_the_way(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
+@pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json",
+                                     "pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_a_models_folder_is_no_run(tmp_path, weights):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / weights).touch()
+    with pytest.raises(UserError, match="expected the folder of a run"):
+        run_folder.read_interrupted_run(tmp_path)
+
+
 def test_start_follows_no_link(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

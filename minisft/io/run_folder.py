@@ -31,6 +31,7 @@ from minisft.io.files import (
     require_no_link,
     write_json,
 )
+from minisft.io.weights import has_weights
 
 fcntl: Any
 try:
@@ -208,7 +209,7 @@ def read_interrupted_run(folder: str | Path) -> dict[str, Any]:
     for path in _written(folder):
         if path.is_symlink():
             raise link_error(path)
-    if not (folder / CONFIG).is_file() or (folder / "model.safetensors").exists():
+    if not (folder / CONFIG).is_file() or has_weights(folder):
         raise UserError(f"{folder}: expected the folder of a run, with its {CONFIG}")
     if (folder / RESULTS).exists():
         raise UserError(f"{folder}: is a finished run, there is nothing to resume")

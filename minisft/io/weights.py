@@ -48,6 +48,11 @@ FORMS: tuple[tuple[str, str, Callable[[Path], Mapping[str, UnreadTensor]]], ...]
 UNSUPPORTED = ("tf_model.h5", "flax_model.msgpack")
 
 
+def has_weights(folder: Path) -> bool:
+    """-> whether a folder is a model's, by its weights."""
+    return any((folder / name).exists() for form in FORMS for name in form[:2])
+
+
 def folder_tensors(folder: str | Path) -> list[UnreadTensor]:
     """A checkpoint's folder -> its tensors, unread, from one file or from shards; UserError."""
     folder = Path(folder)
