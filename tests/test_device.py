@@ -161,6 +161,17 @@ def test_pretraining_has_the_bits_of_the_cpu(card, tmp_path):
     assert left(tmp_path / "gpu") == left(tmp_path / "cpu")
 
 
+@pytest.mark.parametrize("options", [["--lr", "1e30"], ["--lr", "1e30", "--adapt-epochs", "1"],
+                                     ["--weight-decay", "1e30", "--optimizer", "sgd"]])
+def test_a_run_that_diverges_is_explained_on_a_card_too(card, texts, tmp_path, capsys, options):
+    told = []
+    for device in ("cpu", "cuda"):
+        assert finetune(texts, tmp_path / device, device, "--model", "scratch", *TINY,
+                        "--save-every", "1", "--warmup-ratio", "0", *options) == 2
+        told.append(capsys.readouterr().err.replace(str(tmp_path / device), ""))
+    assert told[0] == told[1] and "is not finite" in told[0] and told[0].count("\n") == 1
+
+
 @needs_compiler
 @pytest.mark.parametrize("version", ["fused", "naive"])
 def test_kernels_on_the_card_have_the_bits_of_the_emulator(card, texts, tmp_path, monkeypatch,

@@ -97,7 +97,7 @@ def test_a_validation_part_of_ones_own(classifier):
 def test_fitting_shows_progress(capsys):
     TextClassifier(**SMALL | {"quiet": False}).fit(TEXTS, LABELS)
     shown = capsys.readouterr()
-    assert "parameters" in shown.out and "valid accuracy" in shown.out + shown.err
+    assert "parameters" in shown.out and "valid loss" in shown.out + shown.err
     assert "--" not in shown.out
     TextClassifier(**SMALL).fit(TEXTS, LABELS)
     assert capsys.readouterr() == ("", "")
