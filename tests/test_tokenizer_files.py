@@ -366,6 +366,9 @@ def replace(content, **pattern):
      "the token 'b' has the id 1000003, but there are 2, expected ids with at most 1000000 left"),
     ({"model": {"type": "WordPiece", "max_input_chars_per_word": 1001, "vocab": {}}},
      "max_input_chars_per_word is 1001, expected at most 1000"),
+    ({"post_processor": {"type": "TemplateProcessing", "special_tokens": {"x": {"ids": [0] * 501}},
+                         "single": [{"SpecialToken": {"id": "x"}}] * 2}},
+     "the template of post_processor adds 1,002 tokens to a text, expected at most 1000"),
     ({"normalizer": {"type": "Sequence", "normalizers": [
         replace("ab", String="a"), {"type": "NFKC"}, replace(" ", Regex=" +")]}}, None),
     ({"model": {"vocab": {"a": 0, "b": 1_000_002}, "merges": []}}, None)])

@@ -6,7 +6,7 @@ from typing import Any
 from minisft.errors import UserError
 
 # Those in use have a tenth of it.
-MAX_GAP, MAX_WORD, MAX_GROWTH = 1_000_000, 1000, 100
+MAX_GAP, MAX_WORD, MAX_GROWTH, MAX_ADDED = 1_000_000, 1000, 100, 1000
 
 
 def require_sound(data: dict[str, Any]) -> None:
@@ -20,11 +20,16 @@ def require_sound(data: dict[str, Any]) -> None:
                             f"continuing_subword_prefix {prefix!r}")
     for part in _templates(template):
         defined = part.get("special_tokens") or {}
+        added = 0
         for piece in (*(part.get("single") or ()), *(part.get("pair") or ())):
             name = (piece.get("SpecialToken") or {}).get("id")
             if name is not None and name not in defined:
                 raise UserError(f"the template of post_processor holds {name!r}, which its "
                                 "special_tokens lack")
+            added += len(defined[name].get("ids") or ()) if name is not None else 1
+        if added > MAX_ADDED:
+            raise UserError(f"the template of post_processor adds {added:,} tokens to a text, "
+                            f"expected at most {MAX_ADDED}")
     vocab = model.get("vocab")
     if isinstance(vocab, dict) and vocab:
         # the library counts up to the last one when it saves
