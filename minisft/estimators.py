@@ -194,7 +194,8 @@ class TextClassifier(Estimator):
             parse_special: bool = False, valid_fraction: float = 0.1,
             # model
             train_layers: str = "all", pooling: str | None = None, dropout: float | None = None,
-            download: bool = False, tokenizer: str | Path | None = None, layers: int = 2,
+            download: bool = False, revision: str | None = None, allow_http: bool = False,
+            tokenizer: str | Path | None = None, layers: int = 2,
             width: int = 128, heads: int = 4, context_length: int = 512, vocab_size: int = 4096,
             device: str = "cpu", precision: str = "float32",
             # training
@@ -297,6 +298,7 @@ class CompletionModel(Estimator):
             clean: str | None = None, valid_fraction: float = 0.1,
             # model
             train_layers: str = "all", dropout: float | None = None, download: bool = False,
+            revision: str | None = None, allow_http: bool = False,
             tokenizer: str | Path | None = None, layers: int = 2, width: int = 128,
             heads: int = 4, context_length: int = 512, vocab_size: int = 4096,
             device: str = "cpu", precision: str = "float32",

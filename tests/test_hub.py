@@ -139,45 +139,57 @@ def test_a_file_is_no_folder(cache, tmp_path):
     refused("model.safetensors", "is a file, expected a model's folder")
 
 
-# Downloads, with a library that stands in for the real one
+# Downloads, with a library that stands in for the real one; test_download.py has a server
+
+EMPTY = "9e26dfeeb6e641a33dae4961196235bdb965b21b"      # of {} in git
+
 
 @pytest.fixture
-def library(monkeypatch, tmp_path):
+def library(monkeypatch):
     calls = []
 
-    def snapshot_download(name, allow_patterns):
-        calls.append(name)
-        if name == "a/broken":
-            raise OSError("no\n  route")
-        folder = tmp_path / "downloaded"
-        folder.mkdir(exist_ok=True)
-        if calls.count(name) == 2:      # what it has of torch.save, and that alone
-            assert all(p.startswith("pytorch_model") for p in allow_patterns)
-            return str(folder)
-        if name != "a/empty":
-            (folder / "config.json").write_text("{}")
-        if name != "a/pickle":
-            (folder / "model.safetensors").write_text("")
-        assert "config.json" in allow_patterns and "merges.txt" in allow_patterns
-        assert not any(p.endswith((".bin", ".h5", "*")) for p in allow_patterns)
+    class HfApi:
+        def __init__(self, endpoint):
+            assert endpoint == "https://huggingface.co"
+
+        def model_info(self, name, revision, files_metadata):
+            if name == "a/broken":
+                raise OSError("no\n  route")
+            assert revision == "main" and files_metadata
+            files = {"a/empty": [], "a/pickle": ["config.json", "pytorch_model.bin"]}.get(
+                name, ["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5",
+                       "README.md", "onnx/model.safetensors"])
+            return types.SimpleNamespace(sha=COMMIT, siblings=[
+                types.SimpleNamespace(rfilename=file, lfs=None, blob_id=EMPTY) for file in files])
+
+    def snapshot_download(name, revision, allow_patterns, cache_dir, endpoint):
+        calls.append((name, *allow_patterns))
+        folder = cache_dir / ("models--" + name.replace("/", "--")) / "snapshots" / revision
+        folder.mkdir(parents=True)
+        for file in allow_patterns:
+            (folder / file).write_text("{}")
         return str(folder)
 
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
     module = types.ModuleType("huggingface_hub")
-    module.snapshot_download = snapshot_download
+    module.snapshot_download, module.HfApi = snapshot_download, HfApi
+    module.constants = types.SimpleNamespace(ENDPOINT="https://huggingface.co")
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     return calls
 
 
-def test_download_only_when_asked(cache, library, tmp_path):
+def test_download_only_when_asked(cache, library):
     refused("gpt2")
     assert library == []
-    assert hub.resolve("gpt2", online=True) == tmp_path / "downloaded"
-    assert library == ["openai-community/gpt2"]
+    folder = cache / "models--openai-community--gpt2"
+    assert hub.resolve("gpt2", online=True) == folder / "snapshots" / COMMIT
+    assert library == [("openai-community/gpt2", "config.json", "model.safetensors")]
+    assert (folder / "refs" / "main").read_text() == COMMIT
 
 
 def test_files_of_torch_are_downloaded_only_where_there_are_no_others(cache, library):
     hub.resolve("a/pickle", online=True)
-    assert library == ["a/pickle", "a/pickle"]
+    assert library == [("a/pickle", "config.json", "pytorch_model.bin")]
 
 
 def test_what_is_cached_is_not_downloaded(cache, library):

@@ -14,6 +14,7 @@ from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.data.text import CLEANING_STEPS, parse_cleaning_steps
 from minisft.dispatch import PRECISIONS
 from minisft.errors import UserError, as_flag, render, shown
+from minisft.io.hub import ALLOW_HTTP_HELP, DOWNLOAD_HELP, REVISION_HELP
 from minisft.io.model_folder import read_folder
 from minisft.training.config import PRECISION_HELP, require_device
 from minisft.training.loop import Interrupted
@@ -81,18 +82,25 @@ def run_with_config(args: argparse.Namespace, kind: type[Config], command: str,
 
 
 def add_model(parser: argparse.ArgumentParser, help: str) -> None:
-    """--model and --download."""
+    """--model, what says where it comes from, --device and --precision."""
     parser.add_argument("--model", required=True, metavar="NAME", help=help)
-    parser.add_argument("--download", action="store_true",
-                        help="allow a model that is not here to be downloaded")
+    add_download(parser)
     add_device(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
+
+
+def add_download(parser: argparse.ArgumentParser) -> None:
+    """--download, --revision and --allow-http."""
+    parser.add_argument("--download", action="store_true", help=DOWNLOAD_HELP)
+    parser.add_argument("--revision", metavar="NAME", help=REVISION_HELP)
+    parser.add_argument("--allow-http", action="store_true", help=ALLOW_HTTP_HELP)
 
 
 def read_model(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any]:
     """What `add_model` adds -> model, tokenizer, Preprocessing; options as `checkpoint.load`."""
     require_device(args.device, args.precision)
-    return read_folder(args.model, args.download, args.device, say, args.precision, **options)
+    return read_folder(args.model, args.download, args.device, say, args.precision,
+                       revision=args.revision, allow_http=args.allow_http, **options)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from minisft.cli.arguments import say
+from minisft.cli.arguments import add_download, say
 from minisft.cli.terminal import show
 from minisft.data.special_tokens import read_special_tokens
 from minisft.data.text import load_tokenizer
@@ -34,8 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--activation", choices=("gelu", "gelu_new"), default="gelu",
                         help="nanoGPT: the exact GELU, or the one by tanh that it had before June "
                         "2023; the file does not say which")
-    parser.add_argument("--download", action="store_true",
-                        help="allow a model that is not here to be downloaded")
+    add_download(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -52,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
 def _folder(args):
     """-> model, tokenizer and Preprocessing of a folder."""
     tokenizer = None if args.tokenizer is None else _place(args)
-    return read_folder(args.source, args.download, say=say, tokenizer=tokenizer)
+    return read_folder(args.source, args.download, say=say, tokenizer=tokenizer,
+                       revision=args.revision, allow_http=args.allow_http)
 
 
 def _nanogpt(args):
@@ -74,4 +74,5 @@ def _nanogpt(args):
 def _place(args):
     """-> where the tokenizer is."""
     place = Path(args.tokenizer)
-    return place if place.exists() else resolve(args.tokenizer, args.download)
+    return place if place.exists() else resolve(args.tokenizer, args.download,
+                                                      allow_http=args.allow_http)

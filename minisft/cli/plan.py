@@ -78,7 +78,7 @@ def _shape(args):
     """-> the model's folder or None, and its config."""
     if args.model in SIZES and args.texts is None:
         return None, GPT2Config.size(args.model)
-    folder = resolve(args.model, args.download)
+    folder = resolve(args.model, args.download, args.revision, args.allow_http)
     return folder, GPT2Config.from_dict(read_json(folder / CONFIG), folder / CONFIG)
 
 

@@ -90,17 +90,18 @@ def notes_of(model: AnyModel) -> list[str]:
 
 def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
                 say: Callable[[str], Any] | None = None, precision: str = "float32",
-                tokenizer: str | Path | None = None,
+                tokenizer: str | Path | None = None, revision: str | None = None,
+                allow_http: bool = False,
                 **options: Any) -> tuple[AnyModel, Tokenizer, Preprocessing]:
     """A path or a model's name -> model, tokenizer, Preprocessing; options as `checkpoint.load`.
 
     `device` and `precision` as `Model.to` takes them. `say` is told what of the folder is not
-    used. `tokenizer`: where it is read, if not in the folder. Raises UserError, and ValueError for
-    another device.
+    used, and which commit it is. `tokenizer`: where it is read, if not in the folder. `revision`
+    and `allow_http` as `hub.resolve`. Raises UserError, and ValueError for another device.
     """
     if device_name(device) == "cuda":
         require_gpu()
-    folder = hub.resolve(name, online)
+    folder = hub.resolve(name, online, revision, allow_http)
     model = checkpoint.load(folder, **options)
     model.to(device, precision)
     place = folder if tokenizer is None else Path(tokenizer)
@@ -108,6 +109,8 @@ def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
     require_vocab_fits(built, model.trunk.config, place)
     model.special_tokens = read_special_tokens(place, built)
     if say is not None:
+        if commit := hub.commit_of(folder):
+            say(f"{name} is commit {commit}")
         for note in notes_of(model):
             say(f"note: {note}")
     return model, built, read_preprocessing(folder, say)
@@ -230,15 +233,15 @@ def write_folder(folder: str | Path, model: AnyModel, tokenizer: Tokenizer,
 def load(name: str | Path, task: str | None = None, *,
          label_names: Sequence[str] | None = None, download: bool = False, device: str = "cpu",
          precision: str = "float32", dropout: float | None = None, pooling: str | None = None,
-         seed: int = 0) -> tuple[AnyModel, Tokenizer]:
+         seed: int = 0, revision: str | None = None) -> tuple[AnyModel, Tokenizer]:
     """A folder, or a model's name such as gpt2 -> model, tokenizer.
 
     `task` is "classify", "complete", or None for what the folder holds; with `label_names` it is a
     classifier of these labels, whose head is drawn from `seed` unless the folder has it. `dropout`
     replaces the model's rates. A name that is not in the local Hugging Face cache is downloaded
-    only with `download`. Raises UserError.
+    only with `download`; `revision` is its branch, tag or commit (default: main). Raises UserError.
     """
     model, tokenizer, _ = read_folder(name, download, device, precision=precision, task=task,
                                       label_names=label_names, dropout=dropout, pooling=pooling,
-                                      seed=seed)
+                                      seed=seed, revision=revision)
     return model, tokenizer

@@ -60,6 +60,7 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = tell
         config = runner.kept_config(kept, resume, CurveConfig)
         config = config.replace(sizes=sorted({*config.curve.sizes, *more}))
     _require_sizes(config)
+    config = runner.with_commit(config)
     files = runner.fingerprints(config, kept, resume)
     out = resume or config.output.out
     if resume is None and out is not None:

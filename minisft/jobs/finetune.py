@@ -167,6 +167,7 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None, say: Say =
     given = config.given() if kept is None else kept.get("given", {}) | dict(changes or {})
     config = with_defaults(config)
     require_sound(config)
+    config = with_commit(config)
     if resume is None and config.output.out is not None:
         run_folder.check_output_folder(config.output.out, config.output.overwrite)
     # 1. Clean the texts, find the labels, hold out the validation part
@@ -180,6 +181,19 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None, say: Say =
     out = resume or config.output.out
     return PreparedRun(prepared, given, Path(out or Path("runs") / run_name(config)),
                        out is None, resume is not None, files)
+
+
+def with_commit(config: FinetuneConfig) -> FinetuneConfig:
+    """-> the config whose revision is the commit that its model is now: all of a run begins with
+    the same one, also where it is resumed. Raises UserError."""
+    if config.model.model == "scratch":
+        return config
+    commit = hub.commit_of(_place(config.model))
+    return config if commit is None else config.replace(revision=commit)
+
+
+def _place(chosen):
+    return hub.resolve(chosen.model, chosen.download, chosen.revision, chosen.allow_http)
 
 
 def read_task(config: FinetuneConfig) -> Classification | Completion:
@@ -381,7 +395,9 @@ def _build(task, config, say, resume):
         say("the model starts from random weights, so it knows no words yet: fine-tuning a "
             "pretrained one needs far fewer texts")
     else:
-        folder = hub.resolve(chosen.model, chosen.download)
+        folder = _place(chosen)
+        if commit := hub.commit_of(folder):
+            say(f"{chosen.model} is commit {commit}")
         model = task.load(folder)
         tokenizer = load_tokenizer(chosen.tokenizer or folder, say)
         require_vocab_fits(tokenizer, model.trunk.config, chosen.tokenizer or folder)
@@ -487,7 +503,7 @@ def fingerprints(config: FinetuneConfig, kept: dict | None,
              for name in ("train", "valid", "test")}
     chosen = config.model
     files["model"] = (None if chosen.model == "scratch" else
-                      run_folder.model_sha256(hub.resolve(chosen.model, chosen.download)))
+                      run_folder.model_sha256(_place(chosen)))
     files["tokenizer"] = (None if chosen.tokenizer is None or not Path(chosen.tokenizer).exists()
                           else run_folder.model_sha256(chosen.tokenizer))
     for name, checksum in files.items():

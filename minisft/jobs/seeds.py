@@ -49,6 +49,7 @@ def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say 
         raise UserError(f"{setting(name)} beside {setting('resume')}: {NOT_COMPARABLE}")
     require_seeds(config)
     require_sound(config)
+    config = runner.with_commit(config)
     if resume is None and config.output.out is not None:
         run_folder.check_output_folder(config.output.out, config.output.overwrite)
     if kept is not None:

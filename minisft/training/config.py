@@ -8,6 +8,7 @@ from minisft.backend.gpu.cuda import emulated
 from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.dispatch import PRECISIONS
 from minisft.errors import UserError, setting
+from minisft.io import hub
 from minisft.training.optim import OPTIMIZERS, SCHEDULES
 from minisft.training.options import Config, option, require_in_range
 from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
@@ -95,8 +96,10 @@ class ModelConfig:
         "minisft-gpt2", "a folder, a name in the local Hugging Face cache such as gpt2, or "
         "scratch: a small GPT-2 from random weights (default: the bundled small GPT-2)",
         metavar="NAME")
-    download: bool = option(
-        False, "allow a model that is not here to be downloaded", action="store_true")
+    download: bool = option(False, hub.DOWNLOAD_HELP, action="store_true")
+    revision: str | None = option(
+        None, f"{hub.REVISION_HELP}; the run keeps which commit it was", metavar="NAME")
+    allow_http: bool = option(False, hub.ALLOW_HTTP_HELP, action="store_true")
     tokenizer: str | None = option(
         None, "folder of a tokenizer (default: the model's; scratch: one is trained on the "
         "training texts)", metavar="DIR")
