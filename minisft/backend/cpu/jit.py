@@ -84,7 +84,7 @@ def loop(flags: frozenset[str] = EXACT, part: str | None = None) -> Callable[[Ca
 
 
 def assembly(text: list[str], used: list[str]) -> Callable | None:
-    """Lines of assembly (AT&T, operands $0 to $4) -> what a loop calls with five int64.
+    """Lines of assembly (AT&T, operands `$0` to `$4`) -> what a loop calls with five int64.
 
     `used`: the registers that it changes. LLVM compiles it with the loop, so no compiler has to be
     there. The text must stand in the file of the loops: Numba's disk cache checks no other.
