@@ -26,8 +26,11 @@ highlight_language = "text"     # docstrings; fenced code names its own
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 exclude_patterns = ["_ext"]
+smartquotes = False     # they make a dash of --
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.linkcode", "sphinx.ext.mathjax",
-              "repository", "operations", "reference"]
+              "sphinx_copybutton", "repository", "operations", "reference", "pages"]
+copybutton_selector = ", ".join(f"div.highlight-{language} pre" for language in (
+    "python", "ipython3", "sh", "toml"))     # what one types, not what is printed
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_dmath_double_inline = True     # a formula of its own line within a paragraph

@@ -109,3 +109,72 @@ def test_every_page_in_a_browser(site, address, browser, width, scheme):
             page.screenshot(path=file, full_page=True)
     page.close()
     assert not problems, "\n".join(problems)
+
+
+def text_of(site, name):
+    return (site / name).read_text(encoding="utf-8")
+
+
+def test_every_page_has_a_description_and_its_language(site):
+    for name in pages(site):
+        html = text_of(site, name)
+        chinese = name.endswith("zh-CN.html")
+        assert re.search(r'<html[^>]* lang="(zh-CN|en)"', html)[1] == ("zh-CN" if chinese else "en")
+        if not name.startswith(("source/", "genindex", "py-modindex", "search")):
+            said = re.search(r'<meta name="description" content="([^"]{20,})"', html)
+            assert said, f"{name} has no description"
+    for name in ("article", "index"):
+        assert 'hreflang="zh-CN"' in text_of(site, f"{name}.html")
+    for name in ("article.zh-CN", "readme.zh-CN"):
+        assert 'hreflang="en"' in text_of(site, f"{name}.html")
+
+
+def test_every_notebook_can_be_downloaded_as_it_is(site):
+    names = [name for name in pages(site) if name.startswith("notebooks/") and "README" not in name]
+    assert len(names) > 30
+    for name in names:
+        (link,) = re.findall(r'<a download href="([^"]+\.ipynb)"', text_of(site, name))
+        file = (site / name).parent / link
+        assert file.resolve().read_bytes() == (ROOT / name).with_suffix(".ipynb").read_bytes()
+    assert (site / "_static/notebooks/exercises.py").is_file()
+    assert (site / "_static/notebooks/pictures.py").is_file()
+
+
+def test_options_keep_their_two_dashes(site):
+    for name in pages(site):
+        assert not re.search(r"[–—][a-z]+(-[a-z]+)* (with|of|and|\d)", text_of(site, name)), name
+    assert 'id="minisft-finetune-lr"' in text_of(site, "commands.html")
+
+
+def test_library_pages_begin_with_a_line_for_each_module(site):
+    html = text_of(site, "library/ops.html")
+    listed = html[:html.index('id="opssoftmax"')]
+    assert re.search(r'href="#ops-?softmax">ops.softmax</a>: \w', listed)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_search_copy_buttons_and_figures_in_the_dark(address, browser, width):
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark")
+    page.goto(f"{address}/search.html?q=--lr", wait_until="load")
+    page.wait_for_selector("#search-results li")
+    found = page.locator("#search-results li a").evaluate_all("links => links.map(a => a.href)")
+    assert any("commands.html" in link for link in found[:5]), found[:5]
+    page.goto(f"{address}/quickstart.html", wait_until="load")
+    assert page.locator("button.copybtn").count() >= 3
+    page.goto(f"{address}/notebooks/06_attention.html", wait_until="load")
+    behind = page.locator(".cell_output img").first.evaluate(
+        "image => getComputedStyle(image).backgroundColor")
+    assert behind == "rgb(255, 255, 255)"
+    page.close()
+
+
+def test_wide_tables_scroll_on_a_telephone(address, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(f"{address}/article.html", wait_until="load")
+    table = page.locator(".table-wrapper").last
+    inner, outer = table.evaluate("t => [t.scrollWidth, t.clientWidth]")
+    assert inner >= 600 > outer
+    page.goto(f"{address}/architecture.html", wait_until="load")
+    inner, outer = page.locator(".drawing").first.evaluate("t => [t.scrollWidth, t.clientWidth]")
+    assert inner >= 600 > outer     # its letters stay legible
+    page.close()

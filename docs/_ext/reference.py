@@ -1,5 +1,6 @@
 """The command line from its parsers, and plain docstrings as autodoc wants them."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -81,8 +82,22 @@ def with_flags(parser, help):
 def expand_modules(app, page, source):
     """Event source-read: ```{modules} NAME``` becomes a section for each module of that package."""
     source[0] = re.sub(r"^```\{modules\} (\w+)\n```$",
-                       lambda match: "\n".join(map(section_of, modules(match[1]))),
+                       lambda match: "\n".join([summary(modules(match[1])), *map(
+                           section_of, modules(match[1]))]),
                        source[0], flags=re.M)
+
+
+def summary(names):
+    """Names of modules -> a list with a line for each, in Markdown."""
+    lines = []
+    for module in names:
+        path = ROOT / module.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        said = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")
+        title = module.removeprefix("minisft.")
+        anchor = re.sub(r"[^\w-]", "", title.lower())
+        lines.append(f"- [{title}](#{anchor}): {' '.join(said[0].split())}")
+    return "\n".join([*lines, ""])
 
 
 def section_of(module):

@@ -24,7 +24,8 @@ COPIES = {     # page: file, beside all notebooks
     "changelog": "CHANGELOG.md"}
 PAGES = (".ipynb", ".md")
 SHOWN = ("minisft/**/*.py", "tests/**/*.py", "scripts/*.py", "notebooks/*.py", "kernels/**/*.cu*",
-         "kernels/**/*.h", "README.md", "LICENSE", "pyproject.toml", ".ci/run")
+         "kernels/**/*.h", "README.md", "minisft/bundled/*/README.md", "LICENSE",
+         "pyproject.toml", ".ci/run")
 
 
 def setup(app):
