@@ -207,8 +207,9 @@ def test_commands_and_their_options_exist(name, capsys):
             assert option in known, f"minisft {command} has no {option}"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if any(
-    word in name for word in ("article", "gpu", "architecture"))])
+@pytest.mark.parametrize("name", [
+    *(name for name in NAMES if any(word in name for word in ("article", "gpu", "architecture"))),
+    pytest.param("docs/index.md", marks=pytest.mark.slow)])
 def test_python_of_a_page_runs(name, capsys):
     text = (ROOT / name).read_text(encoding="utf-8")
     for code, shown in re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", text, re.S):
