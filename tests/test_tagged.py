@@ -90,6 +90,10 @@ def test_the_tags_of_a_training_file_count(tmp_path):
                                         "X, Z"):
         read_tagged(path, label_names=("X", "Z"))
 
+    found = read_tagged(path, label_names=("X", "Z"), more_labels=True)
+    assert found.label_names == ("X", "Z", "Y") and found.tags == [[0, 2]]
+    assert "has tags that the training file lacks" in found.notes[0]
+
 
 @pytest.mark.parametrize("name, text, message", [
     ("a.conllu", "1\tDogs\tNOUN\n", "line 1: 3 columns, expected the 10 of CoNLL-U"),

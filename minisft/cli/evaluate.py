@@ -5,6 +5,7 @@ import dataclasses
 import json
 from contextlib import contextmanager
 
+from minisft.cli import token_tasks
 from minisft.cli.arguments import (
     add_model,
     add_preprocessing,
@@ -34,7 +35,7 @@ from minisft.evaluation.evaluate import log_probabilities
 from minisft.evaluation.figures import Verdict, count, interval, percent
 from minisft.evaluation.report import absent_classes_note
 from minisft.jobs import classify, complete
-from minisft.models.heads import Classifier
+from minisft.models.heads import Classifier, LanguageModel
 
 HELP = "measure a model on texts with labels, or on prompts with completions"
 EXAMPLES = ("minisft evaluate --model runs/mine/model --test test.csv",
@@ -47,9 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the file, and how the figures are shown."""
     add_model(parser, "folder of a model, as finetune leaves it")
     parser.add_argument("--test", required=True, metavar="FILE",
-                        help="labelled texts; for a language model prompts and completions")
+                        help="labelled texts; for a language model prompts and completions, for a "
+                        "tagger sentences with tags, for answers JSON as SQuAD's")
     parser.add_argument("--label-column", metavar="NAME",
                         help="column of the label (default: as in training; label)")
+    parser.add_argument("--word-column", metavar="NAME",
+                        help="tagger: column of the word (default: as in training)")
+    parser.add_argument("--tag-column", metavar="NAME",
+                        help="tagger: column of the tag (default: as in training)")
     parser.add_argument("--label-map", nargs="+", default=(), metavar="NAME=NEW",
                         help="what the file calls the labels of the model's folder, as "
                         "LABEL_0=neg LABEL_1=pos")
@@ -74,7 +80,8 @@ def run(args: argparse.Namespace) -> None:
     room = model.trunk.config.n_positions
     preprocessing = chosen_preprocessing(args, dataclasses.replace(
         preprocessing, max_length=min(preprocessing.max_length or room, room)))
-    measure = _classifier if isinstance(model, Classifier) else _language_model
+    measure = _classifier if isinstance(model, Classifier) else (
+        _language_model if isinstance(model, LanguageModel) else token_tasks.evaluate)
     figures, lines = measure(args, model, tokenizer, preprocessing)
     if args.json:
         print(json.dumps(figures, indent=2))

@@ -12,6 +12,7 @@ from shutil import get_terminal_size
 
 import numpy as np
 
+from minisft.cli import token_tasks
 from minisft.cli.arguments import (
     add_model,
     add_preprocessing,
@@ -40,7 +41,8 @@ from minisft.evaluation.evaluate import log_probabilities
 from minisft.evaluation.figures import count, percent
 from minisft.io.files import write_text
 from minisft.jobs.classify import unreadable_rows
-from minisft.models.heads import Classifier
+from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.token_heads import SpanClassifier, TokenClassifier
 
 HELP = "label new texts, with probabilities"
 EXAMPLES = ('minisft predict --model runs/mine/model "a new text" "another one"',
@@ -54,10 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", nargs="*",
                         help="texts to label (default: the lines of standard input)")
     parser.add_argument("--file", metavar="FILE", help="a file of texts; its columns are kept; - "
-                        "is standard input, CSV or JSON lines")
+                        "is standard input, CSV or JSON lines; tagger: .conllu, columns or .jsonl; "
+                        "answers: JSON as SQuAD's")
     parser.add_argument("--out", metavar="FILE", help="where the labelled file goes (.csv or "
-                        ".jsonl; default: a table on a terminal, CSV where that is piped)")
+                        ".jsonl; tags: .jsonl, answers: .json; default: a table on a terminal, CSV "
+                        "where that is piped)")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of --out")
+    parser.add_argument("--word-column", metavar="NAME",
+                        help="tagger: column of the word (default: as in training)")
     add_preprocessing(parser)
     add_table(parser)
     add_bad_rows(parser)
@@ -76,12 +82,19 @@ def run(args: argparse.Namespace) -> None:
     if args.overwrite and not out:
         raise UserError("--overwrite is for --out")
     if out and (out.exists() and not (args.overwrite and out.is_file()) or
-                not out.parent.is_dir() or out.suffix not in (".csv", ".jsonl")):
-        raise UserError(f"--out {out}: expected a new file ending in .csv or .jsonl, in a folder "
-                        "that is there (or --overwrite)")
+                not out.parent.is_dir()):
+        raise UserError(f"--out {out}: expected a new file in a folder that is there (or "
+                        "--overwrite)")
     model, tokenizer, preprocessing = read_model(args)
-    if not isinstance(model, Classifier):
+    if isinstance(model, LanguageModel):
         raise UserError(f"{args.model} is a language model, expected a classifier")
+    suffixes = {TokenClassifier: (".jsonl",), SpanClassifier: (".json",)}.get(
+        type(model), (".csv", ".jsonl"))
+    if out and out.suffix not in suffixes:
+        raise UserError(f"--out {out}: expected a file ending in {' or '.join(suffixes)}")
+    if not isinstance(model, Classifier):
+        token_tasks.predict(args, model, tokenizer, preprocessing)
+        return
     preprocessing, room = chosen_preprocessing(args, preprocessing), model.trunk.config.n_positions
     fitting = replace(preprocessing, max_length=min(preprocessing.max_length or room, room))
     columns, rows, texts, pairs, place = _texts(args, model, tokenizer, fitting)

@@ -31,6 +31,10 @@ def _commands(use):
     model = f"--model {shlex.quote(str(use.folder))}"
     if use.task == "classify":
         return [f"predict {model} " + ("--file FILE" if use.pairs else '"a new text"')]
+    if use.task == "tag":
+        return [f'predict {model} "some words of a sentence"']
+    if use.task == "answer":
+        return [f'predict {model} "a question" "the text that holds its answer"']
     generate = f'generate {model} "a new prompt"'
     return [generate] if use.task == "complete" else [generate, f"finetune {model} --train FILE"]
 

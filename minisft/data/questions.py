@@ -27,6 +27,7 @@ class Questions:
     titles: list[str]                  # of the article that it is of
     answers: list[list[tuple[str, int]]]
     notes: tuple[str, ...] = ()        # what a reader of the file should be told
+    bad_rows: tuple[()] = ()           # none is skipped
 
     def place(self, n: int) -> str:
         """-> where the question of index n stands."""

@@ -34,6 +34,7 @@ class TaggedSentences:
     label_names: tuple[str, ...] | None
     lines: list[int]                   # the line in the file, from 1, where each sentence starts
     notes: tuple[str, ...] = ()        # what a reader of the file should be told
+    bad_rows: tuple[()] = ()           # none is skipped
 
     def place(self, n: int) -> str:
         """-> where the sentence of index n stands."""
@@ -53,11 +54,12 @@ class TaggedSentences:
 def read_tagged(path: str | Path, word_column: str | None = None, tag_column: str | None = None,
                 label_names: Iterable[str] | None = None, encoding: str = "utf-8",
                 with_tags: bool = True, max_compression_ratio: int = MAX_COMPRESSION_RATIO,
-                ) -> TaggedSentences:
+                more_labels: bool = False) -> TaggedSentences:
     """A file -> TaggedSentences; .conllu, .jsonl and .json say their format, others are columns.
 
     Columns are named (CoNLL-U: FORM, UPOS, ...; JSON: keys) or counted from 1, -1 being the last.
-    With `label_names`, the tags of a training file in their order, any other tag is refused.
+    With `label_names`, the tags of a training file in their order, any other tag is refused, or,
+    with `more_labels`, comes behind them with a note.
     Without `with_tags` the file need have none. Raises UserError, with file and line.
     """
     path = Path(path)
@@ -79,7 +81,12 @@ def read_tagged(path: str | Path, word_column: str | None = None, tag_column: st
             raise UserError(f"{path}: every word has the tag {label_names[0]!r} in column "
                             f"{columns[1]}, expected two tags or more; see "
                             f"{setting('tag_column')}")
-    label_names = tuple(label_names)
+    label_names, notes = tuple(label_names), []
+    if more_labels and (more := sorted({tag for _, tags, _ in rows for tag in tags} -
+                                       set(label_names))):
+        label_names += tuple(more)
+        notes.append(f"{path}: has tags that the training file lacks, so none of them can be "
+                     f"right: {', '.join(map(short_repr, more[:10]))}")
     numbers = {name: i for i, name in enumerate(label_names)}
     for _, tags, line in rows:
         for tag in tags:
@@ -88,7 +95,7 @@ def read_tagged(path: str | Path, word_column: str | None = None, tag_column: st
                                 f"which the training file has not, expected one of "
                                 f"{', '.join(label_names[:20])}")
     return TaggedSentences(path, words, [[numbers[tag] for tag in tags] for _, tags, _ in rows],
-                           label_names, lines, tuple(_notes(path, label_names, rows)))
+                           label_names, lines, (*notes, *_notes(path, label_names, rows)))
 
 
 def is_bio(label_names: Iterable[str]) -> bool:

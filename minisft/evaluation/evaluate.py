@@ -16,6 +16,7 @@ from minisft.evaluation import metrics
 from minisft.models.finite import require_finite
 from minisft.models.generate import Sampler, generate
 from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.ops.cross_entropy import log_softmax
 
 # Prompts generated at the same time: enough to fill the matrix products, little memory.
@@ -45,6 +46,23 @@ def log_probabilities(model: Classifier, ids: Sequence[np.ndarray], batch_tokens
         require_finite(logits)
         logp[indices] = log_softmax(logits.astype(np.float64))
     return logp
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def token_logits(model: TokenClassifier | SpanClassifier, dataset: TokenizedDataset,
+                 batch_tokens: int, progress: str | None = None) -> list[np.ndarray]:
+    """A model with a head over tokens -> its logits (T,K) of each sequence; UserError on NaN."""
+    found: list[Any] = [None] * len(dataset)
+    bare = replace(dataset, labels=[0] * len(dataset))
+    order = np.argsort(dataset.lengths, kind="stable")
+    batches = token_budget_batches(dataset.lengths, order, batch_tokens)
+    for indices in _progress_bar(batches, progress):
+        batch = bare.batch(indices)
+        logits = to_cpu(model.forward(batch))
+        require_finite(logits)
+        for n, rows in zip(indices, np.split(logits, batch.cu_seqlens[1:-1]), strict=True):
+            found[n] = rows
+    return found
 
 
 @np.errstate(over="ignore", invalid="ignore")

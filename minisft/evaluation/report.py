@@ -56,7 +56,7 @@ class Settings:
 def classification(results: dict[str, Any], data: dict[str, Any], settings: Settings,
                    history: dict[str, Any], mistakes: Sequence[dict[str, Any]]) -> list[Block]:
     """Dicts of figures -> the report of a classifier; the keys are in the functions."""
-    part, n = _scored_part(data), results["n"]
+    part, n = scored_part(data), results["n"]
     stands = comparison.verdict(results)
     return [
         Heading("Report", 1),
@@ -66,7 +66,7 @@ def classification(results: dict[str, Any], data: dict[str, Any], settings: Sett
             f"({interval(results['accuracy_low'], results['accuracy_high'])})"
             + (f": {stands}." if stands else ". Always answering their most frequent class would "
                f"give {percent(results['majority'])}.")]),
-        *_validation_warning(data),
+        *validation_warning(data),
         Table(["figure", "value"], [
             ["macro F1", percent(results["macro_f1"])],
             ["weighted F1", percent(results["weighted_f1"])],
@@ -74,20 +74,20 @@ def classification(results: dict[str, Any], data: dict[str, Any], settings: Sett
             ["macro recall", percent(results["macro_recall"])],
             ["loss (nats a text)", f"{results['loss']:.4f}"],
             [f"{part} texts", f"{n:,}"],
-            *_cost(results),
+            *cost_rows(results),
         ]),
         *_absent_classes(results),
         *comparison.report_section(results),
         Heading("Classes"),
-        *_classes(results["per_class"]),
+        *classes_section(results["per_class"]),
         Heading("Confusion"),
-        *_confusion(results),
+        *confusion_section(results),
         Picture("confusion.png", "Confusion matrix"),
         Heading("The worst mistakes"),
-        *_mistakes(mistakes),
-        *_data(data),
-        *_learning(history, results),
-        *_settings(settings),
+        *mistakes_table(mistakes),
+        *data_section(data),
+        *learning_section(history, results),
+        *settings_section(settings),
         *changes(data.get("changes") or []),
     ]
 
@@ -95,7 +95,7 @@ def classification(results: dict[str, Any], data: dict[str, Any], settings: Sett
 def completion(results: dict[str, Any], data: dict[str, Any], settings: Settings,
                history: dict[str, Any], samples: Sequence[dict[str, str]]) -> list[Block]:
     """Dicts of figures, samples [{prompt, expected, generated}] -> the report of prompts."""
-    part, n = _scored_part(data), results["n"]
+    part, n = scored_part(data), results["n"]
     rows = [[one_line(sample[key]) for key in ("prompt", "expected", "generated")]
             for sample in samples]
     return [
@@ -105,18 +105,18 @@ def completion(results: dict[str, Any], data: dict[str, Any], settings: Settings
             "the expected one word for word "
             f"({interval(results['exact_match_low'], results['exact_match_high'])}; white space "
             "at both ends does not count)."]),
-        *_validation_warning(data),
+        *validation_warning(data),
         Table(["figure", "value"], [
             ["loss (nats a completion token)", f"{results['loss']:.4f}"],
             ["perplexity, e^loss", f"{math.exp(min(results['loss'], 700)):.5g}"],
             [f"{part} prompts", f"{n:,}"],
-            *_cost(results),
+            *cost_rows(results),
         ]),
         Heading("Samples"),
         Table(["prompt", "expected", "generated"], rows) if rows else Paragraph("None given."),
-        *_data(data),
-        *_learning(history, results),
-        *_settings(settings),
+        *data_section(data),
+        *learning_section(history, results),
+        *settings_section(settings),
         *changes(data.get("changes") or []),
     ]
 
@@ -165,11 +165,11 @@ def _absent_classes(results):
     return [] if note is None else [Note(one_line(note[0].upper() + note[1:], 1000) + ".")]
 
 
-def _scored_part(data):
+def scored_part(data):
     return "validation" if data.get("test_path") is None else "test"
 
 
-def _validation_warning(data):
+def validation_warning(data):
     """A warning when the figures come from the texts on which the model was chosen."""
     if data.get("test_path") is not None:
         return []
@@ -178,7 +178,7 @@ def _validation_warning(data):
                  "texts.")]
 
 
-def _cost(results):
+def cost_rows(results):
     """train_seconds, tokens_per_second, epochs_run, best_epoch, each optional -> table rows."""
     shown = [
         ("epochs trained", "epochs_run", "{:g}"),
@@ -190,7 +190,7 @@ def _cost(results):
             if results.get(key) is not None]
 
 
-def _classes(per_class):
+def classes_section(per_class):
     def table(classes):
         return Table(["class", "precision", "recall", "F1", "texts"], [
             [one_line(c["name"]), percent(c["precision"]), percent(c["recall"]), percent(c["f1"]),
@@ -202,7 +202,7 @@ def _classes(per_class):
             Folded("All classes", [table(per_class)])]
 
 
-def _confusion(results):
+def confusion_section(results):
     """The matrix as a table, or the most frequent mistakes where there are too many classes."""
     counts, names = results["confusion"], [one_line(c["name"], 40) for c in results["per_class"]]
     if len(names) <= _FULL_TABLE:
@@ -220,7 +220,7 @@ def _confusion(results):
             Table(["true class", "predicted class", "texts", "share of the true class"], rows)]
 
 
-def _mistakes(mistakes):
+def mistakes_table(mistakes):
     if not mistakes:
         return [Paragraph("No text was classified wrongly.")]
     rows = [[f"{m['line']}", one_line(m["text"]), one_line(m["truth"], 40),
@@ -235,7 +235,7 @@ def _probability(p):
     return percent(p) if p >= 5e-4 else "< 0.1%"
 
 
-def _data(data):
+def data_section(data):
     """train_path, test_path, n_train, n_valid, n_test, labels, cut_*, cleaned, ... -> section."""
     shown = [
         ("model", "model"), ("training file", "train_path"), ("test file", "test_path"),
@@ -257,7 +257,7 @@ def _data(data):
     return blocks
 
 
-def _learning(history, results):
+def learning_section(history, results):
     """One row per epoch; the training loss is the plain mean over the steps of that epoch."""
     rows = []
     for entry in history.get("epochs", []):
@@ -276,7 +276,7 @@ def _learning(history, results):
             Table(head, rows) if rows else Paragraph("No epoch was completed.")]
 
 
-def _settings(settings):
+def settings_section(settings):
     """What was given, what the model and the texts decided, and, folded, what is at its default."""
     used, given, defaults = settings.used, settings.given, settings.defaults
     unchanged = {key for key in used if key not in given

@@ -1,6 +1,7 @@
 """A model folder as a whole: weights, tokenizer, and the preprocessing of its texts."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,6 +41,8 @@ class Columns:
     label_column: str | None = None
     prompt_column: tuple[str, ...] | None = None
     completion_column: str | None = None
+    word_column: str | None = None
+    tag_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Preprocessing:
     separator: str | None = None     # between prompt and completion
     parse_special: bool = False      # are special tokens in a prompt tokens, or characters?
     columns: Columns = field(default_factory=Columns)
+    # answers to questions: the margin (nats) below which none is given; None: one always is
+    no_answer_margin: float | None = None
 
     def __str__(self) -> str:
         parts = [f"cleaning: {', '.join(self.clean) or 'none'}"]
@@ -159,6 +164,9 @@ def _preprocessing(path, values):
     if not isinstance(preprocessing.parse_special, bool):
         raise UserError(f"{path}: parse_special is {preprocessing.parse_special!r}, expected true "
                         "or false")
+    margin = preprocessing.no_answer_margin
+    if margin is not None and (type(margin) not in (int, float) or not math.isfinite(margin)):
+        raise UserError(f"{path}: no_answer_margin is {margin!r}, expected a number")
     if not isinstance(preprocessing.separator, str | None):
         raise UserError(f"{path}: separator is {preprocessing.separator!r}, expected a text")
     return preprocessing

@@ -150,6 +150,11 @@ class Classification:
         training = self.config.training
         return validate(model, valid, training.micro_tokens, training.select)
 
+    def finished(self, model: Classifier, encoded: EncodedTexts,
+                 preprocessing: Preprocessing) -> Preprocessing:
+        """-> the Preprocessing that goes with the trained model."""
+        return preprocessing
+
     def describe(self, encoded: EncodedTexts) -> dict:
         """-> what the report says of the data."""
         data, test = self.config.data, self.test

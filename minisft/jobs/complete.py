@@ -225,6 +225,11 @@ class Completion:
         training = self.config.training
         return validate(model, valid, training.micro_tokens, training.select)
 
+    def finished(self, model: LanguageModel, encoded: EncodedPrompts,
+                 preprocessing: Preprocessing) -> Preprocessing:
+        """-> the Preprocessing that goes with the trained model."""
+        return preprocessing
+
     def describe(self, encoded: EncodedPrompts) -> dict:
         """-> what the report says of the data."""
         data, test = self.config.data, self.test

@@ -32,10 +32,12 @@ from minisft.io.model_folder import (
     write_folder,
 )
 from minisft.jobs.adaptation import adapt
-from minisft.jobs.classify import Classification, EncodedTexts
-from minisft.jobs.complete import Completion, EncodedPrompts
+from minisft.jobs.answer import Answering
+from minisft.jobs.classify import Classification
+from minisft.jobs.complete import Completion
+from minisft.jobs.tag import Tagging
 from minisft.models.gpt2 import GPT2Config
-from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.token_heads import AnyModel
 from minisft.training import divergence
 from minisft.training.changes import changes_of_run, with_changes
 from minisft.training.config import (
@@ -60,7 +62,9 @@ from minisft.training.loop import (
 from minisft.training.options import config_of_run
 from minisft.training.saving import parse_save_every
 
-TASKS = {"classify": Classification, "complete": Completion}
+Task = Classification | Completion | Tagging | Answering
+TASKS = {"classify": Classification, "complete": Completion, "tag": Tagging,
+         "answer": Answering}
 Say = Callable[[str], Any]
 
 
@@ -68,7 +72,7 @@ Say = Callable[[str], Any]
 class FittedModel:
     """A trained model and what goes with it; `config` has every default resolved."""
 
-    model: Classifier | LanguageModel
+    model: AnyModel
     tokenizer: Tokenizer
     preprocessing: Preprocessing
     config: FinetuneConfig
@@ -81,12 +85,12 @@ class FittedModel:
 class Prepared:
     """All that training needs: its texts as token ids, the model as it begins."""
 
-    task: Classification | Completion
+    task: Task
     config: FinetuneConfig
-    model: Classifier | LanguageModel
+    model: AnyModel
     tokenizer: Tokenizer
     preprocessing: Preprocessing
-    encoded: EncodedTexts | EncodedPrompts
+    encoded: Any
     loss_options: dict
 
     @property
@@ -196,7 +200,7 @@ def _place(chosen):
     return hub.resolve(chosen.model, chosen.download, chosen.revision, chosen.allow_http)
 
 
-def read_task(config: FinetuneConfig) -> Classification | Completion:
+def read_task(config: FinetuneConfig) -> Task:
     """-> the task with its texts, cleaned and split; raises UserError."""
     if config.data.valid_fraction == 0 and config.data.valid is None:
         raise UserError(f"{setting('valid_fraction')} is 0.0, expected more, or a file for "
@@ -231,6 +235,8 @@ def _columns(data):
     if data.task == "classify":
         return Columns(text_column=data.text_column, pair_column=data.pair_column,
                        label_column=data.label_column)
+    if data.task in ("tag", "answer"):
+        return Columns(word_column=data.word_column, tag_column=data.tag_column)
     return Columns(prompt_column=data.prompt_column, completion_column=data.completion_column)
 
 
@@ -250,6 +256,8 @@ def _run(ready, folder, say, of_several):
     _write_bad_rows(prepared.task, folder)
     try:
         prepared, adaptation, state, history = _fit(prepared, folder, ready.resume, say)
+        prepared = replace(prepared, preprocessing=prepared.task.finished(
+            prepared.model, prepared.encoded, prepared.preprocessing))
         # 4. Evaluate once, and write down everything
         write_folder(folder / "model", prepared.model, prepared.tokenizer, prepared.preprocessing)
         results = _finish(ready.given, prepared, state, history, folder, adaptation, say)
@@ -405,8 +413,10 @@ def _build(task, config, say, resume):
         for note in notes_of(model):
             say(f"note: {note}")
         if model.newly_initialized and not resume:      # then the head is that of the run
-            say(f"a new head for the {len(model.label_names)} labels, from random weights "
-                f"({model.new_head_reason}); the rest is as {chosen.model} has it")
+            names = getattr(model, "label_names", None)
+            what = f"the {len(names)} labels" if names else "the beginning and end of answers"
+            say(f"a new head for {what}, from random weights ({model.new_head_reason}); the rest "
+                f"is as {chosen.model} has it")
     try:
         model.train_layers(chosen.train_layers)
     except ValueError as error:

@@ -13,7 +13,7 @@ from minisft.training.optim import OPTIMIZERS, SCHEDULES
 from minisft.training.options import Config, option, require_in_range
 from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
 
-CLASSIFY, COMPLETE = ("task", "classify"), ("task", "complete")
+CLASSIFY, COMPLETE, TAG = ("task", "classify"), ("task", "complete"), ("task", "tag")
 
 PRECISION_HELP = (
     "of matrix products; weights, sums and all else stay float32. On a CPU bfloat16 takes the "
@@ -31,11 +31,13 @@ class DataConfig:
     """The texts: which files, which columns, what is kept of a text."""
 
     task: str = option(
-        "classify", "what to learn: a class for each text, or to complete prompts",
-        choices=("classify", "complete"))
+        "classify", "what to learn: a class for each text, to complete prompts, a tag for each "
+        "word, or where in a text the answer to a question stands",
+        choices=("classify", "complete", "tag", "answer"))
     train: str | None = option(
         None, "training file: .csv, .tsv, .jsonl or .json, plain or .gz (default: the bundled "
-        "toy-news)", metavar="FILE")
+        "toy-news); tag: also .conllu or columns as CoNLL 2003; answer: JSON as SQuAD",
+        metavar="FILE")
     test: str | None = option(None, "test file, read once, at the end", metavar="FILE")
     valid: str | None = option(
         None, "validation file (default: a part of the training file)", metavar="FILE")
@@ -65,6 +67,12 @@ class DataConfig:
     separator: str = option(
         "\n\n", "complete: what stands between prompt and completion (default: an empty line)",
         metavar="TEXT", only=COMPLETE)
+    word_column: str | None = option(
+        None, "tag: column of the word, a name or a number (default: FORM of .conllu, words of "
+        ".jsonl, else the first)", metavar="NAME", only=TAG)
+    tag_column: str | None = option(
+        None, "tag: column of the tag (default: UPOS of .conllu, tags of .jsonl, else the last)",
+        metavar="NAME", only=TAG)
     parse_special: bool = option(
         False, "tokens with a role, such as <|endoftext|> or [SEP], that stand in a text are read "
         "as those tokens, not as characters; a model's own added tokens always are",
@@ -81,7 +89,7 @@ class DataConfig:
         action="store_true")
     clean: str | None = option(
         None, "cleaning: all, none, or some of entities,tags,backslashes,control,spaces (default: "
-        "all; complete: none)", metavar="STEPS")
+        "all; other tasks: none)", metavar="STEPS")
     max_length: int | None = option(
         None, "maximum sequence length in tokens (default: the model's)",
         within=(1, None), type=int)
@@ -255,9 +263,22 @@ def require_sound(config: FinetuneConfig) -> None:
     if training.select == "last" and training.early_stopping:
         raise UserError(f"{setting('early_stopping')} waits for a better epoch, but "
                         f"{setting('select', 'last')} takes the last one whatever it is")
-    for name in ("label_map", "pair_column", "token_dropout", "token_swap"):
-        if data.task != "classify" and config.options()[name]:
-            raise UserError(f"{setting(name)} is for {setting('task', 'classify')}")
+    known = config.option_fields()
+    for name in ("label_map", "pair_column", "token_dropout", "token_swap", "class_weights",
+                 "label_smoothing", "word_column", "tag_column"):
+        only = known[name].metadata["only"]
+        if only not in (None, ("task", data.task)) and \
+                config.options()[name] != known[name].default:
+            raise UserError(f"{setting(name)} is for {setting(*only)}")
+    if data.task in ("tag", "answer"):
+        if data.train is None:
+            raise UserError(f"{setting('task', data.task)} needs {setting('train')}")
+        if data.clean not in (None, "none"):
+            raise UserError(f"{setting('clean')} is for texts, {setting('task', data.task)} takes "
+                            "what it reads as it stands")
+        if data.skip_bad_rows:
+            raise UserError(f"{setting('skip_bad_rows')} is for tables, not for "
+                            f"{setting('task', data.task)}")
     if model.pooling is not None and (model.model == "scratch" or data.task != "classify"):
         raise UserError(f"{setting('pooling')} is for a BERT that classifies: see "
                         f"{setting('model')}")

@@ -22,7 +22,7 @@ def with_defaults(config: FinetuneConfig) -> FinetuneConfig:
 
 def default_cleaning(task: str) -> str:
     """-> the steps for a task: code and other completions keep their lines."""
-    return "none" if task == "complete" else "all"
+    return "all" if task == "classify" else "none"
 
 
 def resolve_defaults(config: FinetuneConfig, model: Classifier | LanguageModel,
