@@ -48,7 +48,8 @@ class Disk:
             if os.path.isfile(path):
                 old = os.path.join(self.kept, str(len(os.listdir(self.kept))))
                 os.link(path, old)
-            self.names.append((path, old))
+            if not os.path.isdir(path):      # else it is there, and nothing comes of the event
+                self.names.append((path, old))
             if event == "os.rename":
                 self.pending = {path: os.path.getsize(args[0])}
         self.at_work = False

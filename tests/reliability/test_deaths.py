@@ -76,7 +76,7 @@ def require_exact(die, whole, commands, kind, folder, *deaths, plant=None):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kill_at_a_random_time(die, whole, commands, tmp_path, kind):
-    """SIGKILL; what goes on after every third of them is killed, too."""
+    """SIGKILL; what goes on after every third of them is killed too."""
     rng, seconds = np.random.default_rng((SEED, *kind.encode())), whole(kind)[2]
     print(f"seed {SEED}")
     for i in range(int(MOST or 2)):
@@ -85,19 +85,26 @@ def test_kill_at_a_random_time(die, whole, commands, tmp_path, kind):
         require_exact(die, whole, commands, kind, tmp_path / kind, *deaths)
 
 
+def twice(event, i):
+    """-> the events of deaths: after every third, what goes on dies too."""
+    return [event, 1 + 7 * event % 40] if i % 3 == 1 else [event]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_death_at_a_file_event(die, whole, commands, tmp_path, kind):
     events = whole(kind)[1]
-    for event in chosen(events, 6):
-        require_exact(die, whole, commands, kind, tmp_path / kind, {"event": event})
+    for i, event in enumerate(chosen(events, 6)):
+        require_exact(die, whole, commands, kind, tmp_path / kind,
+                      *({"event": e} for e in twice(event, i)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_power_cut_at_a_file_event(die, whole, commands, tmp_path, kind):
     """What was not synced is lost; what was replaced whole is not."""
     events = whole(kind)[1]
-    for event in chosen(events, 6):
-        require_exact(die, whole, commands, kind, tmp_path / kind, {"event": event, "power": True})
+    for i, event in enumerate(chosen(events, 6)):
+        require_exact(die, whole, commands, kind, tmp_path / kind,
+                      *({"event": e, "power": True} for e in twice(event, i)))
 
 
 def sizes_of(folder):
@@ -120,6 +127,35 @@ def test_a_full_disk(die, whole, commands, tmp_path, kind):
     sizes = sizes_of(whole(kind)[0])
     for size in (sizes[i - 1] for i in chosen(len(sizes), 3)):
         require_exact(die, whole, commands, kind, tmp_path / kind, {"full": size})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [False, True])
+@pytest.mark.parametrize("part", ["diverging", "mended"])
+def test_death_of_a_run_that_diverges(die, commands, tmp_path, part, power):
+    """While it says so and tidies up, and while it goes on with another rate."""
+    command = [*commands["classify"], "--lr", "3e37", "--warmup-ratio", "0.3", "--save-every", "1"]
+    whole = tmp_path / "whole"
+    first = die([*command, "--out", whole], whole)
+    assert first["code"] == 2 and "--lr" in first["output"], first
+    second = die(["finetune", "--resume", whole, "--lr", "0.003"], whole)
+    assert second["code"] == 0, second
+    events = (first if part == "diverging" else second)["events"]
+    for event in chosen(events, 8):
+        folder, death = tmp_path / "run", {"event": event, "power": power}
+        answer = die([*command, "--out", folder], folder, **(death if part == "diverging" else {}))
+        if part == "diverging":
+            assert answer["code"] == 99 and not answer["lost"], (event, answer)
+            answer = go_on(die, command, folder)[1]
+        assert answer["code"] == 2 and "--lr" in answer["output"], (event, answer)
+        mend = ["finetune", "--resume", folder, "--lr", "0.003"]
+        answer = die(mend, folder, **(death if part == "mended" else {}))
+        if part == "mended":
+            assert answer["code"] == 99 and not answer["lost"], (event, answer)
+            answer = {"code": 0} if (folder / "results.json").is_file() else die(mend, folder)
+        assert answer["code"] == 0, (event, answer)
+        assert contents(folder) == contents(whole), event
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("fault, how", [
