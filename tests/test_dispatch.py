@@ -153,6 +153,9 @@ MISFITS = [
     ("linear", (X, X), "linear: w has shape (6, 8), expected (8, 8)"),
     ("linear", (X, X.T, ONES[:1]), "linear: b has shape (1,), expected (6,)"),
     ("linear", (X[0], X.T), "linear: x has shape (8,) and w (8, 6), expected (N,C) and (C,M)"),
+    ("lora", (X, X[:2], X[:3, :3], 1.0), "lora: b has shape (3, 3), expected (3, 2)"),
+    ("lora", (X, X[:2, :1], X[:3, :2], 1.0), "lora: a has shape (2, 1), expected (2, 8)"),
+    ("lora", (X[0], X[:2], X[:3, :2], 1.0), "lora: x has shape (8,), a (2, 8) and b (3, 2)"),
     ("embedding", (np.array([[1]]), X), "embedding: ids have shape (1, 1)"),
     ("gelu", (X, "relu"), "gelu: form is 'relu', expected tanh or erf"),
     ("dropout", (X, np.zeros((6, 1), np.uint32), 0.5), "dropout: words has shape (6, 1)"),
@@ -198,7 +201,8 @@ def test_a_dy_of_another_shape_is_refused(compiled):
     """NumPy would spread it, and a compiled loop would read past its end."""
     with jit.compiled(compiled):
         for name, args in (("layer_norm", (X, ONES, ONES)), ("gelu", (X,)), ("softmax", (X,)),
-                           ("linear", (X, X.T)), ("embedding", (LABELS, X)),
+                           ("linear", (X, X.T)), ("lora", (X, X[:2], X[:, :2], 1.0)),
+                           ("embedding", (LABELS, X)),
                            ("dropout", (X, np.zeros((6, 8), np.uint32), 0.5)),
                            ("attention", (Q, Q, Q, CU, CU[:-1], np.diff(CU)))):
             y, cache = OPERATIONS[name].forward(*args)

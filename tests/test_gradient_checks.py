@@ -52,6 +52,7 @@ def test_planted_bugs_are_found(name):
 @pytest.mark.parametrize("name, right", [
     ("attention-scale", ["v"]), ("attention-rowsum", ["v"]), ("attention-dropout", ["v"]),
     ("layer_norm-term", ["w", "b"]), ("linear-transposed", ["x", "b"]),
+    ("lora-scale", ["x", "a"]), ("lora-side", ["b"]),
     ("bert-types", [f"embeddings.{name}" for name in (
         "word_embeddings.weight", "position_embeddings.weight", "LayerNorm.weight",
         "LayerNorm.bias")]),

@@ -24,10 +24,12 @@ KINDS = {
 }
 REQUIRED = {stem: {"test", "page", "kernel", "launcher"} for stem in (
     "attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear",
-    "softmax", "span_cross_entropy")}
+    "lora", "softmax", "span_cross_entropy")}
 EXEMPT = {     # (stem, kind): reason
     ("linear", "kernel"): "a matrix product is the work of cuBLAS",
     ("linear", "launcher"): "it has no kernel",
+    ("lora", "kernel"): "matrix products are the work of cuBLAS",
+    ("lora", "launcher"): "it has no kernel",
     ("span_cross_entropy", "kernel"): "two numbers a token are no work for a card",
     ("span_cross_entropy", "launcher"): "it has no kernel",
 }

@@ -73,6 +73,8 @@ def _arguments(name: str, args: argparse.Namespace) -> dict[str, Any]:
         return {"x": x, "words": words, "rate": args.dropout}
     return {
         "linear": {"x": x, "w": array(width, 4 * width, dtype=low or x.dtype)},
+        "lora": {"x": x, "a": array(8, width, dtype=low or x.dtype),
+                 "b": array(width, 8, dtype=low or x.dtype), "scale": 2.0},
         "matmul": {"a": array(n, width, dtype=low or x.dtype), "b": x.T},
         "embedding": {"ids": ids, "w": x}, "layer_norm": {"x": x, "w": x[0], "b": x[0]},
         "gelu": {"x": array(n, 4 * width)}, "softmax": {"s": array(args.heads, n, args.tokens)},

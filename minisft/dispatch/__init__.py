@@ -30,6 +30,7 @@ from minisft.dispatch.operations import (
     gelu_adds_bias,
     layer_norm,
     linear,
+    lora,
     softmax,
     span_cross_entropy,
     squared_norm,
@@ -39,5 +40,5 @@ from minisft.dispatch.selection import Site, only, watched
 
 __all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "PRECISIONS", "Site", "adamw",
            "attention", "cross_entropy", "dispatched", "dropout", "embedding", "gelu",
-           "gelu_adds_bias", "layer_norm", "linear", "matmul", "only", "resolve_precision",
+           "gelu_adds_bias", "layer_norm", "linear", "lora", "matmul", "only", "resolve_precision",
            "rounded", "softmax", "span_cross_entropy", "squared_norm", "to_bfloat16", "watched"]

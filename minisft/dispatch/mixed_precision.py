@@ -1,10 +1,13 @@
 """The linear map in 16 bits: factors rounded to bfloat16 or float16, sums and results in float32.
 
-Equations (1) to (4) are those of ops/linear.py, and this is the only place where precision is
-given away (Micikevicius et al. 2018, "Mixed precision training", section 3): the weights that are
-trained stay float32 beside their rounded copy, gradients are added in float32, and everything but
-matrix products and the attention kernel computes in float32. `matmul.py` multiplies and rounds.
+Equations (1) to (4) are those of ops/linear.py, (1) to (6) of `lora` those of ops/lora.py, and this
+is the only place where precision is given away (Micikevicius et al. 2018, "Mixed precision
+training", section 3): the weights that are trained stay float32 beside their rounded copy,
+gradients are added in float32, and everything but matrix products and the attention kernel computes
+in float32. `matmul.py` multiplies and rounds.
 """
+
+from types import SimpleNamespace
 
 from minisft.dispatch.matmul import matmul, rounded
 
@@ -27,3 +30,24 @@ def backward(dy, cache, bias=True, out=None):
     db = dy.sum(axis=0) if bias else None                         # (4)
     dy = rounded(dy, w.dtype)
     return matmul(dy, w.T), matmul(x.T, dy, out), db              # (2), (3)
+
+
+def _lora_forward(x, a, b, scale):
+    """x (N,C) float32, or rounded already, a (r,C) and b (M,r) in 16 bits, scale -> y (N,M)
+    float32, cache."""
+    if x.dtype != a.dtype:
+        x = rounded(x, a.dtype)
+    u = rounded(matmul(x, a.T), a.dtype)                          # (1)
+    return scale * matmul(u, b.T), (x, a, b, scale, u)            # (2)
+
+
+def _lora_backward(dy, cache):
+    """dy (N,M) float32 -> dx (N,C), da (r,C), db (M,r), all float32."""
+    x, a, b, scale, u = cache
+    dy = rounded(dy, a.dtype)
+    db = scale * matmul(dy.T, u)                                  # (3)
+    du = rounded(scale * matmul(dy, b), a.dtype)                  # (4)
+    return matmul(du, a), matmul(du.T, x), db                     # (6), (5)
+
+
+lora = SimpleNamespace(forward=_lora_forward, backward=_lora_backward)

@@ -10,8 +10,8 @@
     naive kernel      the simple CUDA kernel of kernels/, where there are two
     fused kernel      the fast one
     tensor cores      a CUDA kernel for bfloat16, or cuBLAS on 16-bit factors
-    16 bits           a linear map of 16-bit factors; "widened" multiplies them on a CPU that has no
-                      instruction for it
+    16 bits           a linear map of 16-bit factors, or its adapter; "widened" multiplies them on a
+                      CPU that has no instruction for it
 
 To see what a call gets: `layer_norm.choose(x, w, b).name`, or `minisft why layer_norm`.
 """
@@ -45,7 +45,14 @@ from minisft.dispatch.conditions import (
 )
 from minisft.dispatch.matmul import BFLOAT16, matmul, to_bfloat16
 from minisft.dispatch.row_blocks import RowBlocks
-from minisft.dispatch.selection import FORMULA, Function, Implementation, Operation, Site
+from minisft.dispatch.selection import (
+    FORMULA,
+    Condition,
+    Function,
+    Implementation,
+    Operation,
+    Site,
+)
 
 KERNELS = kernels("fused", "naive")     # of an operation with one kernel only
 
@@ -55,14 +62,22 @@ def _loops(stem: str) -> Any:
     return import_module(f"minisft.backend.cpu.compiled.{stem}")
 
 
-def _in_16_bits(site: Site, arguments: dict[str, Any]) -> str:
-    return "" if arguments["w"].dtype in (np.uint16, np.float16) else "w does not have 16 bits"
+def _in_16_bits(name: str) -> Condition:
+    def condition(site: Site, arguments: dict[str, Any]) -> str:
+        low = arguments[name].dtype in (np.uint16, np.float16)
+        return "" if low else f"{name} does not have 16 bits"
+    return condition
 
 
 linear = Operation("linear", ops.linear.forward, [
-    Implementation("16 bits", (_in_16_bits,), lambda: mixed_precision),
+    Implementation("16 bits", (_in_16_bits("w"),), lambda: mixed_precision),
     Implementation(FORMULA, (), lambda: ops.linear),     # NumPy's or CuPy's BLAS
 ], shapes.linear)
+
+lora = Operation("lora", ops.lora.forward, [
+    Implementation("16 bits", (_in_16_bits("a"),), lambda: mixed_precision.lora),
+    Implementation(FORMULA, (), lambda: ops.lora),     # the same
+], shapes.lora)
 
 _embedding_kernel = SimpleNamespace(forward=ops.embedding.forward,     # a look-up needs none
                                     backward=launch.embedding.backward)
@@ -157,5 +172,5 @@ squared_norm = Function("squared_norm", launch.adamw.squares, [
 ])
 
 OPERATIONS = {operation.name: operation for operation in (
-    linear, embedding, layer_norm, gelu, softmax, dropout, cross_entropy, span_cross_entropy,
+    linear, embedding, layer_norm, gelu, softmax, dropout, lora, cross_entropy, span_cross_entropy,
     attention, matmul, to_bfloat16, adamw, squared_norm)}

@@ -26,6 +26,15 @@ def linear(x: Any, w: Any, b: Any = None) -> None:
         _expect("linear", "b", b.shape, (w.shape[1],))
 
 
+def lora(x: Any, a: Any, b: Any, scale: float) -> None:
+    """x (N,C), a (r,C), b (M,r)."""
+    if x.ndim != 2 or a.ndim != 2 or b.ndim != 2:
+        raise ValueError(f"lora: x has shape {x.shape}, a {a.shape} and b {b.shape}, expected "
+                         "(N,C), (r,C) and (M,r)")
+    _expect("lora", "a", a.shape, (a.shape[0], x.shape[1]))
+    _expect("lora", "b", b.shape, (b.shape[0], a.shape[0]))
+
+
 def layer_norm(x: Any, w: Any, b: Any, eps: float = 1e-5) -> None:
     """x (N,C), w (C,), b (C,)."""
     if x.ndim != 2:

@@ -11,9 +11,10 @@ from minisft.ops import (
     gelu,
     layer_norm,
     linear,
+    lora,
     softmax,
     span_cross_entropy,
 )
 
 __all__ = ["attention", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "linear",
-           "softmax", "span_cross_entropy"]
+           "lora", "softmax", "span_cross_entropy"]

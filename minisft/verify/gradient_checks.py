@@ -32,6 +32,7 @@ from minisft.ops import (
     gelu,
     layer_norm,
     linear,
+    lora,
     softmax,
     span_cross_entropy,
 )
@@ -114,6 +115,12 @@ def _embedding(backward):
 def _linear(backward):
     # square, so that a transposed dw has the right shape
     return _operation(linear.forward, *_normal((5, 4), (4, 4), (4,)), names=["x", "w", "b"],
+                      backward=backward)
+
+
+def _lora(backward):
+    # B is square, so that a transposed dB has the right shape
+    return _operation(lora.forward, *_normal((5, 4), (3, 4), (3, 3)), 1.7, names=["x", "a", "b"],
                       backward=backward)
 
 
@@ -239,6 +246,7 @@ def _pooler(arguments, n, kind):
 _OPERATIONS = [
     Check("embedding", embedding.backward, _embedding),
     Check("linear", linear.backward, _linear),
+    Check("lora", lora.backward, _lora),
     Check("layer_norm", layer_norm.backward, _layer_norm),
     Check("gelu (tanh)", gelu.backward, partial(_gelu, "tanh")),
     Check("gelu (erf)", gelu.backward, partial(_gelu, "erf")),

@@ -12,7 +12,7 @@ import numpy as np
 from minisft.models import bert
 from minisft.models.heads import LanguageModel
 from minisft.nn.blocks import Block
-from minisft.ops import attention, cross_entropy, softmax
+from minisft.ops import attention, cross_entropy, lora, softmax
 from minisft.verify.gradcheck import Result, check
 
 
@@ -35,6 +35,18 @@ def linear_transposed(dy: np.ndarray, cache: tuple,
                       bias: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x, w = cache
     return dy @ w.T, dy.T @ x, dy.sum(axis=0)
+
+
+def lora_scale(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    dx, da, _ = lora.backward(dy, cache)
+    *_, u = cache
+    return dx, da, dy.T @ u
+
+
+def lora_side(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x, a, b, scale, u = cache
+    du = scale * dy @ b.T
+    return du @ a, du.T @ x, scale * dy.T @ u
 
 
 def embedding_repeats(dy: np.ndarray, cache: tuple, out: np.ndarray | None = None) -> np.ndarray:
@@ -170,6 +182,10 @@ PLANTED = {
         "(3) without its third term n * mean(g * n): rstd taken for a constant."),
     "linear-transposed": PlantedBug("linear", linear_transposed,
         "(3) transposed: dw = dy^T @ x. Of the right shape where w is square."),
+    "lora-scale": PlantedBug("lora", lora_scale,
+        "(3) without s: dB = dy^T @ u. The loss still falls, at another rate than A's."),
+    "lora-side": PlantedBug("lora", lora_side,
+        "(4) with B on the wrong side: du = s dy @ B^T. Of the right shape where B is square."),
     "embedding-repeats": PlantedBug("embedding", embedding_repeats,
         "(2) assigned, not summed: dw[ids] = dy keeps the last token of each id."),
     "gelu-chain": PlantedBug("gelu (tanh)", gelu_chain,
