@@ -20,6 +20,7 @@ from minisft.backend.cpu import row_blocks
 
 # The places in a layer that have a dropout mask; the number goes into the key.
 EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT, POOLED = range(5)
+ADAPTER = 5     # of the first linear map of a block; of the next one 6, ...
 # In place of a layer's number: a shuffled order, initial values, a next token, an augmented text.
 SHUFFLE, INITIAL, SAMPLE, AUGMENT = 0xFFFF, 0xFFFE, 0xFFFD, 0xFFFC
 

@@ -18,11 +18,12 @@ from minisft.dispatch import (
     resolve_precision,
     rounded,
 )
+from minisft.models.adapters import LoraConfig, add_adapter, merge_adapter
 from minisft.models.bert import Bert, MeanPooler, Pooler
 from minisft.models.gpt2 import GPT2
 from minisft.models.init_weights import init_weights
 from minisft.nn.layers import Dropout, Layer, Linear
-from minisft.nn.parameters import Parameters
+from minisft.nn.parameters import Parameter, Parameters
 from minisft.ops.cross_entropy import IGNORE
 
 
@@ -42,6 +43,7 @@ class Model(Layer):
     loss_cache: Any = None
     overwrites_logits = False     # whether `loss_backward` writes over the logits of `loss`
     pruned = False        # whether it reads one token of each text alone
+    adapter: LoraConfig | None = None     # of the adapters in it (adapters.py), where it has some
 
     def __repr__(self) -> str:
         config = self.trunk.config
@@ -54,12 +56,14 @@ class Model(Layer):
         """
         return {"options": self.options(), "dtype": self.store.dtype,
                 "values": {p.name: to_cpu(p.value) for p in self.store},
-                "trainable": {p.name for p in self.store.trainable},
+                "trainable": {p.name for p in self.store.trainable}, "adapter": self.adapter,
                 "newly_initialized": self.newly_initialized}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         make: Any = type(self)
         make.__init__(self, **state["options"], dtype=state["dtype"], seed=None)
+        if state["adapter"] is not None:
+            self.add_adapter(state["adapter"], seed=None)
         for p in self.store:
             p.value[...] = state["values"][p.name]
         self.store.train(lambda p: p.name in state["trainable"])
@@ -148,11 +152,16 @@ class Model(Layer):
         return self.backward(cross_entropy.backward(scale, cache, out))
 
     def train_layers(self, which: str) -> None:
-        """"all", "head", or "last:K" (the last K blocks, the last LayerNorm and the head).
+        """"all", "head", "last:K" (the last K blocks, the last LayerNorm and the head), or "bias"
+        (all biases and the head: Ben Zaken et al. 2022, "BitFit").
 
         Raises ValueError for anything else.
         """
         blocks = self.trunk.config.n_layer
+        if which == "bias":
+            head = {p.name for p in self.head_parameters}
+            self.store.train(lambda p: p.name in head or p.name.endswith(".bias"))
+            return
         last = which.removeprefix("last:")
         if which == "all":
             first = self.trunk.config.EMBEDDING_LAYER
@@ -161,14 +170,30 @@ class Model(Layer):
         elif which.startswith("last:") and last.isdecimal() and 1 <= int(last) <= blocks:
             first = self.trunk.config.block_layer(blocks - int(last))
         else:
-            raise ValueError(f"layers to train are {which!r}, expected all, head or last:K with "
-                             f"K from 1 to {blocks}")
+            raise ValueError(f"layers to train are {which!r}, expected all, head, bias or last:K "
+                             f"with K from 1 to {blocks}")
         self.store.train(lambda p: p.layer >= first)
 
     @property
     def head_layer(self) -> int:
         """-> the number of the layer that `train_layers("head")` trains."""
         return self.trunk.config.final_layer
+
+    @property
+    def head_parameters(self) -> list[Parameter]:
+        """-> what is trained in whole beside an adapter: of a language model nothing."""
+        return []
+
+    def add_adapter(self, config: LoraConfig, seed: int | None = 0) -> None:
+        """Low-rank adapters in place (adapters.py), trained with the head while the base is frozen.
+
+        Raises ValueError where they fit no linear map.
+        """
+        add_adapter(self, config, seed)
+
+    def merge_adapter(self) -> None:
+        """Adds the adapters to the matrices that they adapt, in place, and takes them out."""
+        merge_adapter(self)
 
 
 class Classifier(Model):
@@ -198,6 +223,10 @@ class Classifier(Model):
     @property
     def head_layer(self) -> int:
         return self.trunk.config.head_layer
+
+    @property
+    def head_parameters(self) -> list[Parameter]:
+        return [p for p in self.parameters() if p.layer >= self.head_layer]
 
     def from_random_weights(self, dropout: float, seed: int) -> "Classifier":
         """-> a classifier of the same shape and labels that has learnt nothing."""

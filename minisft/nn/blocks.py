@@ -9,6 +9,7 @@ from minisft.backend import random
 from minisft.backend.array import Array, array_module
 from minisft.dispatch import attention, dispatched, gelu, gelu_adds_bias
 from minisft.nn.layers import INITIAL_SCALE, Dropout, Layer, LayerNorm, Linear
+from minisft.nn.lora import LoraLinear
 
 
 class MultiHeadAttention(Layer):
@@ -128,6 +129,8 @@ class TransformerBlock(Layer):
     again before its backward. A block says how it runs in `run` and `run_backward`."""
 
     gradient_checkpointing = False
+    # its linear maps that have one; a tuple, so that they do not count as parts twice
+    adapters: tuple[LoraLinear, ...] = ()
 
     def run(self, x: Array, batch: Any, stream: random.Stream | None, rows: Array,
             kv_cache: Any = None) -> Array:
@@ -141,6 +144,7 @@ class TransformerBlock(Layer):
     def forward(self, x: Array, batch: Any, stream: random.Stream | None = None,
                 rows: Array = None, kv_cache: Any = None) -> Array:
         """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
+        self._tell_adapters(batch, stream, rows)
         y = self.run(x, batch, stream, rows, kv_cache)
         if self.gradient_checkpointing:
             self.clear_cache()
@@ -150,8 +154,14 @@ class TransformerBlock(Layer):
     def backward(self, dy: Array) -> Array:
         """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
         if self.gradient_checkpointing:
-            self.run(*self.pop_saved())     # dropout draws the same masks again
+            x, *rest = self.pop_saved()
+            self._tell_adapters(*rest)
+            self.run(x, *rest)     # dropout draws the same masks again
         return self.run_backward(dy)
+
+    def _tell_adapters(self, batch, stream, rows):
+        for adapter in self.adapters:
+            adapter.begin(batch, stream, rows)
 
 
 class Block(TransformerBlock):

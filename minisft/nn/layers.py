@@ -110,11 +110,13 @@ class Linear(Layer):
         """dy (N,columns) -> dx (N,in)."""
         b = self.b if bias and self.b is not None and self.b.trainable else None
         w = cache[1]
-        if not (self.w.trainable or b is not None):
+        if not self.w.trainable:     # dw is a product as large as dx
+            if b is not None:
+                b.grad[columns] += dy.sum(axis=0)
             return matmul(rounded(dy, w.dtype), w.T)
         out = self.w.first_grad() if columns == slice(None) else None
         dx, dw, db = linear.backward(dy, cache, b is not None, out)
-        if out is None and self.w.trainable:
+        if out is None:
             self.w.grad[:, columns] += dw
         if b is not None:
             b.grad[columns] += db

@@ -184,6 +184,24 @@ class Parameters:
             p.value = view
         self.refresh()
 
+    def add(self, parameters: Sequence[Parameter]) -> None:
+        """More parameters, zeros and frozen at first; raises ValueError for a name that is there.
+        """
+        trained = set(self.trainable)
+        for p in parameters:
+            if p.name in self.all:
+                raise ValueError(f"there is a parameter {p.name} already")
+            self.all[p.name] = p
+            p.value = self.xp.zeros(p.shape, dtype=self.dtype)
+        self.train(trained.__contains__)
+
+    def remove(self, parameters: Sequence[Parameter]) -> None:
+        """Forgets these; the others are trained or frozen as before."""
+        trained = set(self.trainable)
+        for p in parameters:
+            del self.all[p.name]
+        self.train(trained.__contains__)
+
     def to_gpu(self) -> None:
         """Lays both buffers out anew on the GPU, from the values that they have here."""
         self.xp, trained = array.cupy, set(self.trainable)

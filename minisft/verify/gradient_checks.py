@@ -18,11 +18,13 @@ import numpy as np
 from minisft.backend.random import Stream
 from minisft.data.batch import pack
 from minisft.models import bert
+from minisft.models.adapters import LoraConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.nn.blocks import MLP, Block, SelfAttention
 from minisft.nn.layers import Dropout, Embedding, LayerNorm, Linear
+from minisft.nn.lora import LoraLinear
 from minisft.nn.parameters import Parameters
 from minisft.ops import (
     attention,
@@ -213,6 +215,13 @@ def _dropout_layer(kind):
                                                  BATCH.positions), x)
 
 
+def _lora_layer(kind):
+    layer, (x,) = kind(Linear("c_fc", CONFIG.n_embd, 4, 1), 2, 1.7, RATE), \
+        _normal((9, CONFIG.n_embd))
+    layer.begin(BATCH, STREAM, None)
+    return _modules(layer, lambda: layer.forward(x), x)
+
+
 def _packed_layer(name, rows, kind, config=CONFIG):
     layer, (x,) = kind(name, config, 1), _normal((9, config.n_embd))
     return _modules(layer, lambda: layer.forward(x, BATCH, STREAM, rows), x)
@@ -230,6 +239,13 @@ def _classifier(kind, config=CONFIG, **options):
 
 def _span_classifier(kind, config=CONFIG):
     model = kind(config, np.float64)
+    return _modules(model, lambda: model.forward(BATCH, STREAM))
+
+
+def _adapted(kind, config=CONFIG, **options):
+    """Base and adapters are all trained here; where the base is frozen, its part is left out."""
+    model = kind(config, ["a", "b", "c"], np.float64, **options)
+    model.add_adapter(LoraConfig(r=2, lora_alpha=3, lora_dropout=RATE))
     return _modules(model, lambda: model.forward(BATCH, STREAM))
 
 
@@ -267,6 +283,7 @@ _OPERATIONS = [
 _LAYERS = [
     Check("layer: Embedding", Embedding, _embedding_layer),
     Check("layer: Linear", Linear, partial(_plain_layer, ("c_fc", CONFIG.n_embd, 4, 1))),
+    Check("layer: LoraLinear (dropout)", LoraLinear, _lora_layer),
     Check("layer: LayerNorm", LayerNorm, partial(_plain_layer, ("ln_1", CONFIG.n_embd, 1, 1e-5))),
     Check("layer: MLP", MLP, partial(_plain_layer, ("mlp", CONFIG, 1))),
     Check("layer: Dropout", Dropout, _dropout_layer),
@@ -301,5 +318,8 @@ _MODELS = [
           partial(_span_classifier, config=BERT), MODEL_LIMIT),
     Check("BERT token classifier (dropout)", TokenClassifier, partial(_classifier, config=BERT),
           MODEL_LIMIT),
+    Check("GPT-2 classifier (adapters, last rows)", Classifier, _adapted, MODEL_LIMIT),
+    Check("BERT classifier (adapters, first rows)", BertClassifier,
+          partial(_adapted, config=BERT), MODEL_LIMIT),
 ]
 CHECKS = {c.name: c for c in _OPERATIONS + _LAYERS + _MODELS}
