@@ -18,6 +18,7 @@ from minisft.data.text import train_tokenizer
 from minisft.dispatch import attention_groups, attention_key_blocks
 from minisft.io.checkpoint import save
 from minisft.io.model_folder import save_tokenizer
+from minisft.models.adapters import LoraConfig, from_layer_on
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.planning import operations
@@ -51,6 +52,15 @@ STEPS = {
     "language model, few words": Step(WIDE, (64,) * 24, "complete", dropout=0.1),
     "language model, last one": Step(WIDE, (64,) * 24, "complete", train_layers="last:1",
                                      dropout=0.0),
+    "adapters": Step(WIDE, (64,) * 24, dropout=0.0, adapter=LoraConfig(r=8)),
+    "adapters of some maps": Step(DEEP, (40,) * 50, "complete", dropout=0.1, adapter=LoraConfig(
+        r=16, target_modules=("c_attn", "mlp.c_proj"))),
+    "adapters in the last two, computed anew": Step(
+        DEEP, (40,) * 50, train_layers="last:2", dropout=0.0, features=False,
+        adapter=LoraConfig(r=4)),
+    "adapters, checkpointed": Step(DEEP, (40,) * 60, gradient_checkpointing=True, dropout=0.0,
+                                   adapter=LoraConfig(r=8)),
+    "biases": Step(WIDE, (64,) * 24, train_layers="bias", dropout=0.0),
 }
 
 
@@ -61,13 +71,15 @@ def built(step, rng):
     config = GPT2Config(**vars(step.config) | rates)
     model = (Classifier(config, "ab") if step.task == "classify" else LanguageModel(config))
     model.train_layers(step.train_layers)
+    if step.adapter is not None:
+        model.add_adapter(from_layer_on(step.adapter, model.trunk.first_trainable_layer, config))
     for block in model.trunk.h:
         block.gradient_checkpointing = step.gradient_checkpointing
     ids = [rng.integers(0, config.vocab_size, n) for n in step.lengths]
     labels = ([0, 1] * len(ids))[:len(ids)] if step.task == "classify" else [
         np.append(x[1:], -100) for x in ids]
     sequences = TokenizedDataset(ids, labels)
-    if step.features and step.train_layers != "all":
+    if step.features and model.trunk.first_trainable_layer:
         sequences = with_features(sequences, model, step.tokens, 2**30)
     return model, AdamW(model.store), sequences
 
@@ -167,19 +179,23 @@ LENGTHS = 5, 1, 9, 9, 3
 
 
 @pytest.mark.parametrize("task", ["classify", "complete"])
-@pytest.mark.parametrize("which, features", [("all", True), ("last:1", True), ("last:2", False),
-                                             ("head", True)])
+@pytest.mark.parametrize("which, features, rank", [
+    ("all", True, 0), ("last:1", True, 0), ("last:2", False, 0), ("head", True, 0),
+    ("all", True, 2), ("last:2", False, 3), ("bias", True, 0)])
 @pytest.mark.parametrize("gradient_checkpointing, short", [
     (False, 256), (True, 256), (False, 8), (True, 8)])
-def test_products_are_those_that_a_step_computes(rng, monkeypatch, task, which, features,
+def test_products_are_those_that_a_step_computes(rng, monkeypatch, task, which, features, rank,
                                                  gradient_checkpointing, short):
     monkeypatch.setattr(attention_key_blocks, "SHORT", short)
     monkeypatch.setattr(attention_key_blocks, "KEYS", 4)
     pad = attention_groups.pad
     monkeypatch.setattr(attention_groups, "pad", lambda *args: pad(*args).view(Counted))
     step = Step(SMALL, LENGTHS, task, train_layers=which,
-                gradient_checkpointing=gradient_checkpointing, dropout=0.0, features=features)
+                gradient_checkpointing=gradient_checkpointing, dropout=0.0, features=features,
+                adapter=LoraConfig(r=rank) if rank else None)
     model, _, sequences = built(step, rng)
+    if rank:
+        step = replace(step, adapter=model.adapter)     # its blocks
     batch = sequences.batch(list(range(len(LENGTHS))))
     for p in model.store:
         p.value = p.value.view(Counted)
@@ -261,6 +277,9 @@ def test_texts_are_counted_as_finetune_counts_them(capsys, tmp_path, options, sa
     (["--train-layers", "last:13"], "last:13"), (["--dropout", "1"], "--dropout is 1"),
     (["--lengths", "2000"], "--lengths is 2000"),
     (["--lengths", "1", "--task", "complete"], "--lengths is 1"),
+    (["--rank", "4"], "--rank and --adapter-targets are for --adapter lora"),
+    (["--adapter", "lora", "--train-layers", "head"], "--train-layers head beside --adapter"),
+    (["--adapter", "lora", "--adapter-targets", "query"], "no linear map of the chosen blocks"),
     (["--texts", "no.csv"], "gpt2: no such folder")])
 def test_command_refuses_what_cannot_be(options, told, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
@@ -273,6 +292,20 @@ def test_command_knows_gpt2_alone(capsys):
     folder = Path(__file__).parent / "golden" / "bert_tiny"
     assert main(["plan", "--model", str(folder)]) == 2
     assert "expected 'gpt2'" in capsys.readouterr().err
+
+
+def test_command_shows_adapters(capsys):
+    words = ["plan", "--model", "gpt2", "--batch-tokens", "512", "--adapter", "lora"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    # (768 + 2304) + (768 + 768) + 2 * (768 + 3072), times 8, in each of 12 blocks; the head
+    trained = 12 * 8 * (3072 + 1536 + 7680) + 2 * 768
+    assert f"{124_441_344 + trained - 2 * 768:,} parameters" in shown
+    assert "trains all through adapters of rank 8" in shown
+    found = plan(Step(GPT2Config.size("gpt2"), (128,) * 4, adapter=LoraConfig(r=8)))
+    assert sum(found.gradients.values()) == trained
+    assert main([*words, "--rank", "16", "--adapter-targets", "c_attn"]) == 0
+    assert f"{124_441_344 + 12 * 16 * 3072:,} parameters" in capsys.readouterr().out
 
 
 def test_layers_that_are_not_there_are_refused():

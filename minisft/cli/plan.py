@@ -9,8 +9,9 @@ from minisft.data.read import read_texts
 from minisft.data.text import CLEANING_STEPS, encode_all, load_tokenizer, parse_cleaning_steps
 from minisft.errors import UserError
 from minisft.io.files import read_json
-from minisft.io.hub import CONFIG, resolve
+from minisft.io.hub import CONFIG, base_of, resolve
 from minisft.io.model_folder import read_preprocessing
+from minisft.models.adapters import ALL, LoraConfig
 from minisft.models.config import SIZES, GPT2Config
 from minisft.planning.memory import ITEM, Plan, Step, largest_of, plan
 from minisft.training.defaults import default_cleaning
@@ -41,7 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-length", type=whole(1), default=None, metavar="N",
                         help="tokens to which --texts are cut (default: the model's)")
     parser.add_argument("--train-layers", default="all", metavar="WHICH",
-                        help="what is trained: all, head, or last:K")
+                        help="what is trained: all, head, last:K, or bias")
+    parser.add_argument("--adapter", choices=("lora",), help="low-rank adapters are trained in the "
+                        "place of matrices, in all blocks or the last K")
+    parser.add_argument("--rank", type=whole(1, 10_000), default=None, metavar="N",
+                        help="--adapter lora: rows of each adapter's A (default: 8)")
+    parser.add_argument("--adapter-targets", nargs="+", default=(), metavar="NAME",
+                        help="--adapter lora: ends of the names of the linear maps that have one "
+                        "(default: all linear maps of the blocks)")
     parser.add_argument("--gradient-checkpointing", action="store_true",
                         help="keep only the input of each block")
     parser.add_argument("--dropout", type=float, default=None, metavar="X",
@@ -58,10 +66,17 @@ def run(args: argparse.Namespace) -> None:
     """Prints the plan."""
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise UserError(f"--dropout is {args.dropout}, expected a number in [0, 1)")
+    if args.adapter is None and (args.rank is not None or args.adapter_targets):
+        raise UserError("--rank and --adapter-targets are for --adapter lora")
+    if args.adapter is not None and args.train_layers in ("head", "bias"):
+        raise UserError(f"--train-layers {args.train_layers} beside --adapter: expected all or "
+                        "last:K")
     folder, config = _shape(args)
     options = {"task": args.task, "classes": args.classes, "train_layers": args.train_layers,
                "gradient_checkpointing": args.gradient_checkpointing, "dropout": args.dropout,
-               "features": args.feature_memory > 0}
+               "features": args.feature_memory > 0,
+               "adapter": None if args.adapter is None else LoraConfig(
+                   args.rank or 8, target_modules=tuple(args.adapter_targets) or ALL)}
     try:
         if args.texts is None:
             step = Step(config, _equal(args, config), **options)
@@ -78,7 +93,7 @@ def _shape(args):
     """-> the model's folder or None, and its config."""
     if args.model in SIZES and args.texts is None:
         return None, GPT2Config.size(args.model)
-    folder = resolve(args.model, args.download, args.revision, args.allow_http)
+    folder = base_of(resolve(args.model, args.download, args.revision, args.allow_http))
     return folder, GPT2Config.from_dict(read_json(folder / CONFIG), folder / CONFIG)
 
 
@@ -110,7 +125,8 @@ def lines(name: str, step: Step, planned: Plan) -> list[str]:
     task = f"classify into {step.classes}" if step.task == "classify" else "complete"
     return [
         f"{name}: {c.n_layer} layers of {c.n_embd}, {sum(planned.weights.values()):,} parameters, "
-        f"{task}, trains {step.train_layers}",
+        f"{task}, trains {step.train_layers}"
+        + ("" if step.adapter is None else f" through adapters of rank {step.adapter.r}"),
         f"{len(step.lengths)} texts of {shown} tokens, {step.tokens:,} tokens at once", "",
         *_state(planned), "",
         f"{'kept for the backward':<34}{'MB':>10}", *_parts(planned.kept), "",

@@ -6,7 +6,7 @@ the fullest moment. Sizes are counted in values, of `ITEM` bytes each. Compiled 
 need no more than that.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from minisft.backend import random
 from minisft.backend.cpu import row_blocks
 from minisft.data.batch import token_budget_batches
 from minisft.dispatch import attention_groups, attention_key_blocks
+from minisft.models.adapters import LoraConfig, from_layer_on
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.planning import operations
@@ -41,6 +42,7 @@ class Step:
     gradient_checkpointing: bool = False
     dropout: float | None = None  # None: the config's
     features: bool = True         # frozen layers' outputs are computed once and kept
+    adapter: LoraConfig | None = None     # in the blocks that train_layers names
 
     @property
     def tokens(self) -> int:
@@ -51,6 +53,16 @@ class Step:
         """-> tokens that leave block i: a classifier wants each text's last from the last one."""
         last = self.task == "classify" and i == self.config.n_layer - 1
         return len(self.lengths) if last else self.tokens
+
+    @property
+    def trains_matrices(self) -> bool:
+        """-> whether the matrices of the trained blocks have gradients themselves."""
+        return self.adapter is None and self.train_layers != "bias"
+
+    def rank(self, i: int, name: str) -> int:
+        """Block i, one of its linear maps -> r of its adapter, 0 for none."""
+        name = f"h.{i}.{name}"
+        return self.adapter.rank(name) if self.adapter and self.adapter.targets(name) else 0
 
     def rate(self, name: str) -> float:
         """-> a rate of dropout of the config, or the one that replaces all."""
@@ -87,6 +99,9 @@ class _Trained:
     def __init__(self, parameters):
         self.parameters = self.trainable = parameters
 
+    def add(self, parameters):
+        self.parameters = self.parameters + parameters
+
     def train(self, wanted):
         self.trainable = [p for p in self.parameters if wanted(p)]
 
@@ -97,6 +112,10 @@ def plan(step: Step) -> Plan:
                   if step.task == "classify" else LanguageModel(step.config, dtype=None))
     model.store = _Trained(model.parameters())
     model.train_layers(step.train_layers)
+    if step.adapter is not None:
+        step = replace(step, adapter=from_layer_on(
+            step.adapter, min(p.layer for p in model.store.trainable), step.config))
+        model.add_adapter(step.adapter, seed=None)
     weights = {p.name: p.size for p in model.parameters()}
     trainable = {p.name: p.size for p in model.store.trainable}
     first_trainable = min(p.layer for p in model.store.trainable)
@@ -168,21 +187,36 @@ class _Walk:
         trained = i + 1 >= self.first_trainable_layer
         allocate(f"{h}norms", 2 * (n + out))
         allocate(f"{h}ln_1", n * c)
-        allocate(f"{h}attn.c_attn", 3 * n * c if out == n else 2 * n * c + 2 * out * c)
+        qkv = 3 * n * c if out == n else 2 * n * c + 2 * out * c
+        allocate(f"{h}attn.c_attn", qkv)
+        self.adapter_forward(i, "attn.c_attn", n if out == n else n + out, qkv)
         self.attention_forward(i, trained)
         allocate("attention", out * c)          # the block's own, until it ends
+        self.adapter_forward(i, "attn.c_proj", out, out * c)
         self.dropout_forward(f"{h}drop_1", out, trained)
         allocate(f"{h}x_1", out * c)
         free("dropped")
         allocate(f"{h}ln_2", out * c)
         allocate(f"{h}mlp.c_fc", out * self.inner)
+        self.adapter_forward(i, "mlp.c_fc", out, out * self.inner)
         allocate(f"{h}mlp.tanh", out * self.inner)
         allocate(f"{h}mlp.gelu", out * self.inner)
         observe(row_blocks=_row_blocks(out * self.inner))
         allocate("mlp", out * c)
+        self.adapter_forward(i, "mlp.c_proj", out, out * c)
         self.dropout_forward(f"{h}drop_2", out, trained)
         allocate(f"h.{i + 1}.x", out * c)
         free("attention", "mlp", "dropped")
+
+    def adapter_forward(self, i, name, rows, values):
+        """What an adapter keeps, u, and meanwhile its part of the result of so many values."""
+        if rank := self.step.rank(i, name):
+            self.tracker.allocate(f"h.{i}.{name}.u", rows * rank)
+            self.tracker.observe(update_of_adapter=values)
+
+    def parts_of_dx(self, i, name):
+        """-> how many arrays the gradient of a linear map's input is the sum of."""
+        return 2 if self.step.rank(i, name) else 1
 
     def attention_forward(self, i, trained):
         """Scores, what is kept of them, and the mixed values."""
@@ -246,13 +280,13 @@ class _Walk:
         out, c, inner, h = self.step.rows_out(i), self.c, self.inner, f"h.{i}."
         if f"{h}drop_2" in self.tracker.allocated:
             allocate("d mlp", out * c)
-        observe(gradient_of_gelu=out * inner)
+        observe(gradient_of_gelu=out * inner * self.parts_of_dx(i, "mlp.c_proj"))
         free(f"{h}mlp.gelu", f"{h}drop_2")
         allocate("d gelu", out * inner)
         allocate("d c_fc", out * inner)
         observe(row_blocks=_row_blocks(out * inner))
         free("d gelu")
-        observe(gradient_of_norm=out * c)
+        observe(gradient_of_norm=out * c * self.parts_of_dx(i, "mlp.c_fc"))
         free(f"{h}mlp.", f"{h}ln_2", "d c_fc", "d mlp")
         observe(gradients_of_norm=2 * out * c)
         free(f"{h}x_1")
@@ -271,7 +305,7 @@ class _Walk:
         """From the gradient of the block's attention to that of its normalised input."""
         allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
         n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}.attn."
-        observe(gradient_of_y=out * c)
+        observe(gradient_of_y=out * c * self.parts_of_dx(i, "attn.c_proj"))
         allocate("d y", out * c)
         if f"{h}lse" not in self.tracker.allocated:
             free(f"{h}y")
@@ -281,7 +315,8 @@ class _Walk:
         width = 3 if out == n else 2
         allocate("d c_attn", width * n * c)
         # a matrix's gradient goes where it stays, but for the parts of a pruned block's
-        observe(gradient_of_norm=n * c, attention_matrix_gradient=0 if out == n else width * c * c)
+        observe(gradient_of_norm=n * c * self.parts_of_dx(i, "attn.c_attn"), attention_matrix_gradient=(
+            0 if out == n or not self.step.trains_matrices else width * c * c))
         free("d y", "dq, dk, dv", "d c_attn", f"h.{i}.ln_1")
 
 

@@ -48,7 +48,9 @@ def products(step: Any, first_trainable: int) -> list[Product]:
         linears += [("attn.c_proj", out, width, width), ("mlp.c_fc", out, width, inner),
                     ("mlp.c_proj", out, inner, width)]
         for linear in linears:
-            result += _linear(*linear, trained, trained, again)
+            result += _linear(*linear, trained, trained and step.trains_matrices, again)
+            if rank := step.rank(i, linear[0]):
+                result += _adapter(*linear[1:], rank, again)
         result += _attention(step, out < n, trained, again)
     if step.task == "classify":
         return result + _linear("score", len(step.lengths), width, step.classes, True, True)
@@ -112,6 +114,15 @@ def _linear(name, rows, width_in, width_out, dx, dw, again=False):
     if dw:
         result.append(Product(name, width_in, rows, width_out, 1, True))
     return result
+
+
+def _adapter(rows, width_in, width_out, rank, again):
+    """-> the products of an adapter's forward and backward."""
+    forward = [(rows, width_in, rank), (rows, rank, width_out)]
+    backward = [(width_out, rows, rank), (rows, width_out, rank), (rank, rows, width_in),
+                (rows, rank, width_in)]
+    return [Product("adapters", *shape) for shape in forward] + [
+        Product("adapters", *shape, 1, True) for shape in forward * again + backward]
 
 
 def _attention(step, last_only, trained, again):
