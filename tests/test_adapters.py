@@ -19,6 +19,7 @@ from minisft.models.adapters import (
 from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
+from minisft.models.token_heads import TokenClassifier
 from minisft.nn import layers
 from minisft.verify.gradcheck import MODEL_LIMIT, require
 from minisft.verify.gradient_checks import check_model
@@ -34,11 +35,13 @@ KINDS = {
     "bert": lambda **o: BertClassifier(BERT, LABELS, **o),
     "bert mean": lambda **o: BertClassifier(BERT, LABELS, pooling="mean", **o),
     "tied": lambda **o: LanguageModel(GPT2, **o),
-    "separate": lambda **o: LanguageModel(GPT2, False, **o)}
+    "separate": lambda **o: LanguageModel(GPT2, False, **o),
+    "tags": lambda **o: TokenClassifier(BERT, LABELS, **o)}
 HEADS = {"gpt2": ["score.weight"],
          "bert": ["pooler.dense.weight", "pooler.dense.bias", "classifier.weight",
                   "classifier.bias"],
-         "bert mean": ["classifier.weight", "classifier.bias"], "tied": [], "separate": []}
+         "bert mean": ["classifier.weight", "classifier.bias"],
+         "tags": ["classifier.weight", "classifier.bias"], "tied": [], "separate": []}
 TEXTS = [[3], [1, 4, 1, 10, 9, 8, 7], [2, 6, 3], [5, 5]]
 
 
@@ -55,7 +58,7 @@ def model_of(name, dtype=np.float64, config=None):
 
 def labelled(model, ids, numbers):
     labels = ([i % 3 for i in numbers] if isinstance(model, Classifier) else
-              [np.roll(x, -1) for x in ids])
+              [np.roll(x, -1) % len(LABELS) for x in ids])
     return pack(ids, example_ids=numbers, labels=labels)
 
 
@@ -279,3 +282,28 @@ def test_biases_alone(name, monkeypatch):
     assert len(asked) == sum(n.endswith(".weight") for n in HEADS[name])
     np.testing.assert_allclose(found, np.concatenate([expected[n] for n in trained]), rtol=0,
                                atol=1e-9)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("which", ["all", "last:1", "last:2"])
+def test_the_gradient_of_the_lowest_input_is_left_out(name, which, monkeypatch):
+    """Frozen matrices below whose input nothing is trained: the same gradients without it."""
+    model = KINDS[name](dtype=np.float64)
+    model.train_layers(which)
+    model.add_adapter(from_layer_on(LoraConfig(r=2), model.trunk.first_trainable_layer,
+                                    model.trunk.config))
+    for layer in adapted(model).values():
+        layer.lora_B.value[...] = 0.1
+    lowest = model.trunk.blocks[model.trunk._n_frozen()]
+    backward, asked = type(lowest).backward, []
+
+    def noted(self, dy, needs_dx=True):
+        asked.append((self is lowest, needs_dx, backward(self, dy, needs_dx)))
+        return asked[-1][2]
+
+    monkeypatch.setattr(type(lowest), "backward", noted)
+    found = gradients(model)
+    assert all(needs_dx != is_lowest == (dx is None) for is_lowest, needs_dx, dx in asked)
+    monkeypatch.setattr(type(lowest), "backward",
+                        lambda self, dy, needs_dx=True: backward(self, dy, True))
+    np.testing.assert_array_equal(gradients(model), found)

@@ -69,14 +69,18 @@ class SelfAttention(MultiHeadAttention):
         self.save_for_backward(rows)
         return self.dense.forward(y.reshape(len(y), -1))
 
-    def backward(self, dy: Array) -> Array:
-        """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
+    def backward(self, dy: Array, needs_dx: bool = True) -> Array:
+        """dy (N,C), or (B,C) after `rows` -> dx (N,C); None as `Linear`'s."""
         (rows,) = self.pop_saved()
         dy = self.dense.backward(dy)
         dq, dk, dv = (d.reshape(len(d), -1) for d in self.attend_backward(
             dy.reshape(len(dy), self.n_head, -1)))
-        dx = self.key.backward(dk) + self.value.backward(dv)
-        dx[slice(None) if rows is None else rows] += self.query.backward(dq)
+        dx_k, dx_v, dx_q = (layer.backward(d, needs_dx) for layer, d in (
+            (self.key, dk), (self.value, dv), (self.query, dq)))
+        if dx_k is None or dx_v is None or dx_q is None:
+            return None
+        dx = dx_k + dx_v
+        dx[slice(None) if rows is None else rows] += dx_q
         return dx
 
 
@@ -114,12 +118,14 @@ class Block(TransformerBlock):
         m = self.mlp.forward(x)
         return self.norm_2.forward(x + self.drop_2.forward(m, stream, example_ids, positions))
 
-    def run_backward(self, dy: Array) -> Array:
+    def run_backward(self, dy: Array, needs_dx: bool) -> Array:
         """As `backward`."""
         (rows,) = self.pop_saved()
         dy = self.norm_2.backward(dy)
         dy = self.norm_1.backward(dy + self.mlp.backward(self.drop_2.backward(dy)))
-        dx = self.attention.backward(self.drop_1.backward(dy))
+        dx = self.attention.backward(self.drop_1.backward(dy), needs_dx)
+        if dx is None:
+            return None
         dx[slice(None) if rows is None else rows] += dy
         return dx
 

@@ -181,8 +181,8 @@ class Model(Layer):
 
     @property
     def head_parameters(self) -> list[Parameter]:
-        """-> what is trained in whole beside an adapter: of a language model nothing."""
-        return []
+        """-> what is trained whole beside an adapter: of a language model nothing."""
+        return [p for p in self.parameters() if p.layer >= self.head_layer]
 
     def add_adapter(self, config: LoraConfig, seed: int | None = 0) -> None:
         """Low-rank adapters in place (adapters.py), trained with the head while the base is frozen.
@@ -223,10 +223,6 @@ class Classifier(Model):
     @property
     def head_layer(self) -> int:
         return self.trunk.config.head_layer
-
-    @property
-    def head_parameters(self) -> list[Parameter]:
-        return [p for p in self.parameters() if p.layer >= self.head_layer]
 
     def from_random_weights(self, dropout: float, seed: int) -> "Classifier":
         """-> a classifier of the same shape and labels that has learnt nothing."""
@@ -315,6 +311,7 @@ class LanguageModel(Model):
     With the tied matrix one parameter gets two gradients.
     """
 
+    head_parameters: Any = ()     # the token table's, or one that PEFT does not adapt either
     overwrites_logits = True     # N x V numbers, held once: the gradient takes their place
 
     def __init__(self, config: Any, tied: bool = True, dtype: Any = np.float32,

@@ -52,9 +52,10 @@ class Trunk(Layer):
         return x
 
     def run_backward(self, dx: Array) -> Array:
-        """dx behind the blocks -> dx before the first that is trained."""
-        for block in reversed(self.blocks[self._n_frozen():]):
-            dx = block.backward(dx)
+        """dx behind the blocks -> dx before the first that is trained, as far as it is needed."""
+        trained, to_embeddings = self.blocks[self._n_frozen():], self.first_trainable_layer == 0
+        for block in reversed(trained):
+            dx = block.backward(dx, block is not trained[0] or to_embeddings)
         return dx
 
     def frozen_forward(self, batch: Batch, pruned: bool = False) -> Array:

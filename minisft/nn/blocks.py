@@ -80,18 +80,22 @@ class SelfAttention(MultiHeadAttention):
         self.save_for_backward(rows, parts, q.shape)
         return self.c_proj.forward(y.reshape(len(y), -1))
 
-    def backward(self, dy: Array) -> Array:
-        """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
+    def backward(self, dy: Array, needs_dx: bool = True) -> Array:
+        """dy (N,C), or (B,C) after `rows` -> dx (N,C); None as `Linear`'s."""
         rows, parts, shape = self.pop_saved()
         dy = self.c_proj.backward(dy)
         xp, width = array_module(dy), dy.shape[-1]
         dq, dk, dv = self.attend_backward(dy.reshape(shape))
         if rows is None:
-            return self.c_attn.backward(xp.stack([dq, dk, dv], axis=1).reshape(len(dq), -1))
+            return self.c_attn.backward(xp.stack([dq, dk, dv], axis=1).reshape(len(dq), -1),
+                                        needs_dx)
         q_saved, kv_saved = parts
         dkv = xp.stack([dk, dv], axis=1).reshape(len(dk), -1)
-        dx = self.c_attn.backward_columns(dkv, kv_saved, slice(width, None))
-        dx[rows] += self.c_attn.backward_columns(dq.reshape(len(dq), -1), q_saved, slice(width))
+        dx = self.c_attn.backward_columns(dkv, kv_saved, slice(width, None), needs_dx=needs_dx)
+        dx_q = self.c_attn.backward_columns(dq.reshape(len(dq), -1), q_saved, slice(width),
+                                            needs_dx=needs_dx)
+        if dx is not None:
+            dx[rows] += dx_q
         return dx
 
 
@@ -137,7 +141,7 @@ class TransformerBlock(Layer):
         """As `forward`."""
         raise NotImplementedError
 
-    def run_backward(self, dy: Array) -> Array:
+    def run_backward(self, dy: Array, needs_dx: bool) -> Array:
         """As `backward`."""
         raise NotImplementedError
 
@@ -151,13 +155,14 @@ class TransformerBlock(Layer):
             self.save_for_backward(x, batch, stream, rows)
         return y
 
-    def backward(self, dy: Array) -> Array:
-        """dy (N,C), or (B,C) after `rows` -> dx (N,C)."""
+    def backward(self, dy: Array, needs_dx: bool = True) -> Array:
+        """dy (N,C), or (B,C) after `rows` -> dx (N,C), or None where nobody needs it and that saves
+        work."""
         if self.gradient_checkpointing:
             x, *rest = self.pop_saved()
             self._tell_adapters(*rest)
             self.run(x, *rest)     # dropout draws the same masks again
-        return self.run_backward(dy)
+        return self.run_backward(dy, needs_dx)
 
     def _tell_adapters(self, batch, stream, rows):
         for adapter in self.adapters:
@@ -194,11 +199,16 @@ class Block(TransformerBlock):
         m = self.mlp.forward(self.ln_2.forward(x))
         return x + self.drop_2.forward(m, stream, example_ids, positions)                   # (2)
 
-    def run_backward(self, dy: Array) -> Array:
+    def run_backward(self, dy: Array, needs_dx: bool) -> Array:
         """As `backward`."""
         (rows,) = self.pop_saved()
         dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))         # (3)
-        da = self.ln_1.backward(self.attn.backward(self.drop_1.backward(dy)))
+        needs_dx = needs_dx or any(p.trainable for p in self.ln_1.parameters())
+        da = self.attn.backward(self.drop_1.backward(dy), needs_dx)
+        if da is None:
+            self.ln_1.clear_cache()
+            return None
+        da = self.ln_1.backward(da)
         if rows is None:
             return dy + da                                                                # (4)
         da[rows] += dy

@@ -92,10 +92,10 @@ class Linear(Layer):
         self.save_for_backward(cache)
         return y
 
-    def backward(self, dy: Array) -> Array:
-        """dy (N,out) -> dx (N,in)."""
+    def backward(self, dy: Array, needs_dx: bool = True) -> Array:
+        """dy (N,out) -> dx (N,in), or None where nobody needs it and the matrix is frozen."""
         (cache,) = self.pop_saved()
-        return self.backward_columns(dy, cache, slice(None))
+        return self.backward_columns(dy, cache, slice(None), needs_dx=needs_dx)
 
     def forward_columns(self, x: Array, columns: slice, bias: bool = True) -> tuple[Array, Any]:
         """x (N,in) -> the outputs `columns` of y, cache; the caller keeps the cache.
@@ -106,14 +106,14 @@ class Linear(Layer):
         return linear.forward(x, self.w.product_value[:, columns], b)
 
     def backward_columns(self, dy: Array, cache: Any, columns: slice,
-                         bias: bool = True) -> Array:
-        """dy (N,columns) -> dx (N,in)."""
+                         bias: bool = True, needs_dx: bool = True) -> Array:
+        """dy (N,columns) -> dx (N,in), or None as `backward`."""
         b = self.b if bias and self.b is not None and self.b.trainable else None
         w = cache[1]
         if not self.w.trainable:     # dw is a product as large as dx
             if b is not None:
                 b.grad[columns] += dy.sum(axis=0)
-            return matmul(rounded(dy, w.dtype), w.T)
+            return matmul(rounded(dy, w.dtype), w.T) if needs_dx else None
         out = self.w.first_grad() if columns == slice(None) else None
         dx, dw, db = linear.backward(dy, cache, b is not None, out)
         if out is None:

@@ -52,16 +52,18 @@ class LoraLinear(Linear):
         return y, (cache, low_cache, mask)
 
     def backward_columns(self, dy: Array, cache: Any, columns: slice,
-                         bias: bool = True) -> Array:
-        """dy (N,columns) -> dx (N,in)."""
+                         bias: bool = True, needs_dx: bool = True) -> Array:
+        """dy (N,columns) -> dx (N,in), or None as `Linear`'s."""
         cache, low_cache, mask = cache
-        dx = super().backward_columns(dy, cache, columns, bias)
+        dx = super().backward_columns(dy, cache, columns, bias, needs_dx)
         update, da, db = lora.backward(dy, low_cache)
         self.lora_A.add_grad(da)
         if columns == slice(None):
             self.lora_B.add_grad(db)
         elif self.lora_B.trainable:
             self.lora_B.grad[columns] += db
+        if dx is None:
+            return None
         dx += update if mask is None else dropout.backward(update, mask)
         return dx
 

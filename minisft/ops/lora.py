@@ -22,11 +22,11 @@ def forward(x, a, b, scale):
 def backward(dy, cache):
     """dy (N,M) -> dx (N,C), da (r,C), db (M,r)."""
     x, a, b, scale, u = cache
-    db = scale * (dy.T @ u)                                       # (3)
+    db = scale * (u.T @ dy).T                                     # (3)
     du = scale * (dy @ b)                                         # (4)
     return du @ a, du.T @ x, db                                   # (6), (5)
 
 
 def merge(w, a, b, scale):
     """w (C,M), a (r,C), b (M,r), scale -> w' (C,M)."""
-    return w + scale * (b @ a).T                                  # (7)
+    return w + a.T @ (scale * b).T                                # (7)

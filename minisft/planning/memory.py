@@ -315,8 +315,10 @@ class _Walk:
         width = 3 if out == n else 2
         allocate("d c_attn", width * n * c)
         # a matrix's gradient goes where it stays, but for the parts of a pruned block's
-        observe(gradient_of_norm=n * c * self.parts_of_dx(i, "attn.c_attn"), attention_matrix_gradient=(
-            0 if out == n or not self.step.trains_matrices else width * c * c))
+        parts = self.parts_of_dx(i, "attn.c_attn")
+        pruned_matrices = out < n and self.step.trains_matrices
+        observe(gradient_of_norm=n * c * parts,
+                attention_matrix_gradient=pruned_matrices * width * c * c)
         free("d y", "dq, dk, dv", "d c_attn", f"h.{i}.ln_1")
 
 

@@ -48,7 +48,8 @@ def products(step: Any, first_trainable: int) -> list[Product]:
         linears += [("attn.c_proj", out, width, width), ("mlp.c_fc", out, width, inner),
                     ("mlp.c_proj", out, inner, width)]
         for linear in linears:
-            result += _linear(*linear, trained, trained and step.trains_matrices, again)
+            needs_dx = trained and not _ends_at(step, i, linear[0], first_trainable)
+            result += _linear(*linear, needs_dx, trained and step.trains_matrices, again)
             if rank := step.rank(i, linear[0]):
                 result += _adapter(*linear[1:], rank, again)
         result += _attention(step, out < n, trained, again)
@@ -116,10 +117,15 @@ def _linear(name, rows, width_in, width_out, dx, dw, again=False):
     return result
 
 
+def _ends_at(step, i, name, first_trainable):
+    """-> whether nobody needs the gradient of the input of this linear map."""
+    return step.adapter is not None and i + 1 == first_trainable and name == "attn.c_attn"
+
+
 def _adapter(rows, width_in, width_out, rank, again):
     """-> the products of an adapter's forward and backward."""
     forward = [(rows, width_in, rank), (rows, rank, width_out)]
-    backward = [(width_out, rows, rank), (rows, width_out, rank), (rank, rows, width_in),
+    backward = [(rank, rows, width_out), (rows, width_out, rank), (rank, rows, width_in),
                 (rows, rank, width_in)]
     return [Product("adapters", *shape) for shape in forward] + [
         Product("adapters", *shape, 1, True) for shape in forward * again + backward]
