@@ -161,8 +161,10 @@ class Estimator:
         path = place / PARAMETERS
         saved = read_json(path) if path.is_file() else {"params": {"model": str(folder)}}
         try:
-            estimator = cls(**saved["params"] | {"device": device, "precision": precision})
-        except (KeyError, TypeError):
+            params = {name: tuple(value) if isinstance(value, list) else value
+                      for name, value in saved["params"].items()}      # JSON knows no tuples
+            estimator = cls(**params | {"device": device, "precision": precision})
+        except (AttributeError, KeyError, TypeError):
             raise UserError(f"{path}: not what save of this version writes") from None
         model.to(device, precision)
         estimator.model_, estimator.tokenizer_ = model, tokenizer
@@ -193,7 +195,10 @@ class TextClassifier(Estimator):
             max_length: int | None = None, truncate: str = "head", clean: str | None = None,
             parse_special: bool = False, valid_fraction: float = 0.1,
             # model
-            train_layers: str = "all", pooling: str | None = None, dropout: float | None = None,
+            train_layers: str = "all", adapter: str | None = None, rank: int | None = None,
+            alpha: float | None = None, adapter_dropout: float | None = None,
+            adapter_targets: tuple[str, ...] = (),
+            pooling: str | None = None, dropout: float | None = None,
             download: bool = False, revision: str | None = None, allow_http: bool = False,
             tokenizer: str | Path | None = None, layers: int = 2,
             width: int = 128, heads: int = 4, context_length: int = 512, vocab_size: int = 4096,
@@ -297,7 +302,10 @@ class CompletionModel(Estimator):
             max_length: int | None = None, truncate: str = "head",
             clean: str | None = None, valid_fraction: float = 0.1,
             # model
-            train_layers: str = "all", dropout: float | None = None, download: bool = False,
+            train_layers: str = "all", adapter: str | None = None, rank: int | None = None,
+            alpha: float | None = None, adapter_dropout: float | None = None,
+            adapter_targets: tuple[str, ...] = (),
+            dropout: float | None = None, download: bool = False,
             revision: str | None = None, allow_http: bool = False,
             tokenizer: str | Path | None = None, layers: int = 2, width: int = 128,
             heads: int = 4, context_length: int = 512, vocab_size: int = 4096,

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 from minisft import __version__
 from minisft.cli.arguments import fail
 
-COMMANDS = ("finetune", "curve", "evaluate", "predict", "generate", "pretrain", "convert",
-            "check", "plan", "why")
+COMMANDS = ("finetune", "curve", "evaluate", "predict", "generate", "merge", "pretrain",
+            "convert", "check", "plan", "why")
 
 
 class Formatter(argparse.HelpFormatter):

@@ -16,7 +16,7 @@ from minisft.backend.array import to_cpu
 from minisft.data.json_file import LARGEST
 from minisft.data.special_tokens import SpecialTokens
 from minisft.errors import UserError, setting
-from minisft.io import safetensors
+from minisft.io import adapters, hub, safetensors
 from minisft.io.architectures import (
     TOKEN_HEADS,
     family_of,
@@ -34,6 +34,7 @@ from minisft.io.weights import (
     some_of,
     tensors_by_name,
 )
+from minisft.models.adapters import values_to_save
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.init_weights import init_weights
 from minisft.models.token_heads import AnyModel, SpanClassifier, TokenClassifier
@@ -46,9 +47,10 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
          label_names: Iterable[str] | None = None, seed: int = 0, dropout: float | None = None,
          pooling: str | None = None, label_map: Mapping[str, str] | None = None,
          ) -> AnyModel:
-    """A checkpoint folder -> Classifier or LanguageModel; its `newly_initialized` names the
-    parameters that the folder lacked and `new_head_reason` says why, `unused_tensors` what it has
-    of another task's head, `notes` what else is worth a line.
+    """A checkpoint folder, or that of an adapter, which is merged into its base -> Classifier or
+    LanguageModel; its `newly_initialized` names the parameters that the folder lacked and
+    `new_head_reason` says why, `unused_tensors` what it has of another task's head, `notes` what
+    else is worth a line.
 
     `task` is "classify", "complete", "tag" (a class for each token), "answer" (where an answer
     begins and ends), or None for what the folder holds. With `label_names`, the labels to classify
@@ -58,14 +60,17 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
 
     Raises UserError.
     """
-    folder = Path(folder)
+    stored, folder = Path(folder), hub.base_of(folder)      # an adapter's base, or the same
     settings = read_json(folder / CONFIG)
     notes = _changes_of_config(folder, settings)
     family = family_of(settings, folder / CONFIG)
+    adapter = None if folder == stored else adapters.read(stored, family)
     config = family.config.from_dict(settings, folder / CONFIG)
     if dropout is not None:
         config = config.with_dropout(dropout)
         config.require_sound("dropout")
+    if adapter is not None:
+        settings = adapter.settings_over(settings, family)
     stored_task = family.token_task(settings)
     if task is None and label_names is None:
         task = stored_task
@@ -74,6 +79,10 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     if "wte.weight" not in tensors and settings.get("tie_word_embeddings", True) and \
             "lm_head.weight" in tensors:     # the same matrix, saved under its other name
         tensors["wte.weight"] = tensors.pop("lm_head.weight")
+    if adapter is not None:
+        tensors = adapter.merged_into(tensors, family)
+        if "base_sha256" not in adapter.extra:
+            notes += (f"{stored}: has no checksum of its base, which is taken to be {folder}",)
     if config.n_layer > len(tensors):      # before anything as deep as the config says is built
         raise UserError(f"{folder / CONFIG}: {family.n_layer_key} is {config.n_layer}, but there "
                         f"are only {len(tensors)} tensors")
@@ -130,9 +139,9 @@ def save(model: AnyModel, folder: str | Path,
     if isinstance(model, Classifier | TokenClassifier):
         _require_labels(folder / CONFIG, model.label_names)
     arrays = {}
-    for p in model.store:
+    for p, value in values_to_save(model):
         with np.errstate(over="ignore"):
-            value = family.convert_layout(p.name, to_cpu(p.value)).astype(dtype, copy=False)
+            value = family.convert_layout(p.name, to_cpu(value)).astype(dtype, copy=False)
         if not np.isfinite(value).all():
             raise UserError(f"{folder / WEIGHTS}: not written, {p.name} holds values that are "
                             f"not finite as {dtype}")

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from minisft.errors import UserError, setting
-from minisft.io.files import CONFIG, write_text
+from minisft.io.files import CONFIG, read_json, write_text
 
 ALIASES = {"gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium",
            "gpt2-large": "openai-community/gpt2-large", "gpt2-xl": "openai-community/gpt2-xl",
@@ -23,7 +23,7 @@ DOWNLOAD_PATTERNS = [
     CONFIG, "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "vocab.txt", "generation_config.json",
-    "minisft.json"]
+    "minisft.json", "adapter_config.json", "adapter_model.safetensors"]
 TORCH_PATTERNS = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 # all that is read of a folder; the last ones are of old ones
 PATTERNS = [*DOWNLOAD_PATTERNS, *TORCH_PATTERNS, "encoder.json", "vocab.bpe"]
@@ -34,6 +34,7 @@ ALLOW_HTTP_HELP = ("allow a download over plain http, where HF_ENDPOINT names su
                    "whoever is on the way can change the model")
 COMMIT = re.compile("[0-9a-f]{40}")
 REVISION = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)*", re.ASCII)
+ADAPTER = "adapter_config.json"     # of a folder with an adapter in the place of a model
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 
 
@@ -42,14 +43,45 @@ def resolve(name: str | Path, online: bool = False, revision: str | None = None,
     """A folder's path or a model's name -> the folder; `online` allows to download it.
 
     `revision`: branch, tag or commit of a model by name (default: main). `allow_http`: also
-    without encryption. Raises UserError that says which places were searched and how to get the
-    model.
+    without encryption. It may be the folder of an adapter, whose base is then there as well: see
+    `base_of`. Raises UserError that says which places were searched and how to get the model.
     """
     folder = _resolve(name, online, revision, allow_http)
     if revision is not None and commit_of(folder) is None:
         raise UserError(f"{setting('revision')} {revision} is for a model of the Hugging Face hub, "
                         f"{folder} is a folder")
+    base_of(folder, online, allow_http)
     return folder
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """-> whether a folder holds an adapter and no model."""
+    folder = Path(folder)
+    return (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file()
+
+
+def base_of(folder: str | Path, online: bool = False, allow_http: bool = False) -> Path:
+    """A model's folder -> the same; an adapter's -> the folder of its base.
+
+    Raises UserError where there is no such model.
+    """
+    folder = Path(folder)
+    if not is_adapter(folder):
+        return folder
+    path = folder / ADAPTER
+    name = read_json(path).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{path}: base_model_name_or_path is {name!r}, expected the name or the "
+                        "folder of the model that it adapts")
+    try:
+        base = _resolve(name, online, None, allow_http)
+    except UserError as error:
+        raise UserError(f"{path}: base_model_name_or_path: {error.args[0]}; if the model lies "
+                        "elsewhere, write its folder there") from None
+    if is_adapter(base):
+        raise UserError(f"{path}: its base {base} is an adapter itself, expected a model: minisft "
+                        "merge makes one of it")
+    return base
 
 
 def _resolve(name, online, revision, allow_http):
@@ -58,6 +90,8 @@ def _resolve(name, online, revision, allow_http):
     except RuntimeError:     # ~somebody who has no home here
         raise UserError(f"{name}: no such folder") from None
     if path.is_dir():
+        if is_adapter(path):
+            return path
         if not (path / CONFIG).is_file():
             raise UserError(f"{path}: holds no {CONFIG}, expected a model's folder")
         if (path / "model" / CONFIG).is_file():
@@ -112,6 +146,13 @@ def _names_in(folder):
         return []
 
 
+def portable_name(name: str | Path) -> str:
+    """A path or a model's name -> what finds it from another folder: the whole path, or the name.
+    """
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.is_dir() else str(name)
+
+
 def cache() -> Path:
     """-> the folder of the Hugging Face cache, by the rules of huggingface_hub."""
     environ = os.environ
@@ -146,7 +187,8 @@ def _cached(name, revision):
         except (OSError, ValueError):
             return None
     folder = home / "snapshots" / commit
-    complete = commit.isalnum() and (folder / CONFIG).is_file() and any(folder.glob("*model*.*"))
+    complete = commit.isalnum() and any(
+        (folder / name).is_file() for name in (CONFIG, ADAPTER)) and any(folder.glob("*model*.*"))
     return folder if complete else None
 
 
@@ -165,7 +207,7 @@ def _download(name, revision, allow_http):
                             f"{setting('allow_http')}")
         info = HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True)
         files = _wanted(info.siblings, DOWNLOAD_PATTERNS)
-        if CONFIG not in [file.rfilename for file in files]:
+        if not {CONFIG, ADAPTER} & {file.rfilename for file in files}:
             raise UserError(f"{name}: has no {CONFIG} on the Hugging Face hub")
         if not any(file.rfilename.endswith(".safetensors") for file in files):
             files += _wanted(info.siblings, TORCH_PATTERNS)      # the same weights

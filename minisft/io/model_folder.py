@@ -21,7 +21,7 @@ from minisft.data.special_tokens import (
 from minisft.data.text import CLEANING_STEPS, GPT2_INPUTS, TOKENIZER, load_tokenizer
 from minisft.data.wordpiece import TOKENIZER_CONFIG
 from minisft.errors import UserError
-from minisft.io import checkpoint, hub
+from minisft.io import adapters, checkpoint, hub
 from minisft.io.architectures import family_of_model
 from minisft.io.files import CONFIG, json_text, read_json, write_json, write_text
 from minisft.models.heads import LanguageModel
@@ -109,7 +109,7 @@ def read_folder(name: str | Path, online: bool = False, device: str = "cpu",
     folder = hub.resolve(name, online, revision, allow_http)
     model = checkpoint.load(folder, **options)
     model.to(device, precision)
-    place = folder if tokenizer is None else Path(tokenizer)
+    place = hub.base_of(folder) if tokenizer is None else Path(tokenizer)
     built = load_tokenizer(place, say)
     require_vocab_fits(built, model.trunk.config, place)
     model.special_tokens = read_special_tokens(place, built)
@@ -128,6 +128,11 @@ def read_preprocessing(folder: str | Path,
     minisft.json counts before the same in config.json, whose checksum lies with the weights; `say`
     is told where the two differ. Raises UserError for one that cannot be.
     """
+    if hub.is_adapter(folder):
+        extra = adapters.extra_of(folder).get("preprocessing")
+        if extra is None:      # PEFT's own
+            return read_preprocessing(hub.base_of(folder), say)
+        return _preprocessing(Path(folder) / adapters.WEIGHTS, extra)
     path, config = Path(folder) / PREPROCESSING, Path(folder) / CONFIG
     kept: Any = read_json(config).get(EXTRA_KEY) if config.exists() else None
     if not path.exists():

@@ -44,13 +44,14 @@ DAMAGED_METRICS = "metrics-damaged.jsonl"     # as a resumed run has found it
 RESULTS = "results.json"      # comes last: a run that has it is finished
 STATE = "training_state"
 ADAPTATION = "adaptation"     # the run before the classifier's, with a log and a state of its own
+ADAPTER = "adapter"           # in PEFT's format, beside the merged model
 LOCK = ".lock"
 TRIES = 100     # for a folder that other processes make and remove meanwhile
 SETTINGS_CHECKSUM = "settings_sha256"     # of config.json
 RESULTS_CHECKSUM = "results_sha256"
 BAD_ROWS = "bad_rows.csv"     # rows of the data files that could not be read and were skipped
 # What a run writes; `overwrite` removes these and touches nothing else in the folder.
-CONTENTS = (CONFIG, METRICS, DAMAGED_METRICS, "model", STATE, ADAPTATION, "curves.png",
+CONTENTS = (CONFIG, METRICS, DAMAGED_METRICS, "model", ADAPTER, STATE, ADAPTATION, "curves.png",
             "confusion.png", RESULTS, "report.md", "report.html", "curve.json", "curve.png",
             "seeds.png", BAD_ROWS)
 # A run of several seeds or training sizes has a folder for each inside.
@@ -89,6 +90,7 @@ def check_output_folder(folder: str | Path, overwrite: bool) -> None:
 def remove_model(folder: str | Path) -> None:
     """Removes the model and the training state of a finished run; its results and figures stay."""
     _remove(Path(folder) / "model")
+    _remove(Path(folder) / ADAPTER)
     remove_state(folder)
 
 

@@ -5,7 +5,7 @@ leaves a run folder: `prepare` does all that can fail before anything is written
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from minisft.errors import DivergedError, UserError, setting, short_repr, tell
 from minisft.evaluation import plots, report
 from minisft.evaluation.document import one_line
 from minisft.evaluation.figures import Use, count, percent
-from minisft.io import hub, run_folder
+from minisft.io import adapters, hub, run_folder
 from minisft.io.files import write_text
 from minisft.io.model_folder import (
     Columns,
@@ -36,6 +36,7 @@ from minisft.jobs.answer import Answering
 from minisft.jobs.classify import Classification
 from minisft.jobs.complete import Completion
 from minisft.jobs.tag import Tagging
+from minisft.models.adapters import LoraConfig, from_layer_on, target_names
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.token_heads import AnyModel
 from minisft.training import divergence
@@ -139,6 +140,8 @@ def _train(kind, train, valid, config, say, callback):
     require_sound(config)
     prepared = _prepare(kind(config, train, valid), say)
     prepared, _, state, history = _fit(prepared, None, False, say, callback)
+    if prepared.model.adapter is not None:
+        prepared.model.merge_adapter()
     return FittedModel(prepared.model, prepared.tokenizer, prepared.preprocessing, prepared.config,
                        state, history, getattr(prepared.model, "label_names", None))
 
@@ -259,6 +262,11 @@ def _run(ready, folder, say, of_several):
         prepared = replace(prepared, preprocessing=prepared.task.finished(
             prepared.model, prepared.encoded, prepared.preprocessing))
         # 4. Evaluate once, and write down everything
+        if prepared.model.adapter is not None:
+            adapters.write(folder / run_folder.ADAPTER, prepared.model,
+                           hub.portable_name(prepared.config.model.model),
+                           {"preprocessing": asdict(prepared.preprocessing)})
+            prepared.model.merge_adapter()     # what is scored is what model/ holds
         write_folder(folder / "model", prepared.model, prepared.tokenizer, prepared.preprocessing)
         results = _finish(ready.given, prepared, state, history, folder, adaptation, say)
         if not prepared.config.output.keep_state:
@@ -369,7 +377,8 @@ def _from_random_weights(prepared, answers):
         name: replace(getattr(prepared.encoded, name), features=None)
         for name in ("train", "valid")})
     config = with_defaults(prepared.config.replace(
-        model="scratch", epochs=None, dropout=None, lr=None, train_layers="all", layer_decay=1.0))
+        model="scratch", epochs=None, dropout=None, lr=None, train_layers="all", layer_decay=1.0,
+        adapter=None))
     model = prepared.model.from_random_weights(config.model.dropout, config.training.seed)
     model.to(config.model.device, config.model.precision)
     training = resolve_defaults(config, model, encoded.train).training
@@ -406,10 +415,14 @@ def _build(task, config, say, resume):
         folder = _place(chosen)
         if commit := hub.commit_of(folder):
             say(f"{chosen.model} is commit {commit}")
+        if chosen.adapter is not None and hub.is_adapter(folder):
+            raise UserError(f"{folder}: holds an adapter, expected the model that "
+                            f"{setting('adapter')} is to adapt: minisft merge makes one of it")
         model = task.load(folder)
-        tokenizer = load_tokenizer(chosen.tokenizer or folder, say)
-        require_vocab_fits(tokenizer, model.trunk.config, chosen.tokenizer or folder)
-        model.special_tokens = read_special_tokens(chosen.tokenizer or folder, tokenizer)
+        beside = chosen.tokenizer or hub.base_of(folder)
+        tokenizer = load_tokenizer(beside, say)
+        require_vocab_fits(tokenizer, model.trunk.config, beside)
+        model.special_tokens = read_special_tokens(beside, tokenizer)
         for note in notes_of(model):
             say(f"note: {note}")
         if model.newly_initialized and not resume:      # then the head is that of the run
@@ -421,6 +434,11 @@ def _build(task, config, say, resume):
         model.train_layers(chosen.train_layers)
     except ValueError as error:
         raise UserError(f"{setting('train_layers')}: {error}") from None
+    if chosen.adapter is not None:
+        adapter = LoraConfig(chosen.rank, chosen.alpha, chosen.adapter_dropout,
+                             target_names(model, chosen.adapter_targets))
+        model.add_adapter(from_layer_on(adapter, model.trunk.first_trainable_layer,
+                                        model.trunk.config), config.training.seed)
     for block in model.trunk.blocks:
         block.gradient_checkpointing = config.training.gradient_checkpointing
     model.to(chosen.device, chosen.precision)

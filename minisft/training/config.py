@@ -127,9 +127,26 @@ class ModelConfig:
         "the tokens, which transformers has no class for (default: as the model has it; first)",
         choices=("first", "mean"))
     train_layers: str = option(
-        "all", "what is trained: all, head, or last:K (the last K blocks and the head; the matrix "
-        "that a language model shares with its token table is trained with all only)",
+        "all", "what is trained: all, head, last:K (the last K blocks and the head; the matrix "
+        "that a language model shares with its token table is trained with all only), or bias (all "
+        f"biases and the head); with {setting('adapter')}, all or last:K, the blocks that have one",
         metavar="WHICH")
+    adapter: str | None = option(
+        None, "lora: small matrices beside the linear maps are trained in their place, and the "
+        "head; the run leaves adapter/ in PEFT's format and a merged model/", choices=("lora",))
+    rank: int | None = option(
+        None, f"{setting('adapter', 'lora')}: rows of each adapter's A (default: 8)",
+        within=(1, 10_000), type=int)
+    alpha: float | None = option(
+        None, f"{setting('adapter', 'lora')}: an adapter's output is multiplied by alpha / rank "
+        "(default: twice the rank)", within=(1e-6, 10**6), type=float)
+    adapter_dropout: float | None = option(
+        None, f"{setting('adapter', 'lora')}: dropout before A (default: 0)",
+        within=(0, 0.99), type=float)
+    adapter_targets: tuple[str, ...] = option(
+        (), f"{setting('adapter', 'lora')}: ends of the names of the linear maps that have one, "
+        "such as c_attn or query value (default: all linear maps of the blocks)",
+        nargs="+", metavar="NAME")
     device: str = option(
         "cpu", "where the model computes", type=device_name, choices=DEVICES)
     precision: str = option(
@@ -161,8 +178,8 @@ class TrainingConfig:
         within=(0, 10**9), type=int)
     lr: float | None = option(
         None, "highest learning rate (default: 5e-5 * (768 / width) ** 1.5, less for batches of "
-        f"few texts; scratch, and {setting('train_layers', 'head')}: 1e-3; sgd: a hundred times "
-        "that)",
+        f"few texts; ten times that with {setting('adapter')} or {setting('train_layers', 'bias')}"
+        f"; scratch, and {setting('train_layers', 'head')}: 1e-3; sgd: a hundred times these)",
         within=(0, None), type=float)
     schedule: str = option("linear", "how the learning rate falls", choices=SCHEDULES)
     warmup_ratio: float = option(
@@ -246,6 +263,7 @@ class FinetuneConfig(Config):
     output: OutputConfig = field(default_factory=OutputConfig)
 
 
+ADAPTER = ("rank", "alpha", "adapter_dropout", "adapter_targets")      # options of one
 # What a pretrained model brings with it, and what it decides where its user does not.
 SCRATCH = ("layers", "width", "heads", "context_length", "vocab_size")
 OF_THE_MODEL = (*SCRATCH, "dropout", "max_length")
@@ -289,9 +307,29 @@ def require_sound(config: FinetuneConfig) -> None:
         if model.model != "scratch" and getattr(model, name) != getattr(ModelConfig, name):
             raise UserError(f"{setting(name)} is for {setting('model', 'scratch')}, "
                             f"{model.model} has its own")
+    _require_adapter(model, training)
     if training.adapt_epochs and data.task != "classify":
         raise UserError(f"{setting('adapt_epochs')} is for {setting('task', 'classify')}: "
                         "completing is next-token training already")
+
+
+def _require_adapter(model, training):
+    """Raises UserError naming the first option that does not go with the adapter, or needs one."""
+    if model.adapter is None:
+        for name in ADAPTER:
+            if getattr(model, name) != getattr(ModelConfig, name):
+                raise UserError(f"{setting(name)} is for {setting('adapter', 'lora')}")
+        return
+    if model.model == "scratch":
+        raise UserError(f"{setting('adapter')} is for a pretrained model, but "
+                        f"{setting('model', 'scratch')} has learnt nothing yet")
+    if model.train_layers in ("head", "bias"):
+        raise UserError(f"{setting('train_layers', model.train_layers)} beside "
+                        f"{setting('adapter')}: expected all, or last:K for adapters in the last "
+                        "K blocks only")
+    if training.adapt_epochs:
+        raise UserError(f"{setting('adapt_epochs')} changes the base, which {setting('adapter')} "
+                        "leaves as it is: expected one of them")
 
 
 def require_device(device: str, precision: str) -> None:

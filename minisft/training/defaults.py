@@ -15,6 +15,8 @@ def with_defaults(config: FinetuneConfig) -> FinetuneConfig:
         precision=resolve_precision(config.model.precision, config.model.device))
     values = {"clean": default_cleaning(config.data.task),
               "dropout": 0.3 if scratch else None,
+              **({} if config.model.adapter is None else {
+                  "rank": 8, "alpha": 2.0 * (config.model.rank or 8), "adapter_dropout": 0.0}),
               "compare": "random" if config.data.train is None else "baselines"}
     return config.replace(**{
         name: value for name, value in values.items() if options[name] is None})
@@ -37,9 +39,11 @@ def resolve_defaults(config: FinetuneConfig, model: Classifier | LanguageModel,
     batch_tokens = training.batch_tokens or max(1, min(2048, tokens // 8))
     enough = ceil(120 * batch_tokens / tokens)
     head = scratch or config.model.train_layers == "head"
+    few = model.adapter is not None or config.model.train_layers == "bias"
     return config.replace(
         batch_tokens=batch_tokens, pooling=getattr(model, "pooling", None),
-        lr=training.lr or _default_lr(model, batch_tokens, head, training.optimizer),
+        lr=training.lr or (10 if few else 1) * _default_lr(
+            model, batch_tokens, head, training.optimizer),
         epochs=training.epochs or (15 if scratch else min(max(3, enough), 20)))
 
 
