@@ -16,7 +16,8 @@ OPERATIONS = {path.stem for path in (ROOT / "minisft" / "ops").glob("[a-z]*.py")
 # Where the numbered equations of the other notebooks stand.
 PLACES = {"block": "nn/blocks", "adam": "training/optim",
           "gradient_checking": "verify/gradcheck", "gpt2": "models/gpt2",
-          "fused_kernels": "dispatch/attention_key_blocks", "headline": "evaluation/metrics"}
+          "fused_kernels": "dispatch/attention_key_blocks", "headline": "evaluation/metrics",
+          "span_answers": "ops/span_cross_entropy"}
 MACHINE = re.compile(r"/home/|/root/|/tmp/|/work/|/Users/|/opt/|site-packages")
 LEAST_MISTAKES = 3
 
@@ -132,9 +133,10 @@ def test_cited_equations_exist(name):
         assert number in known, f"({number}) of {other or name} does not exist"
 
 
-@pytest.mark.parametrize("name", [name for name in NOTEBOOKS if operation(name) in OPERATIONS])
+@pytest.mark.parametrize("name", [name for name in NUMBERED
+                                  if place(operation(name)).parent.name == "ops"])
 def test_an_operation_is_checked_and_its_cache_explained(name):
-    stem = operation(name)
+    stem = place(operation(name)).stem
     text, code = "\n".join(cells(name, "markdown")), "\n".join(cells(name, "code"))
     assert "## What the backward keeps, and why" in text
     assert re.search(r"\bcheck\(", code) and f"{stem}.backward" in code
