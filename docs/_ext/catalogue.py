@@ -13,7 +13,8 @@ NUMBER = re.compile(r"\((\d+)\)")
 COMMENTS = {".py": "#", ".cu": "//"}
 # The test that proves the numbered equations; optim has no gradient.
 CHECKS = {"optim": "test_each_value_follows_the_equations"}
-NOTEBOOKS = {"optim": "adam"}     # where it is not the operation's stem
+NOTEBOOKS = {"optim": "adam",     # where it is not the operation's stem
+             "span_cross_entropy": "span_answers"}
 KERNELS = {"optim": "adamw"}      # and of its compiled loop and in dispatch
 
 
