@@ -19,8 +19,8 @@ from minisft.dispatch import attention_groups, attention_key_blocks
 from minisft.io.checkpoint import save
 from minisft.io.model_folder import save_tokenizer
 from minisft.models.adapters import LoraConfig, from_layer_on
-from minisft.models.gpt2 import GPT2Config
-from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.config import BertConfig, GPT2Config
+from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.planning import operations
 from minisft.planning.memory import ITEM, Step, largest_of, plan
 from minisft.planning.memory_tracker import MemoryTracker
@@ -33,7 +33,17 @@ LIMIT = 0.03       # the promise is 0.05
 WIDE = GPT2Config(vocab_size=300, n_positions=320, n_embd=256, n_layer=3, n_head=4)
 DEEP = GPT2Config(vocab_size=100, n_positions=64, n_embd=128, n_layer=6, n_head=2)
 WORDY = GPT2Config(vocab_size=9000, n_positions=128, n_embd=96, n_layer=2, n_head=3)
+BERT = BertConfig(vocab_size=300, hidden_size=256, num_hidden_layers=3, num_attention_heads=4,
+                  intermediate_size=1024, max_position_embeddings=320)
 STEPS = {
+    "BERT": Step(BERT, (64,) * 24, dropout=0.0),
+    "BERT, mixed lengths": Step(BERT, (3, 60, 17, 41, 9, 33) * 8, dropout=0.0),
+    "BERT with dropout": Step(BERT, (64,) * 24, dropout=0.1),
+    "BERT, long texts": Step(BERT, (320,) * 5, dropout=0.0),
+    "BERT, last two": Step(BERT, (64,) * 24, train_layers="last:2", dropout=0.0),
+    "BERT, last two, computed anew": Step(BERT, (64,) * 24, train_layers="last:2", dropout=0.0,
+                                          features=False),
+    "BERT, checkpointed": Step(BERT, (64,) * 24, gradient_checkpointing=True, dropout=0.1),
     "classifier": Step(WIDE, (64,) * 24, dropout=0.0),
     "classifier, mixed lengths": Step(DEEP, (3, 60, 17, 41, 9, 33) * 10, dropout=0.0),
     "classifier with dropout": Step(WIDE, (64,) * 24, dropout=0.1),
@@ -66,14 +76,13 @@ STEPS = {
 
 def built(step, rng):
     """-> the model, its optimizer and its texts, as the plan describes them."""
-    rates = {} if step.dropout is None else dict.fromkeys(
-        ("embd_pdrop", "attn_pdrop", "resid_pdrop"), step.dropout)
-    config = GPT2Config(**vars(step.config) | rates)
-    model = (Classifier(config, "ab") if step.task == "classify" else LanguageModel(config))
+    config = step.config if step.dropout is None else step.config.with_dropout(step.dropout)
+    model = (BertClassifier(config, "ab") if isinstance(config, BertConfig) else
+             Classifier(config, "ab") if step.task == "classify" else LanguageModel(config))
     model.train_layers(step.train_layers)
     if step.adapter is not None:
         model.add_adapter(from_layer_on(step.adapter, model.trunk.first_trainable_layer, config))
-    for block in model.trunk.h:
+    for block in model.trunk.blocks:
         block.gradient_checkpointing = step.gradient_checkpointing
     ids = [rng.integers(0, config.vocab_size, n) for n in step.lengths]
     labels = ([0, 1] * len(ids))[:len(ids)] if step.task == "classify" else [
@@ -175,22 +184,27 @@ class Counted(np.ndarray):
 
 
 SMALL = GPT2Config(vocab_size=37, n_positions=32, n_embd=12, n_layer=3, n_head=2)
+SMALL_BERT = BertConfig(vocab_size=37, hidden_size=12, num_hidden_layers=3, num_attention_heads=2,
+                        intermediate_size=20, max_position_embeddings=32)
 LENGTHS = 5, 1, 9, 9, 3
 
 
-@pytest.mark.parametrize("task", ["classify", "complete"])
-@pytest.mark.parametrize("which, features, rank", [
-    ("all", True, 0), ("last:1", True, 0), ("last:2", False, 0), ("head", True, 0),
-    ("all", True, 2), ("last:2", False, 3), ("bias", True, 0)])
+TRAINED = [("all", True, 0), ("last:1", True, 0), ("last:2", False, 0), ("head", True, 0),
+           ("all", True, 2), ("last:2", False, 3), ("bias", True, 0)]     # the last three: GPT-2
+
+
+@pytest.mark.parametrize("config, task, which, features, rank", [
+    *((SMALL, task, *trained) for task in ("classify", "complete") for trained in TRAINED),
+    *((SMALL_BERT, "classify", *trained) for trained in TRAINED[:4])])
 @pytest.mark.parametrize("gradient_checkpointing, short", [
     (False, 256), (True, 256), (False, 8), (True, 8)])
-def test_products_are_those_that_a_step_computes(rng, monkeypatch, task, which, features, rank,
-                                                 gradient_checkpointing, short):
+def test_products_are_those_that_a_step_computes(rng, monkeypatch, config, task, which, features,
+                                                 rank, gradient_checkpointing, short):
     monkeypatch.setattr(attention_key_blocks, "SHORT", short)
     monkeypatch.setattr(attention_key_blocks, "KEYS", 4)
     pad = attention_groups.pad
     monkeypatch.setattr(attention_groups, "pad", lambda *args: pad(*args).view(Counted))
-    step = Step(SMALL, LENGTHS, task, train_layers=which,
+    step = Step(config, LENGTHS, task, train_layers=which,
                 gradient_checkpointing=gradient_checkpointing, dropout=0.0, features=features,
                 adapter=LoraConfig(r=rank) if rank else None)
     model, _, sequences = built(step, rng)
@@ -241,7 +255,9 @@ def test_command_shows_bytes_and_operations(capsys, tmp_path):
     shown = capsys.readouterr().out
     assert "124,441,344 parameters" in shown and "4 texts of 128 tokens" in shown
     found = plan(Step(GPT2Config.size("gpt2"), (128,) * 4))
-    assert re.search(r"^peak +" + f"{(found.state + found.above) * 4 / 2**20:,.2f}$", shown, re.M)
+    peak = f"peak {(found.state + found.above) * 4 / 2**20:,.0f} MiB: "
+    assert shown.startswith(peak) and "MB" not in shown
+    assert max(map(len, shown.splitlines())) < 100
     assert re.search(r"^mlp.c_fc +26.59 +53.19$", shown, re.M)
     model = LanguageModel(DEEP)
     save_tokenizer(train_tokenizer(["some words to learn"], 260), tmp_path, 64)
@@ -252,6 +268,30 @@ def test_command_shows_bytes_and_operations(capsys, tmp_path):
     assert main(arguments) == 0
     (tokens,) = re.findall(r"(\d+) tokens at once", capsys.readouterr().out)
     assert 1 < int(tokens) <= 40
+
+
+def test_defaults_are_those_of_finetune_and_a_bert_is_planned(capsys, tmp_path, toy_file):
+    assert main(["plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "minisft-gpt2: GPT-2 of 6 layers, width 192, " in shown
+    assert "16 texts of 128 tokens, 2,048 tokens at once" in shown
+    tokens = []
+    for options in ([], ["--batch-tokens", "100"]):
+        assert main(["plan", "--texts", toy_file(60), *options]) == 0
+        tokens.append(int(re.search(r"(\d+) tokens at once", capsys.readouterr().out)[1]))
+    assert 100 >= tokens[1] and tokens[0] > 200     # an eighth of some 3,000
+    (tmp_path / "config.json").write_text(json.dumps(
+        {"model_type": "bert"} | vars(replace(BERT, vocab_size=500))))
+    assert main(["plan", "--model", str(tmp_path), "--classes", "3"]) == 0
+    shown = capsys.readouterr().out
+    found = plan(Step(replace(BERT, vocab_size=500), (128,) * 16, classes=3))
+    assert f"{sum(found.weights.values()):,} parameters; classify into 3" in shown
+    assert "BERT of 3 layers" in shown and "encoder.layer.*.attention.self.query.weight" in shown
+    assert main(["plan", "--model", str(tmp_path), "--task", "complete"]) == 2
+    assert "is a BERT, expected a GPT-2" in capsys.readouterr().err
+    for options in (["--adapter", "lora"], ["--train-layers", "bias"]):
+        assert main(["plan", "--model", str(tmp_path), *options]) == 2
+        assert f"{options[0]} {options[1]}: is planned of a GPT-2 alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [
@@ -267,7 +307,7 @@ def test_texts_are_counted_as_finetune_counts_them(capsys, tmp_path, options, sa
     if said is not None:
         (tmp_path / "minisft.json").write_text(json.dumps(said))
     assert main(["plan", "--model", model, "--texts", rows, "--batch-tokens", "1", *options]) == 0
-    (length,) = re.findall(r"1 texts of (\d+) tokens", capsys.readouterr().out)
+    (length,) = re.findall(r"1 text of (\d+) tokens", capsys.readouterr().out)
     assert main(["finetune", "--model", model, "--train", rows, "--valid", rows, "--epochs", "1",
                  "--compare", "none", "--quiet", "--out", str(tmp_path / "run"), *options]) == 0
     assert f"trained {6 * int(length)} tokens" in capsys.readouterr().out

@@ -81,9 +81,10 @@ def run_with_config(args: argparse.Namespace, kind: type[Config], command: str,
     return 0
 
 
-def add_model(parser: argparse.ArgumentParser, help: str) -> None:
+def add_model(parser: argparse.ArgumentParser, help: str, default: str | None = None) -> None:
     """--model, what says where it comes from, --device and --precision."""
-    parser.add_argument("--model", required=True, metavar="NAME", help=help)
+    parser.add_argument("--model", required=default is None, default=default, metavar="NAME",
+                        help=help)
     add_download(parser)
     add_device(parser)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help=PRECISION_HELP)
@@ -160,8 +161,9 @@ def fail(line):
     print(f"{red('minisft:', sys.stderr)} {shown(line)}", file=sys.stderr)
 
 
-def add_table(parser: argparse.ArgumentParser) -> None:
-    """How a file of texts is read."""
+def add_table(parser: argparse.ArgumentParser, batch_tokens: int | None = 8192,
+              help: str = "maximum tokens computed at once") -> None:
+    """How a file of texts is read; --batch-tokens with its default and help."""
     parser.add_argument("--text-column", nargs="+", metavar="NAME", help="column of the text; "
                         "several are joined by a space (default: as in training; text)")
     parser.add_argument("--pair-column", metavar="NAME", help="column of a second text, which "
@@ -175,5 +177,5 @@ def add_table(parser: argparse.ArgumentParser) -> None:
                         "or what the rows plainly have)")
     parser.add_argument("--max-compression-ratio", type=whole(1), default=MAX_COMPRESSION_RATIO,
                         metavar="N", help=COMPRESSION_RATIO_HELP)
-    parser.add_argument("--batch-tokens", type=whole(1), default=8192, metavar="N",
-                        help="maximum tokens computed at once")
+    parser.add_argument("--batch-tokens", type=whole(1), default=batch_tokens, metavar="N",
+                        help=help)

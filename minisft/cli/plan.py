@@ -5,16 +5,20 @@ import re
 
 from minisft.cli.arguments import add_model, add_table, say, whole
 from minisft.cli.tables import chosen_columns, table_options
+from minisft.cli.terminal import show
 from minisft.data.read import read_texts
-from minisft.data.text import CLEANING_STEPS, encode_all, load_tokenizer, parse_cleaning_steps
+from minisft.data.sequences import encode_sequences
+from minisft.data.text import CLEANING_STEPS, load_tokenizer, parse_cleaning_steps
 from minisft.errors import UserError
+from minisft.evaluation.figures import Verdict, count
+from minisft.io.architectures import family_of
 from minisft.io.files import read_json
 from minisft.io.hub import CONFIG, base_of, resolve
 from minisft.io.model_folder import read_preprocessing
 from minisft.models.adapters import ALL, LoraConfig
-from minisft.models.config import SIZES, GPT2Config
+from minisft.models.config import SIZES, BertConfig, GPT2Config
 from minisft.planning.memory import ITEM, Plan, Step, largest_of, plan
-from minisft.training.defaults import default_cleaning
+from minisft.training.defaults import default_batch_tokens, default_cleaning
 
 HELP = "say what memory and how many operations a training step takes"
 EXAMPLES = ("minisft plan --model gpt2 --batch-tokens 2048",
@@ -22,12 +26,13 @@ EXAMPLES = ("minisft plan --model gpt2 --batch-tokens 2048",
 BASIC = ("model", "task", "classes", "batch_tokens", "lengths", "texts", "train_layers",
          "gradient_checkpointing")
 FILE_OPTION = "--texts"
-MB = 2**20
+MIB = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the batch, and what is trained."""
-    add_model(parser, f"folder or name of a model; of {', '.join(SIZES)} the shape is known here")
+    add_model(parser, f"folder or name of a GPT-2 or BERT; of {', '.join(SIZES)} the shape is "
+              "known here (default: the bundled small GPT-2)", default="minisft-gpt2")
     parser.add_argument("--task", choices=("classify", "complete"), default="classify",
                         help="a class for each text, or the next token of each token")
     parser.add_argument("--classes", type=whole(2), default=2, metavar="N",
@@ -58,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="0: frozen layers are computed anew in every step")
     parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, metavar="N",
                         help="seed of the order of --texts")
-    add_table(parser)
-    parser.set_defaults(batch_tokens=2048)
+    add_table(parser, batch_tokens=None, help="maximum tokens of an optimizer step (default: as "
+              "in finetune, 2048, or an eighth of --texts if that is less)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -72,6 +77,13 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--train-layers {args.train_layers} beside --adapter: expected all or "
                         "last:K")
     folder, config = _shape(args)
+    if args.task == "complete" and isinstance(config, BertConfig):
+        raise UserError(f"--task complete: {args.model} is a BERT, expected a GPT-2")
+    if isinstance(config, BertConfig):
+        for flag, value in (("--adapter", args.adapter), ("--train-layers", args.train_layers)):
+            if value == "bias" or flag == "--adapter" and value is not None:
+                raise UserError(f"{flag} {value}: is planned of a GPT-2 alone, {args.model} is a "
+                                "BERT")
     options = {"task": args.task, "classes": args.classes, "train_layers": args.train_layers,
                "gradient_checkpointing": args.gradient_checkpointing, "dropout": args.dropout,
                "features": args.feature_memory > 0,
@@ -82,11 +94,15 @@ def run(args: argparse.Namespace) -> None:
             step = Step(config, _equal(args, config), **options)
             planned = plan(step)
         else:
-            step, planned = largest_of(_lengths(args, folder, config), args.batch_tokens, args.seed,
-                                     config, **options)
+            lengths = _lengths(args, folder, config)
+            step, planned = largest_of(
+                lengths, args.batch_tokens or default_batch_tokens(sum(lengths)), args.seed,
+                config, **options)
     except ValueError as error:      # --train-layers that the model does not have
         raise UserError(str(error)) from None
-    print("\n".join(lines(args.model, step, planned)))
+    first, *rest = lines(args.model, step, planned)
+    show(Verdict(first))
+    print("\n".join(rest))
 
 
 def _shape(args):
@@ -94,7 +110,8 @@ def _shape(args):
     if args.model in SIZES and args.texts is None:
         return None, GPT2Config.size(args.model)
     folder = base_of(resolve(args.model, args.download, args.revision, args.allow_http))
-    return folder, GPT2Config.from_dict(read_json(folder / CONFIG), folder / CONFIG)
+    settings = read_json(folder / CONFIG)
+    return folder, family_of(settings, folder / CONFIG).config.from_dict(settings, folder / CONFIG)
 
 
 def _equal(args, config):
@@ -104,7 +121,7 @@ def _equal(args, config):
         raise UserError(f"--lengths is {length}, but the model takes {config.n_positions} tokens")
     if args.task == "complete" and length == 1:
         raise UserError("--lengths is 1, expected more: a single token has no next one")
-    return (length,) * max(1, args.batch_tokens // length)
+    return (length,) * max(1, (args.batch_tokens or 2048) // length)
 
 
 def _lengths(args, folder, config):
@@ -113,9 +130,11 @@ def _lengths(args, folder, config):
         raise UserError("--lengths beside --texts: expected one of the two")
     columns = chosen_columns(args, read_preprocessing(folder, say).columns)
     clean = parse_cleaning_steps(args.clean or default_cleaning(args.task))
-    examples = read_texts(args.texts, columns.text_column, clean, **table_options(args))[1]
+    examples = read_texts(args.texts, columns.text_column, clean, pair_column=columns.pair_column,
+                          **table_options(args))[1]
     room = min(args.max_length or config.n_positions, config.n_positions)
-    return [len(x) for x in encode_all(load_tokenizer(folder), examples.texts, room)[0]]
+    return [len(x) for x in encode_sequences(load_tokenizer(folder), examples.texts, room,
+                                             pairs=examples.pairs)[0]]
 
 
 def lines(name: str, step: Step, planned: Plan) -> list[str]:
@@ -124,18 +143,16 @@ def lines(name: str, step: Step, planned: Plan) -> list[str]:
     shown = f"{short}" if short == long else f"{short} to {long}"
     task = f"classify into {step.classes}" if step.task == "classify" else "complete"
     return [
-        f"{name}: {c.n_layer} layers of {c.n_embd}, {sum(planned.weights.values()):,} parameters, "
-        f"{task}, trains {step.train_layers}"
+        f"peak {_shown(planned.state + planned.above)} MiB: {_shown(planned.state)} of weights, "
+        f"gradients and moments, {_shown(planned.above)} above them in a step",
+        f"{name}: {c.TITLE} of {count(c.n_layer, 'layer')}, width {c.n_embd}, "
+        f"{sum(planned.weights.values()):,} parameters; {task}, trains {step.train_layers}"
         + ("" if step.adapter is None else f" through adapters of rank {step.adapter.r}"),
-        f"{len(step.lengths)} texts of {shown} tokens, {step.tokens:,} tokens at once", "",
+        f"{count(len(step.lengths), 'text')} of {shown} tokens, {step.tokens:,} tokens at once", "",
         *_state(planned), "",
-        f"{'kept for the backward':<34}{'MB':>10}", *_parts(planned.kept), "",
-        f"{'at the fullest moment':<34}{'MB':>10}", *_parts(planned.at_peak),
-        f"the largest temporary of all: {planned.largest[0]}, {_mb(planned.largest[1]).strip()} "
-        "MB", "",
-        f"{'weights, gradients and moments':<34}{_mb(planned.state)}",
-        f"{'above them':<34}{_mb(planned.above)}",
-        f"{'peak':<34}{_mb(planned.state + planned.above)}", "",
+        f"{'kept for the backward':<34}{'MiB':>10}", *_parts(planned.kept), "",
+        f"{'at the fullest moment':<34}{'MiB':>10}", *_parts(planned.at_peak),
+        f"the largest temporary of all: {planned.largest[0]}, {_shown(planned.largest[1])} MiB", "",
         *_operations(planned.operations)]
 
 
@@ -143,16 +160,16 @@ def _state(planned):
     """-> a line for each tensor: the layers' own together."""
     columns = [_grouped(part) for part in (planned.weights, planned.gradients, planned.moments)]
     head = f"{'tensor':<34}" + "".join(f"{n:>10}" for n in ("weight", "gradient", "moments"))
-    rows = [f"{tensor:<34}" + "".join(_mb(part.get(tensor, 0)) for part in columns)
+    rows = [f"{tensor:<34}" + "".join(_mib(part.get(tensor, 0)) for part in columns)
             for tensor in columns[0]]
-    return [f"{head}  MB", *rows,
-            f"{'together':<34}" + "".join(_mb(sum(part.values())) for part in columns)]
+    return [f"{head}  MiB", *rows,
+            f"{'together':<34}" + "".join(_mib(sum(part.values())) for part in columns)]
 
 
 def _parts(held):
     grouped = sorted(_grouped(held).items(), key=lambda entry: -entry[1])
-    return [f"{name:<34}{_mb(n)}" for name, n in grouped if n] + [
-        f"{'together':<34}{_mb(sum(held.values()))}"]
+    return [f"{name:<34}{_mib(n)}" for name, n in grouped if n] + [
+        f"{'together':<34}{_mib(sum(held.values()))}"]
 
 
 def _operations(operations):
@@ -167,10 +184,14 @@ def _grouped(values):
     """Values by name -> the same, those of all blocks under one name."""
     made = {}
     for name, n in values.items():
-        name = re.sub(r"^h\.\d+\.", "h.*.", name)
+        name = re.sub(r"^(h|encoder\.layer)\.\d+\.", r"\1.*.", name)
         made[name] = made.get(name, 0) + n
     return made
 
 
-def _mb(values):
-    return f"{values * ITEM / MB:>10,.2f}"
+def _mib(values):
+    return f"{values * ITEM / MIB:>10,.2f}"
+
+
+def _shown(values):
+    return f"{values * ITEM / MIB:,.0f}" if values * ITEM >= 10 * MIB else _mib(values).strip()

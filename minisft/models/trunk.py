@@ -41,6 +41,8 @@ class Trunk(Layer):
         x = batch.hidden
         if x is None:
             x = self.embed(batch, None if first_trainable else stream)
+            if first_trainable:
+                self.clear_cache()     # no backward comes so far down
         for i, block in enumerate(self.blocks):
             trained = self.config.block_layer(i) >= first_trainable
             if trained or batch.hidden is None:
@@ -64,6 +66,7 @@ class Trunk(Layer):
         (B,C) of the pooled rows where all blocks are frozen and `pruned`.
         """
         x = self.embed(batch, None)
+        self.clear_cache()
         for i, block in enumerate(self.blocks[:self._n_frozen()]):
             x = block.forward(x, batch, None, self._rows(batch, pruned, i))
             block.clear_cache()

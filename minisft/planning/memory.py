@@ -1,6 +1,6 @@
 """What a training step needs, before it runs: bytes by tensor, operations by formula.
 
-A MemoryTracker follows the step through models/ and nn/blocks.py: what a forward keeps stays
+A MemoryTracker follows the step (walk.py): what a forward keeps stays
 allocated until its backward has used it, what a formula needs meanwhile is a temporary. The peak is
 the fullest moment. Sizes are counted in values, of `ITEM` bytes each. Compiled loops (extra `fast`)
 need no more than that.
@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.cpu import row_blocks
 from minisft.data.batch import token_budget_batches
-from minisft.dispatch import attention_groups, attention_key_blocks
 from minisft.models.adapters import LoraConfig, from_layer_on
-from minisft.models.gpt2 import GPT2Config
-from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.config import BertConfig, GPT2Config
+from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.planning import operations
-from minisft.planning.memory_tracker import MemoryTracker
+from minisft.planning.walk import ITEM as ITEM
+from minisft.planning.walk import walk
 
-ITEM = 4         # float32
+# BERT's names for GPT-2's rates of dropout
+BERT_RATES = {"embd_pdrop": "hidden_dropout_prob", "resid_pdrop": "hidden_dropout_prob",
+              "attn_pdrop": "attention_probs_dropout_prob"}
 MOMENTS = 2      # AdamW's
-FORMULA = 5      # arrays that a formula has at once in a block of rows (row_blocks.BLOCK)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Step:
     gradient of one matrix more.
     """
 
-    config: GPT2Config
+    config: GPT2Config | BertConfig
     lengths: tuple
     task: str = "classify"        # or "complete", a language model
     classes: int = 2
@@ -66,7 +66,10 @@ class Step:
 
     def rate(self, name: str) -> float:
         """-> a rate of dropout of the config, or the one that replaces all."""
-        return getattr(self.config, name) if self.dropout is None else self.dropout
+        if self.dropout is not None:
+            return self.dropout
+        return getattr(self.config, BERT_RATES[name] if isinstance(self.config, BertConfig)
+                       else name)
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,10 @@ class _Trained:
 
 def plan(step: Step) -> Plan:
     """Step -> Plan; raises ValueError for layers that the model does not have."""
-    model: Any = (Classifier(step.config, [str(k) for k in range(step.classes)], dtype=None)
-                  if step.task == "classify" else LanguageModel(step.config, dtype=None))
+    names, config = [str(k) for k in range(step.classes)], step.config
+    model: Any = (BertClassifier(config, names, dtype=None) if isinstance(config, BertConfig) else
+                  Classifier(config, names, dtype=None) if step.task == "classify" else
+                  LanguageModel(config, dtype=None))
     model.store = _Trained(model.parameters())
     model.train_layers(step.train_layers)
     if step.adapter is not None:
@@ -119,17 +124,14 @@ def plan(step: Step) -> Plan:
     weights = {p.name: p.size for p in model.parameters()}
     trainable = {p.name: p.size for p in model.store.trainable}
     first_trainable = min(p.layer for p in model.store.trainable)
-    walk = _Walk(step, first_trainable)
-    walk.forward()
-    kept = dict(walk.tracker.allocated)
-    walk.backward()
+    tracker, kept = walk(step, first_trainable)
     return Plan(weights, trainable, {name: MOMENTS * n for name, n in trainable.items()}, kept,
-                walk.tracker.at_peak, walk.tracker.largest,
+                tracker.at_peak, tracker.largest,
                 operations.operations(step, first_trainable, sum(trainable.values())),
                 first_trainable)
 
 
-def largest_of(lengths: np.ndarray, batch_tokens: int, seed: int, config: GPT2Config,
+def largest_of(lengths: np.ndarray, batch_tokens: int, seed: int, config: GPT2Config | BertConfig,
                **options: Any) -> tuple[Step, Plan]:
     """Lengths of all texts -> the Step of an epoch that needs most memory, and its Plan."""
     lengths = np.asarray(lengths)
@@ -137,191 +139,3 @@ def largest_of(lengths: np.ndarray, batch_tokens: int, seed: int, config: GPT2Co
     steps = [Step(config, tuple(lengths[batch].tolist()), **options)
              for batch in token_budget_batches(lengths, order, batch_tokens)]
     return max(((step, plan(step)) for step in steps), key=lambda pair: pair[1].above)
-
-
-class _Walk:
-    """One step's forward and backward, followed by a MemoryTracker."""
-
-    def __init__(self, step, first_trainable):
-        self.step, self.first_trainable_layer, self.tracker = step, first_trainable, MemoryTracker()
-        c = step.config
-        self.n, self.b, self.layers = step.tokens, len(step.lengths), c.n_layer
-        self.c, self.inner, self.heads = c.n_embd, c.n_inner or 4 * c.n_embd, c.n_head
-        self.classifies = step.task == "classify"
-        # ids, positions, the text of each token: 8 bytes each
-        self.tracker.allocate("batch", 3 * 8 // ITEM * self.n)
-
-    def forward(self):
-        """Embeddings, blocks, the last LayerNorm and the head, with its loss."""
-        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
-        n, c, first = self.n, self.c, operations.first_block(self.step, self.first_trainable_layer)
-        if self.first_trainable_layer and self.step.features:
-            pass      # they start where the frozen layers ended
-        elif self.first_trainable_layer == 0 and self.step.rate("embd_pdrop"):
-            allocate("embeddings.dropout", n * c)
-            observe(embedded=2 * n * c, words=n * c)
-        else:
-            observe(token_rows=n * c, position_rows=n * c)
-        allocate(f"h.{first}.x", (n if first < self.layers else self.step.rows_out(first - 1)) * c)
-        for i in range(first, self.layers):
-            self.block_forward(i)
-            if i + 1 < self.first_trainable_layer:
-                free(f"h.{i}.")
-            elif self.step.gradient_checkpointing:
-                x = self.tracker.allocated[f"h.{i}.x"]
-                free(f"h.{i}.")
-                allocate(f"h.{i}.x", x)
-        out = self.step.rows_out(self.layers - 1)
-        allocate("ln_f", out * c)
-        if self.classifies:
-            return
-        counted = n - self.b      # the last token of a text has no next one
-        allocate("head.hidden", counted * c)
-        free("ln_f")
-        allocate("head.logits", counted * self.step.config.vocab_size)
-
-    def block_forward(self, i):
-        """Block i, from h.i.x to the x of what follows."""
-        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
-        n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}."
-        trained = i + 1 >= self.first_trainable_layer
-        allocate(f"{h}norms", 2 * (n + out))
-        allocate(f"{h}ln_1", n * c)
-        qkv = 3 * n * c if out == n else 2 * n * c + 2 * out * c
-        allocate(f"{h}attn.c_attn", qkv)
-        self.adapter_forward(i, "attn.c_attn", n if out == n else n + out, qkv)
-        self.attention_forward(i, trained)
-        allocate("attention", out * c)          # the block's own, until it ends
-        self.adapter_forward(i, "attn.c_proj", out, out * c)
-        self.dropout_forward(f"{h}drop_1", out, trained)
-        allocate(f"{h}x_1", out * c)
-        free("dropped")
-        allocate(f"{h}ln_2", out * c)
-        allocate(f"{h}mlp.c_fc", out * self.inner)
-        self.adapter_forward(i, "mlp.c_fc", out, out * self.inner)
-        allocate(f"{h}mlp.tanh", out * self.inner)
-        allocate(f"{h}mlp.gelu", out * self.inner)
-        observe(row_blocks=_row_blocks(out * self.inner))
-        allocate("mlp", out * c)
-        self.adapter_forward(i, "mlp.c_proj", out, out * c)
-        self.dropout_forward(f"{h}drop_2", out, trained)
-        allocate(f"h.{i + 1}.x", out * c)
-        free("attention", "mlp", "dropped")
-
-    def adapter_forward(self, i, name, rows, values):
-        """What an adapter keeps, u, and meanwhile its part of the result of so many values."""
-        if rank := self.step.rank(i, name):
-            self.tracker.allocate(f"h.{i}.{name}.u", rows * rank)
-            self.tracker.observe(update_of_adapter=values)
-
-    def parts_of_dx(self, i, name):
-        """-> how many arrays the gradient of a linear map's input is the sum of."""
-        return 2 if self.step.rank(i, name) else 1
-
-    def attention_forward(self, i, trained):
-        """Scores, what is kept of them, and the mixed values."""
-        allocate, out, h = self.tracker.allocate, self.step.rows_out(i), f"h.{i}.attn."
-        kept, moment = self.scores(i)
-        if kept:
-            allocate(f"{h}probabilities", kept)
-        else:
-            allocate(f"{h}lse", out * self.heads)
-        if kept and trained and self.step.rate("attn_pdrop"):
-            # a byte each in a group of texts, a value each where one query asks
-            allocate(f"{h}dropout", kept if out == self.b else kept / ITEM)
-        self.tracker.observe(scores=moment)
-        allocate(f"{h}y", out * self.c)
-
-    def scores(self, i):
-        """-> scores kept for the backward, and what they and their like take at one time."""
-        last_only = self.step.rows_out(i) == self.b
-        pairs, longest = operations.attended(self.step, last_only), max(self.step.lengths)
-        if not last_only and longest > attention_key_blocks.SHORT:
-            return 0, 3 * self.heads * longest * attention_key_blocks.KEYS
-        moment = self.heads * max(q * k for q, k in pairs)
-        if not last_only:     # a group for each thread
-            moment = row_blocks.threads() * max(moment, min(
-                attention_groups.NUMBERS,
-                self.heads * sum(q * k * texts for (q, k), texts in pairs.items())))
-        return self.heads * sum(q * k * texts for (q, k), texts in pairs.items()), 3 * moment
-
-    def dropout_forward(self, name, out, trained):
-        """A mask that is kept, and the product, until the sum is made."""
-        if trained and self.step.rate("resid_pdrop"):
-            self.tracker.allocate(name, out * self.c)
-            self.tracker.allocate("dropped", out * self.c)
-            self.tracker.observe(words=out * self.c)
-
-    def backward(self):
-        """The mirror image; stops at the first trainable layer."""
-        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
-        n, c, config = self.n, self.c, self.step.config
-        out = self.step.rows_out(self.layers - 1)
-        if not self.classifies:
-            observe(dhidden=(n - self.b) * c)
-        free("ln_f")
-        if self.first_trainable_layer > self.layers + 1:
-            return
-        allocate("dhidden", out * c)     # until the trunk's backward ends
-        allocate("dy", out * c)
-        free(f"h.{self.layers}.x")
-        for i in reversed(range(max(self.first_trainable_layer - 1, 0), self.layers)):
-            if self.step.gradient_checkpointing:
-                self.block_forward(i)
-                free(f"h.{i + 1}.x")
-            self.block_backward(i)
-        if self.first_trainable_layer == 0:
-            free("embeddings.dropout")
-            observe(sorted_rows=n * c, summed_rows=2 * min(n, config.vocab_size) * c)
-
-    def block_backward(self, i):
-        """Block i, from the dy of its output to that of its input."""
-        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
-        out, c, inner, h = self.step.rows_out(i), self.c, self.inner, f"h.{i}."
-        if f"{h}drop_2" in self.tracker.allocated:
-            allocate("d mlp", out * c)
-        observe(gradient_of_gelu=out * inner * self.parts_of_dx(i, "mlp.c_proj"))
-        free(f"{h}mlp.gelu", f"{h}drop_2")
-        allocate("d gelu", out * inner)
-        allocate("d c_fc", out * inner)
-        observe(row_blocks=_row_blocks(out * inner))
-        free("d gelu")
-        observe(gradient_of_norm=out * c * self.parts_of_dx(i, "mlp.c_fc"))
-        free(f"{h}mlp.", f"{h}ln_2", "d c_fc", "d mlp")
-        observe(gradients_of_norm=2 * out * c)
-        free(f"{h}x_1")
-        allocate("dx_1", out * c)
-        if f"{h}drop_1" in self.tracker.allocated:
-            allocate("d attention", out * c)
-        self.attention_backward(i)
-        free("d attention", f"{h}drop_1")
-        observe(gradients_of_norm=2 * self.n * c)
-        free(h)
-        observe(gradients_of_x=2 * self.n * c)
-        free("dx_1")
-        allocate("dy", self.n * c)
-
-    def attention_backward(self, i):
-        """From the gradient of the block's attention to that of its normalised input."""
-        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
-        n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}.attn."
-        observe(gradient_of_y=out * c * self.parts_of_dx(i, "attn.c_proj"))
-        allocate("d y", out * c)
-        if f"{h}lse" not in self.tracker.allocated:
-            free(f"{h}y")
-        allocate("dq, dk, dv", (out + 2 * n) * c)
-        observe(scores=self.scores(i)[1])
-        free(h)
-        width = 3 if out == n else 2
-        allocate("d c_attn", width * n * c)
-        # a matrix's gradient goes where it stays, but for the parts of a pruned block's
-        parts = self.parts_of_dx(i, "attn.c_attn")
-        pruned_matrices = out < n and self.step.trains_matrices
-        observe(gradient_of_norm=n * c * parts,
-                attention_matrix_gradient=pruned_matrices * width * c * c)
-        free("d y", "dq, dk, dv", "d c_attn", f"h.{i}.ln_1")
-
-
-def _row_blocks(values):
-    """-> what a formula needs besides its result of that many values, run in blocks of rows."""
-    return min(FORMULA * row_blocks.threads() * row_blocks.BLOCK // ITEM, FORMULA * values)

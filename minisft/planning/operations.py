@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minisft.dispatch import attention_groups, attention_key_blocks
+from minisft.models.config import BertConfig
 
 # Operations for each value: (forward, backward)
 LAYER_NORM, GELU, SOFTMAX, CROSS_ENTROPY, SUM = (7, 13), (9, 13), (6, 4), (4, 3), (1, 1)
@@ -37,22 +38,27 @@ class Product:
 def products(step: Any, first_trainable: int) -> list[Product]:
     """memory.Step, its first trainable layer -> Products of a step."""
     c, result = step.config, []
-    width, inner = c.n_embd, c.n_inner or 4 * c.n_embd
+    width, bert = c.n_embd, isinstance(c, BertConfig)
     for i in range(first_block(step, first_trainable), c.n_layer):
         trained, n, out = i + 1 >= first_trainable, step.tokens, step.rows_out(i)
         again = trained and step.gradient_checkpointing
-        if out == n:
+        if bert:
+            linears = [("attn.query", out, width, width), ("attn.key", n, width, width),
+                       ("attn.value", n, width, width)]
+        elif out == n:
             linears = [("attn.c_attn", n, width, 3 * width)]
         else:
             linears = [("attn.c_attn", out, width, width), ("attn.c_attn", n, width, 2 * width)]
-        linears += [("attn.c_proj", out, width, width), ("mlp.c_fc", out, width, inner),
-                    ("mlp.c_proj", out, inner, width)]
+        linears += [("attn.c_proj", out, width, width), ("mlp.c_fc", out, width, inner(c)),
+                    ("mlp.c_proj", out, inner(c), width)]
         for linear in linears:
             needs_dx = trained and not _ends_at(step, i, linear[0], first_trainable)
             result += _linear(*linear, needs_dx, trained and step.trains_matrices, again)
             if rank := step.rank(i, linear[0]):
                 result += _adapter(*linear[1:], rank, again)
         result += _attention(step, out < n, trained, again)
+    if bert:
+        result += _linear("pooler", len(step.lengths), width, width, True, True)
     if step.task == "classify":
         return result + _linear("score", len(step.lengths), width, step.classes, True, True)
     counted = step.tokens - len(step.lengths)      # the last token of a text has no next one
@@ -74,7 +80,7 @@ def operations(step: Any, first_trainable: int,
     for p in products(step, first_trainable):
         add(p.name, *((0, p.operations) if p.backward else (p.operations, 0)))
     c = step.config
-    width, inner = c.n_embd, c.n_inner or 4 * c.n_embd
+    width, bert = c.n_embd, isinstance(c, BertConfig)
 
     def formula(name, values, counts, trained, again=False):
         add(name, counts[0] * values, trained * counts[1] * values + again * counts[0] * values)
@@ -85,12 +91,15 @@ def operations(step: Any, first_trainable: int,
         scores = sum(p.m * p.n * p.times for p in _attention(step, out < step.tokens, False, False)
                      if p.name == "attention scores")
         for name, values, counts in (
-                ("layer_norm", (step.tokens + out) * width, LAYER_NORM),
-                ("gelu", out * inner, GELU), ("softmax", scores, SOFTMAX),
+                ("layer_norm", ((out if bert else step.tokens) + out) * width, LAYER_NORM),
+                ("gelu", out * inner(c), GELU), ("softmax", scores, SOFTMAX),
                 ("residual sums", 2 * out * width, SUM)):
             formula(name, values, counts, trained, again)
     last = len(step.lengths) if step.task == "classify" else step.tokens
-    formula("layer_norm", last * width, LAYER_NORM, first_trainable <= c.n_layer + 1)
+    if not bert:
+        formula("layer_norm", last * width, LAYER_NORM, first_trainable <= c.n_layer + 1)
+    elif not (first_trainable and step.features):
+        formula("layer_norm", step.tokens * width, LAYER_NORM, first_trainable == 0)
     if step.task == "complete":
         formula("cross_entropy", (step.tokens - len(step.lengths)) * c.vocab_size, CROSS_ENTROPY,
                 True)
@@ -98,6 +107,13 @@ def operations(step: Any, first_trainable: int,
         formula("embeddings", step.tokens * width, SUM, first_trainable == 0)
     add("adamw", 0, ADAMW * trainable_parameters)
     return totals
+
+
+def inner(config: Any) -> int:
+    """-> the width between the two maps of the MLP."""
+    if isinstance(config, BertConfig):
+        return config.intermediate_size
+    return config.n_inner or 4 * config.n_embd
 
 
 def first_block(step: Any, first_trainable: int) -> int:
@@ -161,7 +177,8 @@ def attended(step: Any, last_only: bool) -> Counter[tuple[int, int]]:
         return Counter((length, length) for numbers, length in attention_groups.groups_of(
             lengths, step.config.n_head) for _ in numbers)
     keys = attention_key_blocks.KEYS
-    return Counter((int(n) - start, min(keys, int(n) - start))
+    causal = not isinstance(step.config, BertConfig)     # then only later queries ask a block
+    return Counter((int(n) - causal * start, min(keys, int(n) - start))
                    for n in lengths for start in range(0, int(n), keys))
 
 

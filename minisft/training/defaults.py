@@ -36,7 +36,7 @@ def resolve_defaults(config: FinetuneConfig, model: Classifier | LanguageModel,
     """
     scratch, training = config.model.model == "scratch", config.training
     tokens = int(sequences.lengths.sum())
-    batch_tokens = training.batch_tokens or max(1, min(2048, tokens // 8))
+    batch_tokens = training.batch_tokens or default_batch_tokens(tokens)
     enough = ceil(120 * batch_tokens / tokens)
     head = scratch or config.model.train_layers == "head"
     few = model.adapter is not None or config.model.train_layers == "bias"
@@ -45,6 +45,11 @@ def resolve_defaults(config: FinetuneConfig, model: Classifier | LanguageModel,
         lr=training.lr or (10 if few else 1) * _default_lr(
             model, batch_tokens, head, training.optimizer),
         epochs=training.epochs or (15 if scratch else min(max(3, enough), 20)))
+
+
+def default_batch_tokens(tokens: int) -> int:
+    """Tokens of the training texts -> tokens of an optimizer step."""
+    return max(1, min(2048, tokens // 8))
 
 
 def _default_lr(model, batch_tokens, from_random_weights, optimizer):

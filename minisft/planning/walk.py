@@ -1,0 +1,329 @@
+"""What a step holds at each moment: GPT-2's forward and backward, and BERT's.
+
+The methods follow models/gpt2.py, models/bert.py and nn/blocks.py line by line.
+"""
+
+from typing import Any
+
+from minisft.backend.cpu import row_blocks
+from minisft.dispatch import attention_groups, attention_key_blocks
+from minisft.models.config import BertConfig
+from minisft.planning import operations
+from minisft.planning.memory_tracker import MemoryTracker
+
+ITEM = 4         # bytes of a value: float32
+FORMULA = 5      # arrays that a formula has at once in a block of rows (row_blocks.BLOCK)
+
+
+def walk(step: Any, first_trainable: int) -> tuple[MemoryTracker, dict[str, int]]:
+    """memory.Step, its first trainable layer -> the tracker after it, what the forward kept."""
+    taken = (_BertWalk if isinstance(step.config, BertConfig) else _Walk)(step, first_trainable)
+    taken.forward()
+    kept = dict(taken.tracker.allocated)
+    taken.backward()
+    return taken.tracker, kept
+
+
+class _Walk:
+    """One step's forward and backward, followed by a MemoryTracker."""
+
+    def __init__(self, step, first_trainable):
+        self.step, self.first_trainable_layer, self.tracker = step, first_trainable, MemoryTracker()
+        c = step.config
+        self.n, self.b, self.layers = step.tokens, len(step.lengths), c.n_layer
+        self.c, self.inner, self.heads = c.n_embd, operations.inner(c), c.n_head
+        self.classifies = step.task == "classify"
+        # ids, positions, the text of each token: 8 bytes each
+        self.tracker.allocate("batch", 3 * 8 // ITEM * self.n)
+
+    def forward(self):
+        """Embeddings, blocks, the last LayerNorm and the head, with its loss."""
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        n, c, first = self.n, self.c, operations.first_block(self.step, self.first_trainable_layer)
+        if self.first_trainable_layer and self.step.features:
+            pass      # they start where the frozen layers ended
+        elif self.first_trainable_layer == 0 and self.step.rate("embd_pdrop"):
+            allocate("embeddings.dropout", n * c)
+            observe(embedded=2 * n * c, words=n * c)
+        else:
+            observe(token_rows=n * c, position_rows=n * c)
+        allocate(f"h.{first}.x", (n if first < self.layers else self.step.rows_out(first - 1)) * c)
+        for i in range(first, self.layers):
+            self.block_forward(i)
+            if i + 1 < self.first_trainable_layer:
+                free(f"h.{i}.")
+            elif self.step.gradient_checkpointing:
+                x = self.tracker.allocated[f"h.{i}.x"]
+                free(f"h.{i}.")
+                allocate(f"h.{i}.x", x)
+        out = self.step.rows_out(self.layers - 1)
+        allocate("ln_f", out * c)
+        if self.classifies:
+            return
+        counted = n - self.b      # the last token of a text has no next one
+        allocate("head.hidden", counted * c)
+        free("ln_f")
+        allocate("head.logits", counted * self.step.config.vocab_size)
+
+    def block_forward(self, i):
+        """Block i, from h.i.x to the x of what follows."""
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}."
+        trained = i + 1 >= self.first_trainable_layer
+        allocate(f"{h}norms", 2 * (n + out))
+        allocate(f"{h}ln_1", n * c)
+        qkv = 3 * n * c if out == n else 2 * n * c + 2 * out * c
+        allocate(f"{h}attn.c_attn", qkv)
+        self.adapter_forward(i, "attn.c_attn", n if out == n else n + out, qkv)
+        self.attention_forward(i, trained)
+        allocate("attention", out * c)          # the block's own, until it ends
+        self.adapter_forward(i, "attn.c_proj", out, out * c)
+        self.dropout_forward(f"{h}drop_1", out, trained)
+        allocate(f"{h}x_1", out * c)
+        free("dropped")
+        allocate(f"{h}ln_2", out * c)
+        allocate(f"{h}mlp.c_fc", out * self.inner)
+        self.adapter_forward(i, "mlp.c_fc", out, out * self.inner)
+        allocate(f"{h}mlp.tanh", out * self.inner)
+        allocate(f"{h}mlp.gelu", out * self.inner)
+        observe(row_blocks=_row_blocks(out * self.inner))
+        allocate("mlp", out * c)
+        self.adapter_forward(i, "mlp.c_proj", out, out * c)
+        self.dropout_forward(f"{h}drop_2", out, trained)
+        allocate(f"h.{i + 1}.x", out * c)
+        free("attention", "mlp", "dropped")
+
+    def adapter_forward(self, i, name, rows, values):
+        """What an adapter keeps, u, and meanwhile its part of the result of so many values."""
+        if rank := self.step.rank(i, name):
+            self.tracker.allocate(f"h.{i}.{name}.u", rows * rank)
+            self.tracker.observe(update_of_adapter=values)
+
+    def parts_of_dx(self, i, name):
+        """-> how many arrays the gradient of a linear map's input is the sum of."""
+        return 2 if self.step.rank(i, name) else 1
+
+    def attention_forward(self, i, trained):
+        """Scores, what is kept of them, and the mixed values."""
+        allocate, out, h = self.tracker.allocate, self.step.rows_out(i), f"h.{i}.attn."
+        kept, moment = self.scores(i)
+        if kept:
+            allocate(f"{h}probabilities", kept)
+        else:
+            allocate(f"{h}lse", out * self.heads)
+        if kept and trained and self.step.rate("attn_pdrop"):
+            # a byte each in a group of texts, a value each where one query asks
+            allocate(f"{h}dropout", kept if out == self.b else kept / ITEM)
+        self.tracker.observe(scores=moment)
+        allocate(f"{h}y", out * self.c)
+
+    def scores(self, i):
+        """-> scores kept for the backward, and what they and their like take at one time."""
+        last_only = self.step.rows_out(i) == self.b
+        pairs, longest = operations.attended(self.step, last_only), max(self.step.lengths)
+        if not last_only and longest > attention_key_blocks.SHORT:
+            return 0, 3 * self.heads * longest * attention_key_blocks.KEYS
+        moment = self.heads * max(q * k for q, k in pairs)
+        if not last_only:     # a group for each thread
+            moment = row_blocks.threads() * max(moment, min(
+                attention_groups.NUMBERS,
+                self.heads * sum(q * k * texts for (q, k), texts in pairs.items())))
+        return self.heads * sum(q * k * texts for (q, k), texts in pairs.items()), 3 * moment
+
+    def dropout_forward(self, name, out, trained):
+        """A mask that is kept, and the product, until the sum is made."""
+        if trained and self.step.rate("resid_pdrop"):
+            self.tracker.allocate(name, out * self.c)
+            self.tracker.allocate("dropped", out * self.c)
+            self.tracker.observe(words=out * self.c)
+
+    def backward(self):
+        """The mirror image; stops at the first trainable layer."""
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        n, c, config = self.n, self.c, self.step.config
+        out = self.step.rows_out(self.layers - 1)
+        if not self.classifies:
+            observe(dhidden=(n - self.b) * c)
+        free("ln_f")
+        if self.first_trainable_layer > self.layers + 1:
+            return
+        allocate("dhidden", out * c)     # until the trunk's backward ends
+        allocate("dy", out * c)
+        free(f"h.{self.layers}.x")
+        for i in reversed(range(max(self.first_trainable_layer - 1, 0), self.layers)):
+            if self.step.gradient_checkpointing:
+                self.block_forward(i)
+                free(f"h.{i + 1}.x")
+            self.block_backward(i)
+        if self.first_trainable_layer == 0:
+            free("embeddings.dropout")
+            observe(sorted_rows=n * c, summed_rows=2 * min(n, config.vocab_size) * c)
+
+    def block_backward(self, i):
+        """Block i, from the dy of its output to that of its input."""
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        out, c, inner, h = self.step.rows_out(i), self.c, self.inner, f"h.{i}."
+        if f"{h}drop_2" in self.tracker.allocated:
+            allocate("d mlp", out * c)
+        observe(gradient_of_gelu=out * inner * self.parts_of_dx(i, "mlp.c_proj"))
+        free(f"{h}mlp.gelu", f"{h}drop_2")
+        allocate("d gelu", out * inner)
+        allocate("d c_fc", out * inner)
+        observe(row_blocks=_row_blocks(out * inner))
+        free("d gelu")
+        observe(gradient_of_norm=out * c * self.parts_of_dx(i, "mlp.c_fc"))
+        free(f"{h}mlp.", f"{h}ln_2", "d c_fc", "d mlp")
+        observe(gradients_of_norm=2 * out * c)
+        free(f"{h}x_1")
+        allocate("dx_1", out * c)
+        if f"{h}drop_1" in self.tracker.allocated:
+            allocate("d attention", out * c)
+        self.attention_backward(i)
+        free("d attention", f"{h}drop_1")
+        observe(gradients_of_norm=2 * self.n * c)
+        free(h)
+        observe(gradients_of_x=2 * self.n * c)
+        free("dx_1")
+        allocate("dy", self.n * c)
+
+    def attention_backward(self, i):
+        """From the gradient of the block's attention to that of its normalised input."""
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}.attn."
+        observe(gradient_of_y=out * c * self.parts_of_dx(i, "attn.c_proj"))
+        allocate("d y", out * c)
+        if f"{h}lse" not in self.tracker.allocated:
+            free(f"{h}y")
+        allocate("dq, dk, dv", (out + 2 * n) * c)
+        observe(scores=self.scores(i)[1])
+        free(h)
+        width = 3 if out == n else 2
+        allocate("d c_attn", width * n * c)
+        # a matrix's gradient goes where it stays, but for the parts of a pruned block's
+        parts = self.parts_of_dx(i, "attn.c_attn")
+        pruned_matrices = out < n and self.step.trains_matrices
+        observe(gradient_of_norm=n * c * parts,
+                attention_matrix_gradient=pruned_matrices * width * c * c)
+        free("d y", "dq, dk, dv", "d c_attn", f"h.{i}.ln_1")
+
+
+class _BertWalk(_Walk):
+    """BERT: post-norm blocks, one map each for queries, keys and values, a pooler."""
+
+    def forward(self):
+        """Embeddings with their norm, blocks, the pooler and the head."""
+        allocate, observe, n, c = self.tracker.allocate, self.tracker.observe, self.n, self.c
+        first = operations.first_block(self.step, self.first_trainable_layer)
+        if self.first_trainable_layer == 0:
+            allocate("embeddings.sum", n * c)      # which their norm reads
+            allocate("embeddings.norm", 2 * n)
+            observe(token_rows=n * c, type_rows=n * c)
+            if self.step.rate("resid_pdrop"):
+                allocate("embeddings.dropout", n * c)
+                observe(embedded=2 * n * c, words=n * c)
+        allocate(f"h.{first}.x", (n if first < self.layers else self.step.rows_out(first - 1)) * c)
+        for i in range(first, self.layers):
+            self.block_forward(i)
+            if i + 1 < self.first_trainable_layer:
+                self.tracker.free(f"h.{i}.")
+            elif self.step.gradient_checkpointing:
+                x = self.tracker.allocated[f"h.{i}.x"]
+                self.tracker.free(f"h.{i}.")
+                allocate(f"h.{i}.x", x)
+        allocate("pooler", 2 * self.b * c)
+
+    def block_forward(self, i):
+        """Block i, from h.i.x to the x of what follows."""
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}."
+        trained = i + 1 >= self.first_trainable_layer
+        if out < n:
+            allocate(f"{h}attn.asking", out * c)
+        allocate(f"{h}attn.q, k, v", (out + 2 * n) * c)
+        self.attention_forward(i, trained)
+        allocate("attention", out * c)          # the block's own, until it ends
+        self.dropout_forward(f"{h}drop_1", out, trained)
+        allocate(f"{h}x_1", out * c)
+        free("dropped")
+        allocate(f"{h}norms", 4 * out)
+        allocate(f"{h}norm_1", out * c)
+        allocate(f"{h}mlp.c_fc", out * self.inner)
+        allocate(f"{h}mlp.phi", out * self.inner)
+        allocate(f"{h}mlp.gelu", out * self.inner)
+        observe(row_blocks=_row_blocks(out * self.inner))
+        allocate("mlp", out * c)
+        self.dropout_forward(f"{h}drop_2", out, trained)
+        allocate(f"{h}x_2", out * c)
+        free("dropped")
+        allocate(f"h.{i + 1}.x", out * c)
+        free("attention", "mlp")
+
+    def backward(self):
+        """The mirror image; stops at the first trainable layer."""
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        n, c, config = self.n, self.c, self.step.config
+        out = self.step.rows_out(self.layers - 1)
+        if self.first_trainable_layer > self.layers:
+            return
+        allocate("dhidden", out * c)     # until the trunk's backward ends
+        allocate("dy", out * c)
+        free("pooler", f"h.{self.layers}.x")
+        for i in reversed(range(max(self.first_trainable_layer - 1, 0), self.layers)):
+            if self.step.gradient_checkpointing:
+                self.block_forward(i)
+                free(f"h.{i + 1}.x")
+            self.block_backward(i)
+        if self.first_trainable_layer == 0:
+            free("embeddings.dropout")
+            observe(gradient_of_norm=n * c)
+            free("embeddings.")
+            observe(dx=n * c, sorted_rows=n * c, summed_rows=2 * min(n, config.vocab_size) * c)
+
+    def block_backward(self, i):
+        """Block i, from the dy of its output to that of its input."""
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        out, c, inner, h = self.step.rows_out(i), self.c, self.inner, f"h.{i}."
+        observe(gradients_of_norm=2 * out * c)
+        allocate("dx_2", out * c)
+        free(f"{h}x_2")
+        if f"{h}drop_2" in self.tracker.allocated:
+            allocate("d mlp", out * c)
+        observe(gradient_of_gelu=out * inner)
+        free(f"{h}mlp.gelu", f"{h}drop_2")
+        allocate("d gelu", out * inner)
+        allocate("d c_fc", out * inner)
+        observe(row_blocks=_row_blocks(out * inner))
+        free("d gelu")
+        observe(gradient_of_norm=out * c)
+        free(f"{h}mlp.", f"{h}norm_1", "d c_fc", "d mlp")
+        observe(sum=2 * out * c)
+        observe(gradients_of_norm=3 * out * c)
+        free(f"{h}x_1", "dx_2")
+        allocate("dx_1", out * c)
+        if f"{h}drop_1" in self.tracker.allocated:
+            allocate("d attention", out * c)
+        self.attention_backward(i)
+        free("d attention", f"{h}drop_1", h)
+        observe(gradients_of_x=self.n * c)
+        free("dx_1")
+        allocate("dy", self.n * c)
+
+    def attention_backward(self, i):
+        """From the gradient of the block's attention to that of its input."""
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}.attn."
+        observe(gradient_of_y=out * c)
+        allocate("d y", out * c)
+        if f"{h}lse" not in self.tracker.allocated:
+            free(f"{h}y")
+        allocate("dq, dk, dv", (out + 2 * n) * c)
+        observe(scores=self.scores(i)[1])
+        free(h)
+        # both and their sum; of a pruned block x is freed before that sum is made
+        observe(gradients_of_keys_and_values=(3 if out == n else 2) * n * c)
+        free("d y", "dq, dk, dv")
+
+
+def _row_blocks(values):
+    """-> what a formula needs besides its result of that many values, run in blocks of rows."""
+    return min(FORMULA * row_blocks.threads() * row_blocks.BLOCK // ITEM, FORMULA * values)
