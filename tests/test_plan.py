@@ -328,10 +328,10 @@ def test_command_refuses_what_cannot_be(options, told, capsys, monkeypatch, tmp_
     assert told in said and said.count("\n") == 1
 
 
-def test_command_knows_gpt2_alone(capsys):
-    folder = Path(__file__).parent / "golden" / "bert_tiny"
-    assert main(["plan", "--model", str(folder)]) == 2
-    assert "expected 'gpt2'" in capsys.readouterr().err
+def test_another_kind_of_model_is_refused(capsys, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert main(["plan", "--model", str(tmp_path)]) == 2
+    assert "model_type is 'llama', expected 'gpt2' or 'bert'" in capsys.readouterr().err
 
 
 def test_command_shows_adapters(capsys):
