@@ -19,6 +19,7 @@ from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.training import divergence, optim
 from minisft.training.config import TrainingConfig
 from minisft.training.loop import State, fit, make_optimizer
+from minisft.training.saving import Saver
 
 GPT2 = GPT2Config(vocab_size=23, n_positions=12, n_embd=16, n_layer=2, n_head=2)
 BERT = BertConfig(vocab_size=23, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -281,8 +282,8 @@ def test_the_best_epoch_is_kept_and_the_run_goes_on(command, tmp_path, monkeypat
 def test_without_an_epoch_the_last_save_is_kept(command, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        exploding(patch, 2)
-        assert main([*command, "--save-every", "2", "--out", str(out)]) == 2
+        exploding(patch, 2)      # the third step, whose harm the fourth finds
+        assert main([*command, "--save-every", "1", "--out", str(out)]) == 2
     assert f"after step 2, where it was last saved, is in {out / 'model'}" in message(capsys)
     assert main(["predict", "--model", str(out / "model"), "any text"]) == 0
     assert main(["finetune", "--resume", str(out), "--lr", "1e-4"]) == 0
@@ -290,10 +291,11 @@ def test_without_an_epoch_the_last_save_is_kept(command, tmp_path, monkeypatch, 
 
 
 def test_a_state_of_no_use_goes(command, tmp_path, monkeypatch, capsys):
-    """Saved after the harmful update, before anybody knew: a run that goes on starts anew."""
+    """Saved by an interruption right after the harmful update, before anybody knew."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         exploding(patch, 1)
+        patch.setattr(Saver, "after_step", Saver.__call__)
         assert main([*command, "--save-every", "1", "--out", str(out)]) == 2
     assert "was removed, so it starts anew" in message(capsys)
     assert not (out / "model").exists()

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,13 +235,15 @@ def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int]
                optimizer: optim.Optimizer, lr: float, config: TrainingConfig,
                stream: random.Stream | None, loss_options: Mapping[str, Any],
                scale: LossScale | None = None,
-               name_text: Callable[[int], str] | None = None) -> tuple[float, float | None]:
+               name_text: Callable[[int], str] | None = None,
+               proven: Callable[[], None] | None = None) -> tuple[float, float | None]:
     """One optimizer step on these texts, in pieces of at most micro_tokens tokens.
 
     -> mean loss and gradient norm before clipping. The pieces' sums are divided once, by the
     whole denominator: the step equals that of one large batch. `scale` (loss_scale.LossScale)
     multiplies the loss; the norm is None where its gradients overflow and the step is left out.
-    Raises DivergedError, which calls the texts by name_text(index).
+    proven() is called where loss and gradients are finite, before anything changes. Raises
+    DivergedError, which calls the texts by name_text(index).
     """
     factor = 1.0 if scale is None else scale.value
     model.store.zero_grad()
@@ -253,6 +256,8 @@ def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int]
     denominator *= factor
     mean, norm = total * factor / denominator, optim.gradient_norm(model.store) / denominator
     overflow = ""
+    if proven is not None and math.isfinite(mean) and math.isfinite(norm):
+        proven()
     try:
         if scale is not None and math.isfinite(mean) and not scale.update(math.isfinite(norm)):
             return mean, None
@@ -307,16 +312,18 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
 
         while state.epoch < len(epochs) and not _patience_is_over(state, config):
             for indices in epochs[state.epoch][state.index:]:
-                started = time.perf_counter()
+                started = time.perf_counter() - saver.seconds
                 lr = config.lr * optim.schedule(config.schedule, state.step, total, warmup)
                 stream = random.Stream(config.seed, state.step)
                 loss, norm = train_step(model, sequences, indices, optimizer, lr, config,
-                                        stream, loss_options or {}, state.scale, name_text)
+                                        stream, loss_options or {}, state.scale, name_text,
+                                        partial(_save_if_due, saver, interrupts))
                 state.step += 1
                 state.index += 1
                 if state.step > (1 - config.average) * total:
                     _average(model, state)
-                seconds, tokens = time.perf_counter() - started, int(lengths[indices].sum())
+                seconds = time.perf_counter() - saver.seconds - started
+                tokens = int(lengths[indices].sum())
                 state.seconds += seconds
                 state.tokens += tokens
                 state.loss_sum += loss
@@ -407,10 +414,14 @@ def _call(log, entry):
 
 
 def _save_or_stop(saver, interrupts):
-    """After a step: at an interruption saves and raises Interrupted, else saves where it is due."""
+    """After a step: at an interruption saves and raises Interrupted."""
     if interrupts.received:
         saver()
         raise Interrupted
     saver.after_step()
-    if interrupts.received:      # while it was saved
+
+
+def _save_if_due(saver, interrupts):
+    """Within a step, whose loss is finite and which has changed nothing yet."""
+    if saver.once_proven() and interrupts.received:      # before, or while it was saved
         raise Interrupted

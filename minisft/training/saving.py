@@ -40,6 +40,7 @@ class Saver:
                  interrupts: Interrupts) -> None:
         self.save, self.interval, self.interrupts = save, interval, interrupts
         self.steps, self.cost, self.last = 0, 0.0, time.perf_counter()
+        self.due, self.seconds = False, 0.0     # of all saves
 
     def __call__(self) -> None:
         """Saves now."""
@@ -48,16 +49,25 @@ class Saver:
         started = time.perf_counter()
         with self.interrupts.held():
             self.save()
-        self.steps, self.last = 0, time.perf_counter()
+        self.steps, self.due, self.last = 0, False, time.perf_counter()
         self.cost = self.last - started
+        self.seconds += self.cost
 
     def after_step(self) -> None:
-        """Saves where the interval is over."""
+        """Notes whether the interval is over."""
         self.steps += 1
         steps, seconds = self.interval.steps, self.interval.seconds
         if (steps is not None and self.steps >= steps) or (
                 seconds is not None and time.perf_counter() - self.last >= seconds):
+            self.due = True
+
+    def once_proven(self) -> bool:
+        """Saves where it is due; -> whether it did. To be called when a further step has computed
+        with what is saved: values that the last update has ruined take no other's place."""
+        due = self.due
+        if due:
             self()
+        return due
 
     def after_epoch(self, last: bool) -> None:
         """Saves after the last epoch, and after one that took long enough to be worth it."""
