@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from minisft.backend.array import DEVICES, device_name, gpu_available, require_gpu, to_gpu
 from minisft.backend.gpu import cuda
+from minisft.cli.terminal import bold, green, red
 from minisft.errors import UserError
 from minisft.io.checkpoint import load
 from minisft.io.hub import resolve
@@ -76,7 +77,7 @@ def _check_catalogue(names, on_card):
         try:
             row = worst_of(c.results())
         except GradientError as error:     # a gradient of another shape has no worst element
-            print(f"{c.name:<38} {error}  FAIL", flush=True)
+            print(f"{c.name:<38} {error}  {_verdict(False)}", flush=True)
             failed.append(c.name)
             continue
         errors.append(row.error)
@@ -103,7 +104,7 @@ def _check_kernels(what, checks, put):
         row = max(c.results(put=put), key=lambda row: row.error / row.limit)
         passes = row.error <= row.limit
         print(f"{c.name:<60} {row.name:<12} {row.error:>8.1e} {row.limit:>7.1e}  "
-              f"{'ok' if passes else 'FAIL'}", flush=True)
+              f"{_verdict(passes)}", flush=True)
         failed += [] if passes else [c.name]
     return failed
 
@@ -141,8 +142,12 @@ def _break(name):
               f"the true\ngradient is zero. By hand {row.by_hand:g}, finite differences "
               f"{row.numeric:.1e}: a difference of {abs(row.by_hand - row.numeric):.1e}.")
     verdict = "fails, as it must (exit code 1)" if failed else "passes: the bug is NOT FOUND"
-    print(f"\n1 check with a bug planted: it {verdict}")
+    print(bold(f"\n1 check with a bug planted: it {verdict}"))
     return 1 if failed else 0
+
+
+def _verdict(passes):
+    return green("ok") if passes else red("FAIL")
 
 
 def _names(names, most=6):
@@ -165,13 +170,13 @@ def _print_row(name, row, limit):
     passes = row.error <= limit
     index = "direction" if row.index is None else str(list(row.index))
     print(f"{name:<38} {row.name:<22} {index:<10} {row.by_hand:>11.5g} {row.numeric:>12.5g} "
-          f"{row.error:>8.1e} {limit:>6.0e}  {'ok' if passes else 'FAIL'}", flush=True)
+          f"{row.error:>8.1e} {limit:>6.0e}  {_verdict(passes)}", flush=True)
     return passes
 
 
 def _summary(n, failed, errors, started):
     verdict = f"{len(failed)} FAIL ({_names(failed)})" if failed else "all pass"
     largest = f", largest error {max(errors):.1e}" if errors else ""
-    print(f"{n} check{'s' * (n != 1)}, {verdict}{largest} "
-          f"({time.perf_counter() - started:.1f} s)")
+    print(bold(f"{n} check{'s' * (n != 1)}, {verdict}{largest} "
+               f"({time.perf_counter() - started:.1f} s)"))
     return 1 if failed else 0
