@@ -22,6 +22,7 @@ from minisft.models.adapters import LoraConfig, target_names
 from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
+from tests import test_answer, test_tag
 
 SHAPE = {"vocab_size": 300, "n_positions": 64, "n_embd": 16, "n_layer": 3, "n_head": 2}
 OPTIONS = ["--epochs", "2", "--batch-tokens", "128", "--compare", "none", "--quiet"]
@@ -123,6 +124,27 @@ def test_a_language_model(files, tmp_path, capsys):
     assert told[0] == told[1] and "a goal" in told[0]
     assert main(["predict", "--model", str(tmp_path / "run" / "adapter"), "x"]) == 2
     assert "is a language model, expected a classifier" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task, task_type, whole, write", [
+    ("tag", "TOKEN_CLS", "classifier", test_tag.write),
+    ("answer", "QUESTION_ANS", "qa_outputs", test_answer.write)])
+def test_heads_over_tokens(files, tmp_path, rng, task, task_type, whole, write, capsys):
+    data = write(tmp_path / ("data.txt" if task == "tag" else "data.json"), rng, 12)
+    assert main(["finetune", "--model", str(files / "base"), "--train", data, "--test", data,
+                 "--out", str(tmp_path / "run"), "--task", task, "--epochs", "1",
+                 "--batch-tokens", "200", "--lr", "1e-3", "--quiet", *LORA]) == 0
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert config["task_type"] == task_type and config["modules_to_save"] == [whole]
+    told = []
+    for name in "adapter", "model":
+        capsys.readouterr()
+        assert main(["evaluate", "--model", str(tmp_path / "run" / name), "--test", data,
+                     "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out))
+    assert told[0] == told[1]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert told[0]["loss"] == pytest.approx(results["loss"])
 
 
 @pytest.mark.parametrize("options", [
