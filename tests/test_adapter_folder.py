@@ -58,7 +58,7 @@ def finetune(files, out, *options, train="train.csv"):
 @pytest.fixture(scope="module")
 def run(files):
     """The folder of one finished run."""
-    assert finetune(files, files / "run", *LORA) == 0
+    assert finetune(files, files / "run", *LORA, "--test", str(files / "train.csv")) == 0
     return files / "run"
 
 
@@ -85,6 +85,7 @@ def test_the_run_leaves_both(run, files, capsys):
     ours = json.loads(capsys.readouterr().out)
     main(["evaluate", "--model", str(run / "model"), "--test", str(files / "train.csv"), "--json"])
     assert json.loads(capsys.readouterr().out) == ours
+    assert json.loads((run / "results.json").read_text())["loss"] == ours["loss"]
     settings = json.loads((run / "config.json").read_text())["settings"]
     full = 5e-5 * (768 / 16) ** 1.5 * np.sqrt(128 / 2048)
     assert settings["lr"] == pytest.approx(10 * full) and settings["alpha"] == 4
@@ -381,12 +382,12 @@ def test_an_adapter_of_the_cache_is_found_by_name(run, tmp_path, monkeypatch):
 def test_bert_with_its_pooler(tmp_path, pooling):
     config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
                         intermediate_size=24, max_position_embeddings=12)
-    model = BertClassifier(config, "ab", pooling=pooling)
+    model = BertClassifier(config, "ab")
     (tmp_path / "base").mkdir()
     base = tmp_path / "base"
     save(model, base)
     labels = "yes", "no", "maybe"
-    model = load(base, task="classify", label_names=labels)
+    model = load(base, task="classify", label_names=labels, pooling=pooling)
     model.add_adapter(LoraConfig(r=2, target_modules=target_names(model)))
     rng = np.random.default_rng(0)
     for p in model.store.trainable:
@@ -407,7 +408,7 @@ def test_bert_with_its_pooler(tmp_path, pooling):
     other = load(tmp_path / "adapter", label_names=["a", "b"])
     assert "classifier.weight" in other.newly_initialized
     # attached, not merged
-    apart = load(base, task="classify", label_names=labels)
+    apart = load(base, task="classify", label_names=labels, pooling=pooling)
     adapters.attach(apart, tmp_path / "adapter")
     assert np.array_equal(apart.forward(batch), model.forward(batch))
     with pytest.raises(ValueError, match="has no adapter to write"):

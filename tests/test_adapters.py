@@ -172,6 +172,8 @@ def test_values_are_drawn_for_each_map_alone():
     widths = [value.shape[1] for name, value in every.items() if "lora_A" in name]
     for value, width in zip(values, widths, strict=True):
         assert value.std() == pytest.approx(1 / np.sqrt(3 * width), rel=0.1)
+    table = Classifier(GPT2, LABELS).store["wte.weight"].value.ravel()     # drawn first of all
+    assert abs(np.corrcoef(values[0][:512], table[:512])[0, 1]) < 0.25
     correlations = np.corrcoef([value[:512] for value in values])
     assert np.abs(correlations - np.eye(len(values))).max() < 0.25
     other = a_of(LoraConfig(r=64), seed=1)

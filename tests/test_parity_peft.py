@@ -107,7 +107,7 @@ def draw(model, seed=3):
     """Values for all adapters and the head, none of them zeros."""
     rng = np.random.default_rng(seed)
     for p in model.store.trainable:
-        p.value[...] = 0.2 * rng.standard_normal(p.shape)
+        p.value[...] = 0.1 * rng.standard_normal(p.shape)
 
 
 def theirs(hf, folder, kind):

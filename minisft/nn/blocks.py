@@ -148,7 +148,8 @@ class TransformerBlock(Layer):
     def forward(self, x: Array, batch: Any, stream: random.Stream | None = None,
                 rows: Array = None, kv_cache: Any = None) -> Array:
         """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
-        self._tell_adapters(batch, stream, rows)
+        for adapter in self.adapters:
+            adapter.begin(batch, stream, rows)
         y = self.run(x, batch, stream, rows, kv_cache)
         if self.gradient_checkpointing:
             self.clear_cache()
@@ -159,14 +160,8 @@ class TransformerBlock(Layer):
         """dy (N,C), or (B,C) after `rows` -> dx (N,C), or None where nobody needs it and that saves
         work."""
         if self.gradient_checkpointing:
-            x, *rest = self.pop_saved()
-            self._tell_adapters(*rest)
-            self.run(x, *rest)     # dropout draws the same masks again
+            self.run(*self.pop_saved())     # dropout draws the same masks again
         return self.run_backward(dy, needs_dx)
-
-    def _tell_adapters(self, batch, stream, rows):
-        for adapter in self.adapters:
-            adapter.begin(batch, stream, rows)
 
 
 class Block(TransformerBlock):
