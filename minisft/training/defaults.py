@@ -39,7 +39,7 @@ def resolve_defaults(config: FinetuneConfig, model: Classifier | LanguageModel,
     batch_tokens = training.batch_tokens or default_batch_tokens(tokens)
     enough = ceil(120 * batch_tokens / tokens)
     head = scratch or config.model.train_layers == "head"
-    few = model.adapter is not None or config.model.train_layers == "bias"
+    few = getattr(model, "adapter", None) is not None or config.model.train_layers == "bias"
     return config.replace(
         batch_tokens=batch_tokens, pooling=getattr(model, "pooling", None),
         lr=training.lr or (10 if few else 1) * _default_lr(
