@@ -84,10 +84,10 @@ def test_command_passes(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["check", "worst", "array"]
     assert [line.split()[0] for line in lines[1:-1]] == ["layer_norm", "cross_entropy",
-                                                         "cross_entropy"]
+                                                         "cross_entropy", "span_cross_entropy"]
     assert all(line.endswith("  ok") for line in lines[1:-1])
     assert len({line.rindex("ok") for line in lines[1:-1]}) == 1
-    assert lines[-1].startswith("3 checks, all pass, largest error ")
+    assert lines[-1].startswith("4 checks, all pass, largest error ")
 
 
 def test_command_fails(capsys, monkeypatch):
