@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from minisft.data.sequences import encode_sequences, special_ids
+from minisft.data.special_tokens import SpecialTokens, read_special_tokens
 from minisft.data.text import load_tokenizer, train_tokenizer
 from minisft.errors import UserError
 from minisft.io.architectures import BERT
@@ -160,3 +161,14 @@ def test_the_published_vocabulary_gives_the_same(shared_data, tmp_path):
     texts = ["Unaffable Héllo\tWORLD's $3.50!?", "東京 is big", "a" * 200, "don't [MASK] ﬁ №"]
     ids, _, _ = encode_sequences(ours, texts)
     assert [row.tolist() for row in ids] == theirs(texts, split_special_tokens=True)["input_ids"]
+
+
+def test_an_added_token_that_the_library_calls_otherwise(folder):
+    """Not special, [PAD] is looked for in the lowered text: its id then has the name [pad]."""
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"added_tokens_decoder": {"0": {"content": "[PAD]", "special": False}}}))
+    tokenizer = load_tokenizer(folder)
+    found = read_special_tokens(folder, tokenizer)
+    assert found.tokens["pad_token"] == "[PAD]" and found.within(tokenizer, 99).pad == found.pad
+    unknown = SpecialTokens(tokens={"pad_token": "[pad]"})
+    assert unknown.within(tokenizer, 99).tokens == {}

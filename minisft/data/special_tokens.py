@@ -49,7 +49,7 @@ class SpecialTokens:
         [PAD] is often added to a tokenizer whose model was not resized.
         """
         tokens = {role: token for role, token in self.tokens.items()
-                  if tokenizer.token_to_id(token) < vocab_size}
+                  if (i := tokenizer.token_to_id(token)) is not None and i < vocab_size}
         bos, pad = (None if i is None or i >= vocab_size else i for i in (self.bos, self.pad))
         found = SpecialTokens(bos, tuple(i for i in self.eos if i < vocab_size), pad, tokens)
         if self.pad == pad or found.end is None:
@@ -109,7 +109,9 @@ def _with_ids(tokenizer, tokens, config, given):
         eos = (ids["eos_token"], *(i for i in eos if i != ids["eos_token"]))
     roles = {"bos_token": (*bos, None)[0], "eos_token": (*eos, None)[0], "pad_token": pad}
     return SpecialTokens(roles["bos_token"], eos, pad, tokens | {
-        role: tokenizer.id_to_token(i) for role, i in roles.items() if i is not None})
+        role: name for role, i in roles.items()
+        # the library may show an added token in lower case, and not know it by that name
+        if i is not None and tokenizer.token_to_id(name := tokenizer.id_to_token(i)) == i})
 
 
 def _ids(tokenizer, value):
