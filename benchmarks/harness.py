@@ -26,7 +26,8 @@ from minisft.io import run_folder
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS, FAST = "minisft", "minisft[fast]"
-OUR_SIDES = FAST, OURS
+LOW = "minisft[fast] bfloat16"     # its training steps, where the processor multiplies bfloat16
+OUR_SIDES = FAST, LOW, OURS
 PRECISIONS = "float32", "bfloat16"
 PAUSE = 0.1     # seconds in which the threads of the side before stop to wait for more work
 
@@ -47,7 +48,8 @@ def parser(description, **defaults):
     add("--batch", type=int, nargs="+", default=[32], help="texts of a step")
     add("--dropout", type=float, nargs="+", default=[0.0], help="rates, a case for each")
     add("--precision", nargs="+", choices=PRECISIONS, default=["float32"],
-        help="of the peer; ours is float32")
+        help="of the peer; ours is float32, and training steps also bfloat16 where the "
+        "processor has it")
     add("--texts", default=None, help="a labelled file (None: the data set under "
         "MINISFT_SHARED, or the bundled toy-news)")
     add("--text-column", nargs="+", default=["text"], help="its column of the text")
@@ -97,8 +99,8 @@ def forms(step):
 
 
 def our_sides():
-    """-> the names of our forms that can run here."""
-    return OUR_SIDES if jit.enabled() else (OURS,)
+    """-> the names of our forms that can run here, in float32."""
+    return (FAST, OURS) if jit.enabled() else (OURS,)
 
 
 def without_loops(step):

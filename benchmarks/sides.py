@@ -15,10 +15,12 @@ import numpy as np
 
 from benchmarks import harness
 from minisft.backend.cpu import allocator
+from minisft.backend.cpu.processor import why_not_bfloat16
 from minisft.backend.random import Stream
 from minisft.data.batch import pack
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.special_tokens import SpecialTokens
+from minisft.dispatch import FORMATS
 from minisft.io import checkpoint, hub
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
@@ -82,8 +84,9 @@ class Ours:
         self.config = TrainingConfig(micro_tokens=10**9)
         self.dropout = dropout
 
-    def step(self, ids, labels, features=None):
+    def step(self, ids, labels, features=None, precision="float32"):
         """Token ids and labels of B texts -> mean loss, after one optimizer step."""
+        self.model.store.set_compute_dtype(FORMATS[precision])
         sequences = TokenizedDataset(ids, labels, features=features)
         stream = Stream(0, self.optimizer.t) if self.dropout else None
         return train_step(self.model, sequences, np.arange(len(ids)), self.optimizer, RATE,
@@ -189,6 +192,8 @@ def pair(folder, options, dropout=0.0, train_layers="all"):
 def steps(ours, peer, precisions):
     """-> {name: step((ids, labels))} for `harness.alternate`."""
     made = harness.forms(lambda item: ours.step(*item))
+    if not why_not_bfloat16():
+        made[harness.LOW] = lambda item: ours.step(*item, precision="bfloat16")
     if peer is not None:
         for precision in precisions:
             made[f"torch {precision}"] = lambda item, p=precision: peer.step(*item, p)

@@ -7,8 +7,9 @@ import warnings
 import numpy as np
 import pytest
 
-from benchmarks import harness, ideas, sides, texts
+from benchmarks import harness, ideas, products, sides, texts
 from minisft.backend.cpu import jit, row_blocks
+from minisft.backend.cpu.processor import why_not_bfloat16
 from minisft.dispatch import attention
 from minisft.errors import UserError
 
@@ -22,6 +23,7 @@ TABLES = {"classifier": "--batch 3 --dropout 0 0.1", "grouped": "--batch 3",
           "memory": "--batch 3 --shape --language-shape 2x8"}
 
 ALONE = {"ideas": "--batch 3 --shape 2x8 1x280 --context-length 280 --train-layers last:1"}
+STEPS = {"classifier", "grouped", "equal_lengths", "language_model", "small"}
 COMPILED = {"compiled": "--batch 3 --repeats 2 --values 1000"}
 
 
@@ -53,8 +55,18 @@ def test_table_runs_without_torch(name, tmp_path):
     found = made(name, tmp_path, "--alone")
     assert found["rows"] and "toy-news" in found["texts"]
     told = {row["side"] for row in found["rows"] if "side" in row}
-    assert told == set(harness.our_sides())     # with compiled loops and without
+    assert told - {harness.LOW} == set(harness.our_sides())     # with compiled loops and without
+    assert (harness.LOW in told) == (name in STEPS and not why_not_bfloat16())
     assert "torch" not in found["machine"]["versions"]
+
+
+@pytest.mark.skipif(bool(why_not_bfloat16()), reason=f"{why_not_bfloat16()}")
+def test_products_take_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(products, "SHAPES", ((3, 4, 5), (20, 7, 33)))
+    assert products.main(["--alone", "--steps", "2", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "products.json").read_text())["rows"]
+    assert [row["case"] for row in rows] == ["3 x 4 x 5", "20 x 7 x 33"]
+    assert {row["peer"] for row in rows} == {products.NUMPY}
 
 
 def test_compiled_loops_take_turns_with_numpy(tmp_path, monkeypatch):
