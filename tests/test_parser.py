@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -77,3 +79,16 @@ def test_alone_it_lists_the_commands(capsys):
     assert all(f"\n    {name} " in out for name in COMMANDS)
     assert ended(["--help"], capsys)[:2] == (0, out)
     assert re.fullmatch(r"minisft [\d.]+\S*\n", ended(["--version"], capsys)[1])
+
+
+@pytest.mark.parametrize("words, absent", [
+    ([], {"numpy", "matplotlib", "numba", "tokenizers"}), (["--help"], {"numpy", "matplotlib"}),
+    (["finetune", "--help"], {"matplotlib", "numba"}),
+    (["predict", "--help"], {"matplotlib", "numba"})])
+def test_help_loads_no_more_than_it_needs(words, absent):
+    code = ("import sys\nfrom minisft.cli import main\ntry:\n    main(sys.argv[1:])\n"
+            "except SystemExit:\n    pass\nprint(*sys.modules, file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True,
+                          check=True)
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    assert "minisft" in loaded and not loaded & absent

@@ -1,4 +1,4 @@
-"""The command line: one short module a command, each with HELP, add_arguments(parser), run(args).
+"""The command line: one short module a command, each with add_arguments(parser), run(args).
 
 An error that the user can mend is one line and exit code 2, never a traceback.
 """
@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from minisft.backend.gpu import cuda
-from minisft.cli.arguments import fail
 from minisft.cli.parser import COMMANDS as COMMANDS
 from minisft.cli.parser import parse
+from minisft.cli.terminal import fail
 from minisft.errors import UserError, as_flag, as_keyword, render
 
 
@@ -25,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args is None:
         return 0
     try:
+        from minisft.backend.gpu import cuda  # here, since it imports NumPy
         with cuda.kernels(getattr(args, "kernels", cuda.VERSIONS[0])):
             return args.run(args) or 0
     except UserError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 from minisft.backend.array import DEVICES, device_name
 from minisft.backend.gpu import cuda
-from minisft.cli.terminal import red, show
+from minisft.cli.terminal import show
 from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.data.text import CLEANING_STEPS, parse_cleaning_steps
 from minisft.dispatch import PRECISIONS
@@ -154,11 +154,6 @@ def chosen_preprocessing(args, preprocessing):
 def say(line):
     """What is no result goes to stderr."""
     print(f"minisft: {shown(line)}", file=sys.stderr)
-
-
-def fail(line):
-    """What ends a command goes to stderr too, its beginning in red."""
-    print(f"{red('minisft:', sys.stderr)} {shown(line)}", file=sys.stderr)
 
 
 def add_table(parser: argparse.ArgumentParser, batch_tokens: int | None = 8192,

@@ -26,7 +26,6 @@ from minisft.verify.gradient_checks import CHECKS, check_model
 from minisft.verify.kernel_checks import KERNEL_CHECKS
 from minisft.verify.planted_bugs import PLANTED, sum_hides
 
-HELP = "compare every hand-written gradient with finite differences"
 EXAMPLES = ("minisft check softmax attention", "minisft check --break attention-scale")
 
 

@@ -18,8 +18,6 @@ from minisft.io.model_folder import (
 )
 from minisft.io.nanogpt import character_tokenizer, read_nanogpt
 
-HELP = "make a folder with safetensors of a nanoGPT checkpoint, or of a folder with " \
-    "pytorch_model.bin"
 EXAMPLES = ("minisft convert out/ckpt.pt models/mine --tokenizer gpt2",
             "minisft convert old-folder models/mine")
 

@@ -5,7 +5,6 @@ import argparse
 from minisft.cli.arguments import add_config, run_with_config
 from minisft.jobs import curve
 
-HELP = "learning curve: fine-tune with several numbers of training texts, beside the baselines"
 EXAMPLES = ("minisft curve --sizes 50 100 500 --train mine.csv --test test.csv --out runs/curve",
             "minisft curve --resume runs/curve --sizes 1000")
 BASIC = ("sizes", "train", "test", "text_column", "label_column", "model", "epochs", "seeds", "out",

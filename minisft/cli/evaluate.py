@@ -37,7 +37,6 @@ from minisft.evaluation.report import absent_classes_note
 from minisft.jobs import classify, complete
 from minisft.models.heads import Classifier, LanguageModel
 
-HELP = "measure a model on texts with labels, or on prompts with completions"
 EXAMPLES = ("minisft evaluate --model runs/mine/model --test test.csv",
             "minisft evaluate --model runs/mine/model --test test.csv --json > figures.json")
 BASIC = ("model", "test", "text_column", "label_column", "label_map", "skip_bad_rows", "json")

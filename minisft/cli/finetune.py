@@ -7,7 +7,6 @@ from minisft.jobs import seeds
 from minisft.training.changes import CHANGEABLE
 from minisft.training.config import FinetuneConfig
 
-HELP = "fine-tune GPT-2 or BERT on labelled texts, or on prompts and completions"
 EXAMPLES = ("minisft finetune --train mine.csv --test test.csv --label-column topic",
             "minisft finetune --model gpt2 --download --train mine.csv --seeds 5 --out runs/five")
 BASIC = ("train", "test", "text_column", "label_column", "model", "download", "epochs", "seeds",

@@ -18,7 +18,6 @@ from minisft.errors import UserError
 from minisft.jobs.generate import generate_texts
 from minisft.models.generate import Sampler
 
-HELP = "continue a prompt with a language model"
 EXAMPLES = ('minisft generate --model runs/mine/model "It was"',
             'minisft generate --model gpt2 --temperature 0 --max-new-tokens 40 "The capital of"')
 BASIC = ("prompt", "model", "max_new_tokens", "temperature", "top_k", "top_p", "seed")

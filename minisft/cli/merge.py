@@ -8,7 +8,6 @@ from minisft.errors import UserError
 from minisft.io import hub
 from minisft.io.model_folder import read_folder, write_folder
 
-HELP = "write the model that an adapter makes of its base, as a folder of its own"
 EXAMPLES = ("minisft merge runs/mine/adapter --out merged",
             "minisft merge someone/an-adapter --download --out merged")
 

@@ -1,6 +1,6 @@
 """The parsers of the commands: a short help with examples, a full one, and errors of one line.
 
-A module of a command has HELP, add_arguments(parser) and run(args), and may have EXAMPLES, BASIC
+A module of a command has add_arguments(parser) and run(args), and may have EXAMPLES, BASIC
 (the names of the options that the short help shows; all without it) and FILE_OPTION (what a file's
 name without an option was meant for).
 """
@@ -13,10 +13,22 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from minisft import __version__
-from minisft.cli.arguments import fail
+from minisft.cli.terminal import fail
 
-COMMANDS = ("finetune", "curve", "evaluate", "predict", "generate", "merge", "pretrain",
-            "convert", "check", "plan", "why")
+# Each command with its help, here so that `minisft --help` loads none of them.
+COMMANDS = {
+    "finetune": "fine-tune GPT-2 or BERT on labelled texts, prompts, tagged words or questions",
+    "curve": "learning curve: fine-tune with several numbers of texts, beside the baselines",
+    "evaluate": "measure a model on texts with labels, prompts, tagged words or questions",
+    "predict": "label new texts or words, or answer questions",
+    "generate": "continue a prompt with a language model",
+    "merge": "write the model that an adapter makes of its base, as a folder of its own",
+    "pretrain": "pretrain a small GPT-2 on plain text",
+    "convert": "make a folder with safetensors of nanoGPT's checkpoint or pytorch_model.bin",
+    "check": "compare every hand-written gradient with finite differences",
+    "plan": "say what memory and how many operations a training step takes",
+    "why": "say which implementation of an operation runs, and why the others do not",
+}
 
 
 class Formatter(argparse.HelpFormatter):
@@ -49,7 +61,7 @@ class CommandParser(Parser):
 
     def __init__(self, name: str) -> None:
         self.module = importlib.import_module(f"minisft.cli.{name}")
-        super().__init__(prog=f"minisft {name}", description=self.module.HELP, add_help=False)
+        super().__init__(prog=f"minisft {name}", description=COMMANDS[name], add_help=False)
         self.add_argument("-h", "--help", action=_Help, dest="help", nargs=0,
                           default=argparse.SUPPRESS, help="show this help and exit")
         self.add_argument("--help-all", action=_Help, dest="help_all", nargs=0,
@@ -113,8 +125,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace | None:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     if not words or words[0] not in COMMANDS:
         for name in COMMANDS:
-            commands.add_parser(name, help=importlib.import_module(f"minisft.cli.{name}").HELP,
-                                add_help=False)
+            commands.add_parser(name, help=COMMANDS[name], add_help=False)
         if words and not words[0].startswith("-"):
             near = difflib.get_close_matches(words[0], COMMANDS, n=1)
             parser.error(f"there is no command {words[0]!r}, " + (

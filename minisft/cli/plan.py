@@ -20,7 +20,6 @@ from minisft.models.config import SIZES, BertConfig, GPT2Config
 from minisft.planning.memory import ITEM, Plan, Step, largest_of, plan
 from minisft.training.defaults import default_batch_tokens, default_cleaning
 
-HELP = "say what memory and how many operations a training step takes"
 EXAMPLES = ("minisft plan --model gpt2 --batch-tokens 2048",
             "minisft plan --model minisft-gpt2 --texts mine.csv --train-layers last:2")
 BASIC = ("model", "task", "classes", "batch_tokens", "lengths", "texts", "train_layers",

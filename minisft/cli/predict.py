@@ -44,7 +44,6 @@ from minisft.jobs.classify import unreadable_rows
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.token_heads import SpanClassifier, TokenClassifier
 
-HELP = "label new texts, with probabilities"
 EXAMPLES = ('minisft predict --model runs/mine/model "a new text" "another one"',
             "minisft predict --model runs/mine/model --file inbox.csv --out labelled.csv")
 BASIC = ("text", "model", "file", "out", "overwrite", "text_column", "skip_bad_rows")

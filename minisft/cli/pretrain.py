@@ -6,7 +6,6 @@ from minisft.cli.arguments import add_config, run_with_config
 from minisft.jobs import pretrain
 from minisft.training.changes import CHANGEABLE
 
-HELP = "pretrain a small GPT-2 on plain text"
 EXAMPLES = ("minisft pretrain --text books.txt --out runs/mine",
             'minisft generate --model runs/mine/model "It was"')
 BASIC = ("text", "valid", "epochs", "layers", "width", "vocab_size", "out", "resume")

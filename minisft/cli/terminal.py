@@ -26,6 +26,11 @@ def show(line: Any) -> None:
         print(bold(part) if isinstance(line, Verdict) else part)
 
 
+def fail(line: Any) -> None:
+    """What ends a command goes to stderr, its beginning in red."""
+    print(f"{red('minisft:', sys.stderr)} {shown(line)}", file=sys.stderr)
+
+
 def _commands(use):
     """-> the commands that a model's folder is for, without the program's name."""
     model = f"--model {shlex.quote(str(use.folder))}"

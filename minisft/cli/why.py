@@ -12,7 +12,6 @@ from minisft.cli.arguments import add_device, whole
 from minisft.dispatch import FORMATS, OPERATIONS, Site
 from minisft.errors import UserError
 
-HELP = "say which implementation of an operation runs, and why the others do not"
 EXAMPLES = ("minisft why attention", "minisft why gelu --device cuda --precision bfloat16")
 
 

@@ -1,6 +1,7 @@
 """The pictures: learning curves, the confusion matrix, figures over training sizes, as PNG files.
 
 Figures are made without pyplot, so neither the backend nor any global setting is touched.
+Matplotlib takes half a second to import, and is imported when the first picture is drawn.
 """
 
 import math
@@ -12,9 +13,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from minisft.io.files import atomic_write
@@ -37,7 +35,7 @@ def curves(history: dict[str, Any], path: Target, best_step: int | None = None) 
     all_steps = [entry["step"] for entry in (*steps, *epochs)]
     for axes in (left, right):
         axes.set_xlabel("optimizer step")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(_whole_numbers(6))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e6e6e6", lw=0.6)
         if all_steps:
@@ -97,7 +95,7 @@ def confusion(matrix: ArrayLike, names: Sequence[str], path: Target,
     title = textwrap.fill(_drawable(title, 160), int(size[0] * 8.5))
     figure.suptitle(title, fontsize=13, parse_math=False)
     bar = figure.colorbar(image, ax=axes, fraction=0.22 / grid, aspect=grid / 0.22, pad=0.15 / grid,
-                          format=PercentFormatter(1, decimals=0))
+                          format=_percents(0))
     bar.set_label("share of the true class (row)")
     bar.outline.set_visible(False)
     _save(figure, path)
@@ -110,11 +108,11 @@ def _plain_confusion(counts, path, title):
     # a cell beyond the picture's own pixels would be lost in a smoothed image
     image = axes.imshow(_share(counts), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     for axis, words in ((axes.xaxis, "predicted class"), (axes.yaxis, "true class")):
-        axis.set_major_locator(MaxNLocator(8, integer=True))
+        axis.set_major_locator(_whole_numbers(8))
         axis.set_major_formatter(lambda i, _: f"{i + 1:.0f}")
         axis.set_label_text(f"number of the {words}, in the order of the report")
     figure.suptitle(textwrap.fill(_drawable(title, 160), 62), fontsize=13, parse_math=False)
-    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1, decimals=0))
+    bar = figure.colorbar(image, ax=axes, format=_percents(0))
     bar.set_label("share of the true class (row)")
     bar.outline.set_visible(False)
     _save(figure, path)
@@ -150,7 +148,7 @@ def over_sizes(sizes: Sequence[int], lines: Mapping[str, Sequence[Mapping[str, A
     axes.minorticks_off()
     axes.set_xlabel("training texts")
     axes.set_ylabel(ylabel)
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(_percents())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", lw=0.6)
     axes.set_title(_drawable(title, 90), parse_math=False, fontsize=12)
@@ -174,7 +172,7 @@ def over_seeds(lines: Mapping[str, Mapping[str, Any]], path: Target, xlabel: str
     axes.set_yticks(range(len(lines)), [_drawable(name, 45) for name in lines], parse_math=False)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.set_xlabel(f"{xlabel}: each seed a dot, the mean a line")
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_formatter(_percents())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#e6e6e6", lw=0.6)
     _save(figure, path)
@@ -187,8 +185,22 @@ def _bars(points, means):
     return np.abs(ends.T - means)
 
 
+def _whole_numbers(most):
+    """-> ticks at whole numbers, at most so many and one."""
+    from matplotlib.ticker import MaxNLocator
+    return MaxNLocator(most, integer=True)
+
+
+def _percents(decimals=None):
+    """-> labels of shares in per cent."""
+    from matplotlib.ticker import PercentFormatter
+    return PercentFormatter(1, decimals=decimals)
+
+
 def _figure(size, pad=0.1, compress=False):
     """-> a Figure of this size and padding in inches; `compress` suits a fixed aspect ratio."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad, compress=compress)
     return Figure(figsize=size, dpi=_DPI, layout=layout)
 
@@ -248,7 +260,7 @@ def _accuracy_and_rate(axes, steps, epochs):
         axes.plot(xv, accuracy, color=_VALID, lw=1.5, marker="s", ms=5,
                   label="validation accuracy", zorder=3)
         axes.set_ylabel("validation accuracy")
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.set_major_formatter(_percents())
     rates = axes.twinx() if scored and rated else axes
     if rated:
         rates.plot(x, rate, color=_RATE, lw=1.3, marker="." if len(x) <= 2 else None,
