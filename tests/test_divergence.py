@@ -290,6 +290,20 @@ def test_without_an_epoch_the_last_save_is_kept(command, tmp_path, monkeypatch, 
     assert "resuming after step 2" in capsys.readouterr().out
 
 
+def test_of_an_adapter_the_merged_model_is_kept(command, tmp_path, monkeypatch, capsys):
+    out, base = tmp_path / "run", tmp_path / "base"
+    assert main([*command, "--epochs", "1", "--out", str(base)]) == 0
+    adapted = [*command[:3], "--model", str(base / "model"), "--adapter", "lora", "--rank", "2",
+               "--batch-tokens", "256", "--compare", "none", "--quiet", "--save-every", "1"]
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        exploding(patch, 2)
+        assert main([*adapted, "--out", str(out)]) == 2
+    assert f"is in {out / 'model'}" in message(capsys)
+    assert (out / "adapter").is_dir() and read_folder(out / "model")[0].adapter is None
+    assert main(["finetune", "--resume", str(out), "--lr", "1e-4", "--epochs", "2"]) == 0
+
+
 def test_a_state_of_no_use_goes(command, tmp_path, monkeypatch, capsys):
     """Saved by an interruption right after the harmful update, before anybody knew."""
     out = tmp_path / "run"

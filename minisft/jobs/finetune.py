@@ -259,15 +259,9 @@ def _run(ready, folder, say, of_several):
     _write_bad_rows(prepared.task, folder)
     try:
         prepared, adaptation, state, history = _fit(prepared, folder, ready.resume, say)
-        prepared = replace(prepared, preprocessing=prepared.task.finished(
-            prepared.model, prepared.encoded, prepared.preprocessing))
+        prepared = _finished(prepared)
         # 4. Evaluate once, and write down everything
-        if prepared.model.adapter is not None:
-            adapters.write(folder / run_folder.ADAPTER, prepared.model,
-                           hub.portable_name(prepared.config.model.model),
-                           {"preprocessing": asdict(prepared.preprocessing)})
-            prepared.model.merge_adapter()     # what is scored is what model/ holds
-        write_folder(folder / "model", prepared.model, prepared.tokenizer, prepared.preprocessing)
+        _write_model(folder, prepared)
         results = _finish(ready.given, prepared, state, history, folder, adaptation, say)
         if not prepared.config.output.keep_state:
             run_folder.remove_state(folder)
@@ -283,6 +277,20 @@ def _run(ready, folder, say, of_several):
         say(f"everything is in {folder}; open {folder / 'report.html'} first")
         say(Use(folder / "model", config.data.task, config.data.pair_column is not None))
     return results
+
+
+def _finished(prepared):
+    return replace(prepared, preprocessing=prepared.task.finished(
+        prepared.model, prepared.encoded, prepared.preprocessing))
+
+
+def _write_model(folder, prepared):
+    if prepared.model.adapter is not None:
+        adapters.write(folder / run_folder.ADAPTER, prepared.model,
+                       hub.portable_name(prepared.config.model.model),
+                       {"preprocessing": asdict(prepared.preprocessing)})
+        prepared.model.merge_adapter()     # what is scored is what model/ holds
+    write_folder(folder / "model", prepared.model, prepared.tokenizer, prepared.preprocessing)
 
 
 def _fit(prepared, folder, resume, say, callback=None):
@@ -318,8 +326,7 @@ def _fit(prepared, folder, resume, say, callback=None):
     except DivergedError as error:
         raise divergence.keep_last_good(
             error, model, state, folder,
-            lambda: write_folder(folder / "model", model, prepared.tokenizer,
-                                 prepared.preprocessing)) from None
+            lambda: _write_model(folder, _finished(prepared))) from None
     return prepared, adaptation, state, history
 
 
