@@ -172,3 +172,9 @@ def test_an_added_token_that_the_library_calls_otherwise(folder):
     assert found.tokens["pad_token"] == "[PAD]" and found.within(tokenizer, 99).pad == found.pad
     unknown = SpecialTokens(tokens={"pad_token": "[pad]"})
     assert unknown.within(tokenizer, 99).tokens == {}
+
+
+def test_an_id_beyond_all_is_none(folder):
+    tokenizer = load_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps({"pad_token_id": 2**32, "eos_token_id": 2**70}))
+    assert read_special_tokens(folder, tokenizer).eos == ()

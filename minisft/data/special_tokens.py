@@ -117,5 +117,5 @@ def _with_ids(tokenizer, tokens, config, given):
 def _ids(tokenizer, value):
     """An id, a list of them or anything else -> those that the tokenizer has."""
     values = value if isinstance(value, list) else [value]
-    return tuple(dict.fromkeys(i for i in values if type(i) is int and i >= 0
+    return tuple(dict.fromkeys(i for i in values if type(i) is int and 0 <= i < 2**32
                                and tokenizer.id_to_token(i) is not None))

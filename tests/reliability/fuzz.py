@@ -365,6 +365,8 @@ def _of_run(folder, output):
                 path.parent.name != "model" or path.stem == "report":
             continue
         data = path.read_bytes()
+        if path.suffix == ".json":      # the same, however it is written
+            data = json.dumps(json.loads(data), indent=1).encode()
         if path.suffix in (".json", ".jsonl", ".md"):
             data = TIMES.sub("", data.decode(errors="replace")).encode()
         if path.suffix != ".png" and path.name != "README.md":
