@@ -79,7 +79,8 @@ def keys_read(*names):
 def test_every_file_of_the_code_is_on_the_page():
     found = files_of_the_code()
     assert {"config.json", "vocab.bpe", "metrics.jsonl", ".tsv", "model-*.safetensors"} <= found
-    shown = named(PAGE) | {"*.safetensors", ".pt", ".pkl"}     # which stand for files of the page
+    shown = named(PAGE) | {"*.safetensors", ".safetensors", ".pt",
+                           ".pkl"}     # which stand for files of the page
     assert found <= shown, sorted(found - shown)
 
 
