@@ -30,9 +30,9 @@ SECTIONS = {part.split("\n", 1)[0].strip("` "): part for part in
 FILE = re.compile(r"[\w*.-]*\.(json|jsonl|txt|safetensors|bin|pt|pkl|png|md|html|csv|tsv|conllu|h5|"
                   r"msgpack|bpe|gz|lock|model|jinja)")
 INSIDE = {"data.pkl"}      # a member of an archive
-# Files of others that the page names to say that they are not read.
-OF_OTHERS = {"tokenizer.model", "chat_template.jinja", "chat_template.json", "adapter_config.json",
-             "adapter_model.safetensors", "adapter_model.bin", "ckpt.pt", "meta.pkl"}
+# Files of others that the page names: not read, or named by their users.
+OF_OTHERS = {"tokenizer.model", "chat_template.jinja", "chat_template.json",
+             "adapter_model.bin", "ckpt.pt", "meta.pkl"}
 
 
 def named(text):
