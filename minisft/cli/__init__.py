@@ -20,7 +20,12 @@ from minisft.errors import UserError, as_flag, as_keyword, render
 def main(argv: Sequence[str] | None = None) -> int:
     """Arguments (default: the process's) -> exit code."""
     _require_streams()
-    args = parse(argv)
+    try:
+        args = parse(argv)     # imports the command, and NumPy with it
+    except KeyboardInterrupt:      # so OpenBLAS ends a process that may have no thread
+        return _told("interrupted while it was loaded; if you did not do that, the system allows "
+                     "no further thread: expected a higher limit (ulimit -u) or "
+                     "OPENBLAS_NUM_THREADS=1", 130)
     if args is None:
         return 0
     try:
