@@ -13,6 +13,7 @@ from minisft.data.batch import pack
 from minisft.data.read import read_prompts
 from minisft.data.special_tokens import default_special_tokens
 from minisft.data.text import train_tokenizer
+from minisft.evaluation.answering import token_f1
 from minisft.evaluation.metrics import exact_match
 from minisft.io.model_folder import read_folder
 from minisft.jobs import complete
@@ -115,6 +116,8 @@ def test_results_are_those_of_the_saved_model(run):
     assert found["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
     assert found["exact_match"] == exact_match([row["answer"] for row in ROWS],
                                                answers)["exact_match"]
+    assert found["f1"] == pytest.approx(np.mean([
+        token_f1(row["answer"], answer) for row, answer in zip(ROWS, answers, strict=True)]))
     assert found["exact_match"] > 0.3 and found["n_test"] == 40
     assert {p.name for p in run.iterdir()} == {
         "config.json", "metrics.jsonl", "model", "results.json", "curves.png",

@@ -107,6 +107,8 @@ def completion(results: dict[str, Any], data: dict[str, Any], settings: Settings
             "at both ends does not count)."]),
         *validation_warning(data),
         Table(["figure", "value"], [
+            *([["F1 of words, as SQuAD counts them", percent(results["f1"])]]
+              if "f1" in results else []),
             ["loss (nats a completion token)", f"{results['loss']:.4f}"],
             ["perplexity, e^loss", f"{math.exp(min(results['loss'], 700)):.5g}"],
             [f"{part} prompts", f"{n:,}"],

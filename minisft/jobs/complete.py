@@ -22,6 +22,7 @@ from minisft.data.text import END_OF_TEXT, encode_all
 from minisft.data.tokenizer import decode
 from minisft.errors import UserError, setting
 from minisft.evaluation import metrics, report
+from minisft.evaluation.answering import token_f1
 from minisft.evaluation.evaluate import completion_loss, generate_completions, validate
 from minisft.evaluation.figures import Verdict, count, interval, percent
 from minisft.io.checkpoint import load
@@ -114,24 +115,26 @@ def _end_tokens(prompts, tokens):
 def measure(model: LanguageModel, tokenizer: Tokenizer, sequences: TokenizedDataset,
             starts: Sequence[np.ndarray], expected: Sequence[str], batch_tokens: int,
             max_new_tokens: int, show_progress: bool) -> tuple[dict, list[str]]:
-    """-> loss, perplexity and exact match as a dict, and the generated completions."""
+    """-> loss, perplexity, exact match and F1 of words (as SQuAD counts them) as a dict, and the
+    generated completions."""
     results = completion_loss(model, sequences, batch_tokens,
                               "evaluating" if show_progress else None)
     answers = generate_completions(model, tokenizer, starts, max_new_tokens,
                                    special_tokens_of(model, tokenizer).eos,
                                    "generating" if show_progress else None)
     end = tokenizer.id_to_token(special_tokens_of(model, tokenizer).end)
-    return results | metrics.exact_match([text.removesuffix(end) for text in expected],
-                                         answers), answers
+    references = [text.removesuffix(end) for text in expected]
+    f1 = np.mean([token_f1(*pair) for pair in zip(references, answers, strict=True)])
+    return results | metrics.exact_match(references, answers) | {"f1": float(f1)}, answers
 
 
 def headlines(part: str, results: dict) -> list[str]:
     """"test" or "validation", the figures -> lines for the terminal, the verdict first."""
     return [Verdict(f"{percent(results['exact_match'])} of "
                     f"{count(results['n'], f'{part} completion')} equal the expected one"),
-            f"  {interval(results['exact_match_low'], results['exact_match_high'])}, loss "
-            f"{results['loss']:.4f} (perplexity {results['perplexity']:.2f}) over "
-            f"{count(results['tokens'], 'token')}"]
+            f"  {interval(results['exact_match_low'], results['exact_match_high'])}, F1 of words "
+            f"{percent(results['f1'])}, loss {results['loss']:.4f} (perplexity "
+            f"{results['perplexity']:.2f}) over {count(results['tokens'], 'token')}"]
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from minisft.training.config import FinetuneConfig, require_sound
 from minisft.training.loop import Interrupted
 
 # What is averaged, as far as the task has it
-FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1", "f1": "F1",
-           "exact_match": "exact match", "loss": "loss"}
+FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1",
+           "exact_match": "exact match", "f1": "F1", "loss": "loss"}
 KEPT = (*FIGURES, "n", "best_epoch", "train_seconds", *comparison.NAMES)
 NOT_COMPARABLE = "runs that are compared have the same options"
 OPTIMISTIC = ("There is no test set. Each seed is scored on the validation part that it drew: "
