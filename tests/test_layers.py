@@ -260,7 +260,7 @@ def test_frozen_language_model(rng, tied):
 @pytest.mark.parametrize("which", ["", "last:", "last:0", "last:3", "last:-1", "first:1", "All"])
 def test_layers_that_are_not_there(rng, which):
     model = model_of(rng, Classifier)
-    with pytest.raises(ValueError, match="expected all, head or last:K with K from 1 to 2"):
+    with pytest.raises(ValueError, match="expected all, head, bias or last:K with K from 1 to 2"):
         model.train_layers(which)
 
 

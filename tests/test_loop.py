@@ -292,7 +292,7 @@ def test_frozen_layers_stay(sequences, monkeypatch, which, lowest):
 
 @pytest.mark.parametrize("which", ["last:0", "last:3", "last:", "some", "last:-1"])
 def test_unknown_layers_are_refused(which):
-    with pytest.raises(ValueError, match="all, head or last:K with K from 1 to 2"):
+    with pytest.raises(ValueError, match="all, head, bias or last:K with K from 1 to 2"):
         classifier().train_layers(which)
 
 
