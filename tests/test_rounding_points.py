@@ -21,6 +21,7 @@ from minisft.dispatch import (
     gelu,
     layer_norm,
     linear,
+    lora,
     rounded,
     softmax,
     span_cross_entropy,
@@ -36,6 +37,11 @@ def _linear(dtype, x, w, b, dy):
     return y, *linear.backward(dy, cache)
 
 
+def _lora(dtype, x, a, b, dy):
+    y, cache = lora.forward(x, rounded(a, dtype), rounded(b, dtype), 0.5)
+    return y, *lora.backward(dy, cache)
+
+
 def _attention(dtype, q, k, v, dy):
     edges = np.array([0, 5, 16])
     y, cache = attention.forward(q, k, v, edges, edges[:-1], np.diff(edges), compute_dtype=dtype)
@@ -49,6 +55,7 @@ def _both(operation):
 
 RUNS = {
     "linear": (_linear, {"x": (9, 16), "w": (16, 12), "b": (12,), "dy": (9, 12)}),
+    "lora": (_lora, {"x": (9, 16), "a": (3, 16), "b": (12, 3), "dy": (9, 12)}),
     "attention": (_attention, dict.fromkeys(("q", "k", "v", "dy"), (16, 2, 16))),
     "layer_norm": (lambda dtype, x: layer_norm.forward(x, np.ones(16, np.float32),
                                                        np.zeros(16, np.float32))[:1],

@@ -27,6 +27,10 @@ ROUNDING_POINTS = (
     RoundingPoint("linear", "w", True, True, "the weight itself stays float32 beside its copy"),
     RoundingPoint("linear", "b", False, False),
     RoundingPoint("linear", "dy", True, True, "in dx and dw; db sums dy as it is"),
+    RoundingPoint("lora", "x", True, True, "kept rounded for the backward"),
+    RoundingPoint("lora", "a", True, True, "the product of x and a too, before it meets b"),
+    RoundingPoint("lora", "b", True, True),
+    RoundingPoint("lora", "dy", True, True, "the product of dy and b too, before it meets a and x"),
     RoundingPoint("attention", "q", False, True, "GPU: bfloat16 and head widths that are a "
                   "multiple of 16; else float32"),
     RoundingPoint("attention", "k", False, True, "as q"),
