@@ -114,7 +114,7 @@ def test_second_names_and_pipes(interrupted, tmp_path, capsys):
     assert (tmp_path / "other").read_bytes() == (tmp_path / "copy").read_bytes()
     if hasattr(os, "mkfifo"):
         run = shutil.copytree(interrupted, tmp_path / "again")
-        for name in (".lock", "seed-0/metrics.jsonl"):
+        for name in (".lock", "seed-0/metrics.jsonl", "config.json"):
             (run / name).unlink(missing_ok=True)
             os.mkfifo(run / name)
             capsys.readouterr()

@@ -53,6 +53,11 @@ def link_error(path: Path) -> UserError:
                      "written through a link in its folder")
 
 
+def no_file_error(path: Path) -> UserError:
+    """-> what is said of a pipe or a device in the folder of a run."""
+    return UserError(f"{path}: is no file, expected one that a run wrote")
+
+
 def open_in_place(path: Path, flags: int) -> int:
     """-> handle of a file of a run that is changed where it is, made if it is not there.
 
@@ -65,7 +70,7 @@ def open_in_place(path: Path, flags: int) -> int:
                      | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0), 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):      # a pipe would be waited for
         os.close(handle)
-        raise UserError(f"{path}: is no file, expected one that a run wrote")
+        raise no_file_error(path)
     return handle
 
 

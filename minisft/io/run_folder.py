@@ -26,6 +26,7 @@ from minisft.io.files import (
     link_error,
     make_folder,
     make_new_folder,
+    no_file_error,
     open_in_place,
     read_json,
     require_no_link,
@@ -211,6 +212,8 @@ def read_interrupted_run(folder: str | Path) -> dict[str, Any]:
     for path in _written(folder):
         if path.is_symlink():
             raise link_error(path)
+        if not (path.is_file() or path.is_dir()):      # a pipe would be waited for
+            raise no_file_error(path)
     if not (folder / CONFIG).is_file() or has_weights(folder):
         raise UserError(f"{folder}: expected the folder of a run, with its {CONFIG}")
     if (folder / RESULTS).exists():
