@@ -11,7 +11,8 @@ from minisft.models.heads import Classifier
 from minisft.training import averaging
 from minisft.training.averaging import Mean
 from minisft.training.config import TrainingConfig
-from minisft.training.loop import State, fit, make_optimizer
+from minisft.training.loop import fit, make_optimizer
+from minisft.training.state import State
 
 CONFIG = GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2)
 SETTINGS = TrainingConfig(epochs=3, batch_tokens=20, micro_tokens=1000, lr=0.02)

@@ -18,8 +18,9 @@ from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.training import divergence, optim
 from minisft.training.config import TrainingConfig
-from minisft.training.loop import State, fit, make_optimizer
+from minisft.training.loop import fit, make_optimizer
 from minisft.training.saving import Saver
+from minisft.training.state import State
 
 GPT2 = GPT2Config(vocab_size=23, n_positions=12, n_embd=16, n_layer=2, n_head=2)
 BERT = BertConfig(vocab_size=23, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,

@@ -15,8 +15,9 @@ from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.training import loop, loss_scale, optim
 from minisft.training.config import TrainingConfig
-from minisft.training.loop import State, fit, make_optimizer
+from minisft.training.loop import fit, make_optimizer
 from minisft.training.loss_scale import LossScale
+from minisft.training.state import State
 
 CONFIG = GPT2Config(vocab_size=23, n_positions=12, n_embd=16, n_layer=2, n_head=2,
                     embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)

@@ -53,7 +53,6 @@ from minisft.training.frozen_features import with_features
 from minisft.training.loop import (
     Interrupted,
     Log,
-    State,
     begin,
     fit,
     fit_in,
@@ -62,6 +61,7 @@ from minisft.training.loop import (
 )
 from minisft.training.options import config_of_run
 from minisft.training.saving import parse_save_every
+from minisft.training.state import State
 
 Task = Classification | Completion | Tagging | Answering
 TASKS = {"classify": Classification, "complete": Completion, "tag": Tagging,

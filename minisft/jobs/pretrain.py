@@ -46,7 +46,6 @@ from minisft.training.config import (
 from minisft.training.loop import (
     BatchPlan,
     Interrupted,
-    State,
     begin,
     fit_in,
     load_or_init_state,
@@ -55,6 +54,7 @@ from minisft.training.loop import (
 from minisft.training.optim import SCHEDULES, Optimizer
 from minisft.training.options import Config, config_of_run, option, require_in_range
 from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
+from minisft.training.state import State
 
 FEW_STEPS = 200     # fewer teach nothing that could be read
 VALIDATIONS = 5     # at least, however few steps there are

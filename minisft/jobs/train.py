@@ -11,7 +11,8 @@ from minisft.jobs.classify import class_weights
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.training.config import FinetuneConfig, TrainingConfig, require_sound
 from minisft.training.defaults import resolve_defaults
-from minisft.training.loop import History, Interrupted, State, fit, make_optimizer
+from minisft.training.loop import History, Interrupted, fit, make_optimizer
+from minisft.training.state import State
 
 
 def train(model: Classifier | LanguageModel, dataset: TokenizedDataset,

@@ -2,11 +2,9 @@
 
 import math
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from minisft.backend import random
-from minisft.backend.array import to_cpu
 from minisft.backend.constants import ceil_div
 from minisft.backend.cpu import allocator
 from minisft.data.batch import token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.dispatch import FLOAT16
-from minisft.errors import DivergedError, UserError
+from minisft.errors import DivergedError
 from minisft.io import run_folder
 from minisft.io import training_state as states
 from minisft.io.files import read_json
@@ -31,64 +28,11 @@ from minisft.training.averaging import Mean
 from minisft.training.config import TrainingConfig
 from minisft.training.loss_scale import LossScale
 from minisft.training.saving import SaveInterval, Saver
+from minisft.training.state import State
 
 Model = Classifier | LanguageModel
 Validate = Callable[[Model], Mapping[str, Any]]
 Log = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass
-class State:
-    """Where a run stands: all that `resume` needs beside the config and the data."""
-
-    epoch: int = 0
-    index: int = 0      # steps done of this epoch
-    step: int = 0
-    seconds: float = 0.0
-    tokens: int = 0
-    loss_sum: float = 0.0                           # of the steps of this epoch
-    best: dict | None = None                        # the epoch that counts so far
-    best_values: np.ndarray | None = None
-    mean: Mean | None = None                        # of the values, with config.average
-    scale: LossScale | None = None                  # of float16 alone
-    metrics_crc32: int | None = None                # of metrics.jsonl up to here
-
-    INFO = ("epoch", "index", "step", "seconds", "tokens", "loss_sum", "best",
-            "metrics_crc32")
-
-    def to_save(self, model: Model, optimizer: optim.Optimizer) -> tuple[dict, dict]:
-        """-> arrays by name, and the rest as plain numbers."""
-        arrays, t = optimizer.state()
-        arrays = {f"optimizer.{name}": a for name, a in arrays.items()}
-        arrays["values"] = model.store.values
-        if self.best_values is not None:
-            arrays["best_values"] = self.best_values
-        if self.mean is not None:
-            arrays["mean"] = self.mean.values
-        return arrays, {name: getattr(self, name) for name in self.INFO} | {
-            "optimizer_t": t, "frozen": _frozen_checksum(model),
-            "averaged": None if self.mean is None else self.mean.count,
-            "scale": None if self.scale is None else asdict(self.scale)}
-
-    def restore(self, model: Model, optimizer: optim.Optimizer,
-                arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
-        """The other way round, from what `to_save` gave; raises UserError for another model."""
-        if arrays["values"].shape != model.store.values.shape:
-            raise UserError(f"the saved state has {arrays['values'].size} values, "
-                            f"the model {model.store.values.size}")
-        if info.get("frozen", _frozen_checksum(model)) != _frozen_checksum(model):
-            raise UserError("the layers that are not trained have changed since the run began, "
-                            "expected the same model")
-        for name in self.INFO:
-            setattr(self, name, info[name])
-        self.best_values = arrays.get("best_values")
-        self.mean = None if info.get("averaged") is None else Mean(
-            model.store.xp.asarray(arrays["mean"]), info["averaged"])
-        self.scale = None if info.get("scale") is None else LossScale(**info["scale"])
-        model.store.values[...] = model.store.xp.asarray(arrays["values"])
-        optimizer.restore({name.removeprefix("optimizer."): a for name, a in arrays.items()
-                           if name.startswith("optimizer.")}, info["optimizer_t"])
-        model.store.refresh()
 
 
 class History:
@@ -396,11 +340,6 @@ def _duration(seconds):
 
 def _scale_of(state):
     return {} if state.scale is None else {"loss_scale": state.scale.value}
-
-
-def _frozen_checksum(model):
-    # a state keeps what is trained; the rest must be what it was, or the run goes on with another
-    return zlib.crc32(to_cpu(model.store.frozen_values))
 
 
 def _patience_is_over(state, config):
