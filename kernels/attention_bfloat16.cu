@@ -131,9 +131,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_bfloat16_forward
         __syncthreads();
         Scores s;
         score(s, rows, k_tile);
+#pragma unroll
         for (int half = 0; half < 2; half++) {
             const int query = mine + g + 8 * half;
             float top = largest[half];
+#pragma unroll
             for (int i = 0; i < TILE / 4; i++) {
                 float& x = s[i / 2][2 * half + i % 2];
                 const int key = tile + 8 * (i / 2) + 2 * t + i % 2;
@@ -145,8 +147,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_bfloat16_forward
             const float rescale = exp_below(largest[half], top);
             largest[half] = top;
             sum[half] *= rescale;
+#pragma unroll
             for (int n = 0; n < D / 8; n++)
                 for (int i = 0; i < 2; i++) out[n][2 * half + i] *= rescale;
+#pragma unroll
             for (int i = 0; i < TILE / 4; i++) {
                 float& x = s[i / 2][2 * half + i % 2];
                 const int key = tile + 8 * (i / 2) + 2 * t + i % 2;
@@ -217,6 +221,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_bfloat16_backwar
         Scores s, dp;
         score(s, rows, k_tile);
         score(dp, up, v_tile);
+#pragma unroll
         for (int i = 0; i < TILE / 2; i++) {
             const int half = i / 2 % 2, query = mine + g + 8 * half;
             const int key = tile + 8 * (i / 4) + 2 * t + i % 2;
@@ -274,6 +279,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_bfloat16_backwar
         Scores p, ds;
         score(p, rows, q_tile);
         score(ds, values, dy_tile);
+#pragma unroll
         for (int i = 0; i < TILE / 2; i++) {
             const int key = mine + g + 8 * (i / 2 % 2);
             const int query = tile + 8 * (i / 4) + 2 * t + i % 2;
@@ -290,6 +296,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_bfloat16_backwar
         add_tile(dk_sums, ds, q_tile);
     }
 
+#pragma unroll
     for (int n = 0; n < D / 8; n++)
         for (int i = 0; i < 4; i++) {
             const int key = mine + g + 8 * (i / 2);

@@ -6,9 +6,11 @@
 import ctypes
 import json
 import re
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -35,6 +37,11 @@ BUILDS = {
     "softmax_naive": [{}],
 }
 
+# The instructions that say how fast a main loop can be: products, loads of shared memory, and the
+# unit of exponentials.
+COUNTED = {"attention": ("FFMA", "LDS", "LDS.128", "MUFU", "LDG"),
+           "attention_bfloat16": ("HMMA", "LDSM", "LDS", "MUFU", "LDG")}
+
 
 def folder():
     """-> where the wheel nvidia-cuda-nvrtc put its libraries, or None."""
@@ -60,7 +67,7 @@ def version(nvrtc):
 
 
 def compiled(nvrtc, text, name, architecture, defines):
-    """CUDA source -> the compiler's log; raises ValueError when it refuses."""
+    """CUDA source -> the compiler's log, the machine code; raises ValueError when it refuses."""
     program = ctypes.c_void_p()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None)
     options = [f"-arch={architecture}", "-std=c++17", "-ftz=true", "--ptxas-options=-v",
@@ -71,15 +78,22 @@ def compiled(nvrtc, text, name, architecture, defines):
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    code = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetCUBIN(program, code)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     log = log.value.decode()
     if status:
         raise ValueError(f"NVRTC refuses {name} for {architecture}:\n{log}")
-    return log
+    return log, code.raw
 
 
 def resources(log):
-    """ptxas's report -> {kernel: {registers, spilled, shared}}, the last two in bytes."""
+    """ptxas's report -> {kernel: {registers, stack, spilled, shared}}, all but the first in bytes.
+
+    `stack` is local memory, which lies in the memory of the card: spilled registers, and arrays
+    whose index the compiler does not know.
+    """
     found = {}
     for part in log.split("Compiling entry function '")[1:]:
         stores, loads = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part)\
@@ -87,6 +101,7 @@ def resources(log):
         shared = re.search(r"(\d+) bytes smem", part)
         found[part.split("'")[0]] = {
             "registers": int(re.search(r"Used (\d+) registers", part)[1]),
+            "stack": int(re.search(r"(\d+) bytes stack frame", part)[1]),
             "spilled": int(stores) + int(loads), "shared": int(shared[1]) if shared else 0}
     return found
 
@@ -97,13 +112,62 @@ def label(defines):
 
 
 def measured(nvrtc, file, architecture, defines):
-    """-> resources of the kernels of one file, and the warnings."""
-    log = compiled(nvrtc, cuda.source(file), f"{file}.cu", architecture, defines)
-    return resources(log), [line for line in log.splitlines() if "warning" in line.casefold()]
+    """-> resources of the kernels of one file, and the warnings.
+
+    With nvdisasm also `loop`: the instructions of the main loop of those in COUNTED.
+    """
+    log, code = compiled(nvrtc, cuda.source(file), f"{file}.cu", architecture, defines)
+    used = resources(log)
+    if file in COUNTED and disassembler():
+        for kernel, counts in loop_instructions(code, COUNTED[file]).items():
+            used[kernel]["loop"] = counts
+    return used, [line for line in log.splitlines() if "warning" in line.casefold()]
+
+
+def disassembler():
+    """-> the program of the wheel nvidia-cuda-nvdisasm, or None."""
+    spec = find_spec("nvidia")
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        for found in Path(root).glob("*/bin/nvdisasm"):
+            return found
+    return None
+
+
+def loop_instructions(code, names):
+    """Machine code -> {kernel: {name: how many instructions of its longest loop are such}}.
+
+    `all` counts every instruction of the loop, those too that only its first or last rounds take.
+    """
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        text = subprocess.run([disassembler(), "-c", file.name], capture_output=True, text=True,
+                              check=True).stdout
+    counts = {}
+    for part in re.split(r"^\.text\.", text, flags=re.MULTILINE)[1:]:
+        kernel, body = part.split(":", 1)
+        labels, instructions, loop = {}, [], (0, 0)
+        for label, instruction in re.findall(r"^\s*(?:(\.L_x_\d+):|/\*\w+\*/\s+(.*?) ?;)", body,
+                                             flags=re.MULTILINE):
+            if label:
+                labels[label] = len(instructions)
+                continue
+            instructions.append(re.sub(r"^@!?U?P\w+\s+", "", instruction))
+            back = re.search(r"BRA.*\((\.L_x_\d+)\)", instruction)
+            begin = labels.get(back[1]) if back else None
+            if begin is not None and len(instructions) - begin > loop[1] - loop[0]:
+                loop = begin, len(instructions)
+        inside = instructions[slice(*loop)]
+        counts[kernel] = {"all": len(inside), **{
+            name: sum(f"{i.split()[0]}.".startswith(f"{name}.") for i in inside)
+            for name in names}}
+    return counts
 
 
 def write():
-    """Measures everything and writes the table."""
+    """Measures everything and writes the table; it takes nvdisasm, too."""
+    if not disassembler():
+        raise SystemExit("no nvdisasm: pip install -e '.[kernels]'")
     nvrtc = library()
     table = {"nvrtc": version(nvrtc)}
     for file, builds in BUILDS.items():
@@ -115,8 +179,9 @@ def write():
                     rows = table.setdefault(file, {}).setdefault(label(defines), {})
                     rows.setdefault(kernel, {})[architecture] = used
     lines = json.dumps(table, indent=1)
-    TABLE.write_text(re.sub(r"\{\s+(\"registers[^}]*?)\s+\}",
-                            lambda m: "{" + " ".join(m[1].split()) + "}", lines) + "\n")
+    TABLE.write_text(re.sub(r"\{\s+\"registers(?:[^{}]|\{[^{}]*\})*\}",
+                            lambda m: re.sub(r"\s+(?=\})|(?<=\{)\s+", "",
+                                             " ".join(m[0].split())), lines) + "\n")
 
 
 if __name__ == "__main__":

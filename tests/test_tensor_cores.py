@@ -93,5 +93,5 @@ def test_rounding_to_bfloat16(rng):
 @pytest.mark.skipif(nvrtc.folder() is None, reason="no NVRTC (extra `kernels`)")
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
 def test_the_instruction_compiles(architecture):
-    log = nvrtc.compiled(nvrtc.library(), device() + PRODUCT, "product.cu", architecture, {})
+    log, _ = nvrtc.compiled(nvrtc.library(), device() + PRODUCT, "product.cu", architecture, {})
     assert "warning" not in log and nvrtc.resources(log)["product"]["spilled"] == 0
