@@ -77,20 +77,29 @@ def emulated() -> bool:
     return bool(value)
 
 
-@dataclass(frozen=True)
 class Rows:
-    """An array whose rows need not be adjacent, such as q within the output of one product."""
+    """An array whose rows need not be adjacent, such as q within the output of one product.
 
-    array: np.ndarray
+    Raises ValueError when a row is not contiguous.
+    """
+
+    __slots__ = "array", "_stride"
+
+    def __init__(self, array: Array):
+        self.array = array
+        inner, contiguous = array.itemsize, True     # bytes of a row, from its last axis on
+        for size, stride in zip(array.shape[:0:-1], array.strides[:0:-1], strict=True):
+            contiguous &= stride == inner or size < 2
+            inner *= size
+        between = array.strides[0] if len(array) > 1 else inner
+        if (array.size and not contiguous) or between < inner:
+            raise ValueError(f"an array of shape {array.shape} and strides {array.strides}: each "
+                             "row must be contiguous")
+        self._stride = between // array.itemsize
 
     def stride(self) -> int:
-        """-> distance of two rows in numbers; raises ValueError when a row is not contiguous."""
-        a = self.array
-        inner = int(np.prod(a.shape[1:])) * a.itemsize
-        if (a.size and not a[0].flags.c_contiguous) or (len(a) > 1 and a.strides[0] < inner):
-            raise ValueError(f"an array of shape {a.shape} and strides {a.strides}: each row must "
-                             "be contiguous")
-        return a.strides[0] // a.itemsize if len(a) > 1 else inner // a.itemsize
+        """-> distance of two rows in numbers."""
+        return self._stride
 
 
 @dataclass(frozen=True)
@@ -124,13 +133,6 @@ def signatures(text: str) -> dict[str, tuple[Parameter, ...]]:
             for name, parameters in KERNEL.findall(text)}
 
 
-@cache
-def _names(text):
-    """Source -> {kernel: the names of its parameters}."""
-    return {kernel: frozenset(p.name for p in parameters)
-            for kernel, parameters in signatures(text).items()}
-
-
 def _parameter(declared):
     match = re.fullmatch(r"\s*(const )?([\w ]+?)(\*)?( __restrict__)? (\w+)", declared)
     if not match or match[2] not in TYPES:
@@ -153,58 +155,108 @@ def launch(file: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...]
 def launch_source(text: str, kernel: str, grid: tuple[int, ...], block: tuple[int, ...], /, *,
                   defines: dict[str, int] | None = None, **arguments: Any) -> None:
     """The same for the text of a CUDA source."""
-    grid, block = (tuple(map(int, size)) + (1,) * (3 - len(size)) for size in (grid, block))
-    parameters = signatures(text)[kernel]
-    if arguments.keys() != _names(text)[kernel]:
-        names = [p.name for p in parameters]
+    options = tuple(sorted(defines.items())) if defines else ()
+    prepared(text, kernel, options)(grid, block, arguments)
+
+
+class Prepared:
+    """A kernel with its -D options, what its parameters demand, and, once it has run, its code.
+
+    All that a launch need not find out again: a training step is some hundred launches, and at
+    60 us each the card waits for the CPU.
+    """
+
+    def __init__(self, text: str, kernel: str, options: tuple[tuple[str, int], ...]):
+        self.text, self.kernel, self.options = text, kernel, options
+        self.parameters = signatures(text)[kernel]
+        self.names = frozenset(p.name for p in self.parameters)
+        self.checks = [(p.name, np.dtype(p.type), p.type, p.pointer, p.written,
+                        *_bounds(p.type)) for p in self.parameters]
+        # CuPy, and its kernel: RawModule.get_function would look it up anew each time
+        self.cupy, self.on_card = None, None
+
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...],
+                 arguments: dict[str, Any]) -> None:
+        """As `launch`."""
+        grid, block = (tuple(map(int, size)) + (1,) * (3 - len(size)) for size in (grid, block))
+        if arguments.keys() != self.names:
+            self._refuse_names(arguments)
+        x, y, z = block
+        if not 1 <= x * y * z <= emulator.MOST_THREADS:
+            raise ValueError(f"{self.kernel}: blocks of {block} threads, expected 1 to "
+                             f"{emulator.MOST_THREADS} in all")
+        x, y, z = grid
+        if x > GRID_LIMIT[0] or y > GRID_LIMIT[1] or z > GRID_LIMIT[2]:
+            raise ValueError(f"{self.kernel}: a grid of {grid} blocks, expected at most "
+                             f"{GRID_LIMIT}")
+        ready, side = self._fitted(arguments)
+        if 0 in grid:
+            return
+        if side is np:
+            values = [_c_value(p, a) for p, a in zip(self.parameters, ready, strict=True)]
+            emulator.run(_library(self.text, self.options), self.kernel, grid, block, values)
+            return
+        if self.cupy is not array.cupy:
+            self.cupy = array.cupy
+            self.on_card = _module(self.cupy, self.text, self.options).get_function(self.kernel)
+        self.on_card(grid, block, tuple([np.uintp(0) if a is None else a for a in ready]))
+
+    def _fitted(self, arguments):
+        """-> the arguments as the kernel takes them, in its order; the module of the arrays.
+
+        Raises ValueError for one that cannot be.
+        """
+        ready, side = [], None
+        for name, dtype, kind, pointer, written, low, high in self.checks:
+            a = arguments[name]
+            if not pointer:
+                ready.append(kind(a) if low is None or type(a) is int and low <= a <= high else
+                             self._number(name, kind, a))
+                continue
+            if a is not None:
+                if type(a) is Rows:
+                    a = a.array
+                elif not a.flags.c_contiguous:
+                    raise ValueError(f"{self.kernel}: {name} has strides {a.strides} at shape "
+                                     f"{a.shape}, expected a contiguous array")
+                if a.dtype != dtype:
+                    raise ValueError(f"{self.kernel}: {name} is {a.dtype}, expected {dtype}")
+                here = np if isinstance(a, np.ndarray) else array.cupy
+                if side is not None and side is not here:
+                    raise ValueError(f"{self.kernel}: some arrays on the GPU, some not, expected "
+                                     "all on one side")
+                side = here
+                if written and here is np and not a.flags.writeable:
+                    raise ValueError(f"{self.kernel}: {name} is written to, but the array is "
+                                     "read-only")
+            ready.append(a)
+        return ready, side
+
+    def _number(self, name, kind, a):
+        """-> a whole number that is no plain int, or that does not fit, in the kernel's type."""
+        if kind(a) != a:
+            raise ValueError(f"{self.kernel}: {name} is {a}, which {np.dtype(kind)} cannot hold")
+        return kind(a)
+
+    def _refuse_names(self, arguments):
+        names = [p.name for p in self.parameters]
         missing = [name for name in names if name not in arguments]
         unknown = [name for name in arguments if name not in names]
-        raise ValueError(f"{kernel}: " + "; ".join(
+        raise ValueError(f"{self.kernel}: " + "; ".join(
             f"{what} {', '.join(wrong)}" for what, wrong in
             (("missing", missing), ("unknown", unknown)) if wrong) +
             f"; expected {', '.join(names)}")
-    if not 1 <= np.prod(block) <= emulator.MOST_THREADS:
-        raise ValueError(f"{kernel}: blocks of {block} threads, expected 1 to "
-                         f"{emulator.MOST_THREADS} in all")
-    if any(n > most for n, most in zip(grid, GRID_LIMIT, strict=True)):
-        raise ValueError(f"{kernel}: a grid of {grid} blocks, expected at most {GRID_LIMIT}")
-    ready = [_fitted(kernel, p, arguments[p.name]) for p in parameters]
-    if 0 in grid:
-        return
-    modules = {array.array_module(a) for p, a in zip(parameters, ready, strict=True)
-               if p.pointer and a is not None}
-    if len(modules) > 1:
-        raise ValueError(f"{kernel}: some arrays on the GPU, some not, expected all on one side")
-    options = tuple(sorted((defines or {}).items()))
-    if modules == {np}:
-        values = [_c_value(p, a) for p, a in zip(parameters, ready, strict=True)]
-        emulator.run(_library(text, options), kernel, grid, block, values)
-    else:
-        pointers = tuple(np.uintp(0) if a is None else a for a in ready)
-        _module(text, options).get_function(kernel)(grid, block, pointers)
 
 
-def _fitted(kernel, parameter, a):
-    """-> the argument as the kernel takes it; raises ValueError when it cannot be."""
-    what = f"{kernel}: {parameter.name}"
-    if not parameter.pointer:
-        number = parameter.type(a)
-        if parameter.type is not np.float32 and number != a:
-            raise ValueError(f"{what} is {a}, which {number.dtype} cannot hold")
-        return number
-    if a is None:
-        return None
-    if isinstance(a, Rows):
-        a.stride()     # raises where rows are not contiguous
-        a = a.array
-    elif not a.flags.c_contiguous:
-        raise ValueError(f"{what} has strides {a.strides} at shape {a.shape}, expected a "
-                         "contiguous array")
-    if a.dtype != parameter.type:
-        raise ValueError(f"{what} is {a.dtype}, expected {np.dtype(parameter.type)}")
-    if parameter.written and isinstance(a, np.ndarray) and not a.flags.writeable:
-        raise ValueError(f"{what} is written to, but the array is read-only")
-    return a
+def _bounds(kind):
+    """-> the least and the greatest number of a whole type; None, None of float32."""
+    return (None, None) if kind is np.float32 else (np.iinfo(kind).min, np.iinfo(kind).max)
+
+
+@lru_cache(maxsize=512)
+def prepared(text: str, kernel: str, options: tuple[tuple[str, int], ...] = ()) -> Prepared:
+    """Source, one of its kernels, its -D options in the order of their names -> the launch."""
+    return Prepared(text, kernel, options)
 
 
 def _c_value(parameter, a):
@@ -219,6 +271,6 @@ def _library(text, defines):
 
 
 @lru_cache(maxsize=256)
-def _module(text, defines):
+def _module(cupy, text, defines):
     options = "-std=c++17", *(f"-D{name}={value}" for name, value in defines)
-    return array.cupy.RawModule(code=text, options=options)
+    return cupy.RawModule(code=text, options=options)

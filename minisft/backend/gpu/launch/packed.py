@@ -2,6 +2,8 @@
 
 from functools import lru_cache
 from math import sqrt
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -10,30 +12,46 @@ from minisft.backend.array import Array, array_module, to_cpu
 from minisft.backend.constants import ceil_div
 
 
+class Layout:
+    """Where the sequences of a batch lie: the kernels' arguments that follow from it.
+
+    Raises ValueError as minisft/ops/attention.py does, and for a sequence without keys.
+    """
+
+    def __init__(self, xp: ModuleType, cu_seqlens: np.ndarray, starts: np.ndarray,
+                 keys: np.ndarray, causal: bool):
+        self.starts, self.keys, self.queries = starts, keys, np.diff(cu_seqlens)
+        for b, (n, m) in enumerate(zip(self.queries.tolist(), keys.tolist(), strict=True)):
+            if causal and n > m:
+                raise ValueError(f"sequence {b}: {n} queries but {m} keys under a causal mask")
+            if n and not m:
+                raise ValueError(f"sequence {b}: {n} queries but no key")
+        self.last_query = int(cu_seqlens[-1]) if len(keys) else 0
+        self.last_key = int((starts + keys).max(initial=0))
+        self.sequences = {
+            name: xp.asarray(a.astype(np.int32)) for name, a in (
+                ("cu_seqlens", cu_seqlens), ("key_starts", starts), ("key_lengths", keys))}
+        order = np.argsort(starts, kind="stable")
+        ends = np.maximum.accumulate((starts + keys)[order])
+        shared = (starts[order][1:] < ends[:-1]).any()
+        self.rounds = [(b, 1) for b in range(len(keys))] if shared else [(0, len(keys))]
+
+
 class Packed:
     """Queries and keys of a batch, checked on the CPU; the kernels' arguments that follow from it.
 
-    Raises ValueError as minisft/ops/attention.py does, and for a sequence without keys.
+    Raises ValueError as `Layout`, and for sequences that reach beyond q or k.
     """
 
     def __init__(self, q: Array, k: Array, cu_seqlens: Array, key_starts: Array,
                  key_lengths: Array, causal: bool, drop: tuple[float, random.Scores] | None):
         self.xp, (_, self.heads, self.width) = array_module(q), q.shape
-        cu_seqlens, self.starts, self.keys = (
-            np.asarray(to_cpu(a)).astype(np.int64) for a in (cu_seqlens, key_starts, key_lengths))
-        self.queries = np.diff(cu_seqlens)
-        for b, (n, m) in enumerate(zip(self.queries, self.keys, strict=True)):
-            if causal and n > m:
-                raise ValueError(f"sequence {b}: {n} queries but {m} keys under a causal mask")
-            if n and not m:
-                raise ValueError(f"sequence {b}: {n} queries but no key")
-        if len(self.keys) and (cu_seqlens[-1] > len(q) or (self.starts + self.keys).max() > len(k)):
-            raise ValueError(f"sequences reach to query {cu_seqlens[-1]} of {len(q)} and key "
-                             f"{(self.starts + self.keys).max()} of {len(k)}")
-        self.sequences = {
-            name: _int32_array(self.xp, a.astype(np.int32).tobytes()) for name, a in (
-                ("cu_seqlens", cu_seqlens), ("key_starts", self.starts),
-                ("key_lengths", self.keys))}
+        at = _layout(self.xp, *map(_bytes, (cu_seqlens, key_starts, key_lengths)), bool(causal))
+        if at.last_query > len(q) or at.last_key > len(k):
+            raise ValueError(f"sequences reach to query {at.last_query} of {len(q)} and key "
+                             f"{at.last_key} of {len(k)}")
+        self.layout, self.queries, self.keys = at, at.queries, at.keys
+        self.sequences = at.sequences
         self.causal, self.scale = int(causal), 1 / sqrt(self.width)
         self.dropout = self._dropout(drop)
 
@@ -43,11 +61,11 @@ class Packed:
             return {"example_ids": None, "threshold": 0, "keep": 1.0, "seed": 0, "step": 0,
                     "site": 0}
         rate, words = drop
-        example_ids = self.xp.asarray(np.asarray(to_cpu(words.example_ids)).astype(np.uint32))
         stream = words.stream
-        return {"example_ids": example_ids, "threshold": int(rate * 2**32),
-                "keep": 1 / (1 - rate), "seed": stream.seed & random.WORD,
-                "step": stream.step & random.WORD, "site": words.layer << 16 | random.SCORES}
+        return {"example_ids": _words(self.xp, _bytes(words.example_ids)),
+                "threshold": int(rate * 2**32), "keep": 1 / (1 - rate),
+                "seed": stream.seed & random.WORD, "step": stream.step & random.WORD,
+                "site": words.layer << 16 | random.SCORES}
 
     def grid(self, lengths: np.ndarray, numbers_a_block: int) -> tuple[int, int, int]:
         """-> (pieces of the longest, heads, sequences)."""
@@ -58,15 +76,25 @@ class Packed:
 
         Sequences that share a key get a launch each; usually no two do.
         """
-        n = len(self.keys)
-        order = np.argsort(self.starts, kind="stable")
-        ends = np.maximum.accumulate((self.starts + self.keys)[order])
-        if (self.starts[order][1:] < ends[:-1]).any():
-            return [(b, 1) for b in range(n)]
-        return [(0, n)]
+        return self.layout.rounds
+
+
+def _bytes(a: Any) -> bytes:
+    """Whole numbers on either side -> the bytes of the same as int64."""
+    return np.asarray(to_cpu(a) if not isinstance(a, np.ndarray) else a, dtype=np.int64).tobytes()
+
+
+# All layers of a step attend over the same sequences: what is made of them is made once, and the
+# device gets it once.
+
+@lru_cache(maxsize=64)
+def _layout(xp, cu_seqlens, starts, keys, causal):
+    """-> Layout of the bytes of three int64 arrays."""
+    return Layout(xp, *(np.frombuffer(a, dtype=np.int64) for a in (cu_seqlens, starts, keys)),
+                  causal)
 
 
 @lru_cache(maxsize=64)
-def _int32_array(xp, numbers):
-    """Bytes of int32 -> the array on the device, cached: all layers of a step need the same."""
-    return xp.asarray(np.frombuffer(numbers, dtype=np.int32))
+def _words(xp, numbers):
+    """Bytes of int64 -> their lower halves, uint32 on the device."""
+    return xp.asarray(np.frombuffer(numbers, dtype=np.int64).astype(np.uint32))
