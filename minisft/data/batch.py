@@ -31,15 +31,29 @@ class Batch:
     def to(self, xp: ModuleType) -> "Batch":
         """NumPy or CuPy -> the same batch with its arrays there.
 
-        The one place at which a batch goes to the GPU, each array once.
+        The one place at which a batch goes to the GPU: all whole numbers in one transfer, as int32
+        (example ids, of which dropout reads the lower 32 bits, by those).
         """
         if array.array_module(self.ids) is xp:
             return self
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in
-                                  ("ids", "positions", "labels", "types", "hidden")}
-        moved: dict[str, Any] = {name: None if a is None else xp.asarray(a)
-                                 for name, a in arrays.items()}
-        return replace(self, **moved)
+        there = ("ids", "positions", "labels", "types")
+        numbers = {name: a for name in (*there, "first", "last", "token_example_ids")
+                   if (a := getattr(self, name)) is not None}
+        flat = xp.asarray(np.concatenate(
+            [np.ravel(a).astype(np.uint32).view(np.int32) for a in numbers.values()]))
+        moved: dict[str, Any] = {}
+        start = 0
+        for name, a in numbers.items():
+            moved[name] = flat[start:start + a.size].reshape(a.shape)
+            start += a.size
+        fields: dict[str, Any] = {name: moved.get(name) for name in there}
+        if self.hidden is not None:
+            fields["hidden"] = xp.asarray(self.hidden)
+        batch = replace(self, **fields)
+        # what is cached here is not asked of the device
+        vars(batch).update({name: a for name, a in moved.items() if name not in there},
+                           end_positions=self.end_positions)
+        return batch
 
     def asarray(self, a: np.ndarray) -> Any:
         """An array on the CPU -> the same on the device of the ids."""

@@ -14,7 +14,7 @@ def forward(z: Array, labels: Array, weights: Array | None = None, smoothing: fl
     """z (N,K), labels (N,), weights (K,) or None -> (loss, denominator), cache."""
     xp = array_module(z)
     z = xp.ascontiguousarray(z)
-    labels = xp.ascontiguousarray(labels.astype(np.int32))
+    labels = xp.ascontiguousarray(labels.astype(np.int32, copy=False))
     if weights is not None:
         weights = xp.ascontiguousarray(xp.asarray(weights, dtype=z.dtype))
     losses, masses, totals, maxima, sums = (xp.empty(len(z), dtype=z.dtype) for _ in range(5))

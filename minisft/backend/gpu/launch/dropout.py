@@ -13,9 +13,8 @@ THREADS = 256
 def forward(x: Array, words: random.Tokens, rate: float) -> tuple[Array, tuple]:
     """x (N,C), words: a random.Tokens, rate in [0, 1) -> y (N,C), cache."""
     xp = array_module(x)
-    example_ids, positions = (xp.ascontiguousarray(xp.asarray(a).astype(np.uint32))
-                              for a in (words.example_ids, words.positions))
-    mask = {"example_ids": example_ids, "positions": positions, "threshold": int(rate * 2**32),
+    mask = {"example_ids": _words(xp, words.example_ids),
+            "positions": _words(xp, words.positions), "threshold": int(rate * 2**32),
             "keep": 1 / (1 - rate), "seed": words.stream.seed & random.WORD,
             "step": words.stream.step & random.WORD, "site": words.layer << 16 | words.site}
     return _apply(x, mask), (mask,)
@@ -24,6 +23,12 @@ def forward(x: Array, words: random.Tokens, rate: float) -> tuple[Array, tuple]:
 def backward(dy: Array, cache: tuple) -> Array:
     """dy (N,C) -> dx (N,C)."""
     return _apply(dy, *cache)
+
+
+def _words(xp, numbers):
+    """Whole numbers (N,) -> their lower 32 bits; those of a batch on a card have no more."""
+    a = xp.asarray(numbers)
+    return xp.ascontiguousarray(a.view(np.uint32) if a.dtype == np.int32 else a.astype(np.uint32))
 
 
 def _apply(x, mask):

@@ -18,6 +18,6 @@ def backward(dy: Array, cache: tuple, out: Array | None = None) -> Array:
     order = xp.argsort(ids, kind="stable")     # equal ids side by side, in the tokens' order
     n, width = dy.shape
     launch("embedding", "embedding_backward", (n, ceil_div(width, THREADS)), (THREADS,),
-           dy=dy, ids=ids[order].astype(np.int32), order=order.astype(np.int32), dw=dw, n=n,
-           width=width)
+           dy=dy, ids=ids[order].astype(np.int32, copy=False), order=order.astype(np.int32), dw=dw,
+           n=n, width=width)
     return dw
