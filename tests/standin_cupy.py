@@ -5,10 +5,14 @@ is stricter: CuPy lets `np.exp(x)` and `x[numpy_array]` pass with a transfer tha
 both are errors. It computes with NumPy, so results have the CPU's bits, and runs kernels on the
 emulator. Only functions that CuPy has are here (`FUNCTIONS`, compared with it where it is
 installed).
+
+`counted()` tells what a card would be asked to do.
 """
 
 import ctypes
 import operator
+from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -25,7 +29,30 @@ FUNCTIONS = (
 METHODS = ("all", "any", "argmax", "astype", "copy", "max", "mean", "min", "ravel", "repeat",
            "reshape", "sum", "swapaxes", "tolist", "transpose", "view")
 ATTRIBUTES = ("dtype", "flags", "itemsize", "nbytes", "ndim", "shape", "size", "strides")
+NO_LAUNCH = {"broadcast_shapes", "broadcast_to", "empty", "empty_like", "shape", "swapaxes",
+             "transpose", "view"}
+MAY_COPY = {"ascontiguousarray", "astype", "ravel", "reshape"}     # and then it is a launch
 inf = np.inf
+
+_count = None     # Counter of `counted`
+
+
+@contextmanager
+def counted():
+    """Within it launches are counted: -> Counter of kernels' names, "gemmEx", names of CuPy's
+    functions, "to card" and "to CPU"."""
+    global _count
+    _count = Counter()
+    try:
+        yield _count
+    finally:
+        _count = None
+
+
+def launched(name):
+    """Counts it, within `counted`."""
+    if _count is not None:
+        _count[name] += 1
 
 
 class ndarray:     # noqa: N801  CuPy's name
@@ -39,21 +66,22 @@ class ndarray:     # noqa: N801  CuPy's name
     def __array__(self, *args, **kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
-    def __getattr__(self, name):
-        if name in ATTRIBUTES:
-            return getattr(self._here, name)
-        if name in METHODS:
-            return _wrapped(getattr(self._here, name))
-        if name == "T":
-            return ndarray(self._here.T)
-        if name == "data":
-            return _Pointer(self._here.ctypes.data)
-        raise AttributeError(f"the stand-in's array has no {name}")
+    @property
+    def T(self):     # noqa: N802  CuPy's name
+        return ndarray(self._here.T)
+
+    @property
+    def data(self):
+        return _Pointer(self._here.ctypes.data)
 
     def __getitem__(self, index):
-        return _over(self._here[_taken(index)])
+        found = self._here[_taken(index)]
+        if isinstance(index, ndarray):
+            launched("take")
+        return _over(found)
 
     def __setitem__(self, index, value):
+        launched("copy")
         self._here[_taken(index)] = _taken(value)
 
     def __len__(self):
@@ -63,12 +91,15 @@ class ndarray:     # noqa: N801  CuPy's name
         return (self[i] for i in range(len(self)))
 
     def __float__(self):
+        launched("to CPU")
         return float(self._here)
 
     def __int__(self):
+        launched("to CPU")
         return int(self._here)
 
     def __bool__(self):
+        launched("to CPU")
         return bool(self._here)
 
     __hash__ = None
@@ -96,14 +127,17 @@ def _over(result):
     return tuple(map(_over, result)) if isinstance(result, tuple) else result
 
 
-def _wrapped(function):
+def _wrapped(function, name):
     def call(*args, **options):
-        result = function(*map(_taken, args), **{k: _taken(v) for k, v in options.items()})
+        args = [_taken(a) for a in args]
+        result = function(*args, **{k: _taken(v) for k, v in options.items()})
+        if _count is not None and name not in NO_LAUNCH and not (
+                name in MAY_COPY and np.may_share_memory(result, args[0])):
+            _count["to CPU" if name == "tolist" else name] += 1
         return options["out"] if options.get("out") is not None else _over(result)
 
-    for name in ("reduceat",):
-        if hasattr(function, name):
-            setattr(call, name, _wrapped(getattr(function, name)))
+    if hasattr(function, "reduceat"):
+        call.reduceat = _wrapped(function.reduceat, name)
     return call
 
 
@@ -112,13 +146,16 @@ def _operators():
                  "xor", "lshift", "rshift"):
         plain, in_place = (getattr(operator, f"__{i}{name}__") for i in ("", "i"))
 
-        def forward(self, other, plain=plain):
+        def forward(self, other, plain=plain, name=name):
+            launched(name)
             return _over(plain(self._here, _taken(other)))
 
-        def backward(self, other, plain=plain):
+        def backward(self, other, plain=plain, name=name):
+            launched(name)
             return _over(plain(_taken(other), self._here))
 
-        def inplace(self, other, plain=in_place):
+        def inplace(self, other, plain=in_place, name=name):
+            launched(name)
             here = plain(self._here, _taken(other))
             assert here is self._here
             return self
@@ -137,8 +174,12 @@ def _operators():
 
 for _name, _function in _operators():
     setattr(ndarray, _name, _function)
+for _name in ATTRIBUTES:
+    setattr(ndarray, _name, property(operator.attrgetter(f"_here.{_name}")))
+for _name in METHODS:
+    setattr(ndarray, _name, _wrapped(getattr(np.ndarray, _name), _name))
 for _name in FUNCTIONS:
-    globals()[_name] = _wrapped(getattr(np, _name))
+    globals()[_name] = _wrapped(getattr(np, _name), _name)
 for _name in TYPES:
     globals()[_name] = getattr(np, _name)
 
@@ -147,11 +188,14 @@ def asarray(a, dtype=None):
     """-> the array on the card: a copy of one of NumPy's."""
     if isinstance(a, ndarray):
         return a if dtype in (None, a.dtype) else a.astype(dtype)
+    launched("to card")
     return ndarray(np.array(a, dtype=dtype))
 
 
 def asnumpy(a):
     """-> the array on the CPU, a copy."""
+    if isinstance(a, ndarray):
+        launched("to CPU")
     return a._here.copy() if isinstance(a, ndarray) else np.asarray(a)
 
 
@@ -166,6 +210,7 @@ class RawModule:
     def get_function(self, name):
         """-> what launches the kernel of that name."""
         def launch(grid, block, args):
+            launched(name)
             emulator.run(self.library, name, grid, block, [_c_value(a) for a in args])
         return launch
 
@@ -198,6 +243,7 @@ class cuda:     # noqa: N801
         def gemmEx(handle, turn_a, turn_b, m, n, k, alpha, a, kind_a, rows_a, b, kind_b, rows_b,     # noqa: N802
                    beta, c, kind_c, rows_c, compute, algorithm):
             """C (m,n) = alpha * op(A) (m,k) op(B) (k,n) + beta * C, all stored by columns."""
+            launched("gemmEx")
             assert (kind_c, compute, algorithm) == (0, 68, -1) and kind_a == kind_b in (2, 14)
             sides = []
             for pointer, kind, turn, shape, rows in ((a, kind_a, turn_a, (m, k), rows_a),

@@ -1,0 +1,41 @@
+"""What a training step asks of a card: launches are counted, with kernels stubbed."""
+
+import pytest
+
+from benchmarks import gpu_host
+from minisft.backend import array
+
+# launches of a step of 12 layers, transfers among them; a change may only lower them
+MOST = {"classifier, bfloat16": 900, "classifier, bfloat16, dropout": 950,
+        "classifier, float32": 691, "language model, bfloat16": 881}
+
+
+@pytest.fixture(scope="module")
+def found():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(array, "cupy", None)
+        patch.delenv("MINISFT_CUDA", raising=False)
+        patch.setenv("MINISFT_COMPILED", "off")
+        yield gpu_host.measured(1)
+
+
+@pytest.mark.parametrize("case", MOST)
+def test_no_step_launches_more(found, case):
+    seconds, launches = found[case]
+    assert len(seconds) == 1 and launches.total() <= MOST[case], launches
+
+
+def test_a_batch_goes_to_the_card_at_once(found):
+    for case, (_, launches) in found.items():
+        # the language model's rows that count come on their own
+        assert launches["to card"] == 1 + ("language" in case), case
+        assert launches["to CPU"] == 3     # loss, denominator and norm
+
+
+@pytest.mark.slow
+def test_two_checkouts_are_compared(capsys):
+    assert gpu_host.main(["--before", str(gpu_host.ROOT), "--steps", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(MOST)
+    for line, most in zip(lines, MOST.values(), strict=True):
+        assert line.count(f" {most} launches") == 2 and "before" in line and "now" in line
