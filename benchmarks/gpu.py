@@ -171,7 +171,8 @@ def loss_and_step(bench, n, classes, parameters):
         p = bench.peer(values, gradient=True)
         p.grad = bench.peer(grads)
         peer = torch.optim.AdamW([p], lr=1e-5, fused=bench.card).step
-    bench.record("adamw", lambda: adamw.step(values, grads, m, v, 1, 1e-5), 28 * parameters,
+    group = [(parameters, 1e-5, 0.01)]
+    bench.record("adamw", lambda: adamw.step(values, grads, m, v, 1, group), 28 * parameters,
                  "GB/s", peer)
 
 

@@ -95,6 +95,25 @@ __device__ __forceinline__ Running block_join(Running a, Running* scratch) {
     return warp_join(lane < (int)blockDim.x / WARP ? scratch[lane] : running_start());
 }
 
+// The first `count` of four neighbouring numbers; four of them, aligned, by one access of 16 bytes.
+__device__ __forceinline__ void load_four(float (&to)[4], const float* from, int count) {
+    if (count == 4) {
+        const float4 four = *(const float4*)from;
+        to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+    } else {
+        for (int i = 0; i < 4; i++) to[i] = i < count ? from[i] : 0.0f;
+    }
+}
+
+__device__ __forceinline__ void store_four(float* to, const float (&from)[4], int count) {
+    if (count == 4) {
+        *(float4*)to = make_float4(from[0], from[1], from[2], from[3]);
+    } else {
+        for (int i = 0; i < 4; i++)
+            if (i < count) to[i] = from[i];
+    }
+}
+
 // -> the sum of column c over `pieces` rows that lie `apart` numbers apart, in their order
 __device__ __forceinline__ float column_sum(const float* x, int c, int pieces, long long apart) {
     float sum = 0.0f;
@@ -158,6 +177,40 @@ __device__ __forceinline__ uint16_t to_bfloat16(float v) {
 
 __device__ __forceinline__ uint32_t pack_bfloat16(float first, float second) {
     return to_bfloat16(first) | (uint32_t)to_bfloat16(second) << 16;
+}
+
+// The 16-bit format of a kernel that is compiled for either: float16 with -DFLOAT16=1, else bfloat16.
+#ifndef FLOAT16
+#define FLOAT16 0
+#endif
+
+__device__ __forceinline__ uint16_t to_16_bits(float v) {
+#if !FLOAT16
+    return to_bfloat16(v);
+#elif defined(EMULATOR)
+    return emulator::to_float16(v);
+#else
+    uint16_t rounded;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded) : "f"(v));
+    return rounded;
+#endif
+}
+
+__device__ __forceinline__ float from_16_bits(uint16_t v) {
+#if !FLOAT16
+    return from_bfloat16(v);
+#elif defined(EMULATOR)
+    return emulator::from_float16(v);
+#else
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(v));
+    return wide;
+#endif
+}
+
+// -> two numbers in a word, the first in its lower half
+__device__ __forceinline__ uint32_t pack_16_bits(float first, float second) {
+    return to_16_bits(first) | (uint32_t)to_16_bits(second) << 16;
 }
 
 // Tensor cores, one warp: C (16, 8) += A (16, 16) @ B (16, 8), A and B in bfloat16, C in float32.

@@ -23,7 +23,7 @@ TABLE = Path(__file__).parent / "golden" / "kernel_resources.json"
 
 # Every .cu with each set of sizes that it is compiled for here.
 BUILDS = {
-    "adamw": [{}],
+    "adamw": [{"FLOAT16": n} for n in (0, 1)],
     "attention": [{"HEAD_WIDTH": d} for d in (16, 32, 64, 80, 128)],
     "attention_bfloat16": [{"HEAD_WIDTH": d} for d in (16, 64, 128)],
     "attention_naive": [{}],

@@ -163,8 +163,12 @@ unsigned long sizes(void (*)(A...), unsigned long* out) {
 
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { uint32_t x, y; };
+struct alignas(16) uint4 { uint32_t x, y, z, w; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 
 // A real atomic, so that the thread sanitizer takes it for one.
 template <class T>
@@ -188,6 +192,29 @@ inline uint32_t __float_as_uint(float v) {
     memcpy(&bits, &v, sizeof bits);
     return bits;
 }
+
+namespace emulator {
+
+// What a card's cvt.rn.f16.f32 and cvt.f32.f16 do: to the nearest, ties to even.
+inline uint16_t to_float16(float v) {
+    const uint32_t bits = __float_as_uint(v), sign = bits >> 16 & 0x8000;
+    const float size = fabsf(v);
+    if (v != v) return 0x7fff;
+    if (size >= 65520.0f) return sign | 0x7c00;
+    if (size < 0x1p-14f) return sign | (uint32_t)nearbyintf(size * 0x1p24f);     // subnormal
+    const uint32_t rest = (bits & 0x7fffffff) - (112u << 23);
+    return sign | (rest + 0xfff + (rest >> 13 & 1)) >> 13;
+}
+
+inline float from_float16(uint16_t v) {
+    const uint32_t size = v & 0x7fff;
+    const float f = size > 0x7c00 ? NAN : size == 0x7c00 ? INFINITY :
+                    size < 0x400 ? size * 0x1p-24f : __uint_as_float((size << 13) + (112u << 23));
+    return v & 0x8000 ? -f : f;
+}
+
+}  // namespace emulator
+
 template <class T>
 inline T __ldg(const T* place) { return *place; }
 inline float __expf(float x) { return expf(x); }

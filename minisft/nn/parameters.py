@@ -220,10 +220,13 @@ class Parameters:
         """
         for p in self:
             p.compute_dtype, p.compute_value = self.compute_dtype, None
+        self.compute_values: Array = None     # on a card all that are trained (P,), in 16 bits
         if self.compute_dtype is None or self.xp is np:
             return
         for buffer, trained in ((self.values, True), (self.frozen_values, False)):
             flat, start = rounded(buffer, self.compute_dtype), 0
+            if trained:
+                self.compute_values = flat
             for p in self._ordered:
                 if p.trainable == trained:
                     p.compute_value = flat[start:start + p.size].reshape(p.shape)

@@ -48,16 +48,18 @@ class Optimizer:
         """Updates every trained value; `scale` multiplies the gradients (mean, clipping)."""
         self.t += 1
         self.last_lr = lr
-        for group, rate in zip(self.store.param_groups, self.rates, strict=True):
-            decay = self.weight_decay if group.decays else 0.0
-            self.update_group(slice(group.start, group.stop), lr * rate, decay, scale)
-        self.store.refresh()
+        self.update_groups([(group.stop, lr * rate, self.weight_decay if group.decays else 0.0)
+                            for group, rate in zip(self.store.param_groups, self.rates,
+                                                   strict=True)], scale)
 
-    def update_group(self, group: slice, lr: float, decay: float, scale: float) -> None:
-        """One parameter group, block by block."""
-        grads = self.store.grads
-        for block in _blocks(grads, group):
-            self.update(block, lr, decay, grads[block] * scale)
+    def update_groups(self, groups: Sequence[tuple[int, float, float]], scale: float) -> None:
+        """(end, learning rate, decay) of each parameter group, in order; block by block."""
+        grads, start = self.store.grads, 0
+        for stop, lr, decay in groups:
+            for block in _blocks(grads, slice(start, stop)):
+                self.update(block, lr, decay, grads[block] * scale)
+            start = stop
+        self.store.refresh()
 
     def update(self, block: slice, lr: float, decay: float, g: Array) -> None:
         """One block, whose gradient g may be overwritten."""
@@ -143,13 +145,18 @@ class AdamW(Adam):
                  rates: Sequence[float] | None = None) -> None:
         super().__init__(store, betas, eps, weight_decay, rates)
 
-    def update_group(self, group: slice, lr: float, decay: float, scale: float) -> None:
-        """One parameter group, in one pass over the buffers where there is a kernel for it."""
-        buffers = self.store.values[group], self.store.grads[group], self.m[group], self.v[group]
+    def update_groups(self, groups: Sequence[tuple[int, float, float]], scale: float) -> None:
+        """All in one pass over the buffers where there is a kernel or a loop for it."""
+        store = self.store
+        buffers = store.values, store.grads, self.m, self.v
         step = adamw.choose(*buffers).load()
         if step is None:
-            return super().update_group(group, lr, decay, scale)
-        step(*buffers, self.t, lr, decay, self.betas, self.eps, scale)
+            return super().update_groups(groups, scale)
+        if store.compute_values is None:
+            step(*buffers, self.t, groups, self.betas, self.eps, scale)
+            store.refresh()
+        else:     # on a card, whose kernel rounds what it has in its registers
+            step(*buffers, self.t, groups, self.betas, self.eps, scale, low=store.compute_values)
 
 
 OPTIMIZERS: dict[str, Any] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}

@@ -83,9 +83,9 @@ def _products(loops, rows, size, put):
     return found | {"y by columns": (by_columns, *found["y"][1:])}
 
 
-def _clipped_step(adamw, values, grads, m, v, t, lr, decay, scale, limit):
+def _clipped_step(adamw, values, grads, m, v, t, groups, scale, limit):
     norm = float(np.sqrt(np.square(grads).sum())) * scale
-    adamw.step(values, grads, m, v, t, lr, decay, scale=scale * min(1, limit / norm))
+    adamw.step(values, grads, m, v, t, groups, scale=scale * min(1, limit / norm))
 
 
 def _attention(parts, causal, drop, size, put):

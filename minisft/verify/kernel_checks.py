@@ -217,14 +217,18 @@ def of_bfloat16(launcher: Any, size: int,
 def of_adamw(step: Callable, size: int, put: Callable) -> dict[str, tuple[Array, Array, Array]]:
     """Three steps, the gradients clipped, against minisft/training/optim.py.
 
-    step(values, grads, m, v, t, lr, decay, scale, limit) changes values, m and v.
+    step(values, grads, m, v, t, groups, scale, limit) changes values, m and v.
     """
     n, lr, limit = size * size, 0.01, 0.5
+    ends = n // 3, n // 3 + (n > 2), n     # of three groups, one of them a single number
+    rates = 1.0, 0.5, 2.0
     values, *grads = normal((n,), (n,), (n,), (n,))
 
     def formula(dtype):
-        store = Parameters([Parameter("w", (n,), 0, decays=True)], dtype)
-        optimizer = AdamW(store, weight_decay=0.1)
+        store = Parameters([Parameter(name, (stop - start,), layer, decays=layer != 1)
+                            for layer, (name, start, stop) in enumerate(
+                                zip("abc", (0, *ends), ends, strict=False))], dtype)
+        optimizer = AdamW(store, weight_decay=0.1, rates=rates)
         store.values[...] = values
         for g in grads:
             store.grads[...] = g
@@ -234,14 +238,16 @@ def of_adamw(step: Callable, size: int, put: Callable) -> dict[str, tuple[Array,
 
     ours = [put(a.copy()) for a in (values, 0 * values, 0 * values)]
     for t, g in enumerate(map(put, grads), start=1):
-        step(ours[0], g, *ours[1:], t, lr, 0.1, 2.0, limit)
+        step(ours[0], g, *ours[1:], t,
+             [(end, rate * lr, decay) for end, rate, decay in zip(ends, rates, (0.1, 0.0, 0.1),
+                                                                 strict=True)], 2.0, limit)
     with only("formula"):
         plain, exact = formula(np.float32), formula(np.float64)
     return dict(zip(("values", "m", "v"), zip(ours, plain, exact, strict=True), strict=True))
 
 
-def _clipped_step(values, grads, m, v, t, lr, decay, scale, limit):
-    adamw_launch.step(values, grads, m, v, t, lr, decay, scale=scale,
+def _clipped_step(values, grads, m, v, t, groups, scale, limit):
+    adamw_launch.step(values, grads, m, v, t, groups, scale=scale,
                       squares=adamw_launch.squares(grads), limit=limit)
 
 

@@ -1,8 +1,10 @@
-"""One step of AdamW over a part of the flat buffers, in one compiled loop.
+"""One step of AdamW over the flat buffers, a compiled loop for each parameter group.
 
 As minisft/training/optim.py.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from math import sqrt
 
 import numpy as np
@@ -10,15 +12,25 @@ import numpy as np
 from minisft.backend.cpu import jit
 
 
-def step(values: np.ndarray, grads: np.ndarray, m: np.ndarray, v: np.ndarray, t: int, lr: float,
-         decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-         scale: float = 1.0) -> None:
-    """All (P,) float32, values, m and v are changed in place; t counts from 1."""
+def step(values: np.ndarray, grads: np.ndarray, m: np.ndarray, v: np.ndarray, t: int,
+         groups: Sequence[tuple[int, float, float]], betas: tuple[float, float] = (0.9, 0.999),
+         eps: float = 1e-8, scale: float = 1.0) -> None:
+    """All (P,) float32, values, m and v are changed in place; t counts from 1.
+
+    `groups`: (end, learning rate, decay) of each, in order; the first begins at 0.
+    """
     b1, b2 = betas
-    numbers = [np.float32(a) for a in (scale, 1 - lr * decay, b1, 1 - b1, b2, 1 - b2,
-                                       1 / sqrt(1 - b2**t), eps, lr / (1 - b1**t))]
-    jit.each(lambda start, stop: _loop(*[a[start:stop] for a in (values, grads, m, v)], *numbers),
-             len(values), values.itemsize)
+    begin = 0
+    for end, lr, decay in groups:
+        numbers = [np.float32(a) for a in (scale, 1 - lr * decay, b1, 1 - b1, b2, 1 - b2,
+                                           1 / sqrt(1 - b2**t), eps, lr / (1 - b1**t))]
+        group = [a[begin:end] for a in (values, grads, m, v)]
+        jit.each(partial(_part, group, numbers), end - begin, values.itemsize)
+        begin = end
+
+
+def _part(group, numbers, start, stop):
+    _loop(*[a[start:stop] for a in group], *numbers)
 
 
 @jit.loop()
