@@ -114,13 +114,6 @@ __device__ __forceinline__ void store_four(float* to, const float (&from)[4], in
     }
 }
 
-// -> the sum of column c over `pieces` rows that lie `apart` numbers apart, in their order
-__device__ __forceinline__ float column_sum(const float* x, int c, int pieces, long long apart) {
-    float sum = 0.0f;
-    for (int i = 0; i < pieces; i++) sum += x[i * apart + c];
-    return sum;
-}
-
 // Philox4x32-10 (Salmon et al. 2011): four words of counter and two of key -> four random words.
 // The same numbers as minisft/backend/random.py.
 struct Words {

@@ -1,7 +1,7 @@
 // GELU, fused with the bias of the linear map before it: the sum x + b is never written.
 //
 // Computes, of minisft/ops/gelu.py: (1), (2) or (4) in gelu_forward; (3) or (5) in gelu_backward,
-// and each block's part of the bias's gradient; gelu_backward_sum adds the parts.
+// and each block's part of the bias's gradient; column_sums.cu adds the parts.
 // A block owns blockDim.x columns of `rows` rows, a thread one column of them: neighbouring threads
 // read neighbouring numbers, and a column's sum never leaves its thread.
 // Shared memory: none.
@@ -58,11 +58,4 @@ extern "C" __global__ void gelu_backward(const float* __restrict__ dy,
         sum += dx[at];
     }
     if (parts) parts[(long long)blockIdx.y * width + c] = sum;
-}
-
-// A thread owns one number of db (width).
-extern "C" __global__ void gelu_backward_sum(const float* __restrict__ parts,
-                                             float* __restrict__ db, int width, int pieces) {
-    const int c = blockIdx.x * blockDim.x + threadIdx.x;
-    if (c < width) db[c] = column_sum(parts, c, pieces, width);
 }

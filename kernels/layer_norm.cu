@@ -2,8 +2,7 @@
 // variance are taken.
 //
 // Computes, of minisft/ops/layer_norm.py: (1), (2) in layer_norm_forward; (3) and each block's part
-// of (4) in layer_norm_backward; the sum of the parts, in the order of the blocks, in
-// layer_norm_backward_sum.
+// of (4) in layer_norm_backward; column_sums.cu adds the parts, in the order of the blocks.
 // A block owns one row forward, `rows` rows backward; a thread owns the channels threadIdx.x,
 // threadIdx.x + THREADS, ..., so a channel's part of dw and db never leaves its thread.
 // Shared memory: a few hundred bytes, one number a warp for each sum.
@@ -81,11 +80,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward(
         parts[blockIdx.x * 2ll * WIDTH + c] = dw[i];
         parts[blockIdx.x * 2ll * WIDTH + WIDTH + c] = db[i];
     }
-}
-
-// A thread owns one number of dw_db (2, WIDTH).
-extern "C" __global__ void __launch_bounds__(THREADS) layer_norm_backward_sum(
-        const float* __restrict__ parts, float* __restrict__ dw_db, int pieces) {
-    const int c = blockIdx.x * THREADS + threadIdx.x;
-    if (c < 2 * WIDTH) dw_db[c] = column_sum(parts, c, pieces, 2 * WIDTH);         // (4)
 }

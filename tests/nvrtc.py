@@ -28,6 +28,7 @@ BUILDS = {
     "attention_bfloat16": [{"HEAD_WIDTH": d} for d in (16, 64, 128)],
     "attention_naive": [{}],
     "bfloat16": [{}],
+    "column_sums": [{}],
     "cross_entropy": [{}],
     "dropout": [{}],
     "embedding": [{}],

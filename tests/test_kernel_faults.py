@@ -19,12 +19,14 @@ CHECKS = {"attention_bfloat16": "attention (bfloat16, 64 channels, dropout, caus
           "attention_naive": "attention (naive, 33 channels, dropout, causal)",
           "layer_norm": "layer_norm (wide)", "cross_entropy": "cross_entropy (all options)",
           "adamw": "adamw", "softmax": "softmax (fused)", "dropout": "dropout",
-          "embedding": "embedding", "gelu": "gelu (tanh, with its bias)"}
+          "column_sums": "column_sums", "embedding": "embedding",
+          "gelu": "gelu (tanh, with its bias)"}
 
 # Each .cu without one of its barriers, by number; those of device.cuh where they are used.
 BARRIERS = [(file, "device.cuh" in place, number)
             for file, place, numbers in [("attention", "attention.cu", range(9)),
                                          ("attention_bfloat16", "the same", range(6)),
+                                         ("column_sums", "column_sums.cu", [0]),
                                          ("adamw", "device.cuh: block_sum", [0]),
                                          ("layer_norm", "device.cuh: block_sums", [1]),
                                          ("cross_entropy", "device.cuh: block_join", [2])]
@@ -56,6 +58,8 @@ FAULTS = {
     "last rows left out": ("layer_norm", "end = min(n, first + rows)",
                            "end = min(n - 1, first + rows)"),
     "label's class one off": ("cross_entropy", "j == label ?", "j == label + 1 ?"),
+    "last warp's rows left out": ("column_sums", "i < warps; i++", "i < warps - 1; i++"),
+    "added where it should not": ("column_sums", "add ? *to + sum : sum", "*to + sum"),
     "one token of an id": ("embedding", "i < n && ids[i] == id; i++", "i < first + 1; i++"),
     "ten rounds, not nine": ("dropout", "round < 10", "round < 9"),
     "no bias correction": ("adamw", "sqrtf(square[i]) * v_root", "sqrtf(square[i])"),

@@ -13,6 +13,7 @@ from minisft.errors import UserError
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.nn.blocks import MLP
+from minisft.nn.layers import LayerNorm, Linear
 from minisft.nn.parameters import Parameters
 from minisft.ops.cross_entropy import IGNORE
 from minisft.training.optim import AdamW, clip_scale, gradient_norm
@@ -151,6 +152,31 @@ def test_a_label_that_is_no_class_gives_no_number(rng, emulate):
     (loss, _), cache = cross_entropy.forward(z, np.array([0, 4, 2]))
     dz = cross_entropy.backward(1.0, cache)
     assert np.isnan(loss) and np.isnan(dz[1]).all() and np.isfinite(dz[[0, 2]]).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("frozen", ["", "weight", "bias"])
+def test_sums_go_into_the_gradients_and_add_up(rng, monkeypatch, frozen):
+    x, dy = rng.standard_normal((2, 40, 16), dtype=np.float32)
+    found = []
+    for wish in ("", "emulate"):
+        monkeypatch.setenv("MINISFT_CUDA", wish)
+        layers = Linear("linear", 16, 16, 0), LayerNorm("norm", 16, 1, 1e-5)
+        store = Parameters([p for layer in layers for p in layer.parameters()])
+        store.values[...] = np.random.default_rng(1).standard_normal(store.values.shape)
+        store.train(lambda p: not frozen or not p.name.endswith(frozen))
+        store.grads[...] = 7
+        store.zero_grad()
+        for _ in range(2):
+            for layer in layers:
+                layer.forward(x)
+                layer.backward(dy)
+        part = layers[0].forward_columns(x, slice(4, 12))
+        layers[0].backward_columns(dy[:, 4:12], part[1], slice(4, 12))
+        found.append({p.name: p.grad.copy() for p in store.trainable})
+    for name, gradient in found[0].items():
+        np.testing.assert_allclose(found[1][name], gradient, atol=1e-5, err_msg=name)
+        assert np.abs(gradient).max() > 1
 
 
 def step(model, batch, optimizer=None):

@@ -80,7 +80,7 @@ def _arguments(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "cross_entropy": {"z": array(n, 2), "labels": ids},
         "span_cross_entropy": {"z": array(n, 2), "cu_seqlens": np.arange(args.texts + 1) *
                                args.tokens, "labels": array(args.texts, 2, dtype=np.int64)},
-        "to_bfloat16": {"x": x},
+        "column_sums": {"x": x}, "to_bfloat16": {"x": x},
         "adamw": {key: array(n * width) for key in ("values", "grads", "m", "v")},
         "squared_norm": {"grads": array(n * width)}}[name]
 

@@ -23,6 +23,7 @@ from minisft.dispatch.operations import (
     OPERATIONS,
     adamw,
     attention,
+    column_sums,
     cross_entropy,
     dropout,
     embedding,
@@ -39,6 +40,7 @@ from minisft.dispatch.random_words import dispatched
 from minisft.dispatch.selection import Site, only, watched
 
 __all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "PRECISIONS", "Site", "adamw",
-           "attention", "cross_entropy", "dispatched", "dropout", "embedding", "gelu",
-           "gelu_adds_bias", "layer_norm", "linear", "lora", "matmul", "only", "resolve_precision",
-           "rounded", "softmax", "span_cross_entropy", "squared_norm", "to_bfloat16", "watched"]
+           "attention", "column_sums", "cross_entropy", "dispatched", "dropout", "embedding",
+           "gelu", "gelu_adds_bias", "layer_norm", "linear", "lora", "matmul", "only",
+           "resolve_precision", "rounded", "softmax", "span_cross_entropy", "squared_norm",
+           "to_bfloat16", "watched"]

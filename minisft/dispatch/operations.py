@@ -160,6 +160,20 @@ attention = Operation("attention", ops.attention.forward, [
     Implementation(FORMULA, (), lambda: _attention),
 ], shapes.attention, options=("compute_dtype",))
 
+def _column_sums(x, out=None, add=False):
+    """x (N,M) -> its sums over the rows (M,); `out` (M,): where they go, or are added."""
+    sums = x.sum(axis=0)
+    if out is None:
+        return sums
+    out[...] = out + sums if add else sums
+    return out
+
+
+column_sums = Function("column_sums", _column_sums, [
+    Implementation("fused kernel", (KERNELS,), lambda: launch.column_sums.column_sums),
+    Implementation(FORMULA, (), lambda: _column_sums),
+])
+
 # Of the optimizer: None where training/optim.py's own formula runs, block by block.
 adamw = Function("adamw", launch.adamw.step, [
     Implementation("fused kernel", (KERNELS,), lambda: launch.adamw.step),
@@ -173,4 +187,4 @@ squared_norm = Function("squared_norm", launch.adamw.squares, [
 
 OPERATIONS = {operation.name: operation for operation in (
     linear, embedding, layer_norm, gelu, softmax, dropout, lora, cross_entropy, span_cross_entropy,
-    attention, matmul, to_bfloat16, adamw, squared_norm)}
+    attention, matmul, column_sums, to_bfloat16, adamw, squared_norm)}

@@ -9,6 +9,7 @@ from typing import Any
 from minisft.backend import random
 from minisft.backend.array import Array
 from minisft.dispatch import (
+    column_sums,
     dispatched,
     dropout,
     embedding,
@@ -110,6 +111,10 @@ class Linear(Layer):
         """dy (N,columns) -> dx (N,in), or None as `backward`."""
         b = self.b if bias and self.b is not None and self.b.trainable else None
         w = cache[1]
+        if b is not None and column_sums.choose(dy).name == "fused kernel":
+            out = b.first_grad() if columns == slice(None) else None
+            column_sums(dy, b.grad[columns] if out is None else out, add=out is None)
+            b = None
         if not self.w.trainable:     # dw is a product as large as dx
             if b is not None:
                 b.grad[columns] += dy.sum(axis=0)
@@ -140,6 +145,9 @@ class LayerNorm(Layer):
     def backward(self, dy: Array) -> Array:
         """dy (N,C) -> dx (N,C)."""
         (cache,) = self.pop_saved()
+        if cache.implementation.name == "fused kernel" and self.w.zeroed and self.b.zeroed:
+            out = self.w.first_grad(), self.b.first_grad()
+            return layer_norm.backward(dy, cache, out=out)[0]
         dx, dw, db = layer_norm.backward(dy, cache)
         self.w.add_grad(dw)
         self.b.add_grad(db)

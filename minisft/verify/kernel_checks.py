@@ -23,6 +23,7 @@ from minisft.backend.gpu.launch import attention as attention_launch
 from minisft.backend.gpu.launch import attention_bfloat16 as attention_bfloat16_launch
 from minisft.backend.gpu.launch import attention_naive as attention_naive_launch
 from minisft.backend.gpu.launch import bfloat16 as bfloat16_launch
+from minisft.backend.gpu.launch import column_sums as column_sums_launch
 from minisft.backend.gpu.launch import cross_entropy as cross_entropy_launch
 from minisft.backend.gpu.launch import dropout as dropout_launch
 from minisft.backend.gpu.launch import embedding as embedding_launch
@@ -168,6 +169,22 @@ def of_cross_entropy(launcher: Any, options: bool, size: int,
     return compare(("loss", "dz", "mass"), put, kernel, formula, [4 * z], np.float32(0.7))
 
 
+def _column_sums(size, put):
+    """By one launch and by two, and where the columns go to two arrays."""
+    found = {}
+    for rows in (size, 70 * size):
+        (x,) = normal((rows, size + 2))
+        plain, exact = (x.astype(kind).sum(axis=0) for kind in (np.float32, np.float64))
+        found[f"sums of {rows} rows"] = column_sums_launch.column_sums(put(x)), plain, exact
+        parts = [put(x[0, :cut].copy()) for cut in (2, size)]
+        column_sums_launch.into(put(x), *parts, add=True)
+        found[f"two of {rows} rows"] = (
+            np.concatenate([to_cpu(a) for a in parts]),
+            plain + np.concatenate([x[0, :2], x[0, :size]]),
+            exact + np.concatenate([x[0, :2], x[0, :size]]).astype(np.float64))
+    return found
+
+
 def _embedding(size, put):
     (dy,) = normal((size, size))
     ids = np.random.default_rng(2).integers(0, 5, size) ** 2
@@ -272,6 +289,7 @@ KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("cross_entropy", partial(of_cross_entropy, cross_entropy_launch, False)),
     KernelCheck("cross_entropy (all options)",
                 partial(of_cross_entropy, cross_entropy_launch, True)),
+    KernelCheck("column_sums", _column_sums),
     KernelCheck("embedding", _embedding),
     KernelCheck("dropout", partial(of_dropout, dropout_launch)),
     KernelCheck("adamw", partial(of_adamw, _clipped_step)),

@@ -6,6 +6,7 @@ from minisft.backend.gpu.launch import (
     attention_bfloat16,
     attention_naive,
     bfloat16,
+    column_sums,
     cross_entropy,
     dropout,
     embedding,
@@ -15,4 +16,4 @@ from minisft.backend.gpu.launch import (
 )
 
 __all__ = ["adamw", "attention", "attention_bfloat16", "attention_naive", "bfloat16",
-           "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "softmax"]
+           "column_sums", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "softmax"]

@@ -3,6 +3,7 @@
 from minisft.backend.array import Array, array_module
 from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
+from minisft.backend.gpu.launch import column_sums
 
 BLOCKS = 512     # of the backward; each writes a part of dw and db
 MOST_THREADS = 256
@@ -21,21 +22,22 @@ def forward(x: Array, w: Array, b: Array, eps: float = 1e-5) -> tuple[Array, tup
     return y, (x, w, mean, rstd)
 
 
-def backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array]:
-    """dy (N,C) -> dx (N,C), dw (C,), db (C,)."""
+def backward(dy: Array, cache: tuple,
+             out: tuple[Array, Array] | None = None) -> tuple[Array, Array, Array]:
+    """dy (N,C) -> dx (N,C), dw (C,), db (C,); `out`: where dw and db go."""
     x, w, mean, rstd = cache
     xp = array_module(dy)
     dy = xp.ascontiguousarray(dy)
     (n, width), sizes = dy.shape, _sizes(dy.shape[-1])
     rows = max(4, ceil_div(n, BLOCKS))
-    parts = xp.empty((ceil_div(n, rows), 2, width), dtype=dy.dtype)
-    dx, dw_db = xp.empty_like(dy), xp.empty((2, width), dtype=dy.dtype)
+    parts = xp.empty((ceil_div(n, rows), 2 * width), dtype=dy.dtype)
+    dx = xp.empty_like(dy)
+    dw, db = (xp.empty(width, dtype=dy.dtype) for _ in range(2)) if out is None else out
     launch("layer_norm", "layer_norm_backward", (len(parts),), (sizes["THREADS"],),
            dy=dy, x=x, w=w, mean=mean, rstd=rstd, dx=dx, parts=parts, n=n, rows=rows,
            defines=sizes)
-    launch("layer_norm", "layer_norm_backward_sum", (ceil_div(2 * width, sizes["THREADS"]),),
-           (sizes["THREADS"],), parts=parts, dw_db=dw_db, pieces=len(parts), defines=sizes)
-    return dx, dw_db[0], dw_db[1]
+    column_sums.into(parts, dw, db)
+    return dx, dw, db
 
 
 def _sizes(width):
