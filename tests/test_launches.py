@@ -6,8 +6,8 @@ from benchmarks import gpu_host
 from minisft.backend import array
 
 # launches of a step of 12 layers, transfers among them; a change may only lower them
-MOST = {"classifier, bfloat16": 900, "classifier, bfloat16, dropout": 950,
-        "classifier, float32": 691, "language model, bfloat16": 881}
+MOST = {"classifier, bfloat16": 714, "classifier, bfloat16, dropout": 764,
+        "classifier, float32": 507, "language model, bfloat16": 697}
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def test_no_step_launches_more(found, case):
 
 def test_a_batch_goes_to_the_card_at_once(found):
     for case, (_, launches) in found.items():
-        # the language model's rows that count come on their own
-        assert launches["to card"] == 1 + ("language" in case), case
+        # and AdamW's numbers; the language model's rows that count come on their own
+        assert launches["to card"] == 2 + ("language" in case), case
         assert launches["to CPU"] == 3     # loss, denominator and norm
 
 
