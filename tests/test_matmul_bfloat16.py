@@ -4,6 +4,7 @@ What needs no such processor, the choice of precision and its refusals, is teste
 """
 
 import multiprocessing
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def one_by_one(a, b):
 
 @needs_processor
 @pytest.mark.parametrize("m", SIZES)
-@pytest.mark.parametrize("k", [1, 2, 7, 64, 771, 1538])
+@pytest.mark.parametrize("k", [1, 2, 7, 64, 771, 1700])
 def test_products_of_every_size_and_layout(rng, m, k):
     for n in (1, 12, 31, 32, 95, 401):
         a, b = factors(rng, m, k, n)
@@ -53,7 +54,21 @@ def test_products_of_every_size_and_layout(rng, m, k):
 
 
 @needs_processor
-@pytest.mark.parametrize("k, n", [(64, 384), (768, 1000), (1538, 768)])
+@pytest.mark.parametrize("width", [1, 12, 16, 32])
+@pytest.mark.parametrize("n, k", [(1, 1), (12, 32), (31, 33), (70, 67)])
+def test_panels_are_pairs_side_by_side_and_zeros_at_the_edges(rng, width, n, k):
+    pack = import_module("minisft.backend.cpu.compiled.pack_bfloat16").pack
+    x = rng.integers(1, 1 << 16, (n, k)).astype(np.uint16)
+    panels, pairs = -(-n // width), -(-k // 2)
+    whole = np.zeros((panels * width, 2 * pairs), np.uint32)
+    whole[:n, :k] = x
+    expected = (whole[:, ::2] | whole[:, 1::2] << 16).reshape(panels, width, pairs).swapaxes(1, 2)
+    for layout in (x, np.asfortranarray(x)):
+        assert np.array_equal(pack(layout, width), expected)
+
+
+@needs_processor
+@pytest.mark.parametrize("k, n", [(64, 384), (768, 1000), (1700, 768)])
 def test_the_bits_of_a_row_do_not_depend_on_the_others(rng, k, n):
     a, b = factors(rng, 40, k, n)
     whole = matmul(a, b)

@@ -6,12 +6,13 @@ AVX512-BF16 has `vdpbf16ps c, b, a`: to each of 16 float32 sums it adds two prod
 numbers, c[l] += a[2l] b[2l] + a[2l+1] b[2l+1]. That is twice the work of a float32 instruction, so
 the factors are laid out in pairs of k, and it has to find its operands in time:
 
-    pack    a in panels of 12 rows, b in panels of 32 columns; within a panel the pairs of one k lie
-            side by side, so that the tile reads memory from front to end (zeros fill the edges)
+    pack    a in panels of 12 rows, b in panels of 32 columns (pack_bfloat16.py); within a panel the
+            pairs of one k lie side by side, so that the tile reads memory from front to end
     tile    12 x 32 sums of c in 24 registers of 16; for each pair of k it loads 32 columns of b and
             one row of a after the other, spread over a register: 24 instructions for 14 loads
-    blocks  DEPTH pairs of a panel of b stay in the first cache while the panels of a, at most
-            ROW_PANELS of them, come from the second; sums of the next pairs are added to c
+    blocks  at most DEPTH pairs at a time; a panel of a stays in the first cache while as many
+            panels of b as IN_CACHE holds come from the second, so that c is written along its rows;
+            what a tile will write is fetched before it is needed; sums of the next pairs are added
     cores   each takes a part of c's columns, or of its rows where these are more
 
 With few rows (generation) reading b is all that counts, so it is not packed: `_few_rows` takes
@@ -28,10 +29,11 @@ import numpy as np
 
 from minisft.backend.constants import ceil_div
 from minisft.backend.cpu import jit, row_blocks
+from minisft.backend.cpu.compiled.pack_bfloat16 import lies_in_rows, pack, shares
 
 ROWS, COLUMNS = 12, 32      # of a tile
-DEPTH = 384                 # pairs of k: 48 KiB of a panel of b, 18 KiB of a panel of a
-ROW_PANELS = 32             # 576 KiB of a
+DEPTH = 832                 # pairs of k: 39 KiB of a panel of a, 104 KiB of a panel of b
+IN_CACHE = 704 << 10        # bytes of b
 FEW = 12                    # up to so many rows b is not packed
 # `_few_rows` by its number of rows: how many times 32 columns at once; 24 sums stay in registers
 STRIPS = {1: 12, 4: 3, 12: 1}
@@ -54,7 +56,9 @@ def _tile_text(first):
     sums, text = _sums(24), _start(A, B, PAIRS, C, STRIDE)
     at = [(f"({C})", f"64({C})", sums[2 * r:2 * r + 2]) for r in range(ROWS)]
     if first:
-        text += [f"vpxord {z}, {z}, {z}" for z in sums]
+        for left, right, _ in at:
+            text += [f"prefetchw {left}", f"prefetchw {right}", f"addq {STRIDE}, {C}"]
+        text += [f"movq $3, {C}", *(f"vpxord {z}, {z}, {z}" for z in sums)]
     else:
         for left, right, (z0, z1) in at:
             text += [f"vmovups {left}, {z0}", f"vmovups {right}, {z1}", f"addq {STRIDE}, {C}"]
@@ -127,87 +131,23 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
         raise ValueError(f"out is {out.dtype} {out.shape}, expected float32 {(m, n)}, contiguous")
     if not (m and n and k):
         out[...] = 0
-    elif m <= FEW and k % 2 == 0 and _lies_in_rows(b) and \
+    elif m <= FEW and k % 2 == 0 and lies_in_rows(b) and \
             n >= COLUMNS * STRIPS[rows := min(r for r in STRIPS if r >= m)]:
-        packed = _packed(a, rows)
-        parts = _shares(ceil_div(n, COLUMNS * STRIPS[rows]))
+        packed = pack(a, rows)
+        parts = shares(ceil_div(n, COLUMNS * STRIPS[rows]))
         row_blocks.each(lambda part: _each_strip(packed, b, out, part.start, part.stop), parts)
-    elif m <= FEW and k % 2 == 0 and _lies_in_rows(b.T) and n >= ROWS:
-        packed = _packed(a, 16)
-        parts = _shares(ceil_div(n, ROWS))
+    elif m <= FEW and k % 2 == 0 and lies_in_rows(b.T) and n >= ROWS:
+        packed = pack(a, 16)
+        parts = shares(ceil_div(n, ROWS))
         row_blocks.each(lambda part: _each_group(packed, b.T, out, part.start, part.stop), parts)
     else:
-        packed = _packed(a, ROWS), _packed(b.T, COLUMNS)
+        packed = pack(a, ROWS), pack(b.T, COLUMNS)
         wide = len(packed[1]) >= len(packed[0])
         parts = [(slice(0, len(packed[0])), part) if wide else (part, slice(0, len(packed[1])))
-                 for part in _shares(len(packed[wide]))]
+                 for part in shares(len(packed[wide]))]
         row_blocks.each(lambda part: _each_tile(*packed, out, part[0].start, part[0].stop,
                                                 part[1].start, part[1].stop), parts)
     return out
-
-
-def _lies_in_rows(x):
-    """Whether the numbers of a row lie side by side, and its rows one after another."""
-    return x.strides[1] == x.itemsize and x.strides[0] >= x.shape[1] * x.itemsize
-
-
-def _shares(n):
-    """n pieces of work -> a slice for each thread."""
-    step = ceil_div(n, min(n, row_blocks.threads()))
-    return [slice(start, min(start + step, n)) for start in range(0, n, step)]
-
-
-def _packed(x, width):
-    """x (n,k) bfloat16 -> (panels, pairs of k, width) uint32, each a pair; zeros at the edges."""
-    n, k = x.shape
-    panels = np.empty((ceil_div(n, width), ceil_div(k, 2), width), np.uint32)
-    across = not _lies_in_rows(x)
-    pack, x = (_pack_rows, x.T) if across else (_pack_pairs, x)
-    row_blocks.each(lambda part: pack(x, panels, part.start, part.stop), _shares(len(panels)))
-    return panels
-
-
-@jit.loop()
-def _pack_pairs(x, panels, start, stop):
-    """x (n,k): pairs lie side by side."""
-    n, k = x.shape
-    width = panels.shape[2]
-    for i in range(start, stop):
-        for p in range(k // 2):
-            for r in range(min(width, n - i * width)):
-                panels[i, p, r] = _pair(x[i * width + r, 2 * p], x[i * width + r, 2 * p + 1])
-        _fill(panels[i], n - i * width, k)
-        if k % 2:
-            for r in range(min(width, n - i * width)):
-                panels[i, k // 2, r] = x[i * width + r, k - 1]
-
-
-@jit.loop()
-def _pack_rows(x, panels, start, stop):
-    """x (k,n): the two of a pair lie in two rows."""
-    k, n = x.shape
-    width = panels.shape[2]
-    for i in range(start, stop):
-        for p in range(k // 2):
-            for r in range(min(width, n - i * width)):
-                panels[i, p, r] = _pair(x[2 * p, i * width + r], x[2 * p + 1, i * width + r])
-        _fill(panels[i], n - i * width, k)
-        if k % 2:
-            for r in range(min(width, n - i * width)):
-                panels[i, k // 2, r] = x[k - 1, i * width + r]
-
-
-@jit.loop(part="own")
-def _pair(first, second):
-    return np.uint32(first) | np.uint32(second) << np.uint32(16)
-
-
-@jit.loop(part="own")
-def _fill(panel, rows, k):
-    """Zeros for the rows that a panel has too many."""
-    for p in range(panel.shape[0]):
-        for r in range(rows, panel.shape[1]):
-            panel[p, r] = 0
 
 
 @jit.loop()
@@ -216,13 +156,16 @@ def _each_tile(a, b, c, first_row, last_row, first_column, last_column):
     m, n = c.shape
     pairs = a.shape[1]
     edge = np.empty((ROWS, COLUMNS), np.float32)
-    for p in range(0, pairs, DEPTH):
-        count = min(DEPTH, pairs - p)
-        for top in range(first_row, last_row, ROW_PANELS):
-            for j in range(first_column, last_column):
-                columns = min(COLUMNS, n - j * COLUMNS)
-                for i in range(top, min(top + ROW_PANELS, last_row)):
-                    rows = min(ROWS, m - i * ROWS)
+    blocks = -(-pairs // DEPTH)
+    depth = -(-pairs // blocks)     # of equal blocks
+    panels = IN_CACHE // (4 * COLUMNS * depth)
+    for p in range(0, pairs, depth):
+        count = min(depth, pairs - p)
+        for left in range(first_column, last_column, panels):
+            for i in range(first_row, last_row):
+                rows = min(ROWS, m - i * ROWS)
+                for j in range(left, min(left + panels, last_column)):
+                    columns = min(COLUMNS, n - j * COLUMNS)
                     at_a = a.ctypes.data + 4 * ROWS * (i * pairs + p)
                     at_b = b.ctypes.data + 4 * COLUMNS * (j * pairs + p)
                     whole = rows == ROWS and columns == COLUMNS
