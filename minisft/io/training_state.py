@@ -56,4 +56,11 @@ def _read(path):
     if safetensors.CHECKSUMS not in metadata or "info" not in metadata:
         raise UserError(f"{path}: its header lacks the checksums or the record of the run, so "
                         "minisft did not write it or it is damaged")
-    return stored, parse(metadata["info"])
+    try:
+        info = parse(metadata["info"])
+    except ValueError as error:
+        raise UserError(f"{path}: the record of the run is no JSON ({error})") from None
+    if not isinstance(info, dict):
+        raise UserError(f"{path}: the record of the run is of type {type(info).__name__}, expected "
+                        "an object")
+    return stored, info

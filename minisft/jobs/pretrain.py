@@ -56,6 +56,7 @@ from minisft.training.options import Config, config_of_run, option, require_in_r
 from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
 from minisft.training.state import State
 
+FIGURES = "valid_loss", "valid_perplexity", "bits_per_byte"     # of the held-out text
 FEW_STEPS = 200     # fewer teach nothing that could be read
 VALIDATIONS = 5     # at least, however few steps there are
 
@@ -207,6 +208,9 @@ def _pretrain(config, folder, kept, files, train, valid, say):
     begin(folder, resume, {"given": given, "settings": config.options(), "files": files},
           pretraining.model, say)
     state = load_or_init_state(folder, resume, pretraining.model, optimizer, say)
+    if state.best is not None and not set(FIGURES) <= state.best.keys():
+        raise UserError("the saved state is not what a run writes: its best stretch lacks some of "
+                        f"{', '.join(FIGURES)}")
     if not has_tokenizer:
         save_tokenizer(tokenizer, folder / "model", config.model.context_length)
     try:
@@ -286,7 +290,7 @@ class Pretraining:
                 error, self.model, state, folder, lambda: self._write_model(folder),
                 "validation") from None
         best = state.best
-        results = {key: best[key] for key in ("valid_loss", "valid_perplexity", "bits_per_byte")}
+        results = {key: best[key] for key in FIGURES}
         results |= {"xz_bits_per_byte": xz_bits_per_byte(self.valid_text),
                     "tokens_seen": state.tokens, "train_seconds": state.seconds,
                     "tokens_per_second": state.tokens / state.seconds,

@@ -10,6 +10,7 @@ from minisft.io import run_folder
 from minisft.io import training_state as states
 from minisft.io.files import read_json
 from minisft.training.options import Config
+from minisft.training.state import require_sound
 
 # How far a step goes and how it is computed. What is learnt, and from what, stays: the texts, the
 # model, which epoch counts. So does the optimizer, whose moments are in the state.
@@ -53,8 +54,11 @@ def record(folder: Path, kept: Mapping[str, Any], now: Mapping[str, Any],
     parts = {"": folder / run_folder.STATE,
              run_folder.ADAPTATION: folder / run_folder.ADAPTATION / run_folder.STATE}
     part, place = next(((p, f) for p, f in parts.items() if states.has_state(f)), ("", None))
-    change = {"step": 0 if place is None else int(states.load_info(place)["step"]),
-              "part": part, "options": options}
+    step = 0
+    if place is not None:
+        require_sound(info := states.load_info(place))
+        step = info["step"]
+    change = {"step": step, "part": part, "options": options}
     run_folder.write_config(folder, {**kept, **now,
                                      KEY: [*kept_changes(kept, folder), change]})
     say("from here on: " + ", ".join(f"{name} is {new} (was {old})"

@@ -18,7 +18,7 @@ from minisft.backend.cpu import allocator
 from minisft.data.batch import token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.dispatch import FLOAT16
-from minisft.errors import DivergedError
+from minisft.errors import DivergedError, UserError
 from minisft.io import run_folder
 from minisft.io import training_state as states
 from minisft.io.files import read_json
@@ -89,6 +89,9 @@ def load_or_init_state(folder: Path | None, resume: Any, model: Model,
     state = State()
     if folder is not None and states.has_state(folder / run_folder.STATE):
         state.restore(model, optimizer, *states.load_state(folder / run_folder.STATE))
+        if state.epoch and state.best is None:     # a run with a folder validates
+            raise UserError("the saved state is not what a run writes: epochs have ended, and none "
+                            "is the best")
         say(f"resuming after step {state.step}")
         log = folder / run_folder.METRICS
         if found := run_folder.set_aside_damaged_log(folder, state.step, state.epoch,

@@ -1,5 +1,6 @@
 """Where a training run stands, and the reading back of what it saved."""
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -49,10 +50,14 @@ class State:
 
     def restore(self, model: Any, optimizer: optim.Optimizer,
                 arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
-        """The other way round, from what `to_save` gave; raises UserError for another model."""
-        if arrays["values"].shape != model.store.values.shape:
-            raise UserError(f"the saved state has {arrays['values'].size} values, "
-                            f"the model {model.store.values.size}")
+        """The other way round, from what `to_save` gave.
+
+        Raises UserError for another model's, and for a record that no run writes: checksums say
+        that a file is as it was written, not who wrote it.
+        """
+        require_sound(info)
+        for problem in _wrong_arrays(arrays, info, model, optimizer):
+            raise UserError(f"the saved state is not of this model: {problem}")
         if info.get("frozen", _frozen_checksum(model)) != _frozen_checksum(model):
             raise UserError("the layers that are not trained have changed since the run began, "
                             "expected the same model")
@@ -71,3 +76,70 @@ class State:
 def _frozen_checksum(model):
     # a state keeps what is trained; the rest must be what it was, or the run goes on with another
     return zlib.crc32(to_cpu(model.store.frozen_values))
+
+
+def _wrong_arrays(arrays, info, model, optimizer):
+    """-> a line for what is missing, unknown, or not of the model's size or type."""
+    values = model.store.values
+    like = {"values": values} | {f"optimizer.{name}": a for name, a in optimizer.state()[0].items()}
+    like |= {name: values for name, key in (("best_values", "best"), ("mean", "averaged"))
+             if info.get(key) is not None}
+    if arrays.keys() != like.keys():
+        yield f"it holds {', '.join(sorted(arrays))}, expected {', '.join(sorted(like))}"
+        return
+    for name, a in like.items():
+        found = arrays[name]
+        if (found.shape, found.dtype) != (a.shape, a.dtype):
+            yield f"{name} is {found.dtype} {found.shape}, expected {a.dtype} {a.shape}"
+        elif not (name.startswith("optimizer.") or np.isfinite(found).all()):
+            yield f"{name} holds values that are not finite"
+
+
+def require_sound(info: Mapping[str, Any]) -> None:
+    """Raises UserError for a figure of a saved state that is missing or not of its kind."""
+    for name, (sound, kind) in FIGURES.items():
+        if name in State.INFO and name not in info:
+            raise UserError(f"the saved state is not what a run writes: it has no {name}")
+        if not sound(info.get(name)):
+            raise UserError(f"the saved state is not what a run writes: {name} is "
+                            f"{str(info.get(name))[:40]!r}, expected {kind}")
+
+
+def _is_count(x):
+    return type(x) is int and 0 <= x < 2**53
+
+
+def _is_number(x):
+    return type(x) in (int, float) and math.isfinite(x)
+
+
+def _is_epoch(x):
+    """Whether x is what the loop reports of an epoch: figures, a list of them, a sample's text."""
+    return isinstance(x, dict) and EPOCH <= x.keys() and all(
+        _is_count(value) if name in ("epoch", "step") else
+        all(map(_is_number, value)) if isinstance(value, list) else
+        _is_number(value) or name == "sample" and isinstance(value, str)
+        for name, value in x.items())
+
+
+def _is_scale(x):
+    return isinstance(x, dict) and x.keys() == {"value", "good"} and \
+        _is_number(x["value"]) and x["value"] > 0 and _is_count(x["good"])
+
+
+def _optional(sound):
+    return lambda x: x is None or sound(x)
+
+
+EPOCH = {"epoch", "step", "train_loss", "valid_loss", "score"}
+COUNT = _is_count, "a whole number"
+FIGURES = {
+    "epoch": COUNT, "index": COUNT, "tokens": COUNT, "optimizer_t": COUNT,
+    # random numbers are drawn for a step by its 32 bits
+    "step": (lambda x: _is_count(x) and 0 < x < 2**32, "a whole number of 1 or more"),
+    "seconds": (lambda x: _is_number(x) and x > 0, "a number above 0"),
+    "loss_sum": (_is_number, "a number"),
+    "best": (_optional(_is_epoch), "the figures of an epoch"),
+    "scale": (_optional(_is_scale), "a scale and how many steps it was good for"),
+    "metrics_crc32": (_optional(_is_count), "a checksum"),
+    "averaged": (_optional(_is_count), "a whole number")}

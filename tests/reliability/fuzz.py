@@ -41,7 +41,7 @@ SMALL = ["--layers", "1", "--width", "16", "--heads", "2", "--context-length", "
          "--batch-tokens", "256"]
 SCRATCH = ["--model", "scratch", "--vocab-size", "270", *SMALL, "--compare", "none", "--quiet",
            "--epochs", "1"]
-SIGNED = "config.json", "results.json"
+SIGNED = "config.json", "results.json", "state.safetensors"
 # Of a run: figures that time gives, or that most tries leave out (`_draws_nothing`).
 TIMES = re.compile(r'"(train_seconds|tokens_per_second|seconds|samples_per_second|results_sha256)"'
                    r': [^,}\n]+|"xz_bits_per_byte": [^,}\n]+')
@@ -316,6 +316,28 @@ def _signed(data):
     return json.dumps(value).encode()
 
 
+def _signed_state(rng, path):
+    """-> a training state with another record or other arrays, and checksums that fit."""
+    from minisft.io import safetensors
+    stored, metadata = safetensors.read_header(path)
+    arrays = {name: tensor.read() for name, tensor in stored.items()}
+    name = rng.choice((*arrays, "", "", ""))
+    if name == "":
+        record, how = mutate.edit_json(rng, json.loads(metadata["info"]))
+        metadata["info"] = json.dumps(record)
+    else:
+        change, how = rng.choice((
+            (lambda a: a[:-1], "shorter"), (lambda a: a.astype("float64"), "of float64"),
+            (lambda a: a.reshape(1, -1), "of two dimensions"), (lambda a: a * 1e30, "larger"),
+            (lambda a: a + float("nan"), "NaN"), (lambda a: a[:0], "empty"), (None, "gone")))
+        array, how = arrays.pop(name), f"{name} {how}"
+        if change is not None:
+            arrays[name] = change(array)
+    metadata.pop(safetensors.CHECKSUMS)
+    safetensors.write(path, arrays, metadata)
+    return path.read_bytes(), how
+
+
 def _write_plain(path, arrays):
     """A safetensors file as others write it, without checksums."""
     from safetensors.numpy import save_file
@@ -430,8 +452,11 @@ class Fuzzer:
         else:
             data, how = mutate.mutate(rng, Path(name).name, before)
         signed = Path(name).name in SIGNED and rng.random() < 0.5
-        if signed:
-            data, how = _signed(data), f"signed: {how}"
+        if signed and Path(name).suffix == ".safetensors":
+            data, how = _signed_state(rng, place / name)
+        elif signed:
+            data = _signed(data)
+        how = f"signed: {how}" if signed else how
         (place / name).write_bytes(data)
         answer = run(door.argv, place, None if rng.random() < 0.02 else _draws_nothing)
         # what is signed is meant so: it may change results, as an option does
