@@ -167,14 +167,29 @@ def test_a_folder_that_goes_away_is_told(command, tmp_path, monkeypatch, capsys)
         shutil.rmtree(out, ignore_errors=True)
 
 
-def test_the_state_goes_when_the_run_has_ended_unless_it_is_kept(command, whole, tmp_path):
+def test_the_state_goes_when_the_run_has_ended_unless_it_is_kept(command, whole, tmp_path,
+                                                                capsys):
     assert not (whole / "training_state").exists()
     command = [*command, "--adapt-epochs", "1", "--out", str(tmp_path / "run")]
     assert main([*command, "--keep-state"]) == 0
     assert (tmp_path / "run" / "training_state" / "state.safetensors").is_file()
     assert (tmp_path / "run" / "adaptation" / "training_state").is_dir()
+    assert main(["finetune", "--resume", str(tmp_path / "run")]) == 2
+    assert "(training_state/ in it is of no use any more)" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
     assert not list((tmp_path / "run").rglob("training_state"))
+
+
+def test_the_state_of_a_seed_that_died_with_its_results_goes(command, tmp_path, monkeypatch):
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "remove_state", killed)
+        assert main([*command, "--seeds", "2", "--out", str(tmp_path / "runs")]) == 130
+    assert list(tmp_path.rglob("results.json")) and list(tmp_path.rglob("training_state"))
+    assert main(["finetune", "--resume", str(tmp_path / "runs")]) == 0
+    assert not list(tmp_path.rglob("training_state"))
 
 
 def interrupted_run(command, out, monkeypatch):

@@ -217,7 +217,8 @@ def read_interrupted_run(folder: str | Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file() or has_weights(folder):
         raise UserError(f"{folder}: expected the folder of a run, with its {CONFIG}")
     if (folder / RESULTS).exists():
-        raise UserError(f"{folder}: is a finished run, there is nothing to resume")
+        left = f" ({STATE}/ in it is of no use any more)" if (folder / STATE).is_dir() else ""
+        raise UserError(f"{folder}: is a finished run{left}, there is nothing to resume")
     config = read_json(folder / CONFIG)
     if config.get(SETTINGS_CHECKSUM) != _checksum(config.get("settings")):
         raise UserError(f"{folder / CONFIG}: its settings have changed since the run began, "

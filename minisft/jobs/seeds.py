@@ -127,6 +127,8 @@ def _run_or_read(run, resume, begin, tell):
     """
     if resume and (run.folder / run_folder.RESULTS).exists():
         tell(f"{run.folder} is finished")
+        if not run.config.output.keep_state:      # it may have died before that was done
+            run_folder.remove_state(run.folder)
         return run_folder.read_results(run.folder)
     if resume and (run.folder / "config.json").exists():
         return runner.run(runner.prepare(run.config, run.folder, tell), tell, of_several=True)
