@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from minisft.data.batch import pack, token_budget_batches
+from minisft.data.batch import pack, pack_pairs, token_budget_batches
 
 
 def test_pack():
@@ -103,3 +103,22 @@ def test_each_text_once_and_within_the_budget(rng, budget):
 def test_example_ids_must_fit():
     with pytest.raises(ValueError, match="2 sequences but 1 example_ids"):
         pack([[1], [2]], example_ids=[1])
+
+
+def test_pairs():
+    batch = pack_pairs([[5, 6, 2], [7]], [[8], []], 1, 2, [70, 12])
+    assert batch.ids.tolist() == [1, 8, 1] and batch.labels.tolist() == [8, 2, 2]
+    assert batch.cu_seqlens.tolist() == [0, 2, 3]
+    assert batch.source.ids.tolist() == [5, 6, 2, 7] and batch.source.labels is None
+    assert batch.example_ids.tolist() == batch.source.example_ids.tolist() == [70, 12]
+
+
+@pytest.mark.parametrize("sources, targets, message", [
+    ([[1], [2]], [[1]], "2 sources but 1 targets"),
+    ([[]], [[1]], "one token or more"),
+    ([[1]], [[1.5]], "targets of sequence 0: float64"),
+    ([[1]], [[-3]], "ids of sequence 0: -3"),
+])
+def test_pairs_that_cannot_be(sources, targets, message):
+    with pytest.raises(ValueError, match=message):
+        pack_pairs(sources, targets, 1, 2)

@@ -27,6 +27,8 @@ class Batch:
     labels: np.ndarray | None = None
     types: np.ndarray | None = None      # (N,) 0, or 1 in the second of two texts; None: all 0
     hidden: np.ndarray | None = None     # (N,C) output of the frozen layers, where it is kept
+    # another text of each sequence, which an encoder reads; ids and labels are then the decoder's
+    source: "Batch | None" = None
 
     def to(self, xp: ModuleType) -> "Batch":
         """NumPy or CuPy -> the same batch with its arrays there.
@@ -49,6 +51,8 @@ class Batch:
         fields: dict[str, Any] = {name: moved.get(name) for name in there}
         if self.hidden is not None:
             fields["hidden"] = xp.asarray(self.hidden)
+        if self.source is not None:
+            fields["source"] = self.source.to(xp)
         batch = replace(self, **fields)
         # what is cached here is not asked of the device
         vars(batch).update({name: a for name, a in moved.items() if name not in there},
@@ -121,6 +125,23 @@ def pack(sequences: Sequence[Any], labels: Sequence[Any] | np.ndarray | None = N
             # a mask of bools will do
             [_whole_numbers(np.asarray(row) + 0, "types", i) for i, row in enumerate(types)]),
     )
+
+
+def pack_pairs(sources: Sequence[Any], targets: Sequence[Any], start_id: int, end_id: int,
+               example_ids: Sequence[int] | np.ndarray | None = None) -> Batch:
+    """B arrays of an encoder's token ids, B of a decoder's -> Batch with `source`.
+
+    The decoder reads the start token and the target, and its labels are the target and the end
+    token: at each position the token that comes next (teacher forcing). A source is read as it
+    stands. Raises ValueError as `pack`, and for sources and targets that differ in number.
+    """
+    if len(sources) != len(targets):
+        raise ValueError(f"{len(sources)} sources but {len(targets)} targets")
+    rows = [_whole_numbers(np.asarray(t, dtype=None if len(t) else np.int64), "targets", i)
+            for i, t in enumerate(targets)]
+    batch = pack([np.concatenate([[start_id], row]) for row in rows],
+                 [np.concatenate([row, [end_id]]) for row in rows], example_ids)
+    return replace(batch, source=pack(sources, example_ids=example_ids))
 
 
 def _pack_labels(labels, lengths):

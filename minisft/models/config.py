@@ -12,6 +12,8 @@ GELU_FORMS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tan
 # Settings of `transformers` that change the model and that we do not have, with the value we have.
 GPT2_UNSUPPORTED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
                     "add_cross_attention": False, "is_encoder_decoder": False}
+SEQ2SEQ_UNSUPPORTED = {"is_encoder_decoder": True, "scale_embedding": True,
+                       "tie_word_embeddings": True, "activation_dropout": 0.0}
 BERT_UNSUPPORTED = {"position_embedding_type": "absolute", "is_decoder": False,
                     "add_cross_attention": False}
 
@@ -171,6 +173,94 @@ class BertConfig(TransformerConfig):
                             f"num_attention_heads {self.num_attention_heads}")
 
 
+@dataclass(frozen=True)
+class Seq2SeqConfig(TransformerConfig):
+    """The keys of M2M100's config.json that shape the model.
+
+    The blocks are numbered through: first those of the encoder, then those of the decoder. Texts
+    have at most `max_position_embeddings` tokens; their positions are sinusoids.
+    """
+
+    vocab_size: int = 8000
+    d_model: int = 256
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    encoder_attention_heads: int = 4
+    decoder_attention_heads: int = 4
+    encoder_ffn_dim: int = 1024
+    decoder_ffn_dim: int = 1024
+    activation_function: str = "gelu_new"
+    max_position_embeddings: int = 1024
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    pad_token_id: int = 0
+    decoder_start_token_id: int = 1
+    eos_token_id: int = 2
+
+    TITLE: ClassVar = "encoder-decoder"
+    LAYER_NORM_EPS: ClassVar = 1e-5
+
+    # What every model is asked for, under one name for all.
+    n_embd = property(lambda self: self.d_model)
+    n_layer = property(lambda self: self.encoder_layers + self.decoder_layers)
+    n_head = property(lambda self: self.decoder_attention_heads)
+    n_positions = property(lambda self: self.max_position_embeddings)
+
+    def cross_layer(self, j: int) -> int:
+        """-> in place of a layer's number, what the masks of decoder block j's cross-attention
+        hang on: behind all layers."""
+        return self.head_layer + 1 + j
+
+    @property
+    def gelu_form(self) -> str:
+        """-> "tanh" or "erf"."""
+        return GELU_FORMS[self.activation_function]
+
+    @property
+    def dropout_rates(self) -> set[float]:
+        """-> the different rates of dropout."""
+        return {self.dropout, self.attention_dropout}
+
+    @property
+    def drops(self) -> bool:
+        """-> whether any dropout is drawn in training."""
+        return any(self.dropout_rates)
+
+    def with_dropout(self, rate: float) -> Any:
+        """-> the same config with this rate everywhere."""
+        return replace(self, dropout=rate, attention_dropout=rate)
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any], source: Any) -> Any:
+        """config.json as a dict, its path for messages -> config; raises UserError by key."""
+        return read_config(cls, settings, SEQ2SEQ_UNSUPPORTED, source)
+
+    def require_sound(self, source: Any) -> None:
+        """Raises UserError naming the first key that cannot be."""
+        require_values(self, source, "activation_function", "LAYER_NORM_EPS",
+                       ("vocab_size", "d_model", "encoder_layers", "decoder_layers",
+                        "encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim",
+                        "decoder_ffn_dim", "max_position_embeddings"),
+                       ("dropout", "attention_dropout"))
+        if self.d_model % 2 or self.d_model < 4:
+            raise UserError(f"{source}: d_model is {self.d_model}, expected an even number of 4 or "
+                            "more")
+        for key in ("encoder_attention_heads", "decoder_attention_heads"):
+            if self.d_model % getattr(self, key):
+                raise UserError(f"{source}: d_model {self.d_model} is no multiple of {key} "
+                                f"{getattr(self, key)}")
+        for key in ("pad_token_id", "decoder_start_token_id", "eos_token_id"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or \
+                    not 0 <= value < self.vocab_size:
+                raise UserError(f"{source}: {key} is {value!r}, expected the number of a token, "
+                                f"from 0 to {self.vocab_size - 1}")
+        if self.pad_token_id in (self.decoder_start_token_id, self.eos_token_id):
+            # `transformers` would take such a token for padding, which has no position
+            raise UserError(f"{source}: pad_token_id is {self.pad_token_id} as another of the "
+                            "special tokens, expected one of its own")
+
+
 def read_config(kind: Any, settings: dict[str, Any], unsupported: dict[str, Any],
                 source: Any) -> Any:
     """config.json as a dict -> a config of this kind; `unsupported`: the value that we have.
@@ -187,7 +277,7 @@ def read_config(kind: Any, settings: dict[str, Any], unsupported: dict[str, Any]
 
 
 def require_values(config: Any, source: Any, activation: str, epsilon: str,
-                   whole: tuple[str, ...], rates: tuple[str, ...], may_be_none: str) -> None:
+                   whole: tuple[str, ...], rates: tuple[str, ...], may_be_none: str = "") -> None:
     """Names of a config's keys, by what they must be -> UserError naming the first that is not."""
     for key in whole:
         value = getattr(config, key)

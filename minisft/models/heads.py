@@ -196,6 +196,31 @@ class Model(Layer):
         merge_adapter(self)
 
 
+def tied_logits(hidden: Array, table: Parameter) -> tuple[Array, Any]:
+    """hidden (M,C), the token table (V,C) -> logits (M,V), cache."""
+    return linear.forward(hidden, table.product_value.T)
+
+
+def tied_logits_backward(dlogits: Array, cache: Any, table: Parameter) -> Array:
+    """dlogits (M,V) -> dhidden (M,C); the table gets this gradient beside that of its rows."""
+    hidden, w = cache
+    dlogits = rounded(dlogits, w.dtype)
+    dhidden = matmul(dlogits, w.T)
+    if table.trainable:
+        out = table.first_grad()
+        gradient = matmul(dlogits.T, hidden, out)
+        if out is None:
+            table.add_grad(gradient)
+    return dhidden
+
+
+def scattered(d: Array, rows: Array, n: int) -> Array:
+    """d (M,C) of M distinct rows -> (n,C), zeros elsewhere."""
+    y = array_module(d).zeros((n, d.shape[-1]), dtype=d.dtype)
+    y[rows] = d
+    return y
+
+
 class Classifier(Model):
     """`score` (C,K), no bias, on the last token of each text, as GPT2ForSequenceClassification.
 
@@ -342,8 +367,7 @@ class LanguageModel(Model):
         if self.lm_head is not None:
             self.save_for_backward(None, rows, n)
             return self.lm_head.forward(hidden)
-        w = self.trunk.wte.w
-        logits, cache = linear.forward(hidden, w.product_value.T)
+        logits, cache = tied_logits(hidden, self.trunk.wte.w)
         self.save_for_backward(cache, rows, n)
         return logits
 
@@ -353,19 +377,9 @@ class LanguageModel(Model):
         if cache is None:
             dhidden = self.lm_head.backward(dlogits)
         else:
-            (hidden, table), w = cache, self.trunk.wte.w
-            dlogits = rounded(dlogits, table.dtype)
-            dhidden = matmul(dlogits, table.T)
-            if w.trainable:
-                out = w.first_grad()
-                gradient = matmul(dlogits.T, hidden, out)
-                if out is None:
-                    w.add_grad(gradient)
+            dhidden = tied_logits_backward(dlogits, cache, self.trunk.wte.w)
         if rows is not None:
-            xp = array_module(dhidden)
-            scattered = xp.zeros((n, dhidden.shape[-1]), dtype=dhidden.dtype)
-            scattered[rows] = dhidden
-            dhidden = scattered
+            dhidden = scattered(dhidden, rows, n)
         return self.trunk.backward(dhidden)
 
     def loss(self, batch: Batch, stream: random.Stream | None = None) -> tuple[Array, Array, Array]:

@@ -13,7 +13,7 @@ from minisft.nn.parameters import Parameter
 
 # Names without .weight and .bias, the block's number left out; a new architecture adds its own.
 ORDER = (
-    "wte", "wpe",
+    "wte", "wpe", "shared",
     "embeddings.word_embeddings", "embeddings.position_embeddings",
     "embeddings.token_type_embeddings", "embeddings.LayerNorm",
     # of a block
@@ -22,9 +22,18 @@ ORDER = (
     "encoder.layer.attention.self.value", "encoder.layer.attention.output.dense",
     "encoder.layer.attention.output.LayerNorm", "encoder.layer.intermediate.dense",
     "encoder.layer.output.dense", "encoder.layer.output.LayerNorm",
+    *(f"encoder.layers.{layer}" for layer in (
+        "self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj",
+        "self_attn_layer_norm", "fc1", "fc2", "final_layer_norm")),
+    *(f"decoder.layers.{layer}" for layer in (
+        "self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj",
+        "self_attn_layer_norm", "encoder_attn.k_proj", "encoder_attn.v_proj",
+        "encoder_attn.q_proj", "encoder_attn.out_proj", "encoder_attn_layer_norm", "fc1", "fc2",
+        "final_layer_norm")),
     # behind the blocks, and the heads
-    "ln_f", "pooler.dense", "score", "lm_head", "classifier", "qa_outputs")
-BLOCK = re.compile(r"(h|encoder\.layer)\.(\d+)\.")
+    "ln_f", "encoder.layer_norm", "decoder.layer_norm", "pooler.dense", "score", "lm_head",
+    "classifier", "qa_outputs")
+BLOCK = re.compile(r"(h|encoder\.layers?|decoder\.layers)\.(\d+)\.")
 
 
 def init_weights(parameters: Iterable[Parameter], seed: int,

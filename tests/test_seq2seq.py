@@ -1,0 +1,228 @@
+"""The encoder-decoder: gradients, what a token may see, company, and the loss."""
+
+import copy
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minisft.backend import random
+from minisft.backend.random import Stream
+from minisft.data.batch import Batch, pack, pack_pairs
+from minisft.errors import UserError
+from minisft.models.config import Seq2SeqConfig
+from minisft.models.seq2seq import EncoderDecoder, sinusoids
+from minisft.nn import blocks
+from minisft.nn.cross_attention import Attention
+from minisft.nn.layers import Dropout, Layer
+from minisft.ops.cross_entropy import IGNORE
+from minisft.verify import gradcheck
+
+CONFIG = Seq2SeqConfig(
+    vocab_size=13, d_model=12, encoder_layers=2, decoder_layers=2, encoder_attention_heads=3,
+    decoder_attention_heads=2, encoder_ffn_dim=7, decoder_ffn_dim=10, max_position_embeddings=9,
+    dropout=0.25, attention_dropout=0.3)
+START, END = CONFIG.decoder_start_token_id, CONFIG.eos_token_id
+STREAM = Stream(seed=5, step=12)
+# sources longer and shorter than their targets, and as long
+SOURCES = [[3, 4, 5, 9, 6, 2], [8, 2], [7, 7, 8], [5, 12, 3, 2]]
+TARGETS = [[5, 3], [4, 4, 10, 9, 8, 11], [6, 3], []]
+NUMBERS = [31, 8, 100, 2]
+
+
+def model_of(rng, dtype=np.float64, config=CONFIG):
+    model = EncoderDecoder(config, dtype, seed=1)
+    # far from the small initial values, so that attention really chooses
+    model.store.values += (0.3 * rng.standard_normal(model.store.size)).astype(dtype)
+    return model
+
+
+def batch_of(chosen=range(4), sources=SOURCES, targets=TARGETS):
+    return pack_pairs([sources[i] for i in chosen], [targets[i] for i in chosen], START, END,
+                      [NUMBERS[i] for i in chosen])
+
+
+def run(model, batch, stream=None, **options):
+    """-> loss, denominator, logits, gradient of the embedded rows, gradients of parameters."""
+    model.store.zero_grad()
+    loss, denominator, logits = model.loss(batch, stream, **options)
+    logits = logits.copy()
+    return loss, denominator, logits, model.loss_backward(), model.store.grads.copy()
+
+
+@pytest.mark.parametrize("options", [{}, {"smoothing": 0.2}])
+@pytest.mark.parametrize("stream", [None, STREAM])
+def test_gradients_of_the_loss(rng, options, stream):
+    model, batch = model_of(rng), batch_of()
+    run(model, batch, stream, **options)
+    rows = gradcheck.compare_directions(
+        lambda: float(model.loss(batch, stream, **options)[0]),
+        {p.name: p.value for p in model.store}, {p.name: p.grad for p in model.store}, 1)
+    gradcheck.require(rows, gradcheck.MODEL_LIMIT)
+
+
+def test_a_later_target_token_changes_no_earlier_logit(rng):
+    model = model_of(rng, np.float32)
+    assert leaks(model) == []
+
+
+def test_a_planted_leak_is_found(rng, monkeypatch):
+    model = model_of(rng, np.float32)
+    model.trunk.decoder.layers[1].self_attn.causal = False
+    assert leaks(model)
+
+
+def leaks(model):
+    """-> (later token, earlier token) of a target where the later changes the earlier's logits."""
+    batch, found = batch_of(), []
+    before = model.forward(batch)
+    first, after = batch.cu_seqlens[1], batch.cu_seqlens[2]      # of the longest target
+    for later in range(first + 1, after):
+        ids = batch.ids.copy()
+        ids[later] = 12 - ids[later]
+        changed = (model.forward(replace(batch, ids=ids)) != before).any(axis=1)
+        assert changed[later]
+        found += [(later, earlier) for earlier in np.flatnonzero(changed)
+                  if not later <= earlier < after]
+    return found
+
+
+def test_every_source_token_reaches_every_logit_of_its_own_target(rng):
+    model, batch = model_of(rng, np.float32), batch_of()
+    before = model.forward(batch)
+    text_of = np.repeat(np.arange(4), batch.source.lengths)
+    for i, text in enumerate(text_of):
+        ids = batch.source.ids.copy()
+        ids[i] = (ids[i] + 1) % 13
+        after = model.forward(replace(batch, source=replace(batch.source, ids=ids)))
+        own = np.repeat(np.arange(4), batch.lengths) == text
+        assert ((after != before).any(axis=1) == own).all()
+
+
+@pytest.mark.parametrize("stream", [None, STREAM])
+@pytest.mark.parametrize("chosen", [(3, 2, 1, 0), (2, 0), (1, 2), (3,)])
+def test_company_changes_nothing(rng, stream, chosen):
+    model = model_of(rng)
+    loss, denominator, logits, drows, gradients = run(model, batch_of(chosen), stream)
+    alone = [run(model, batch_of([i]), stream) for i in chosen]
+    for i, ours in enumerate((loss, denominator, logits, drows, gradients)):
+        parts = [run_alone[i] for run_alone in alone]
+        theirs = np.concatenate(parts) if i in (2, 3) else sum(parts)
+        assert np.abs(ours - theirs).max() <= 1e-9 * np.abs(theirs).max()
+
+
+def test_all_masks_differ(rng):
+    """Each place that drops draws its own: of source and target, of both attentions."""
+    places = []
+
+    def walk(layer):
+        if isinstance(layer, Dropout):
+            places.append((layer.layer, layer.site))
+        elif isinstance(layer, Attention):
+            places.append((layer.layer, random.SCORES))
+        for part in layer._parts(Layer):
+            walk(part)
+
+    walk(model_of(rng).trunk)
+    # two embeddings; of a block of the encoder three, of one of the decoder five
+    assert len(places) == len(set(places)) == 2 + 2 * 3 + 2 * 5
+
+
+@pytest.mark.parametrize("which", ["head", "last:1", "last:2", "last:3", "bias"])
+def test_frozen_layers(rng, which):
+    model, batch = model_of(rng), batch_of()
+    *_, whole = run(model, batch)
+    whole = {p.name: p.grad.copy() for p in model.store}
+    model.train_layers(which)
+    run(model, batch)
+    for p in model.store.trainable:
+        np.testing.assert_allclose(p.grad, whole[p.name], rtol=1e-9, atol=1e-12)
+    assert 0 < len(model.store.trainable) < len(whole)
+
+
+def test_gradient_checkpointing_changes_no_gradient(rng):
+    model, batch = model_of(rng), batch_of()
+    *_, expected = run(model, batch, STREAM)
+    for block in model.trunk.blocks:
+        block.gradient_checkpointing = True
+    *_, gradients = run(model, batch, STREAM)
+    assert np.array_equal(gradients, expected)
+
+
+def test_only_labels_that_count_count(rng):
+    model, batch = model_of(rng), batch_of()
+    logits = model.forward(batch)
+    batch.labels[1] = IGNORE
+    loss, denominator, counted, *_ = run(model, batch, smoothing=0.0)
+    kept = batch.labels != IGNORE
+    logp = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    assert denominator == kept.sum() == len(counted)
+    assert float(loss) == pytest.approx(-logp[kept, batch.labels[kept]].sum())
+
+
+def test_sinusoids():
+    s = sinusoids(50, 8)
+    for t in (0, 1, 49):
+        for i in range(4):
+            angle = t / 10000 ** (i / 3)
+            assert s[t, i] == pytest.approx(np.sin(angle))
+            assert s[t, 4 + i] == pytest.approx(np.cos(angle))
+
+
+def test_copies_pickles_and_repr(rng):
+    model, batch = model_of(rng, np.float32), batch_of()
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(again.forward(batch), model.forward(batch))
+    assert repr(model) == ("EncoderDecoder(encoder-decoder, 4 blocks, width 12, 13 tokens of "
+                           f"vocabulary, {model.store.size:,} parameters)")
+
+
+@pytest.mark.parametrize("batch, message", [
+    (pack([[3, 4]], [[4, 5]]), "the batch has no source, expected one of pack_pairs"),
+    (replace(pack([[3], [4]], [[4], [5]]), source=pack([[3]])), "2 targets .* its source has"),
+    (pack_pairs([[13]], [[3]], START, END), "the token id 13"),
+    (pack_pairs([[3]], [[14]], START, END), "labels from 2 to 14"),
+    (pack_pairs([[3] * 10], [[3]], START, END), "a text of 10 tokens, but the model takes 9"),
+    (pack_pairs([[3]], [[3] * 9], START, END), "a text of 10 tokens"),
+])
+def test_batches_that_do_not_fit(rng, batch: Batch, message):
+    with pytest.raises(ValueError, match=message):
+        model_of(rng).loss(batch)
+
+
+@pytest.mark.parametrize("changed, message", [
+    ({"d_model": 9}, "d_model is 9, expected an even number"),
+    ({"encoder_attention_heads": 5}, "no multiple of encoder_attention_heads 5"),
+    ({"decoder_attention_heads": 5}, "no multiple of decoder_attention_heads 5"),
+    ({"decoder_layers": 0}, "decoder_layers is 0"),
+    ({"dropout": 1.0}, "dropout is 1.0"),
+    ({"activation_function": "relu"}, "activation_function is 'relu', expected one of gelu_new"),
+    ({"eos_token_id": 13}, "eos_token_id is 13, expected the number of a token"),
+    ({"eos_token_id": [2, 3]}, r"eos_token_id is \[2, 3\]"),
+    ({"pad_token_id": 2}, "pad_token_id is 2 as another"),
+])
+def test_configs_that_cannot_be(changed, message):
+    with pytest.raises(UserError, match=message):
+        replace(CONFIG, **changed).require_sound("config.json")
+
+
+def test_an_adapter_is_refused(rng):
+    with pytest.raises(ValueError, match="no adapters"):
+        model_of(rng).add_adapter(None)
+
+
+def test_attention_is_watched_once_per_block(rng, monkeypatch):
+    """Whatever attends goes through dispatch: three attentions a pair of blocks."""
+    seen = []
+    forward = blocks.attention.forward
+
+    def watched(q, k, *rest, **options):
+        seen.append((len(q), len(k)))
+        return forward(q, k, *rest, **options)
+
+    monkeypatch.setattr(blocks.attention, "forward", watched)
+    batch = batch_of()
+    model_of(rng).forward(batch)
+    n, m = len(batch.ids), len(batch.source.ids)
+    assert seen == [(m, m)] * 2 + [(n, n), (n, m)] * 2
