@@ -16,17 +16,30 @@ from minisft.ops import softmax
 class KVCache:
     """Keys and values of every block: a stretch of rows for each sequence, filled in place."""
 
-    def __init__(self, config: Any, n_sequences: int, capacity: int, like: Array):
-        """`like`: an array of the model, for its dtype and device."""
+    def __init__(self, config: Any, n_sequences: int, capacity: int, like: Array,
+                 n_layer: int | None = None):
+        """`like`: an array of the model, for its dtype and device; `n_layer`: the blocks that
+        generate, None for all of the config."""
         self.capacity = capacity
         self.slots = np.arange(n_sequences)     # the stretch that each sequence of the batch has
         shape = (n_sequences * capacity, config.n_head, config.n_embd // config.n_head)
         xp = array_module(like)
         self.blocks = [(xp.zeros(shape, like.dtype), xp.zeros(shape, like.dtype))
-                       for _ in range(config.n_layer)]
+                       for _ in range(config.n_layer if n_layer is None else n_layer)]
 
     def __getitem__(self, i: int) -> "_BlockCache":
         return _BlockCache(self, *self.blocks[i])
+
+    def select(self, rows: np.ndarray) -> None:
+        """Sequence i goes on from what sequence rows[i] was; several may go on from one."""
+        self.slots = self.slots[rows]
+        if len(set(self.slots.tolist())) < len(rows):     # else each keeps its stretch
+            self.blocks = [(self._copied(k), self._copied(v)) for k, v in self.blocks]
+            self.slots = np.arange(len(rows))
+
+    def _copied(self, a: Array) -> Array:
+        stretches = a.reshape(-1, self.capacity, *a.shape[1:])[array_module(a).asarray(self.slots)]
+        return stretches.reshape(-1, *a.shape[1:])
 
 
 @dataclass(frozen=True)

@@ -215,6 +215,13 @@ class EncoderDecoder(Model):
         """Batch of M source tokens -> the encoder's output (M,C)."""
         return self.trunk.encode(super().received(source), stream)
 
+    def next_logits(self, batch: Batch, state: Any) -> Array:
+        """Batch of one target token a sequence, translate.DecodingState of those before it and of
+        the sources -> logits (B,V) of what follows."""
+        hidden = self.trunk.decode(super().received(batch), None, state=state)
+        self.trunk.clear_cache()     # no backward comes
+        return tied_logits(hidden, self.trunk.shared.w)[0]
+
     def forward(self, batch: Batch, stream: random.Stream | None = None,
                 rows: Array = None) -> Array:
         """Batch with a source -> logits (N,V) of what follows each token, or of some distinct rows.
