@@ -8,6 +8,7 @@ import pytest
 
 from minisft.backend.random import Stream
 from minisft.data.batch import pack
+from minisft.dispatch import FLOAT16, watched
 from minisft.errors import UserError
 from minisft.models.adapters import (
     LoraConfig,
@@ -20,7 +21,8 @@ from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.models.token_heads import TokenClassifier
-from minisft.nn import layers
+from minisft.nn import layers, lora
+from minisft.nn.parameters import Parameters
 from minisft.verify.gradcheck import MODEL_LIMIT, require
 from minisft.verify.gradient_checks import check_model
 
@@ -94,8 +96,10 @@ def test_the_base_stays_and_the_head_is_trained(name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_whole_model_matches_finite_differences(name):
-    model = model_of(name)
+@pytest.mark.parametrize("rate", [0.3, 0.0])
+def test_whole_model_matches_finite_differences(name, rate):
+    """With dropout before A, and without it: then most maps are merged."""
+    model = model_of(name, config=LoraConfig(r=2, lora_alpha=3, lora_dropout=rate))
     rows = check_model(model)
     assert len(rows) == 2 * len(model.store.trainable)
     require(rows, MODEL_LIMIT / 10)
@@ -139,6 +143,58 @@ def test_merged_gives_the_same(name, dtype, limit):
     np.testing.assert_allclose(model.forward(batch), apart, rtol=0, atol=limit)
     assert np.abs(apart).max() > 0.1
     gradients(model)     # and it can be trained on
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("which", ["all", "last:2"])
+def test_a_step_of_merged_maps_is_that_of_separate_ones(name, which, monkeypatch):
+    """The same loss and gradients, of a fused and pruned map too, and fewer large products."""
+    model, products = KINDS[name](dtype=np.float64), {}
+    model.train_layers(which)
+    model.add_adapter(from_layer_on(LoraConfig(r=2, lora_alpha=3),
+                                    model.trunk.first_trainable_layer, model.trunk.config))
+    rng = np.random.default_rng(0)
+    for layer in adapted(model).values():
+        layer.lora_B.value[...] = 0.3 * rng.standard_normal(layer.lora_B.shape)
+    for kind, merged in (("merged", True), ("apart", False)):
+        monkeypatch.setattr(lora, "is_merged", lambda *sizes, merged=merged: merged)
+        seen = []
+        with watched(lambda operation, direction, y, seen=seen: seen.append(
+                (operation, direction))):
+            found = gradients(model, stream=Stream(5, 2))
+        products[kind] = found, model.forward(pack(TEXTS)), seen
+    for merged, apart in zip(products["merged"][:2], products["apart"][:2], strict=True):
+        np.testing.assert_allclose(merged, apart, rtol=0, atol=1e-12 * np.abs(apart).max())
+    assert np.abs(products["apart"][0]).max() > 0
+    merged, apart = (products[kind][2] for kind in ("merged", "apart"))
+    assert ("lora", "forward") in apart and ("lora", "forward") not in merged
+    assert [x for x in apart if x[0] != "lora"] == merged
+
+
+@pytest.mark.parametrize("sizes, merged", [
+    ((193, 384, 384), True), ((192, 384, 384), False), ((1, 8, 8), False), ((4, 8, 8), False),
+    ((5, 8, 8), True)])
+def test_a_map_is_merged_where_that_is_less_to_pass_over(sizes, merged, monkeypatch):
+    assert lora.is_merged(*sizes) == merged
+    rows, width_in, width_out = sizes
+    layer = lora.LoraLinear(layers.Linear("c_fc", width_in, width_out, 1), 2, 1.5, 0.1)
+    store = Parameters(layer.parameters())
+    store.train(lambda p: "lora" in p.name)
+    x = np.ones((rows, width_in), np.float32)
+
+    def kept():
+        return len(layer.forward_columns(x, slice(None))[1])
+
+    assert (kept() == 1) == merged
+    store.set_compute_dtype(FLOAT16)      # in which a sum would lose a small update
+    assert kept() == 3
+    store.set_compute_dtype(None)
+    layer.begin(pack([[1] * rows]), Stream(0, 0), None)
+    assert kept() == 3
+    layer.rate = 0.0
+    assert (kept() == 1) == merged
+    store.train(lambda p: True)           # the matrix has a gradient of its own
+    assert kept() == 3
 
 
 def test_dropout_is_drawn_for_each_map_alone():

@@ -6,6 +6,7 @@ import pytest
 from minisft.backend.gpu import cuda
 from minisft.dispatch import lora as dispatched
 from minisft.dispatch.matmul import FORMATS, rounded, widened
+from minisft.nn.lora import _factor_gradients
 from minisft.ops import linear, lora
 from minisft.verify.gradcheck import check
 
@@ -70,6 +71,17 @@ def test_the_merged_map_gives_the_sum(rng):
     dy = rng.standard_normal((5, 4))
     dx = dy @ w.T + lora.backward(dy, lora.forward(x, a, b, 1.5)[1])[0]
     np.testing.assert_allclose(dy @ merged.T, dx, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 5, 64, 65, 200])
+def test_gradients_behind_a_merged_map(rng, n):
+    """Those of the separate ones, also in blocks of rows."""
+    x, a, b = inputs(rng, n, 6, 4, 3)
+    dy = rng.standard_normal((n, 4))
+    _, *expected = lora.backward(dy, lora.forward(x, a, b, 1.5)[1])
+    for found in (lora.factor_gradients(dy, x, a, b, 1.5), _factor_gradients(dy, x, a, b, 1.5)):
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
 def test_inputs_are_left_alone(rng):

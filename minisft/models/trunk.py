@@ -28,8 +28,9 @@ class Trunk(Layer):
     @property
     def first_trainable_layer(self) -> int:
         """-> the number of the first layer that is trained; the head's where none of these is."""
-        return min((p.layer for p in self.parameters() if p.trainable),
-                   default=self.config.head_layer)
+        # in the order of their numbers, as a trunk names its parts: a step asks four times
+        return next((p.layer for part in self._parts(Layer) for p in part.parameters()
+                     if p.trainable), self.config.head_layer)
 
     def run_blocks(self, batch: Batch, stream: Stream | None = None, pruned: bool = False,
                    kv_cache: Any = None) -> Array:

@@ -148,9 +148,7 @@ class TransformerBlock(Layer):
     def forward(self, x: Array, batch: Any, stream: random.Stream | None = None,
                 rows: Array = None, kv_cache: Any = None) -> Array:
         """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
-        for adapter in self.adapters:
-            adapter.begin(batch, stream, rows)
-        y = self.run(x, batch, stream, rows, kv_cache)
+        y = self._run(x, batch, stream, rows, kv_cache)
         if self.gradient_checkpointing:
             self.clear_cache()
             self.save_for_backward(x, batch, stream, rows)
@@ -160,8 +158,16 @@ class TransformerBlock(Layer):
         """dy (N,C), or (B,C) after `rows` -> dx (N,C), or None where nobody needs it and that saves
         work."""
         if self.gradient_checkpointing:
-            self.run(*self.pop_saved())     # dropout draws the same masks again
+            self._run(*self.pop_saved())     # dropout draws the same masks again
         return self.run_backward(dy, needs_dx)
+
+    def _run(self, x, batch, stream, rows, kv_cache=None):
+        for adapter in self.adapters:
+            adapter.begin(batch, stream, rows)
+        y = self.run(x, batch, stream, rows, kv_cache)
+        for adapter in self.adapters:
+            adapter.begin(None, None, None)     # the batch may hold what frozen layers gave
+        return y
 
 
 class Block(TransformerBlock):

@@ -3,11 +3,24 @@
 from math import sqrt
 from typing import Any
 
+import numpy as np
+
+from minisft import ops
 from minisft.backend import random
-from minisft.backend.array import Array
-from minisft.dispatch import dispatched, dropout, lora
+from minisft.backend.array import Array, array_module
+from minisft.backend.cpu import row_blocks
+from minisft.dispatch import dispatched, dropout, linear, lora
 from minisft.nn.layers import Linear
 from minisft.nn.parameters import Parameter
+
+ROWS = 64     # of a block: a few passes over two arrays of so many rows stay in a core's cache
+
+
+def is_merged(rows: int, width_in: int, width_out: int) -> bool:
+    """-> whether to merge the update into the matrix, and multiply once: it is then the smaller one
+    of what is passed over in memory. Where dropout comes before A it cannot be merged, and in 16
+    bits the sum would lose a small update."""
+    return rows * (width_in + width_out) > width_in * width_out
 
 
 class LoraLinear(Linear):
@@ -42,6 +55,9 @@ class LoraLinear(Linear):
 
     def forward_columns(self, x: Array, columns: slice, bias: bool = True) -> tuple[Array, Any]:
         """As `Linear`'s: x (N,in) -> the outputs `columns` of y, cache."""
+        if self._merges(x, columns):
+            b = self.b.value[columns] if bias and self.b is not None else None
+            return linear.forward(x, self._merged(columns), b)[0], (x,)
         y, cache = super().forward_columns(x, columns, bias)
         x, mask = self._dropped(x)
         # without dropout it takes x as the other map keeps it, rounded where that is
@@ -54,18 +70,42 @@ class LoraLinear(Linear):
     def backward_columns(self, dy: Array, cache: Any, columns: slice,
                          bias: bool = True, needs_dx: bool = True) -> Array:
         """dy (N,columns) -> dx (N,in), or None as `Linear`'s."""
+        if len(cache) == 1:
+            return self._merged_backward(dy, *cache, columns, bias, needs_dx)
         cache, low_cache, mask = cache
         dx = super().backward_columns(dy, cache, columns, bias, needs_dx)
         update, da, db = lora.backward(dy, low_cache)
+        self._add_grads(da, db, columns)
+        if dx is None:
+            return None
+        dx += update if mask is None else dropout.backward(update, mask)
+        return dx
+
+    def _merges(self, x, columns):
+        """-> whether this forward merges; its backward finds no gradient of the matrix."""
+        drops = self.rate and self.step[1] is not None
+        width_out = len(range(self.w.shape[1])[columns])
+        return not (drops or self.w.trainable) and self.w.compute_dtype is None and is_merged(
+            len(x), self.w.shape[0], width_out)
+
+    def _merged(self, columns):
+        """-> the matrix (in,columns) that gives both; made again for the backward, since all of
+        them together are as large as the base."""
+        return ops.lora.merge(self.w.value[:, columns], self.lora_A.value,
+                              self.lora_B.value[columns], self.scale)
+
+    def _merged_backward(self, dy, x, columns, bias, needs_dx):
+        self._add_grads(*_factor_gradients(dy, x, self.lora_A.value, self.lora_B.value[columns],
+                                           self.scale), columns)
+        merged = self._merged(columns) if needs_dx else self.w.value
+        return super().backward_columns(dy, (x, merged), columns, bias, needs_dx)
+
+    def _add_grads(self, da, db, columns):
         self.lora_A.add_grad(da)
         if columns == slice(None):
             self.lora_B.add_grad(db)
         elif self.lora_B.trainable:
             self.lora_B.grad[columns] += db
-        if dx is None:
-            return None
-        dx += update if mask is None else dropout.backward(update, mask)
-        return dx
 
     def _dropped(self, x):
         """-> x after dropout, and dropout's cache, None where there is none."""
@@ -77,3 +117,12 @@ class LoraLinear(Linear):
             example_ids, positions = example_ids[rows], positions[rows]
         return dropout.forward(x, random.Tokens(dispatched(stream), self.w.layer, self.site,
                                                 example_ids, positions), self.rate)
+
+
+def _factor_gradients(dy, x, *factors):
+    """As the formula's, of a few rows after the other on a CPU, added in that order."""
+    step = ROWS if array_module(x) is np else max(len(x), 1)
+    parts = row_blocks.each_product(
+        lambda i: ops.lora.factor_gradients(dy[i:i + step], x[i:i + step], *factors),
+        range(0, max(len(x), 1), step))
+    return [sum(terms[1:], start=terms[0]) for terms in zip(*parts, strict=True)]

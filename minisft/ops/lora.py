@@ -6,7 +6,7 @@
     (4) du = s dy @ B
     (5) dA = du^T @ x
     (6) dx = du @ A              to be added to the frozen map's, dy @ w^T
-    (7) w' = w + s (B @ A)^T     merged: one map that gives the sum
+    (7) w' = w + s (B @ A)^T     merged: one map that gives the sum, and the sum of (6)
 
 A (r,C) and B (M,r) have so few rows and columns, r, that they are a small part of w (C,M). The
 scale s is alpha / r. x may have gone through dropout before: the frozen map takes it as it was.
@@ -25,6 +25,13 @@ def backward(dy, cache):
     db = scale * (u.T @ dy).T                                     # (3)
     du = scale * (dy @ b)                                         # (4)
     return du @ a, du.T @ x, db                                   # (6), (5)
+
+
+def factor_gradients(dy, x, a, b, scale):
+    """dy (N,M), x (N,C), a (r,C), b (M,r), scale -> da (r,C), db (M,r), behind a merged map."""
+    u = x @ a.T                                                   # (1)
+    du = scale * (dy @ b)                                         # (4)
+    return du.T @ x, scale * (u.T @ dy).T                         # (5), (3)
 
 
 def merge(w, a, b, scale):

@@ -12,6 +12,7 @@ import numpy as np
 
 from minisft.dispatch import attention_groups, attention_key_blocks
 from minisft.models.config import BertConfig
+from minisft.nn.lora import is_merged
 
 # Operations for each value: (forward, backward)
 LAYER_NORM, GELU, SOFTMAX, CROSS_ENTROPY, SUM = (7, 13), (9, 13), (6, 4), (4, 3), (1, 1)
@@ -55,7 +56,7 @@ def products(step: Any, first_trainable: int) -> list[Product]:
             needs_dx = trained and not _ends_at(step, i, linear[0], first_trainable)
             result += _linear(*linear, needs_dx, trained and step.trains_matrices, again)
             if rank := step.rank(i, linear[0]):
-                result += _adapter(*linear[1:], rank, again)
+                result += _adapter(*linear[1:], rank, needs_dx, again)
         result += _attention(step, out < n, trained, again)
     if bert:
         result += _linear("pooler", len(step.lengths), width, width, True, True)
@@ -138,11 +139,16 @@ def _ends_at(step, i, name, first_trainable):
     return step.adapter is not None and i + 1 == first_trainable and name == "attn.c_attn"
 
 
-def _adapter(rows, width_in, width_out, rank, again):
+def _adapter(rows, width_in, width_out, rank, dx, again):
     """-> the products of an adapter's forward and backward."""
-    forward = [(rows, width_in, rank), (rows, rank, width_out)]
-    backward = [(rank, rows, width_out), (rows, width_out, rank), (rank, rows, width_in),
-                (rows, rank, width_in)]
+    merged = is_merged(rows, width_in, width_out)
+    forward = ([(width_in, rank, width_out)] if merged else
+               [(rows, width_in, rank), (rows, rank, width_out)])
+    backward = [(rank, rows, width_out), (rows, width_out, rank), (rank, rows, width_in)]
+    if merged:
+        backward += [(rows, width_in, rank)] + dx * forward
+    else:
+        backward.append((rows, rank, width_in))
     return [Product("adapters", *shape) for shape in forward] + [
         Product("adapters", *shape, 1, True) for shape in forward * again + backward]
 

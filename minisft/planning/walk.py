@@ -8,6 +8,7 @@ from typing import Any
 from minisft.backend.cpu import row_blocks
 from minisft.dispatch import attention_groups, attention_key_blocks
 from minisft.models.config import BertConfig
+from minisft.nn.lora import is_merged
 from minisft.planning import operations
 from minisft.planning.memory_tracker import MemoryTracker
 
@@ -74,34 +75,50 @@ class _Walk:
         allocate(f"{h}ln_1", n * c)
         qkv = 3 * n * c if out == n else 2 * n * c + 2 * out * c
         allocate(f"{h}attn.c_attn", qkv)
-        self.adapter_forward(i, "attn.c_attn", n if out == n else n + out, qkv)
+        self.adapter_forward(i, "attn.c_attn")
         self.attention_forward(i, trained)
         allocate("attention", out * c)          # the block's own, until it ends
-        self.adapter_forward(i, "attn.c_proj", out, out * c)
+        self.adapter_forward(i, "attn.c_proj")
         self.dropout_forward(f"{h}drop_1", out, trained)
         allocate(f"{h}x_1", out * c)
         free("dropped")
         allocate(f"{h}ln_2", out * c)
         allocate(f"{h}mlp.c_fc", out * self.inner)
-        self.adapter_forward(i, "mlp.c_fc", out, out * self.inner)
+        self.adapter_forward(i, "mlp.c_fc")
         allocate(f"{h}mlp.tanh", out * self.inner)
         allocate(f"{h}mlp.gelu", out * self.inner)
         observe(row_blocks=_row_blocks(out * self.inner))
         allocate("mlp", out * c)
-        self.adapter_forward(i, "mlp.c_proj", out, out * c)
+        self.adapter_forward(i, "mlp.c_proj")
         self.dropout_forward(f"{h}drop_2", out, trained)
         allocate(f"h.{i + 1}.x", out * c)
         free("attention", "mlp", "dropped")
 
-    def adapter_forward(self, i, name, rows, values):
-        """What an adapter keeps, u, and meanwhile its part of the result of so many values."""
-        if rank := self.step.rank(i, name):
-            self.tracker.allocate(f"h.{i}.{name}.u", rows * rank)
-            self.tracker.observe(update_of_adapter=values)
+    def adapter_forward(self, i, name):
+        """The merged matrix for a moment; or what an adapter keeps, u, and for a moment its part
+        of the result."""
+        rank = self.step.rank(i, name)
+        for rows, width_in, width_out in self.maps(i, name) if rank else ():
+            if is_merged(rows, width_in, width_out):
+                self.tracker.observe(merged_matrix=width_in * width_out)
+            else:
+                self.tracker.allocate(f"h.{i}.{name}.u", rows * rank)
+                self.tracker.observe(update_of_adapter=rows * width_out)
 
-    def parts_of_dx(self, i, name):
-        """-> how many arrays the gradient of a linear map's input is the sum of."""
-        return 2 if self.step.rank(i, name) else 1
+    def gradient_of_input(self, i, name):
+        """-> values that the gradient of a linear map's input takes, an adapter's part too."""
+        rank = self.step.rank(i, name)
+        return max(rows * width_in + (
+            0 if not rank else width_in * width_out if is_merged(rows, width_in, width_out) else
+            rows * width_in) for rows, width_in, width_out in self.maps(i, name))
+
+    def maps(self, i, name):
+        """-> rows, width in, width out of a linear map, or of the two parts of a pruned one."""
+        n, out, c = self.n, self.step.rows_out(i), self.c
+        if name == "attn.c_attn":
+            return [(n, c, 3 * c)] if out == n else [(out, c, c), (n, c, 2 * c)]
+        return [{"attn.c_proj": (out, c, c), "mlp.c_fc": (out, c, self.inner),
+                 "mlp.c_proj": (out, self.inner, c)}[name]]
 
     def attention_forward(self, i, trained):
         """Scores, what is kept of them, and the mixed values."""
@@ -165,13 +182,13 @@ class _Walk:
         out, c, inner, h = self.step.rows_out(i), self.c, self.inner, f"h.{i}."
         if f"{h}drop_2" in self.tracker.allocated:
             allocate("d mlp", out * c)
-        observe(gradient_of_gelu=out * inner * self.parts_of_dx(i, "mlp.c_proj"))
+        observe(gradient_of_gelu=self.gradient_of_input(i, "mlp.c_proj"))
         free(f"{h}mlp.gelu", f"{h}drop_2")
         allocate("d gelu", out * inner)
         allocate("d c_fc", out * inner)
         observe(row_blocks=_row_blocks(out * inner))
         free("d gelu")
-        observe(gradient_of_norm=out * c * self.parts_of_dx(i, "mlp.c_fc"))
+        observe(gradient_of_norm=self.gradient_of_input(i, "mlp.c_fc"))
         free(f"{h}mlp.", f"{h}ln_2", "d c_fc", "d mlp")
         observe(gradients_of_norm=2 * out * c)
         free(f"{h}x_1")
@@ -190,7 +207,7 @@ class _Walk:
         """From the gradient of the block's attention to that of its normalised input."""
         allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
         n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}.attn."
-        observe(gradient_of_y=out * c * self.parts_of_dx(i, "attn.c_proj"))
+        observe(gradient_of_y=self.gradient_of_input(i, "attn.c_proj"))
         allocate("d y", out * c)
         if f"{h}lse" not in self.tracker.allocated:
             free(f"{h}y")
@@ -200,9 +217,8 @@ class _Walk:
         width = 3 if out == n else 2
         allocate("d c_attn", width * n * c)
         # a matrix's gradient goes where it stays, but for the parts of a pruned block's
-        parts = self.parts_of_dx(i, "attn.c_attn")
         pruned_matrices = out < n and self.step.trains_matrices
-        observe(gradient_of_norm=n * c * parts,
+        observe(gradient_of_norm=self.gradient_of_input(i, "attn.c_attn"),
                 attention_matrix_gradient=pruned_matrices * width * c * c)
         free("d y", "dq, dk, dv", "d c_attn", f"h.{i}.ln_1")
 
