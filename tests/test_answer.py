@@ -64,6 +64,22 @@ def test_the_folder_evaluates_to_the_same_figures(run, capsys):
         assert found[key] == pytest.approx(results[key])
 
 
+def test_answers_are_no_longer_than_asked_for(tmp_path, rng):
+    train, out = write(tmp_path / "a.json", rng, 30), tmp_path / "run"
+    answers = tmp_path / "answers.json"
+    lengths = {}
+    for most in (1, 30):
+        assert main(["finetune", *SMALL, "--train", train, "--epochs", "1", "--compare", "none",
+                     "--max-answer-length", str(most), "--out", str(out), "--overwrite"]) == 0
+        kept = json.loads((out / "model" / "minisft.json").read_text())
+        assert kept["max_answer_length"] == most
+        assert main(["predict", "--model", str(out / "model"), "--file", train, "--out",
+                     str(answers), "--overwrite"]) == 0
+        lengths[most] = max(len(answer.split())     # a token here holds one word or less
+                            for answer in json.loads(answers.read_text()).values())
+    assert lengths[1] == 1 < lengths[30]
+
+
 def test_every_question_is_answered(run, tmp_path, capsys):
     folder, test = run
     out = tmp_path / "answers.json"
@@ -107,7 +123,8 @@ def test_the_loops_options_work(tmp_path, rng, options):
     ([], "--task answer needs --train"), (["--clean", "tags"], "--clean is for texts"),
     (["--max-length", "4"], "leaves no room for a question and its context"),
     (["--label-map", "a=b"], "--label-map is for --task classify"),
-    (["--word-column", "2"], "--word-column is for --task tag")])
+    (["--word-column", "2"], "--word-column is for --task tag"),
+    (["--max-answer-length", "0"], "--max-answer-length is 0, expected at least 1")])
 def test_what_cannot_be_is_refused(tmp_path, rng, capsys, options, message):
     given = ["--train", write(tmp_path / "a.json", rng, 10)] if options else []
     assert main(["finetune", *SMALL, *given, "--out", str(tmp_path / "run"), *options]) == 2

@@ -17,7 +17,7 @@ from minisft.data.sequences import pair_frame
 from minisft.data.tokenizer import encode_batch
 from minisft.errors import UserError
 
-MAX_ANSWER = 30     # tokens of an answer, as the field has it
+MAX_ANSWER_LENGTH = 30     # tokens, as the field has it
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class AnswerWindows:
     cut_questions: int                 # questions that were cut to make room for their context
 
     def best(self, logits: Sequence[np.ndarray], contexts: Sequence[str],
-             max_answer: int = MAX_ANSWER) -> list["Answer"]:
+             max_length: int = MAX_ANSWER_LENGTH) -> list["Answer"]:
         """Logits (T,2) of each window, the context of each question -> Answer for each question.
 
         The best span of all windows, of at most so many tokens, and how much better its score is
@@ -45,7 +45,7 @@ class AnswerWindows:
                                                 np.asarray(logits, object), strict=True):
             z = np.asarray(z, np.float64)
             empty[question] = min(empty[question], z[0].sum())
-            if (found := _best_span(z, offsets, begins, max_answer)) is not None:
+            if (found := _best_span(z, offsets, begins, max_length)) is not None:
                 spans[question].append(found)
         answers = []
         for context, found, none in zip(contexts, spans, empty, strict=True):
@@ -131,13 +131,13 @@ def _windows(n, room):
     return [(int(s), int(s) + room, owner[s:s + room] == i) for i, s in enumerate(starts)]
 
 
-def _best_span(z, offsets, begins, max_answer):
+def _best_span(z, offsets, begins, max_length):
     """Logits (T,2) -> (score, first character, end) of the best span; None where none may be."""
     rows = np.flatnonzero(offsets[:, 0] >= 0)
     if not begins.any():
         return None
     first, n = rows[0], len(rows)
-    ends = np.full((n, min(max_answer, n)), -np.inf)     # of a span that begins at i, ends at i + j
+    ends = np.full((n, min(max_length, n)), -np.inf)     # of a span that begins at i, ends at i + j
     for j in range(ends.shape[1]):
         ends[:n - j, j] = z[first + j:first + n, 1]
     scores = np.where(begins[rows], z[rows, 0], -np.inf)[:, None] + ends

@@ -57,6 +57,7 @@ class Preprocessing:
     columns: Columns = field(default_factory=Columns)
     # answers to questions: the margin (nats) below which none is given; None: one always is
     no_answer_margin: float | None = None
+    max_answer_length: int | None = None     # in tokens; None: as the field has it
 
     def __str__(self) -> str:
         parts = [f"cleaning: {', '.join(self.clean) or 'none'}"]
@@ -161,9 +162,10 @@ def _preprocessing(path, values):
                         f"{', '.join(CLEANING_STEPS)}")
     preprocessing = Preprocessing(**values | {
         "clean": tuple(steps), "columns": _columns(path, values.get("columns", {}))})
-    length = preprocessing.max_length
-    if length is not None and (type(length) is not int or length < 1):
-        raise UserError(f"{path}: max_length is {length!r}, expected a whole number above 0")
+    for name in ("max_length", "max_answer_length"):
+        length = getattr(preprocessing, name)
+        if length is not None and (type(length) is not int or length < 1):
+            raise UserError(f"{path}: {name} is {length!r}, expected a whole number above 0")
     if preprocessing.truncate not in ("head", "tail"):
         raise UserError(f"{path}: truncate is {preprocessing.truncate!r}, expected head or tail")
     if not isinstance(preprocessing.parse_special, bool):

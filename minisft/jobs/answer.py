@@ -8,7 +8,12 @@ from typing import Any, Self
 import numpy as np
 from tokenizers import Tokenizer
 
-from minisft.data.answer_windows import Answer, AnswerWindows, answer_windows
+from minisft.data.answer_windows import (
+    MAX_ANSWER_LENGTH,
+    Answer,
+    AnswerWindows,
+    answer_windows,
+)
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.questions import Questions, read_questions
 from minisft.data.read import stratified_subset, train_valid_split
@@ -32,6 +37,7 @@ class AnswerDataset(TokenizedDataset):
 
     windows: AnswerWindows | None = None
     questions: Questions | None = None
+    max_answer_length: int = MAX_ANSWER_LENGTH
 
 
 @dataclass(frozen=True)
@@ -174,7 +180,8 @@ def question_windows(questions: Questions, tokenizer: Tokenizer, preprocessing: 
                                                      positions))
     require_readable(found.ids, tokenizer, model.trunk.config,
                      lambda w: questions.place(found.questions[w]), found.types, "question")
-    return AnswerDataset(found.ids, found.labels, found.types, windows=found, questions=questions)
+    return AnswerDataset(found.ids, found.labels, found.types, windows=found, questions=questions,
+                         max_answer_length=preprocessing.max_answer_length or MAX_ANSWER_LENGTH)
 
 
 def find_answers(model: SpanClassifier, dataset: AnswerDataset, batch_tokens: int,
@@ -184,7 +191,8 @@ def find_answers(model: SpanClassifier, dataset: AnswerDataset, batch_tokens: in
     edges = np.concatenate([[0], np.cumsum([len(z) for z in logits])])
     (loss, n), _ = span_cross_entropy.forward(np.concatenate(logits).astype(np.float64), edges,
                                               np.asarray(dataset.labels))
-    return dataset.windows.best(logits, dataset.questions.contexts), float(loss / n)
+    answers = dataset.windows.best(logits, dataset.questions.contexts, dataset.max_answer_length)
+    return answers, float(loss / n)
 
 
 def measure(model: SpanClassifier, dataset: AnswerDataset, batch_tokens: int,

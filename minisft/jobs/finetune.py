@@ -219,7 +219,8 @@ def _prepare(task, say, resume=False):
     preprocessing = Preprocessing(parse_cleaning_steps(data.clean),
                                   min(data.max_length or positions, positions), data.truncate,
                                   data.separator if data.task == "complete" else None,
-                                  data.parse_special, _columns(data))
+                                  data.parse_special, _columns(data), max_answer_length=(
+                                      data.max_answer_length if data.task == "answer" else None))
     if data.skip_bad_rows:
         task = task.readable(tokenizer, preprocessing, model)
         loss_options = task.loss_options()      # of the texts that are left

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from minisft.backend.array import DEVICES, device_name, require_gpu
 from minisft.backend.cpu.processor import why_not_bfloat16
 from minisft.backend.gpu.cuda import emulated
+from minisft.data.answer_windows import MAX_ANSWER_LENGTH
 from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.dispatch import PRECISIONS
 from minisft.errors import UserError, setting
@@ -14,6 +15,7 @@ from minisft.training.options import Config, option, require_in_range
 from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
 
 CLASSIFY, COMPLETE, TAG = ("task", "classify"), ("task", "complete"), ("task", "tag")
+ANSWER = ("task", "answer")
 
 PRECISION_HELP = (
     "of matrix products; weights, sums and all else stay float32. On a CPU bfloat16 takes the "
@@ -73,6 +75,9 @@ class DataConfig:
     tag_column: str | None = option(
         None, "tag: column of the tag (default: UPOS of .conllu, tags of .jsonl, else the last)",
         metavar="NAME", only=TAG)
+    max_answer_length: int = option(
+        MAX_ANSWER_LENGTH, "answer: tokens of the longest answer that is given; the folder "
+        "remembers it", within=(1, None), type=int, only=ANSWER)
     parse_special: bool = option(
         False, "tokens with a role, such as <|endoftext|> or [SEP], that stand in a text are read "
         "as those tokens, not as characters; a model's own added tokens always are",
@@ -283,7 +288,7 @@ def require_sound(config: FinetuneConfig) -> None:
                         f"{setting('select', 'last')} takes the last one whatever it is")
     known = config.option_fields()
     for name in ("label_map", "pair_column", "token_dropout", "token_swap", "class_weights",
-                 "label_smoothing", "word_column", "tag_column"):
+                 "label_smoothing", "word_column", "tag_column", "max_answer_length"):
         only = known[name].metadata["only"]
         if only not in (None, ("task", data.task)) and \
                 config.options()[name] != known[name].default:
