@@ -21,6 +21,7 @@ from minisft.io.model_folder import save_tokenizer
 from minisft.models.adapters import LoraConfig, from_layer_on
 from minisft.models.config import BertConfig, GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
+from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.planning import operations
 from minisft.planning.memory import ITEM, Step, largest_of, plan
 from minisft.planning.memory_tracker import MemoryTracker
@@ -70,6 +71,13 @@ STEPS = {
         adapter=LoraConfig(r=4)),
     "adapters, checkpointed": Step(DEEP, (40,) * 60, gradient_checkpointing=True, dropout=0.0,
                                    adapter=LoraConfig(r=8)),
+    "tags": Step(BERT, (64,) * 24, "tag", 17, dropout=0.0),
+    "tags with dropout": Step(BERT, (3, 60, 17, 41, 9, 33) * 8, "tag", 17, dropout=0.1),
+    "tags, GPT-2": Step(WIDE, (64,) * 24, "tag", 9, dropout=0.1),
+    "tags, last one": Step(BERT, (64,) * 24, "tag", 9, train_layers="last:1", dropout=0.0),
+    "answers": Step(BERT, (128,) * 12, "answer", dropout=0.1),
+    "answers, GPT-2": Step(WIDE, (64,) * 24, "answer", dropout=0.0),
+    "answers, head": Step(DEEP, (40,) * 50, "answer", train_layers="head", dropout=0.0),
     "biases": Step(WIDE, (64,) * 24, train_layers="bias", dropout=0.0),
 }
 
@@ -77,7 +85,9 @@ STEPS = {
 def built(step, rng):
     """-> the model, its optimizer and its texts, as the plan describes them."""
     config = step.config if step.dropout is None else step.config.with_dropout(step.dropout)
-    model = (BertClassifier(config, "ab") if isinstance(config, BertConfig) else
+    model = (TokenClassifier(config, [str(k) for k in range(step.classes)]) if step.task == "tag"
+             else SpanClassifier(config) if step.task == "answer" else
+             BertClassifier(config, "ab") if isinstance(config, BertConfig) else
              Classifier(config, "ab") if step.task == "classify" else LanguageModel(config))
     model.train_layers(step.train_layers)
     if step.adapter is not None:
@@ -85,8 +95,9 @@ def built(step, rng):
     for block in model.trunk.blocks:
         block.gradient_checkpointing = step.gradient_checkpointing
     ids = [rng.integers(0, config.vocab_size, n) for n in step.lengths]
-    labels = ([0, 1] * len(ids))[:len(ids)] if step.task == "classify" else [
-        np.append(x[1:], -100) for x in ids]
+    labels = {"classify": ([0, 1] * len(ids))[:len(ids)], "tag": [x % step.classes for x in ids],
+              "answer": np.zeros((len(ids), 2), int)}.get(
+                  step.task, [np.append(x[1:], -100) for x in ids])
     sequences = TokenizedDataset(ids, labels)
     if step.features and model.trunk.first_trainable_layer:
         sequences = with_features(sequences, model, step.tokens, 2**30)
@@ -195,7 +206,9 @@ TRAINED = [("all", True, 0), ("last:1", True, 0), ("last:2", False, 0), ("head",
 
 @pytest.mark.parametrize("config, task, which, features, rank", [
     *((SMALL, task, *trained) for task in ("classify", "complete") for trained in TRAINED),
-    *((SMALL_BERT, "classify", *trained) for trained in TRAINED[:4])])
+    *((SMALL_BERT, "classify", *trained) for trained in TRAINED[:4]),
+    *((config, task, *trained) for config in (SMALL, SMALL_BERT) for task in ("tag", "answer")
+      for trained in TRAINED[:4])])
 @pytest.mark.parametrize("gradient_checkpointing, short", [
     (False, 256), (True, 256), (False, 8), (True, 8)])
 def test_products_are_those_that_a_step_computes(rng, monkeypatch, config, task, which, features,
@@ -292,6 +305,26 @@ def test_defaults_are_those_of_finetune_and_a_bert_is_planned(capsys, tmp_path, 
     for options in (["--adapter", "lora"], ["--train-layers", "bias"]):
         assert main(["plan", "--model", str(tmp_path), *options]) == 2
         assert f"{options[0]} {options[1]}: is planned of a GPT-2 alone" in capsys.readouterr().err
+
+
+def test_heads_over_tokens_are_planned_from_their_files(capsys, tmp_path):
+    model = LanguageModel(DEEP)
+    save_tokenizer(train_tokenizer(["some words to learn"], 260), tmp_path, 64)
+    save(model, tmp_path)
+    words = "some words to learn"
+    (tmp_path / "x.conllu").write_text("".join(
+        f"{i}\t{word}" + "\t_" * 8 + "\n" for i, word in enumerate(words.split(), 1)) + "\n")
+    (tmp_path / "x.json").write_text(json.dumps({"data": [{"paragraphs": [{
+        "context": words, "qas": [{"id": "1", "question": "what ?", "answers": []}]}]}]}))
+    plain = ["plan", "--model", str(tmp_path), "--batch-tokens", "64", "--texts"]
+    for task, name, of_task in (("tag", "x.conllu", "tag with 5"), ("answer", "x.json", "answer")):
+        given = [*plain, str(tmp_path / name), "--task", task, "--classes", "5"]
+        assert main(given) == 0
+        shown = capsys.readouterr().out
+        assert f"parameters; {of_task}, trains all" in shown and "1 text of" in shown
+        assert re.search(r"^head +0.00 +0.00$", shown, re.M)
+        assert main([*given, "--clean", "tags"]) == 2
+        assert f"--clean is for texts, --task {task} takes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [

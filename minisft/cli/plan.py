@@ -2,13 +2,18 @@
 
 import argparse
 import re
+from typing import Any
 
 from minisft.cli.arguments import add_model, add_table, say, whole
 from minisft.cli.tables import chosen_columns, table_options
 from minisft.cli.terminal import show
+from minisft.data.answer_windows import answer_windows
+from minisft.data.questions import read_questions
 from minisft.data.read import read_texts
 from minisft.data.sequences import encode_sequences
+from minisft.data.tagged import read_tagged
 from minisft.data.text import CLEANING_STEPS, load_tokenizer, parse_cleaning_steps
+from minisft.data.word_pieces import windows
 from minisft.errors import UserError
 from minisft.evaluation.figures import Verdict, count
 from minisft.io.architectures import family_of
@@ -32,10 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the batch, and what is trained."""
     add_model(parser, f"folder or name of a GPT-2 or BERT; of {', '.join(SIZES)} the shape is "
               "known here (default: the bundled small GPT-2)", default="minisft-gpt2")
-    parser.add_argument("--task", choices=("classify", "complete"), default="classify",
-                        help="a class for each text, or the next token of each token")
+    parser.add_argument("--task", choices=("classify", "complete", "tag", "answer"),
+                        default="classify", help="a class for each text, the next token of each "
+                        "token, a tag for each word, or where answers begin and end")
     parser.add_argument("--classes", type=whole(2), default=2, metavar="N",
-                        help="classify: number of classes")
+                        help="classify and tag: number of classes")
     parser.add_argument("--lengths", type=whole(1), default=None, metavar="N",
                         help="tokens of each text (default: 128, or those of --texts)")
     parser.add_argument("--texts", metavar="FILE", help="a file of texts: of the batches of an "
@@ -127,12 +133,22 @@ def _lengths(args, folder, config):
     """-> the lengths of the file's texts, treated as `finetune` would."""
     if args.lengths is not None:
         raise UserError("--lengths beside --texts: expected one of the two")
+    room = min(args.max_length or config.n_positions, config.n_positions)
+    tokenizer, read = load_tokenizer(folder), (args.encoding, args.max_compression_ratio)
+    if args.task in ("tag", "answer"):
+        if args.clean not in (None, "none"):
+            raise UserError(f"--clean is for texts, --task {args.task} takes what it reads as it "
+                            "stands")
+        found: Any = (
+            answer_windows(tokenizer, read_questions(args.texts, *read), room)
+            if args.task == "answer" else windows(tokenizer, read_tagged(
+                args.texts, None, None, None, read[0], False, read[1]).words, room))
+        return [len(ids) for ids in found.ids]
     columns = chosen_columns(args, read_preprocessing(folder, say).columns)
     clean = parse_cleaning_steps(args.clean or default_cleaning(args.task))
     examples = read_texts(args.texts, columns.text_column, clean, pair_column=columns.pair_column,
                           **table_options(args))[1]
-    room = min(args.max_length or config.n_positions, config.n_positions)
-    return [len(x) for x in encode_sequences(load_tokenizer(folder), examples.texts, room,
+    return [len(x) for x in encode_sequences(tokenizer, examples.texts, room,
                                              pairs=examples.pairs)[0]]
 
 
@@ -140,7 +156,8 @@ def lines(name: str, step: Step, planned: Plan) -> list[str]:
     """A model's name, its step and Plan -> the lines that show them."""
     c, short, long = step.config, min(step.lengths), max(step.lengths)
     shown = f"{short}" if short == long else f"{short} to {long}"
-    task = f"classify into {step.classes}" if step.task == "classify" else "complete"
+    task = {"classify": f"classify into {step.classes}",
+            "tag": f"tag with {step.classes}"}.get(step.task, step.task)
     return [
         f"peak {_shown(planned.state + planned.above)} MiB: {_shown(planned.state)} of weights, "
         f"gradients and moments, {_shown(planned.above)} above them in a step",

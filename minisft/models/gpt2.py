@@ -60,6 +60,7 @@ class GPT2(Trunk):
         """
         first_trainable = self.first_trainable_layer
         if first_trainable > self.config.final_layer:
+            self.ln_f.clear_cache()     # a head's step would keep it until the next
             return None
         dx = self.run_backward(self.ln_f.backward(dy))
         if first_trainable > 0:

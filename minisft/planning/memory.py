@@ -16,6 +16,7 @@ from minisft.data.batch import token_budget_batches
 from minisft.models.adapters import LoraConfig, from_layer_on
 from minisft.models.config import BertConfig, GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
+from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.planning import operations
 from minisft.planning.walk import ITEM as ITEM
 from minisft.planning.walk import walk
@@ -36,8 +37,8 @@ class Step:
 
     config: GPT2Config | BertConfig
     lengths: tuple
-    task: str = "classify"        # or "complete", a language model
-    classes: int = 2
+    task: str = "classify"        # or complete, a language model; tag or answer, heads over tokens
+    classes: int = 2              # of classify and tag
     train_layers: str = "all"
     gradient_checkpointing: bool = False
     dropout: float | None = None  # None: the config's
@@ -53,6 +54,11 @@ class Step:
         """-> tokens that leave block i: a classifier wants each text's last from the last one."""
         last = self.task == "classify" and i == self.config.n_layer - 1
         return len(self.lengths) if last else self.tokens
+
+    @property
+    def token_outputs(self) -> int:
+        """-> numbers that a head over tokens gives for each of them; 0 where there is none."""
+        return {"tag": self.classes, "answer": 2}.get(self.task, 0)
 
     @property
     def trains_matrices(self) -> bool:
@@ -112,7 +118,9 @@ class _Trained:
 def plan(step: Step) -> Plan:
     """Step -> Plan; raises ValueError for layers that the model does not have."""
     names, config = [str(k) for k in range(step.classes)], step.config
-    model: Any = (BertClassifier(config, names, dtype=None) if isinstance(config, BertConfig) else
+    model: Any = (TokenClassifier(config, names, dtype=None) if step.task == "tag" else
+                  SpanClassifier(config, dtype=None) if step.task == "answer" else
+                  BertClassifier(config, names, dtype=None) if isinstance(config, BertConfig) else
                   Classifier(config, names, dtype=None) if step.task == "classify" else
                   LanguageModel(config, dtype=None))
     model.store = _Trained(model.parameters())

@@ -58,6 +58,8 @@ def products(step: Any, first_trainable: int) -> list[Product]:
             if rank := step.rank(i, linear[0]):
                 result += _adapter(*linear[1:], rank, needs_dx, again)
         result += _attention(step, out < n, trained, again)
+    if step.token_outputs:
+        return result + _linear("head", step.tokens, width, step.token_outputs, True, True)
     if bert:
         result += _linear("pooler", len(step.lengths), width, width, True, True)
     if step.task == "classify":
@@ -104,6 +106,8 @@ def operations(step: Any, first_trainable: int,
     if step.task == "complete":
         formula("cross_entropy", (step.tokens - len(step.lengths)) * c.vocab_size, CROSS_ENTROPY,
                 True)
+    if step.token_outputs:
+        formula("cross_entropy", step.tokens * step.token_outputs, CROSS_ENTROPY, True)
     if not (first_trainable and step.features):
         formula("embeddings", step.tokens * width, SUM, first_trainable == 0)
     add("adamw", 0, ADAMW * trainable_parameters)

@@ -33,7 +33,6 @@ class _Walk:
         c = step.config
         self.n, self.b, self.layers = step.tokens, len(step.lengths), c.n_layer
         self.c, self.inner, self.heads = c.n_embd, operations.inner(c), c.n_head
-        self.classifies = step.task == "classify"
         # ids, positions, the text of each token: 8 bytes each
         self.tracker.allocate("batch", 3 * 8 // ITEM * self.n)
 
@@ -59,12 +58,29 @@ class _Walk:
                 allocate(f"h.{i}.x", x)
         out = self.step.rows_out(self.layers - 1)
         allocate("ln_f", out * c)
-        if self.classifies:
+        if self.step.token_outputs:
+            self.token_head_forward()
+        if self.step.task != "complete":
             return
         counted = n - self.b      # the last token of a text has no next one
         allocate("head.hidden", counted * c)
         free("ln_f")
         allocate("head.logits", counted * self.step.config.vocab_size)
+
+    def token_head_forward(self):
+        """Dropout where it has some, the logits, and what their loss keeps."""
+        if self.step.task == "tag":
+            self.dropout_forward("head.dropout", self.n, True)
+            if dropped := self.tracker.allocated.get("dropped"):
+                self.tracker.allocate("head.dropped", dropped)
+                self.tracker.free("dropped")
+        self.tracker.allocate("head.logits", 2 * self.n * self.step.token_outputs)
+
+    def token_head_backward(self):
+        """The gradients of the logits and of what dropout gave."""
+        if self.step.token_outputs:
+            self.tracker.observe(dlogits=self.n * self.step.token_outputs, dhidden=self.n * self.c)
+            self.tracker.free("head.")
 
     def block_forward(self, i):
         """Block i, from h.i.x to the x of what follows."""
@@ -159,8 +175,9 @@ class _Walk:
         allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
         n, c, config = self.n, self.c, self.step.config
         out = self.step.rows_out(self.layers - 1)
-        if not self.classifies:
+        if self.step.task == "complete":
             observe(dhidden=(n - self.b) * c)
+        self.token_head_backward()
         free("ln_f")
         if self.first_trainable_layer > self.layers + 1:
             return
@@ -246,7 +263,10 @@ class _BertWalk(_Walk):
                 x = self.tracker.allocated[f"h.{i}.x"]
                 self.tracker.free(f"h.{i}.")
                 allocate(f"h.{i}.x", x)
-        allocate("pooler", 2 * self.b * c)
+        if self.step.token_outputs:
+            self.token_head_forward()
+        else:
+            allocate("pooler", 2 * self.b * c)
 
     def block_forward(self, i):
         """Block i, from h.i.x to the x of what follows."""
@@ -281,8 +301,10 @@ class _BertWalk(_Walk):
         out = self.step.rows_out(self.layers - 1)
         if self.first_trainable_layer > self.layers:
             return
+        self.token_head_backward()
         allocate("dhidden", out * c)     # until the trunk's backward ends
-        allocate("dy", out * c)
+        # a head over tokens gives the last block's dy itself
+        allocate("dy", 0 if self.step.token_outputs else out * c)
         free("pooler", f"h.{self.layers}.x")
         for i in reversed(range(max(self.first_trainable_layer - 1, 0), self.layers)):
             if self.step.gradient_checkpointing:
