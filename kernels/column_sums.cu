@@ -7,13 +7,14 @@
 // of the piece: neighbouring lanes read neighbouring numbers, and many rows are on their way at
 // once, where one thread a column would wait for each in turn.
 // Shared memory: 4 KB, a number for each warp and lane.
-// Demands: float32, contiguous x (n, width); out (pieces, width). Columns from `split` on go to
-// `rest` (pieces, width - split). With `add` what lies there is added to.
+// Demands: float32, contiguous x (n, width). The first `share` columns go to `out` (pieces, share), as
+// many to `second` and to `third`, of which each may be null: then nobody wants these. With `add`
+// what lies there is added to.
 // Memory traffic: 4 bytes a number.
 
 extern "C" __global__ void __launch_bounds__(1024) column_sums(
-        const float* __restrict__ x, float* __restrict__ out, float* __restrict__ rest, int n,
-        int width, int split, int rows, int add) {
+        const float* __restrict__ x, float* __restrict__ out, float* __restrict__ second,
+        float* __restrict__ third, int n, int width, int share, int rows, int add) {
     __shared__ float scratch[MOST_WARPS][WARP];
     const int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int c = blockIdx.x * WARP + lane;
@@ -27,7 +28,8 @@ extern "C" __global__ void __launch_bounds__(1024) column_sums(
     __syncthreads();
     if (warp != 0 || c >= width) return;
     for (int i = 1; i < warps; i++) sum += scratch[i][lane];
-    float* to = c < split ? out + (long long)blockIdx.y * split + c
-                          : rest + (long long)blockIdx.y * (width - split) + c - split;
+    float* to = c < share ? out : c < 2 * share ? second : third;
+    if (!to) return;
+    to += (long long)blockIdx.y * share + c % share;
     *to = add ? *to + sum : sum;                                                    // (4)
 }

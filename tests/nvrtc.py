@@ -32,8 +32,10 @@ BUILDS = {
     "cross_entropy": [{}],
     "dropout": [{}],
     "embedding": [{}],
-    "gelu": [{}],
+    "gelu": [{"FLOAT16": n} for n in (0, 1)],
     "layer_norm": [{"WIDTH": c, "THREADS": t} for c, t in ((128, 32), (768, 192), (1600, 256))],
+    "residual_layer_norm": [{"FLOAT16": f, "WIDTH": c, "THREADS": t} for f, c, t in
+                            ((0, 130, 64), (0, 768, 192), (1, 768, 192), (0, 1600, 256))],
     "softmax": [{}],
     "softmax_naive": [{}],
 }

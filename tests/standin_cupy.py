@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from minisft.backend import bfloat16
 from minisft.backend.gpu import cuda as product
 from minisft.backend.gpu import emulator
 
@@ -244,7 +245,8 @@ class cuda:     # noqa: N801
                    beta, c, kind_c, rows_c, compute, algorithm):
             """C (m,n) = alpha * op(A) (m,k) op(B) (k,n) + beta * C, all stored by columns."""
             launched("gemmEx")
-            assert (kind_c, compute, algorithm) == (0, 68, -1) and kind_a == kind_b in (2, 14)
+            assert (compute, algorithm) == (68, -1) and kind_a == kind_b in (2, 14)
+            assert kind_c in (0, kind_a)
             sides = []
             for pointer, kind, turn, shape, rows in ((a, kind_a, turn_a, (m, k), rows_a),
                                                      (b, kind_b, turn_b, (k, n), rows_b)):
@@ -253,9 +255,12 @@ class cuda:     # noqa: N801
                 stored = (_of_bfloat16(stored) if kind == 14 else
                           np.ascontiguousarray(stored).view(np.float16).astype(np.float32))
                 sides.append(stored.T if turn else stored)
-            out = _columns(c, ctypes.c_float, (m, n), rows_c)
+            out = _columns(c, ctypes.c_uint16 if kind_c else ctypes.c_float, (m, n), rows_c)
             factor, kept = (_columns(p, ctypes.c_float, (1, 1), 1)[0, 0] for p in (alpha, beta))
-            out[...] = factor * (sides[0] @ sides[1]) + (kept * out if kept else 0)
+            assert not (kind_c and kept), "the stand-in adds to float32 only"
+            y = factor * (sides[0] @ sides[1]) + (kept * out if kept else 0)
+            out[...] = (y if not kind_c else bfloat16.to_bfloat16(np.ascontiguousarray(y))
+                        if kind_c == 14 else y.astype(np.float16).view(np.uint16))
 
 
 def _columns(pointer, kind, shape, rows):

@@ -148,7 +148,7 @@ def test_a_fine_tune_chooses_its_kernels(monkeypatch, tmp_path):
             assert not used
         else:
             others = {"gelu_backward", "adamw_step", "dropout_apply", "cross_entropy_sum",
-                      "layer_norm_backward", "embedding_backward"}
+                      "residual_layer_norm_backward", "column_sums", "embedding_backward"}
             assert {attention} | others <= used
             assert not {"attention_naive_output", "attention_forward"} - {attention} & used
 

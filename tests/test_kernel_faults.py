@@ -19,8 +19,10 @@ CHECKS = {"attention_bfloat16": "attention (bfloat16, 64 channels, dropout, caus
           "attention_naive": "attention (naive, 33 channels, dropout, causal)",
           "layer_norm": "layer_norm (wide)", "cross_entropy": "cross_entropy (all options)",
           "adamw": "adamw", "softmax": "softmax (fused)", "dropout": "dropout",
-          "column_sums": "column_sums", "embedding": "embedding",
-          "gelu": "gelu (tanh, with its bias)"}
+          "column_sums": "column_sums",
+          "residual_layer_norm": "residual_layer_norm (more, bias, dropout, float32)",
+          "embedding": "embedding",
+          "gelu": ("gelu (tanh, with its bias)", "gelu (tanh, in bfloat16)")}
 
 # Each .cu without one of its barriers, by number; those of device.cuh where they are used.
 BARRIERS = [(file, "device.cuh" in place, number)
@@ -29,6 +31,7 @@ BARRIERS = [(file, "device.cuh" in place, number)
                                          ("column_sums", "column_sums.cu", [0]),
                                          ("adamw", "device.cuh: block_sum", [0]),
                                          ("layer_norm", "device.cuh: block_sums", [1]),
+                                         ("residual_layer_norm", "device.cuh: block_sums", [1]),
                                          ("cross_entropy", "device.cuh: block_join", [2])]
             for number in numbers]
 
@@ -58,6 +61,15 @@ FAULTS = {
     "last rows left out": ("layer_norm", "end = min(n, first + rows)",
                            "end = min(n - 1, first + rows)"),
     "label's class one off": ("cross_entropy", "j == label ?", "j == label + 1 ?"),
+    "bias not dropped": ("residual_layer_norm", "a[i] += shift[i];", ";"),
+    "residual left out": ("residual_layer_norm", "d[i] = before[i] + row_rstd", "d[i] = row_rstd"),
+    "bias's gradient before dropout": ("residual_layer_norm", "dbias[quad][i] += d[i];",
+                                       "dbias[quad][i] += g[quad][i];"),
+    "mask of the neighbours": ("residual_layer_norm", "position, c / 4, seed",
+                               "position, c / 4 + 1, seed"),
+    "halves of a word swapped": ("gelu", "i % 2 ? word[i / 2] >> 16",
+                                 "i % 2 == 0 ? word[i / 2] >> 16"),
+    "sums of eight columns mixed": ("gelu", "sum[i] += d[i];", "sum[i] += d[0];"),
     "last warp's rows left out": ("column_sums", "i < warps; i++", "i < warps - 1; i++"),
     "added where it should not": ("column_sums", "add ? *to + sum : sum", "*to + sum"),
     "one token of an id": ("embedding", "i < n && ids[i] == id; i++", "i < first + 1; i++"),
@@ -96,7 +108,8 @@ def is_found(monkeypatch, file, text, size=77):
     monkeypatch.setattr(cuda, "source", lambda name: text if name == file else SOURCE(name))
     try:
         with emulator.thread_order("ahead", seed=1):
-            rows = KERNEL_CHECKS[CHECKS[file]].results(size)
+            names = CHECKS[file] if isinstance(CHECKS[file], tuple) else (CHECKS[file],)
+            rows = [row for name in names for row in KERNEL_CHECKS[name].results(size)]
     except emulator.KernelError:
         return True
     return any(row.error > row.limit for row in rows)

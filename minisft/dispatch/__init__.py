@@ -35,6 +35,7 @@ from minisft.dispatch.operations import (
     softmax,
     span_cross_entropy,
     squared_norm,
+    sums_before_norm,
 )
 from minisft.dispatch.random_words import dispatched
 from minisft.dispatch.selection import Site, only, watched
@@ -43,4 +44,4 @@ __all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "PRECISIONS", "Site",
            "attention", "column_sums", "cross_entropy", "dispatched", "dropout", "embedding",
            "gelu", "gelu_adds_bias", "layer_norm", "linear", "lora", "matmul", "only",
            "resolve_precision", "rounded", "softmax", "span_cross_entropy", "squared_norm",
-           "to_bfloat16", "watched"]
+           "sums_before_norm", "to_bfloat16", "watched"]

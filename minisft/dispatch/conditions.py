@@ -8,6 +8,7 @@ import numpy as np
 
 from minisft.backend import random
 from minisft.backend.constants import IGNORE
+from minisft.backend.gpu import cuda
 from minisft.dispatch.selection import Condition, Site
 
 NOT_FLOAT32 = "not all of its numbers are float32"
@@ -20,6 +21,19 @@ def kernels(*versions: str) -> Condition:
             return ("CUDA kernels do not run here" if site.kernels == "off" else
                     f"{site.kernels} kernels are asked for")
         return "" if site.float32 else NOT_FLOAT32
+    return condition
+
+
+def kernels_in_16_bits(name: str, *versions: str) -> Condition:
+    """As `kernels`, which take this array in 16 bits, too."""
+    in_float32 = kernels(*versions)
+
+    def condition(site: Site, arguments: dict[str, Any]) -> str:
+        x = arguments[name]
+        if x.dtype not in (np.uint16, np.float16):
+            return in_float32(site, arguments)
+        return "" if cuda.possible() and cuda.version_for(x) in versions else \
+            "CUDA kernels do not run here"
     return condition
 
 

@@ -33,6 +33,11 @@ def _in_bfloat16(site: Site, arguments: dict[str, Any]) -> str:
     return "" if arguments["a"].dtype == BFLOAT16 else "its factors are not bfloat16"
 
 
+def _into_float32(site: Site, arguments: dict[str, Any]) -> str:
+    out = arguments.get("out")
+    return "" if out is None or out.dtype == np.float32 else "the result goes into 16 bits"
+
+
 def _processor(site: Site, arguments: dict[str, Any]) -> str:
     return processor.why_not_bfloat16()
 
@@ -48,7 +53,10 @@ def _product(a, b, out=None):
 
 
 def _widened_product(a, b, out=None):
-    return np.matmul(widened(a), widened(b), out=out)
+    if out is None or out.dtype == np.float32:
+        return np.matmul(widened(a), widened(b), out=out)
+    out[...] = rounded(np.matmul(widened(a), widened(b)), out.dtype)
+    return out
 
 
 def widened(x):
@@ -63,7 +71,8 @@ def _to_bfloat16(x):
 
 matmul = Function("matmul", _product, [
     Implementation("tensor cores", (_in_16_bits, on_gpu), lambda: gemm.gemm_ex),
-    Implementation("compiled", (_in_bfloat16, on_cpu, _processor), lambda: _loops().matmul),
+    Implementation("compiled", (_in_bfloat16, on_cpu, _processor, _into_float32),
+                   lambda: _loops().matmul),
     Implementation("widened", (_in_16_bits,), lambda: _widened_product),
     Implementation(FORMULA, (), lambda: _product),
 ])
@@ -87,10 +96,13 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def rounded(x: Any, dtype: Any) -> Any:
-    """x (...) float32, the dtype of a factor -> x in that format; unchanged unless it has 16 bits.
+    """x (...) float32, the dtype of a factor -> x in that format; unchanged unless it has 16 bits,
+    and where x is in it already.
 
     What is too large for float16 becomes infinite.
     """
+    if x.dtype == dtype:
+        return x
     if dtype == FLOAT16:
         return x.astype(FLOAT16)
     return to_bfloat16(x) if dtype == BFLOAT16 else x

@@ -9,27 +9,37 @@ in float32. `matmul.py` multiplies and rounds.
 
 from types import SimpleNamespace
 
+from minisft.backend.array import array_module
 from minisft.dispatch.matmul import matmul, rounded
 
 
-def forward(x, w, b=None):
-    """x (N,C) float32, w (C,M) in 16 bits, b (M,) float32 or None -> y (N,M) float32, cache."""
+def forward(x, w, b=None, round_y=False):
+    """x (N,C) float32, or rounded already, w (C,M) in 16 bits, b (M,) float32 or None -> y (N,M)
+    float32, cache. `round_y`: y in 16 bits, without a bias.
+    """
     x = rounded(x, w.dtype)
-    y = matmul(x, w)                                              # (1)
+    y = _product(x, w, round_y)                                   # (1)
     if b is not None:
         y += b
     return y, (x, w)
 
 
-def backward(dy, cache, bias=True, out=None):
-    """dy (N,M) float32 -> dx (N,C), dw (C,M), db (M,) or, without `bias`, None; all float32.
+def backward(dy, cache, bias=True, out=None, round_dx=False):
+    """dy (N,M) float32, or without `bias` rounded already -> dx (N,C), dw (C,M), db (M,) or,
+    without `bias`, None; all float32, but with `round_dx` dx in 16 bits.
 
     `out` (C,M): where dw goes.
     """
     x, w = cache
     db = dy.sum(axis=0) if bias else None                         # (4)
     dy = rounded(dy, w.dtype)
-    return matmul(dy, w.T), matmul(x.T, dy, out), db              # (2), (3)
+    return _product(dy, w.T, round_dx), matmul(x.T, dy, out), db  # (2), (3)
+
+
+def _product(a, b, in_16_bits):
+    if not in_16_bits:
+        return matmul(a, b)
+    return matmul(a, b, array_module(a).empty((a.shape[0], b.shape[1]), dtype=a.dtype))
 
 
 def _lora_forward(x, a, b, scale):

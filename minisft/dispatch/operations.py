@@ -33,6 +33,7 @@ from minisft.dispatch.conditions import (
     has_axis,
     has_rows,
     kernels,
+    kernels_in_16_bits,
     labels_are_classes,
     longer_than,
     multiple,
@@ -98,16 +99,28 @@ layer_norm = Operation("layer_norm", ops.layer_norm.forward, [
 
 _gelu_rows = RowBlocks(ops.gelu, forward=("x",), backward=("dy",))
 gelu = Operation("gelu", ops.gelu.forward, [
-    Implementation("fused kernel", (KERNELS, has_axis("x")), lambda: launch.gelu),
+    Implementation("fused kernel", (kernels_in_16_bits("x", "fused", "naive"), has_axis("x")),
+                   lambda: launch.gelu),
     Implementation("compiled", (compiled,), lambda: _loops("gelu")),
     Implementation("row blocks", (_gelu_rows.too_few,), lambda: _gelu_rows),
     Implementation(FORMULA, (), lambda: ops.gelu),
 ], shapes.gelu)
 
 
-def gelu_adds_bias(x: Any) -> bool:
-    """-> whether `gelu.forward(x, form, bias)` adds the bias and its backward returns dx, db."""
-    return gelu.choose(x).load() is launch.gelu
+def gelu_adds_bias(bias: Any) -> bool:
+    """-> whether `gelu.forward(x, form, bias)` adds the bias and its backward returns dx, db.
+
+    x and dy may have 16 bits then, y and dx have as many.
+    """
+    return gelu.choose(bias).load() is launch.gelu
+
+
+def sums_before_norm(x: Any) -> Any:
+    """-> what adds a residual and normalises the sum in one pass over x (N,C), forward and
+    backward; None where a sum and `layer_norm` do.
+    """
+    return launch.residual_layer_norm if layer_norm.choose(x).load() is \
+        launch.layer_norm else None
 
 
 softmax = Operation("softmax", ops.softmax.forward, [

@@ -36,8 +36,12 @@ ROUNDING_POINTS = (
     RoundingPoint("attention", "k", False, True, "as q"),
     RoundingPoint("attention", "v", False, True, "as q; the probabilities too, before they meet v"),
     RoundingPoint("attention", "dy", False, True, "as q; the scores' gradients too"),
-    RoundingPoint("layer_norm", "x", False, False),
-    RoundingPoint("gelu", "x", False, False),
+    RoundingPoint("layer_norm", "x", False, False, "the sums before it too; GPU: y is stored as "
+                  "linear's x"),
+    RoundingPoint("gelu", "x", False, True, "GPU: stored by the product before it, unless an "
+                  "adapter adds to that; the bias is float32, y stored as linear's x"),
+    RoundingPoint("gelu", "dy", False, True, "as x; dx is stored as linear's dy, the bias's "
+                  "gradient sums it as it was"),
     RoundingPoint("softmax", "s", False, False),
     RoundingPoint("cross_entropy", "z", False, False, "logits stay float32; the gradient is "
                   "rounded when the table of tokens is multiplied, as linear's dy"),

@@ -17,13 +17,15 @@ def _expect(operation: str, name: str, found: tuple, expected: tuple) -> None:
         raise ValueError(f"{operation}: {name} has shape {found}, expected {expected}")
 
 
-def linear(x: Any, w: Any, b: Any = None) -> None:
-    """x (N,C), w (C,M), b (M,) or None."""
+def linear(x: Any, w: Any, b: Any = None, round_y: bool = False) -> None:
+    """x (N,C), w (C,M), b (M,) or None, but not where y is to have 16 bits."""
     if x.ndim != 2 or w.ndim != 2:
         raise ValueError(f"linear: x has shape {x.shape} and w {w.shape}, expected (N,C) and (C,M)")
     _expect("linear", "w", w.shape, (x.shape[1], w.shape[1]))
     if b is not None:
         _expect("linear", "b", b.shape, (w.shape[1],))
+        if round_y:
+            raise ValueError("linear: a bias, but y is to have 16 bits; expected one of them")
 
 
 def lora(x: Any, a: Any, b: Any, scale: float) -> None:

@@ -51,7 +51,7 @@ class GPT2(Trunk):
         of keys and values for each block, see generate.py) holds what came before.
         """
         x = self.run_blocks(batch, stream, last_only, kv_cache)                              # (2)
-        return self.ln_f.forward(x)                                                      # (3)
+        return self.ln_f.of_sum(x)[1]                                                    # (3)
 
     def backward(self, dy: Array) -> Array:
         """dhidden (N,C) or (B,C) -> gradient of the embedded tokens (N,C).

@@ -5,7 +5,7 @@ from typing import Any
 from minisft.backend.array import Array
 from minisft.backend.random import Stream
 from minisft.data.batch import Batch
-from minisft.nn.layers import Layer
+from minisft.nn.layers import Layer, Sum
 
 
 class Trunk(Layer):
@@ -71,7 +71,7 @@ class Trunk(Layer):
         for i, block in enumerate(self.blocks[:self._n_frozen()]):
             x = block.forward(x, batch, None, self._rows(batch, pruned, i))
             block.clear_cache()
-        return x
+        return x.total() if isinstance(x, Sum) else x
 
     def _n_frozen(self) -> int:
         """-> the number of blocks below the first that is trained."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from minisft.backend import random
 from minisft.backend.array import Array, array_module
-from minisft.dispatch import attention, dispatched, gelu, gelu_adds_bias
+from minisft.dispatch import attention, dispatched, gelu, gelu_adds_bias, sums_before_norm
 from minisft.nn.layers import INITIAL_SCALE, Dropout, Layer, LayerNorm, Linear
 from minisft.nn.lora import LoraLinear
 
@@ -58,11 +58,11 @@ class SelfAttention(MultiHeadAttention):
         self.n_head, self.rate, self.layer = config.n_head, config.attn_pdrop, layer
 
     def forward(self, x: Array, batch: Any, stream: random.Stream | None = None,
-                rows: Array = None, kv_cache: Any = None) -> Array:
+                rows: Array = None, kv_cache: Any = None, bias: bool = True) -> Array:
         """x (N,C) -> y (N,C); with `rows` (B,), each sequence's last, y (B,C) of those rows only.
 
         `kv_cache` (one block's of generate.KVCache) holds the keys and values of earlier tokens;
-        those of this batch are written into it.
+        those of this batch are written into it. Without `bias` somebody else adds that of c_proj.
         """
         width, heads = x.shape[-1], (self.n_head, x.shape[-1] // self.n_head)
         keys = parts = None
@@ -77,13 +77,13 @@ class SelfAttention(MultiHeadAttention):
         if kv_cache is not None:
             k, v, *keys = kv_cache.extend(k, v, batch)
         y = self.attend(q, k, v, batch, stream, True, rows, keys)
-        self.save_for_backward(rows, parts, q.shape)
-        return self.c_proj.forward(y.reshape(len(y), -1))
+        self.save_for_backward(rows, parts, q.shape, bias)
+        return self.c_proj.forward(y.reshape(len(y), -1), bias)
 
     def backward(self, dy: Array, needs_dx: bool = True) -> Array:
         """dy (N,C), or (B,C) after `rows` -> dx (N,C); None as `Linear`'s."""
-        rows, parts, shape = self.pop_saved()
-        dy = self.c_proj.backward(dy)
+        rows, parts, shape, bias = self.pop_saved()
+        dy = self.c_proj.backward(dy, bias=bias)
         xp, width = array_module(dy), dy.shape[-1]
         dq, dk, dv = self.attend_backward(dy.reshape(shape))
         if rows is None:
@@ -109,19 +109,21 @@ class MLP(Layer):
                              INITIAL_SCALE / sqrt(2 * config.n_layer))
         self.form = config.gelu_form
 
-    def forward(self, x: Array) -> Array:
-        """x (N,C) -> y (N,C)."""
-        fused = gelu_adds_bias(x)     # then its backward makes the bias's gradient
-        z, to_z = self.c_fc.forward_columns(x, slice(None), bias=not fused)
+    def forward(self, x: Array, bias: bool = True) -> Array:
+        """x (N,C) -> y (N,C); without `bias` somebody else adds that of c_proj."""
+        fused = gelu_adds_bias(self.c_fc.b.value)     # then its backward makes the bias's gradient
+        # between two products of 16 bits a kernel reads and writes what they store
+        low = fused and self.c_fc.gives_16_bits and self.c_proj.gives_16_bits
+        z, to_z = self.c_fc.forward_columns(x, slice(None), bias=not fused, round_y=low)
         h, cache = (gelu.forward(z, self.form, self.c_fc.b.value) if fused else
                     gelu.forward(z, self.form))
-        self.save_for_backward(cache, to_z, fused)
-        return self.c_proj.forward(h)
+        self.save_for_backward(cache, to_z, fused, low, bias)
+        return self.c_proj.forward(h, bias)
 
     def backward(self, dy: Array) -> Array:
         """dy (N,C) -> dx (N,C)."""
-        cache, to_z, fused = self.pop_saved()
-        dz = gelu.backward(self.c_proj.backward(dy), cache)
+        cache, to_z, fused, low, bias = self.pop_saved()
+        dz = gelu.backward(self.c_proj.backward(dy, bias=bias, round_dx=low), cache)
         if fused:
             dz, db = dz
             self.c_fc.b.add_grad(db)
@@ -192,25 +194,37 @@ class Block(TransformerBlock):
             kv_cache: Any = None) -> Array:
         """As `forward`."""
         example_ids, positions = batch.token_example_ids, batch.positions
-        a = self.attn.forward(self.ln_1.forward(x), batch, stream, rows, kv_cache)
-        self.save_for_backward(rows)
+        x, y = self.ln_1.of_sum(x, self.attn.c_attn.input_dtype)
+        # a kernel of the next norm adds residual and bias; a block that runs again hands on x alone
+        late = sums_before_norm(x) is not None
+        last = late and not self.gradient_checkpointing
+        a = self.attn.forward(y, batch, stream, rows, kv_cache, bias=not late)
+        self.save_for_backward(rows, late)
         if rows is not None:
             x, example_ids, positions = x[rows], example_ids[rows], positions[rows]
-        x = x + self.drop_1.forward(a, stream, example_ids, positions)                      # (1)
-        m = self.mlp.forward(self.ln_2.forward(x))
-        return x + self.drop_2.forward(m, stream, example_ids, positions)                   # (2)
+        x = self.drop_1.added(x, a, self.attn.c_proj, stream, example_ids, positions,
+                              bias_is_in=not late)                                          # (1)
+        x, y = self.ln_2.of_sum(x, self.mlp.c_fc.input_dtype)
+        m = self.mlp.forward(y, bias=not last)
+        return self.drop_2.added(x, m, self.mlp.c_proj, stream, example_ids, positions,
+                                 bias_is_in=not last)                                       # (2)
 
-    def run_backward(self, dy: Array, needs_dx: bool) -> Array:
+    def run_backward(self, dy: Any, needs_dx: bool) -> Any:
         """As `backward`."""
-        (rows,) = self.pop_saved()
-        dy = dy + self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))         # (3)
+        rows, late = self.pop_saved()
+        dy, dm = self.drop_2.behind(dy)
+        dy, da = self.drop_1.behind(self.ln_2.backward(self.mlp.backward(dm), dy))       # (3)
         needs_dx = needs_dx or any(p.trainable for p in self.ln_1.parameters())
-        da = self.attn.backward(self.drop_1.backward(dy), needs_dx)
+        da = self.attn.backward(da, needs_dx)
         if da is None:
             self.ln_1.clear_cache()
             return None
-        da = self.ln_1.backward(da)
         if rows is None:
-            return dy + da                                                                # (4)
+            return self.ln_1.backward(da, dy)                                            # (4)
+        if late:
+            residual = array_module(da).zeros_like(da)
+            residual[rows] = dy
+            return self.ln_1.backward(da, residual)
+        da = self.ln_1.backward(da)
         da[rows] += dy
         return da

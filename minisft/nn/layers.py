@@ -4,6 +4,7 @@ The numbers of the layers are those of models/config.py: 0 the embeddings, then 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from minisft.backend import random
@@ -17,6 +18,7 @@ from minisft.dispatch import (
     linear,
     matmul,
     rounded,
+    sums_before_norm,
 )
 from minisft.nn.parameters import Parameter
 
@@ -87,28 +89,41 @@ class Linear(Layer):
         self.w = Parameter(f"{name}.weight", (width_in, width_out), layer, True, scale)
         self.b: Any = Parameter(f"{name}.bias", (width_out,), layer, False) if bias else None
 
-    def forward(self, x: Array) -> Array:
-        """x (N,in) -> y (N,out)."""
-        y, cache = self.forward_columns(x, slice(None))
+    @property
+    def input_dtype(self) -> Any:
+        """-> the 16-bit format that x may have already; None: x has to be float32."""
+        return self.w.compute_dtype
+
+    @property
+    def gives_16_bits(self) -> bool:
+        """-> whether it can give y and dx in 16 bits, as products on a card can."""
+        return self.w.compute_dtype is not None
+
+    def forward(self, x: Array, bias: bool = True) -> Array:
+        """x (N,in) -> y (N,out); without `bias` somebody else adds it."""
+        y, cache = self.forward_columns(x, slice(None), bias)
         self.save_for_backward(cache)
         return y
 
-    def backward(self, dy: Array, needs_dx: bool = True) -> Array:
+    def backward(self, dy: Array, needs_dx: bool = True, bias: bool = True,
+                 round_dx: bool = False) -> Array:
         """dy (N,out) -> dx (N,in), or None where nobody needs it and the matrix is frozen."""
         (cache,) = self.pop_saved()
-        return self.backward_columns(dy, cache, slice(None), needs_dx=needs_dx)
+        return self.backward_columns(dy, cache, slice(None), bias, needs_dx, round_dx)
 
-    def forward_columns(self, x: Array, columns: slice, bias: bool = True) -> tuple[Array, Any]:
+    def forward_columns(self, x: Array, columns: slice, bias: bool = True,
+                        round_y: bool = False) -> tuple[Array, Any]:
         """x (N,in) -> the outputs `columns` of y, cache; the caller keeps the cache.
 
-        Without `bias` somebody else adds it, and its gradient.
+        Without `bias` somebody else adds it, and its gradient. `round_y`: y in 16 bits.
         """
         b = self.b.value[columns] if bias and self.b is not None else None
-        return linear.forward(x, self.w.product_value[:, columns], b)
+        options = {"round_y": True} if round_y else {}
+        return linear.forward(x, self.w.product_value[:, columns], b, **options)
 
-    def backward_columns(self, dy: Array, cache: Any, columns: slice,
-                         bias: bool = True, needs_dx: bool = True) -> Array:
-        """dy (N,columns) -> dx (N,in), or None as `backward`."""
+    def backward_columns(self, dy: Array, cache: Any, columns: slice, bias: bool = True,
+                         needs_dx: bool = True, round_dx: bool = False) -> Array:
+        """dy (N,columns) -> dx (N,in), or None as `backward`; `round_dx`: in 16 bits."""
         b = self.b if bias and self.b is not None and self.b.trainable else None
         w = cache[1]
         if b is not None and column_sums.choose(dy).name == "fused kernel":
@@ -118,9 +133,13 @@ class Linear(Layer):
         if not self.w.trainable:     # dw is a product as large as dx
             if b is not None:
                 b.grad[columns] += dy.sum(axis=0)
-            return matmul(rounded(dy, w.dtype), w.T) if needs_dx else None
+            if not needs_dx:
+                return None
+            dx = matmul(rounded(dy, w.dtype), w.T)
+            return rounded(dx, w.dtype) if round_dx else dx
         out = self.w.first_grad() if columns == slice(None) else None
-        dx, dw, db = linear.backward(dy, cache, b is not None, out)
+        options = {"round_dx": True} if round_dx else {}
+        dx, dw, db = linear.backward(dy, cache, b is not None, out, **options)
         if out is None:
             self.w.grad[:, columns] += dw
         if b is not None:
@@ -139,12 +158,41 @@ class LayerNorm(Layer):
     def forward(self, x: Array) -> Array:
         """x (N,C) -> y (N,C)."""
         y, cache = layer_norm.forward(x, self.w.value, self.b.value, self.eps)
-        self.save_for_backward(cache)
+        self.save_for_backward(None, cache, None)
         return y
 
-    def backward(self, dy: Array) -> Array:
-        """dy (N,C) -> dx (N,C)."""
-        (cache,) = self.pop_saved()
+    def of_sum(self, x: Any, dtype: Any = None) -> tuple[Array, Array]:
+        """x (N,C), an array or a Sum -> x as an array, y (N,C).
+
+        `dtype`: what a kernel may round y to, since a product would do so; None for nothing.
+        """
+        term = x if isinstance(x, Sum) else None
+        kernel = sums_before_norm(x if term is None else term.x)
+        if kernel is None:
+            return x, self.forward(x)
+        options = {} if term is None else {
+            "more": term.more, "bias": None if term.bias is None else term.bias.value,
+            "drop": term.drop}
+        x, y, cache = kernel.forward(x if term is None else term.x, self.w.value, self.b.value,
+                                     self.eps, dtype=dtype, **options)
+        self.save_for_backward(kernel, cache, term)
+        return x, y
+
+    def backward(self, dy: Array, residual: Array = None) -> Any:
+        """dy (N,C) -> dx (N,C), with `residual` (N,C) added; after `of_sum` of a Sum a Gradient."""
+        kernel, cache, term = self.pop_saved()
+        if kernel is not None:
+            return self._backward_of_sum(dy, kernel, cache, term, residual)
+        dx = self._backward(dy, cache)
+        return dx if residual is None else residual + dx
+
+    def _backward_of_sum(self, dy, kernel, cache, term, residual):
+        outs, add = _sums_of([self.w, self.b] if term is None else [self.w, self.b, term.bias])
+        dx, dmore = kernel.backward(dy, cache, residual, None if term is None else term.dtype,
+                                    outs, add, more=term is not None)
+        return dx if term is None else Gradient(dx, dmore)
+
+    def _backward(self, dy, cache):
         if cache.implementation.name == "fused kernel" and self.w.zeroed and self.b.zeroed:
             out = self.w.first_grad(), self.b.first_grad()
             return layer_norm.backward(dy, cache, out=out)[0]
@@ -152,6 +200,46 @@ class LayerNorm(Layer):
         self.w.add_grad(dw)
         self.b.add_grad(db)
         return dx
+
+
+@dataclass(frozen=True)
+class Sum:
+    """x + drop(more + bias), not yet added: the LayerNorm that takes it adds while it reads.
+
+    x, more (N,C), `bias` a parameter whose gradient that LayerNorm sums, `drop` rate and words of
+    dropout or None. `dtype`: in which 16-bit format the gradient of `more` is wanted, if any.
+    """
+
+    x: Array
+    more: Array
+    bias: Parameter | None
+    drop: tuple[float, random.Tokens] | None = None
+    dtype: Any = None
+
+    def total(self) -> Array:
+        """-> the sum (N,C)."""
+        more = self.more if self.bias is None else self.more + self.bias.value
+        if self.drop is not None:
+            rate, words = self.drop
+            more = dropout.forward(more, words, rate)[0]
+        return self.x + more
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Of a Sum: that of x (N,C), and that of `more`, behind dropout and rounded, if it is."""
+
+    x: Array
+    more: Array
+
+
+def _sums_of(parameters):
+    """-> where sums over the tokens go, for each parameter its gradient, None where it is frozen;
+    whether they are added to what is there."""
+    trained = [p for p in parameters if p is not None and p.trainable]
+    add = not all(p.zeroed for p in trained)
+    return [None if p is None or not p.trainable else p.grad if add else p.first_grad()
+            for p in parameters], add
 
 
 class Dropout(Layer):
@@ -170,6 +258,24 @@ class Dropout(Layer):
         y, cache = dropout.forward(x, words, self.rate)
         self.save_for_backward(cache)
         return y
+
+    def added(self, x: Array, more: Array, linear: Linear, stream: random.Stream | None,
+              example_ids: Array, positions: Array, bias_is_in: bool) -> Any:
+        """x, more (N,C) -> x + drop(more); a Sum that is yet to be added unless `more` holds the
+        bias of `linear`, which gave it."""
+        if bias_is_in:
+            return x + self.forward(more, stream, example_ids, positions)
+        drop = None
+        if stream is not None and self.rate:
+            drop = self.rate, random.Tokens(dispatched(stream), self.layer, self.site, example_ids,
+                                            positions)
+        return Sum(x, more, linear.b, drop, linear.w.compute_dtype)
+
+    def behind(self, dy: Any) -> tuple[Array, Array]:
+        """The gradient of what `added` gave -> dx, dmore (N,C)."""
+        if isinstance(dy, Gradient):
+            return dy.x, dy.more
+        return dy, self.backward(dy)
 
     def backward(self, dy: Array) -> Array:
         """dy (N,C) -> dx (N,C)."""

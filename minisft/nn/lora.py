@@ -42,6 +42,13 @@ class LoraLinear(Linear):
         self.scale, self.rate, self.site = scale, rate, site
         self.step: tuple[Any, random.Stream | None, Array] = None, None, None
 
+    @property
+    def input_dtype(self) -> Any:
+        """-> as `Linear`'s; dropout before the update takes float32."""
+        return None if self.rate else super().input_dtype
+
+    gives_16_bits = False     # two maps are added in float32
+
     def without_adapter(self) -> Linear:
         """-> a `Linear` with the same parameters, but for those of the update."""
         linear = Linear.__new__(Linear)
@@ -53,7 +60,8 @@ class LoraLinear(Linear):
         it does not hold all."""
         self.step = batch, stream, rows
 
-    def forward_columns(self, x: Array, columns: slice, bias: bool = True) -> tuple[Array, Any]:
+    def forward_columns(self, x: Array, columns: slice, bias: bool = True,
+                        round_y: bool = False) -> tuple[Array, Any]:
         """As `Linear`'s: x (N,in) -> the outputs `columns` of y, cache."""
         if self._merges(x, columns):
             b = self.b.value[columns] if bias and self.b is not None else None
@@ -67,8 +75,8 @@ class LoraLinear(Linear):
         y += update
         return y, (cache, low_cache, mask)
 
-    def backward_columns(self, dy: Array, cache: Any, columns: slice,
-                         bias: bool = True, needs_dx: bool = True) -> Array:
+    def backward_columns(self, dy: Array, cache: Any, columns: slice, bias: bool = True,
+                         needs_dx: bool = True, round_dx: bool = False) -> Array:
         """dy (N,columns) -> dx (N,in), or None as `Linear`'s."""
         if len(cache) == 1:
             return self._merged_backward(dy, *cache, columns, bias, needs_dx)

@@ -18,7 +18,7 @@ from minisft.backend import random
 from minisft.backend.array import array_module
 from minisft.data.batch import token_budget_batches
 from minisft.data.dataset import TokenizedDataset
-from minisft.dispatch import FORMATS, watched
+from minisft.dispatch import BFLOAT16, FORMATS, only, watched
 from minisft.errors import DivergedError, UserError, setting
 from minisft.io import run_folder
 from minisft.io import training_state as states
@@ -55,6 +55,8 @@ def all_finite(value: Any) -> bool:
     """-> whether an array or number of floats is finite; what holds no floats is."""
     if isinstance(value, float):
         return isfinite(value)
+    if getattr(value, "dtype", None) == BFLOAT16:
+        return not bool(((value & 0x7F80) == 0x7F80).any())
     if getattr(value, "dtype", np.dtype(int)).kind != "f":
         return True
     return bool(array_module(value).isfinite(value).all())
@@ -97,7 +99,9 @@ def first_not_finite(model: Model, run: Callable[[], Any]) -> Finding | None:
                 f"the output of {kind}.{direction} in {within[-1]}")
 
     try:
-        with watched(see), _named_layers(model, within, leave):
+        # no sum is added and normalised at once: each is to be seen
+        with only("compiled", "row blocks", operations=("layer_norm",)), watched(see), \
+                _named_layers(model, within, leave):
             run()
     except _Found as found:
         return found.args[0]

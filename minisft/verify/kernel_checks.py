@@ -29,9 +29,11 @@ from minisft.backend.gpu.launch import dropout as dropout_launch
 from minisft.backend.gpu.launch import embedding as embedding_launch
 from minisft.backend.gpu.launch import gelu as gelu_launch
 from minisft.backend.gpu.launch import layer_norm as layer_norm_launch
+from minisft.backend.gpu.launch import residual_layer_norm as residual_layer_norm_launch
 from minisft.backend.gpu.launch import softmax as softmax_launch
 from minisft.backend.random import Scores, Stream, Tokens
 from minisft.dispatch import only
+from minisft.dispatch.matmul import rounded, widened
 from minisft.nn.parameters import Parameter, Parameters
 from minisft.ops import attention, cross_entropy, dropout, embedding, gelu, layer_norm, softmax
 from minisft.training.optim import AdamW
@@ -125,6 +127,38 @@ def of_layer_norm(launcher: Any, times: int, size: int,
                     (layer_norm.forward, layer_norm.backward), [3 + x, 1 + w, b], dy)
 
 
+def _residual_layer_norm(parts, dtype, size, put):
+    """`parts`: of "more", "bias" and "dropout" those that are there; dtype: y's and the gradient's
+    of `more`, rounded in the formula as well."""
+    rows, width = 2 * size, 4 * size + (size % 2)     # whole fours of channels, or not
+    x, more, dy, residual, w, b, bias = normal(*[(rows, width)] * 4, *[(width,)] * 3)
+    words = Tokens(STREAM, 2, 1, np.arange(rows) // 7 + 2**31, np.arange(rows) % 7)
+    bias = bias if "bias" in parts else np.zeros_like(bias)
+
+    def formula(kind):
+        m = dropout.mask(words(width), RATE, kind) if "dropout" in parts else 1
+        arrays = [a.astype(kind) for a in (x, more, dy, residual, w, b, bias)]
+        total, term, d, above, scale, shift, more_bias = arrays
+        u = total + m * (term + more_bias) if "more" in parts else total
+        y, cache = layer_norm.forward(u, scale, shift)
+        dx, dw, db = layer_norm.backward(d, cache)
+        dx = dx + above
+        return u, y, dx, m * dx, dw, db, (m * dx).sum(axis=0)
+
+    u, y, cache = residual_layer_norm_launch.forward(
+        *map(put, (x, w, b)), more=put(more) if "more" in parts else None,
+        bias=put(bias) if "bias" in parts else None,
+        drop=(RATE, words) if "dropout" in parts else None, dtype=dtype)
+    outs = [put(np.zeros(width, np.float32)) for _ in range(2 + ("more" in parts))]
+    dx, dmore = residual_layer_norm_launch.backward(
+        put(dy), cache, put(residual), dtype, outs, more="more" in parts)
+    ours = [to_cpu(a) for a in (u, y, dx, dx if dmore is None else dmore, *outs)]
+    ours = [widened(a) if a.dtype in (np.uint16, np.float16) else a for a in ours]
+    names = "u", "y", "dx", "dmore", "dw", "db", "dbias"
+    return {name: three for name, *three in zip(names, ours, formula(np.float32),
+                                                formula(np.float64), strict=False)}
+
+
 def of_gelu(launcher: Any, form: str, size: int,
             put: Callable) -> dict[str, tuple[Array, Array, Array]]:
     x, dy = normal((2 * size, size), (2 * size, size))
@@ -142,6 +176,24 @@ def _gelu_of_sum(form, size, put):
     return compare(("y", "dx", "db"), put, (lambda x, b: gelu_launch.forward(x, form, b),
                                              gelu_launch.backward),
                     (lambda x, b: gelu.forward(x + b, form), backward), [x, b], dy)
+
+
+def _gelu_in_16_bits(dtype, form, size, put):
+    """x and dy are rounded before, so are they in the formula; sums are those before rounding."""
+    width = 8 * size if size % 2 else size     # whole eights of columns, or not
+    x, b, dy = normal((2 * size, width), (width,), (2 * size, width))
+    x, dy = (rounded(a, np.dtype(dtype)) for a in (3 * x, dy))
+    y, cache = gelu_launch.forward(put(x), form, put(b))
+    dx, db = gelu_launch.backward(put(dy), cache)
+    ours = *(widened(to_cpu(a)) for a in (y, dx)), db
+
+    def formula(kind):
+        y, cache = gelu.forward(widened(x).astype(kind) + b.astype(kind), form)
+        dx = gelu.backward(widened(dy).astype(kind), cache)
+        return y, dx, dx.sum(axis=0)
+
+    return dict(zip(("y", "dx", "db"), zip(ours, formula(np.float32), formula(np.float64),
+                                           strict=True), strict=True))
 
 
 def of_cross_entropy(launcher: Any, options: bool, size: int,
@@ -170,18 +222,18 @@ def of_cross_entropy(launcher: Any, options: bool, size: int,
 
 
 def _column_sums(size, put):
-    """By one launch and by two, and where the columns go to two arrays."""
+    """By one launch and by two, and where the columns go to three arrays, one of them unwanted."""
     found = {}
     for rows in (size, 70 * size):
-        (x,) = normal((rows, size + 2))
+        (x,) = normal((rows, 3 * size))
         plain, exact = (x.astype(kind).sum(axis=0) for kind in (np.float32, np.float64))
         found[f"sums of {rows} rows"] = column_sums_launch.column_sums(put(x)), plain, exact
-        parts = [put(x[0, :cut].copy()) for cut in (2, size)]
-        column_sums_launch.into(put(x), *parts, add=True)
-        found[f"two of {rows} rows"] = (
-            np.concatenate([to_cpu(a) for a in parts]),
-            plain + np.concatenate([x[0, :2], x[0, :size]]),
-            exact + np.concatenate([x[0, :2], x[0, :size]]).astype(np.float64))
+        first, third = (put(x[0, :size].copy()) for _ in range(2))
+        column_sums_launch.into(put(x), [first, None, third], add=True)
+        for name, ours, part in (("first", first, slice(size)),
+                                 ("third", third, slice(-size, None))):
+            found[f"{name} of {rows} rows"] = (ours, plain[part] + x[0, :size],
+                                               exact[part] + x[0, :size].astype(np.float64))
     return found
 
 
@@ -282,10 +334,19 @@ KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("softmax (fused)", partial(of_softmax, softmax_launch.fused)),
     KernelCheck("layer_norm", partial(of_layer_norm, layer_norm_launch, 1)),
     KernelCheck("layer_norm (wide)", partial(of_layer_norm, layer_norm_launch, 7)),
+    *(KernelCheck(f"residual_layer_norm ({', '.join(parts) or 'x alone'}, {name})",
+                  partial(_residual_layer_norm, parts, dtype), noise)
+      for name, dtype, noise, parts in (
+          ("float32", None, NOISE, ()), ("float32", None, NOISE, ("more", "bias", "dropout")),
+          ("bfloat16", np.uint16, 2.0**-8, ("more", "bias")),
+          ("float16", np.float16, 2.0**-11, ("more", "dropout")))),
     KernelCheck("gelu (tanh)", partial(of_gelu, gelu_launch, "tanh")),
     KernelCheck("gelu (erf)", partial(of_gelu, gelu_launch, "erf")),
     KernelCheck("gelu (tanh, with its bias)", partial(_gelu_of_sum, "tanh")),
     KernelCheck("gelu (erf, with its bias)", partial(_gelu_of_sum, "erf")),
+    *(KernelCheck(f"gelu ({form}, in {name})", partial(_gelu_in_16_bits, dtype, form), noise)
+      for name, dtype, form, noise in (("bfloat16", np.uint16, "tanh", 2.0**-8),
+                                       ("float16", np.float16, "erf", 2.0**-11))),
     KernelCheck("cross_entropy", partial(of_cross_entropy, cross_entropy_launch, False)),
     KernelCheck("cross_entropy (all options)",
                 partial(of_cross_entropy, cross_entropy_launch, True)),

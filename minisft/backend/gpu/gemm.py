@@ -1,4 +1,4 @@
-"""Matrix products of 16-bit factors on a card: cuBLAS's gemmEx, sums and results in float32."""
+"""Matrix products of 16-bit factors on a card: cuBLAS's gemmEx, sums in float32."""
 
 import numpy as np
 
@@ -9,8 +9,8 @@ from minisft.backend.array import Array
 def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
     """a (N,C), b (C,M), CuPy's, both bfloat16 (uint16) or both float16 -> (N,M) float32.
 
-    `out` (N,M), contiguous: where it goes. cuBLAS stores matrices by columns, so it computes
-    y^T = b^T a^T.
+    `out` (N,M), contiguous, float32 or of the factors' type: where it goes. cuBLAS stores matrices
+    by columns, so it computes y^T = b^T a^T.
     """
     cupy = array.cupy
     (n, k), m = a.shape, b.shape[1]
@@ -26,8 +26,8 @@ def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
     one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
     cublas.gemmEx(cupy.cuda.get_cublas_handle(), *modes, m, n, k, one.ctypes.data,
                   b.data.ptr, kind, ldb, a.data.ptr, kind, lda, zero.ctypes.data,
-                  y.data.ptr, runtime.CUDA_R_32F, m, cublas.CUBLAS_COMPUTE_32F,
-                  cublas.CUBLAS_GEMM_DEFAULT)
+                  y.data.ptr, runtime.CUDA_R_32F if y.dtype == np.float32 else kind, m,
+                  cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT)
     return y
 
 

@@ -12,8 +12,10 @@ from minisft.backend.gpu.launch import (
     embedding,
     gelu,
     layer_norm,
+    residual_layer_norm,
     softmax,
 )
 
 __all__ = ["adamw", "attention", "attention_bfloat16", "attention_naive", "bfloat16",
-           "column_sums", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm", "softmax"]
+           "column_sums", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm",
+           "residual_layer_norm", "softmax"]

@@ -1,5 +1,7 @@
 """Launches kernels/column_sums.cu: sums of columns, in float32, always in the same order."""
 
+from collections.abc import Sequence
+
 from minisft.backend.array import Array, array_module
 from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
@@ -17,26 +19,29 @@ def column_sums(x: Array, out: Array | None = None, add: bool = False) -> Array:
     """
     if out is None:
         out = array_module(x).empty(x.shape[1], dtype=x.dtype)
-    into(x, out, None, add)
+    into(x, [out], add)
     return out
 
 
-def into(x: Array, out: Array, rest: Array | None, add: bool = False) -> None:
-    """x (N,M) -> its sums: the first columns' into `out`, the others' into `rest`."""
+def into(x: Array, outs: Sequence[Array | None], add: bool = False) -> None:
+    """x (N, up to three times M) -> the sums of each M columns into one of `outs` (M,).
+
+    None: nobody wants these.
+    """
     xp = array_module(x)
     x, (n, width) = xp.ascontiguousarray(x), x.shape
     groups = ceil_div(width, COLUMNS)
     if n > AT_ONCE:
         rows = max(LEAST_ROWS, ceil_div(n, ceil_div(BLOCKS, groups)))
         parts = xp.empty((ceil_div(n, rows), width), dtype=x.dtype)
-        _launch((groups, len(parts)), THREADS[1], x, parts, None, rows, False)
+        _launch((groups, len(parts)), THREADS[1], x, [parts], width, rows, False)
         x = parts
     # two warps for a few rows are enough
     threads = min(THREADS[0], COLUMNS * max(2, ceil_div(len(x), 8)))
-    _launch((groups, 1), threads, x, out, rest, max(len(x), 1), add)
+    _launch((groups, 1), threads, x, outs, width // len(outs), max(len(x), 1), add)
 
 
-def _launch(grid, threads, x, out, rest, rows, add):
-    n, width = x.shape
-    launch("column_sums", "column_sums", grid, (threads,), x=x, out=out, rest=rest, n=n,
-           width=width, split=width if rest is None else out.shape[-1], rows=rows, add=int(add))
+def _launch(grid, threads, x, outs, share, rows, add):
+    out, second, third = [*outs, None, None][:3]
+    launch("column_sums", "column_sums", grid, (threads,), x=x, out=out, second=second,
+           third=third, n=len(x), width=x.shape[1], share=share, rows=rows, add=int(add))

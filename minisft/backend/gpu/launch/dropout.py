@@ -1,5 +1,8 @@
 """Launches kernels/dropout.cu; the same calls as minisft/ops/dropout.py, in float32."""
 
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 
 from minisft.backend import random
@@ -12,12 +15,16 @@ THREADS = 256
 
 def forward(x: Array, words: random.Tokens, rate: float) -> tuple[Array, tuple]:
     """x (N,C), words: a random.Tokens, rate in [0, 1) -> y (N,C), cache."""
-    xp = array_module(x)
-    mask = {"example_ids": _words(xp, words.example_ids),
+    mask = mask_of(array_module(x), words, rate)
+    return _apply(x, mask), (mask,)
+
+
+def mask_of(xp: ModuleType, words: random.Tokens, rate: float) -> dict[str, Any]:
+    """-> the mask of token rows, as kernels take it."""
+    return {"example_ids": _words(xp, words.example_ids),
             "positions": _words(xp, words.positions), "threshold": int(rate * 2**32),
             "keep": 1 / (1 - rate), "seed": words.stream.seed & random.WORD,
             "step": words.stream.step & random.WORD, "site": words.layer << 16 | words.site}
-    return _apply(x, mask), (mask,)
 
 
 def backward(dy: Array, cache: tuple) -> Array:

@@ -1,4 +1,10 @@
-"""Launches kernels/gelu.cu; the calls of minisft/ops/gelu.py, float32, with an optional bias."""
+"""Launches kernels/gelu.cu; the calls of minisft/ops/gelu.py, with an optional bias.
+
+Arrays are float32, or bfloat16 (uint16) or float16, but for the bias and its gradient, which are
+float32 in any case.
+"""
+
+import numpy as np
 
 from minisft.backend.array import Array, array_module
 from minisft.backend.constants import ceil_div
@@ -6,8 +12,9 @@ from minisft.backend.gpu.cuda import launch
 from minisft.backend.gpu.launch.column_sums import column_sums
 
 FORMS = {"tanh": 0, "erf": 1}
-THREADS, ROWS = 128, 8     # columns and rows of a block
+THREADS, ROWS = 128, 8     # threads and rows of a block
 BACKWARD_ROWS = 32         # with a bias: each block then writes a part of its gradient
+COLUMNS = 8                # of a thread, in 16 bits
 
 
 def forward(x: Array, form: str = "tanh", bias: Array | None = None) -> tuple[Array, tuple]:
@@ -17,8 +24,8 @@ def forward(x: Array, form: str = "tanh", bias: Array | None = None) -> tuple[Ar
     y = xp.empty_like(x)
     n, width = _shape(x)
     rows = _rows(n, ROWS)
-    launch("gelu", "gelu_forward", _grid(n, width, rows), (THREADS,),
-           x=x, b=bias, y=y, n=n, width=width, rows=rows, form=FORMS[form])
+    launch("gelu", f"gelu{_suffix(x)}_forward", _grid(x, n, width, rows), (THREADS,), x=_words(x),
+           b=bias, y=_words(y), n=n, width=width, rows=rows, form=FORMS[form], defines=_format(x))
     return y, (x, bias, form)
 
 
@@ -30,13 +37,25 @@ def backward(dy: Array, cache: tuple) -> Array | tuple[Array, Array]:
     dx = xp.empty_like(dy)
     n, width = _shape(dy)
     rows = _rows(n, ROWS if bias is None else BACKWARD_ROWS)
-    grid = _grid(n, width, rows)
-    parts = None if bias is None else xp.empty((grid[1], width), dtype=dy.dtype)
-    launch("gelu", "gelu_backward", grid, (THREADS,), dy=dy, x=x, b=bias, dx=dx, parts=parts,
-           n=n, width=width, rows=rows, form=FORMS[form])
-    if bias is None:
-        return dx
-    return dx, column_sums(parts)
+    grid = _grid(x, n, width, rows)
+    parts = None if bias is None else xp.empty((grid[1], width), dtype=bias.dtype)
+    launch("gelu", f"gelu{_suffix(x)}_backward", grid, (THREADS,), dy=_words(dy), x=_words(x),
+           b=bias, dx=_words(dx), parts=parts, n=n, width=width, rows=rows, form=FORMS[form],
+           defines=_format(x))
+    return dx if parts is None else (dx, column_sums(parts))
+
+
+def _suffix(x):
+    return "" if x.dtype == np.float32 else "_16_bits"
+
+
+def _words(a):
+    """float16 as the words that kernels declare; others as they are."""
+    return a.view(np.uint16) if a.dtype == np.float16 else a
+
+
+def _format(x):
+    return {"FLOAT16": int(x.dtype == np.float16)}
 
 
 def _shape(x):
@@ -47,5 +66,6 @@ def _rows(n, rows):
     return max(rows, ceil_div(n, 65535))     # a grid is at most 65535 blocks high
 
 
-def _grid(n, width, rows):
-    return ceil_div(width, THREADS), ceil_div(n, rows)
+def _grid(x, n, width, rows):
+    columns = 1 if x.dtype == np.float32 else COLUMNS
+    return ceil_div(width, THREADS * columns), ceil_div(n, rows)

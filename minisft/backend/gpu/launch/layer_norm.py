@@ -16,7 +16,7 @@ def forward(x: Array, w: Array, b: Array, eps: float = 1e-5) -> tuple[Array, tup
     x = xp.ascontiguousarray(x)
     y = xp.empty_like(x)
     mean, rstd = (xp.empty((len(x), 1), dtype=x.dtype) for _ in range(2))
-    sizes = _sizes(x.shape[-1])
+    sizes = sizes_of(x.shape[-1])
     launch("layer_norm", "layer_norm_forward", (len(x),), (sizes["THREADS"],),
            x=x, w=w, b=b, y=y, mean=mean, rstd=rstd, eps=eps, defines=sizes)
     return y, (x, w, mean, rstd)
@@ -28,7 +28,7 @@ def backward(dy: Array, cache: tuple,
     x, w, mean, rstd = cache
     xp = array_module(dy)
     dy = xp.ascontiguousarray(dy)
-    (n, width), sizes = dy.shape, _sizes(dy.shape[-1])
+    (n, width), sizes = dy.shape, sizes_of(dy.shape[-1])
     rows = max(4, ceil_div(n, BLOCKS))
     parts = xp.empty((ceil_div(n, rows), 2 * width), dtype=dy.dtype)
     dx = xp.empty_like(dy)
@@ -36,10 +36,10 @@ def backward(dy: Array, cache: tuple,
     launch("layer_norm", "layer_norm_backward", (len(parts),), (sizes["THREADS"],),
            dy=dy, x=x, w=w, mean=mean, rstd=rstd, dx=dx, parts=parts, n=n, rows=rows,
            defines=sizes)
-    column_sums.into(parts, dw, db)
+    column_sums.into(parts, (dw, db))
     return dx, dw, db
 
 
-def _sizes(width):
+def sizes_of(width):
     """-> the kernel's -D options: whole warps, about four channels for each thread."""
     return {"WIDTH": width, "THREADS": min(MOST_THREADS, 32 * ceil_div(width, 128))}
