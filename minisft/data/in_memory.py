@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from minisft.data.pairs import TextPairs
 from minisft.data.read import Examples, Prompts
 from minisft.data.table import BadRow
 from minisft.data.text import clean_all
 from minisft.errors import UserError
 
 Texts = Iterable[str] | Iterable[tuple[str, str]]
-Rows = TypeVar("Rows", Examples, Prompts)
+Rows = TypeVar("Rows", Examples, Prompts, TextPairs)
 
 
 def as_list(values: Any, name: str) -> list[Any]:
@@ -111,14 +112,14 @@ def prompts(texts: Iterable[str], completions: Iterable[str], steps: Sequence[st
 
 
 def subset(rows: Rows, indices: np.ndarray) -> Rows:
-    """Examples or Prompts, indices -> the same with these rows alone."""
+    """Examples, Prompts or TextPairs, indices -> the same with these rows alone."""
     columns: dict[str, Any] = {name: [value[i] for i in indices] for name, value in
                                vars(rows).items() if isinstance(value, list)}
     return replace(rows, **columns)
 
 
 def without_unreadable(rows: Rows, reasons: Mapping[int, str]) -> Rows:
-    """Examples or Prompts of a file, why a model cannot read some of them by index -> the others.
+    """Rows of a file, why a model cannot read some of them by index -> the others.
 
     Those join the bad rows, which hold what was read of them as JSON. Raises UserError where none
     is left.
@@ -139,10 +140,12 @@ def without_unreadable(rows: Rows, reasons: Mapping[int, str]) -> Rows:
         (*rows.bad_rows, *skipped), key=lambda row: row.line)))
 
 
-def _as_read(rows: Examples | Prompts, i: int) -> dict[str, Any]:
+def _as_read(rows: Examples | Prompts | TextPairs, i: int) -> dict[str, Any]:
     columns: dict[str, Any]
     if isinstance(rows, Prompts):
         columns = {"prompt": rows.prompts, "completion": rows.completions}
+    elif isinstance(rows, TextPairs):
+        columns = {"source": rows.sources, "target": rows.targets}
     else:
         names = rows.label_names or ()
         columns = {"text": rows.texts, "pair": rows.pairs,

@@ -68,10 +68,10 @@ class UnknownLabelError(UserError):
 
 
 class _Unreadable(Exception):
-    """Why a row cannot be read; `_each_row` knows the file and the line."""
+    """Why a row cannot be read; `each_row` knows the file and the line."""
 
 
-def _require_columns(table, names, header):
+def require_columns(table, names, header):
     """Raises MissingColumnError for the first column that is absent."""
     for name in names:
         if name not in table.columns:
@@ -81,7 +81,7 @@ def _require_columns(table, names, header):
                                      f"are: {columns}{hint}")
 
 
-def _value(row, name):
+def text_of(row, name):
     """A row, a column's name -> its value as str; _Unreadable if it is none."""
     value = row.get(name)
     if isinstance(value, str):
@@ -96,13 +96,13 @@ def _value(row, name):
                      "expected a text")
 
 
-def _require_not_blank(text, name):
+def require_not_blank(text, name):
     if not text.strip():
         raise _Unreadable(f"the {name} is empty")
     return text
 
 
-def _each_row(table, read_row, skip_bad_rows):
+def each_row(table, read_row, skip_bad_rows):
     """Table, what reads a row -> the table of the rows that can be read, what was read of each.
 
     The other rows raise UserError, or join the table's bad rows.
@@ -155,23 +155,23 @@ def read_texts(path: str | Path, text_columns: Sequence[str],
     if label_column is not None and label_column in (*text_columns, pair_column):
         raise UserError(f"{path}: column {short_repr(label_column)} cannot be both text and label")
     table = read_table(path, encoding, header, delimiter, skip_bad_rows, max_compression_ratio)
-    _require_columns(table, [name for name in (*text_columns, pair_column, label_column)
+    require_columns(table, [name for name in (*text_columns, pair_column, label_column)
                              if name is not None], header)
     cleaned: Counter[str] = Counter()
 
     def read_row(row):
-        text, steps_of_text = clean(" ".join(_value(row, name) for name in text_columns), steps)
-        _require_not_blank(text, "text (after cleaning)")
+        text, steps_of_text = clean(" ".join(text_of(row, name) for name in text_columns), steps)
+        require_not_blank(text, "text (after cleaning)")
         pair, steps_of_pair, label = None, (), None
         if pair_column is not None:
-            pair, steps_of_pair = clean(_value(row, pair_column), steps)
-            _require_not_blank(pair, f"text of column {short_repr(pair_column)} (after cleaning)")
+            pair, steps_of_pair = clean(text_of(row, pair_column), steps)
+            require_not_blank(pair, f"text of column {short_repr(pair_column)} (after cleaning)")
         if label_column is not None:
-            label = _require_not_blank(_value(row, label_column).strip(), "label")
+            label = require_not_blank(text_of(row, label_column).strip(), "label")
         cleaned.update((*steps_of_text, *steps_of_pair))
         return text, pair, label
 
-    table, rows = _each_row(table, read_row, skip_bad_rows)
+    table, rows = each_row(table, read_row, skip_bad_rows)
     texts, pairs, labels = map(list, zip(*rows, strict=True))
     indices = None
     if label_column is not None:
@@ -253,21 +253,21 @@ def read_prompts(path: str | Path, prompt_columns: Sequence[str], completion_col
                         "and completion")
     table = read_table(path, encoding, header, delimiter, skip_bad_rows, max_compression_ratio)
     names = [*prompt_columns, *([] if completion_column is None else [completion_column])]
-    _require_columns(table, names, header)
+    require_columns(table, names, header)
     counts: Counter[str] = Counter()
 
     def read_row(row):
-        values, changed = clean_all([_value(row, name) for name in names], steps)
+        values, changed = clean_all([text_of(row, name) for name in names], steps)
         completion = None
         if completion_column is not None:
-            completion = _require_not_blank(
+            completion = require_not_blank(
                 values.pop(), f"completion (column {short_repr(completion_column)})")
         prompt = "\n".join(value for value in values if value.strip())
-        _require_not_blank(prompt, "prompt")
+        require_not_blank(prompt, "prompt")
         counts.update(changed)
         return prompt, completion
 
-    table, rows = _each_row(table, read_row, skip_bad_rows)
+    table, rows = each_row(table, read_row, skip_bad_rows)
     prompts, completions = map(list, zip(*rows, strict=True))
     return Prompts(table.path, prompts, None if completion_column is None else completions,
                    table.lines, counts, table.notes, table.bad_rows)
