@@ -163,6 +163,18 @@ def test_clipping_of_pytorch(rng):
                                    g * optim.clip_scale(norm, limit), rtol=1e-12)
 
 
+def test_inverse_square_root_is_the_papers():
+    """Vaswani et al. 2017, eq. 3, whose highest value is at the end of the warm-up."""
+    width, warmup = 512, 40     # one of theirs is our warm-up and the step after it
+    def paper(n):
+        return width**-0.5 * min(n**-0.5, n * warmup**-1.5)
+    ours = [optim.schedule("inverse_sqrt", step, 1000, warmup - 1) for step in range(1000)]
+    assert max(ours) == ours[warmup - 1] == 1
+    np.testing.assert_allclose(ours, [paper(n) / paper(warmup) for n in range(1, 1001)],
+                               rtol=1e-12)
+    assert optim.schedule("inverse_sqrt", 3, 10, 0) == 0.5
+
+
 def test_schedule_constant_and_unknown():
     assert optim.schedule("constant", 50, 100, 10) == 1
     assert optim.schedule("linear", 0, 1, 0) == 1

@@ -160,7 +160,7 @@ class AdamW(Adam):
 
 
 OPTIMIZERS: dict[str, Any] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
-SCHEDULES = ("linear", "cosine", "constant")
+SCHEDULES = ("linear", "cosine", "constant", "inverse_sqrt")
 
 
 def gradient_norm(store: Parameters) -> float:
@@ -189,8 +189,9 @@ def clip_scale(norm: float, limit: float) -> float:
 def schedule(name: str, step: int, steps: int, warmup: int) -> float:
     """step from 0, steps in all, steps of warm-up -> factor of the learning rate in (0, 1].
 
-    Warm-up rises linearly to 1; then it stays, or falls to 0 linearly or by half a cosine
-    (Loshchilov and Hutter 2017, eq. 5). Raises ValueError for another name.
+    Warm-up rises linearly to 1; then it stays, falls to 0 linearly or by half a cosine (Loshchilov
+    and Hutter 2017, eq. 5), or falls by the inverse square root of the step and does not end at 0
+    (Vaswani et al. 2017, eq. 3, divided by its highest value). Raises ValueError for another name.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -201,6 +202,8 @@ def schedule(name: str, step: int, steps: int, warmup: int) -> float:
         return 0.5 * (1 + cos(pi * (1 - left)))
     if name == "constant":
         return 1.0
+    if name == "inverse_sqrt":
+        return sqrt((warmup + 1) / (step + 1))
     raise ValueError(f"schedule is {name!r}, expected one of {', '.join(SCHEDULES)}")
 
 
