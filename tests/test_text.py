@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from minisft.data.special_tokens import SpecialTokens
+from minisft.data.special_tokens import END_OF_TEXT, SpecialTokens
 from minisft.data.text import (
     CLEANING_STEPS,
     clean,
@@ -281,3 +281,15 @@ def test_the_same_text_always_gives_the_same_tokens(small, tmp_path):
     assert len(lines) == 1 and "drops 50% of its merges" in lines[0]
     save_tokenizer(tokenizer, tmp_path, 64)
     assert json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))["model"]["dropout"] is None
+
+
+def test_a_token_that_pads_has_the_number_0():
+    plain, padded = (train_tokenizer(["ab ab abc"] * 9, 262, pad) for pad in (None, "<pad>"))
+    assert padded.token_to_id("<pad>") == 0 and padded.get_vocab_size() <= 262
+    assert padded.token_to_id(END_OF_TEXT) == padded.get_vocab_size() - 1
+    ids = padded.encode("abc ab", add_special_tokens=False).ids
+    assert [i - 1 for i in ids[:1]] == plain.encode("abc ab", add_special_tokens=False).ids[:1]
+    assert padded.decode([0, *ids]) == "abc ab"
+    assert 0 not in padded.encode("<pad>").ids
+    with pytest.raises(UserError, match="256 bytes and <pad> and .* need 258"):
+        train_tokenizer(["a"], 257, "<pad>")

@@ -224,26 +224,29 @@ def _without_extras(tokenizer):
     return tokenizer
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, pad: str | None = None) -> Tokenizer:
     """Texts, at most this many tokens (257 or more, else UserError) -> Tokenizer.
 
-    Its last id is <|endoftext|>, as in GPT-2. The same texts give the same tokenizer; it is smaller
-    than asked for when the texts hold no more pairs to merge.
+    Its last id is <|endoftext|>, as in GPT-2, and 0 is `pad`, if there is to be such a token. The
+    same texts give the same tokenizer; it is smaller than asked for when the texts hold no more
+    pairs to merge.
     """
-    minimum = len(ByteLevel.alphabet()) + 1
+    special = [token for token in (pad, END_OF_TEXT) if token is not None]
+    minimum = len(ByteLevel.alphabet()) + len(special)
     if vocab_size < minimum:
-        raise UserError(f"a vocabulary of {vocab_size} is too small: 256 bytes and {END_OF_TEXT} "
-                        f"need {minimum}")
+        raise UserError(f"a vocabulary of {vocab_size} is too small: 256 bytes and "
+                        f"{' and '.join(special)} need {minimum}")
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    trainer = BpeTrainer(vocab_size=vocab_size - 1, show_progress=False,
+    trainer = BpeTrainer(vocab_size=vocab_size - len(special), show_progress=False,
                          initial_alphabet=sorted(ByteLevel.alphabet()))
     pieces = (piece for text in texts for piece in _trainable(text))
     tokenizer.train_from_iterator(pieces, trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    vocab = {**model["vocab"], END_OF_TEXT: len(model["vocab"])}
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    vocab = {token: i for i, token in enumerate([*special[:-1], *tokens, END_OF_TEXT])}
     tokenizer = byte_level(vocab, [tuple(pair) for pair in model["merges"]])
-    tokenizer.add_special_tokens([END_OF_TEXT])
+    tokenizer.add_special_tokens(special)
     return _without_extras(tokenizer)
 
 
