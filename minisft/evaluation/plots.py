@@ -119,8 +119,10 @@ def _plain_confusion(counts, path, title):
 
 
 def over_sizes(sizes: Sequence[int], lines: Mapping[str, Sequence[Mapping[str, Any]]],
-               path: Target, ylabel: str, title: str = "") -> None:
+               path: Target, ylabel: str, title: str = "", shares: bool = True) -> None:
     """sizes (S,), lines {name: [metrics.over_seeds of each size] (S,)} -> PNG, log scale of sizes.
+
+    `shares`: the figures are told in per cent.
 
     A bar spans the interval where there is one; elsewhere each of several seeds is a small dot. The
     first line is drawn strongest.
@@ -148,7 +150,8 @@ def over_sizes(sizes: Sequence[int], lines: Mapping[str, Sequence[Mapping[str, A
     axes.minorticks_off()
     axes.set_xlabel("training texts")
     axes.set_ylabel(ylabel)
-    axes.yaxis.set_major_formatter(_percents())
+    if shares:
+        axes.yaxis.set_major_formatter(_percents())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", lw=0.6)
     axes.set_title(_drawable(title, 90), parse_math=False, fontsize=12)
@@ -158,9 +161,10 @@ def over_sizes(sizes: Sequence[int], lines: Mapping[str, Sequence[Mapping[str, A
     _save(figure, path)
 
 
-def over_seeds(lines: Mapping[str, Mapping[str, Any]], path: Target, xlabel: str) -> None:
+def over_seeds(lines: Mapping[str, Mapping[str, Any]], path: Target, xlabel: str,
+               shares: bool = True) -> None:
     """{name: metrics.over_seeds} -> PNG: a row for each name, a dot for each seed, the mean, and
-    the interval where there is one. The first row is drawn strongest."""
+    the interval where there is one. The first row is drawn strongest. `shares` as `over_sizes`."""
     figure = _figure((7.5, 1.3 + 0.55 * len(lines)))
     axes = figure.subplots()
     for i, (_, found) in enumerate(lines.items()):
@@ -172,9 +176,30 @@ def over_seeds(lines: Mapping[str, Mapping[str, Any]], path: Target, xlabel: str
     axes.set_yticks(range(len(lines)), [_drawable(name, 45) for name in lines], parse_math=False)
     axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.set_xlabel(f"{xlabel}: each seed a dot, the mean a line")
-    axes.xaxis.set_major_formatter(_percents())
+    if shares:
+        axes.xaxis.set_major_formatter(_percents())
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#e6e6e6", lw=0.6)
+    _save(figure, path)
+
+
+def attention(source: Sequence[str], target: Sequence[str], weights: ArrayLike,
+              path: Target) -> None:
+    """Tokens of a text (S,), of its translation (T,), weights (T,S) -> PNG: where each token of the
+    translation looks."""
+    weights = np.asarray(weights, dtype=np.float64)
+    if weights.shape != (len(target), len(source)):
+        raise ValueError(f"attention: {len(source)} source and {len(target)} target tokens, "
+                         f"weights {weights.shape}")
+    cell = 0.32     # inches
+    figure = _figure((1.8 + cell * len(source), 1.4 + cell * len(target)), compress=True)
+    axes = figure.subplots()
+    axes.imshow(weights, cmap="Blues", vmin=0, vmax=max(weights.max(), 1e-9))
+    axes.set_xticks(range(len(source)), [_drawable(token, 16) for token in source], rotation=90)
+    axes.set_yticks(range(len(target)), [_drawable(token, 16) for token in target])
+    axes.tick_params(length=0)
+    axes.set_xlabel("source")
+    axes.set_ylabel("translation")
     _save(figure, path)
 
 

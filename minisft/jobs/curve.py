@@ -12,7 +12,7 @@ from pathlib import Path
 from minisft.errors import UserError, setting, tell
 from minisft.evaluation import comparison, plots, report
 from minisft.evaluation.document import Block, Heading, Paragraph, Picture, Table
-from minisft.evaluation.figures import Verdict, count, percent
+from minisft.evaluation.figures import Verdict, count
 from minisft.io import run_folder
 from minisft.io.files import write_json
 from minisft.jobs import finetune as runner
@@ -124,8 +124,8 @@ def _require_sizes(config):
 
 
 def _first(points):
-    """-> the figure that is drawn: accuracy, or that of completions."""
-    return "accuracy" if "accuracy" in points[0] else "exact_match"
+    """-> the figure that is drawn: accuracy, or that of completions or translations."""
+    return next(key for key in ("accuracy", "exact_match", "bleu", "loss") if key in points[0])
 
 
 def _lines(points):
@@ -141,26 +141,29 @@ def _lines(points):
 def headlines(points: Sequence[dict]) -> list[str]:
     """-> lines for the terminal: the largest size, then a line for each size."""
     lines, last = _lines(points), points[-1]
-    words = _first(points).replace("_", " ")
+    key = _first(points)
+    words = seeds.FIGURES[key]
     stands = comparison.seeds_verdict(last["compared"])
     shown: list[str] = [Verdict(
-        f"{percent(last[_first(points)]['mean'])} {words} with "
+        f"{seeds.cell(key, last[key]['mean'])} {words} with "
         f"{count(last['size'], 'training text')}" + (f"; {stands}" if stands else ""))]
     shown.append(f"{words} on {count(last['n'], 'test text')} by number of training texts, mean of "
                  f"{count(len(last['seeds']), 'seed')}:")
     for name, found in lines.items():
-        shown.append(f"  {name:41}" + "".join(f"{percent(each['mean']):>9}" for each in found))
+        shown.append(f"  {name:41}" + "".join(f"{seeds.cell(key, each['mean']):>9}"
+                                              for each in found))
     head = "".join(f"{point['size']:>9,}" for point in points)
     return [*shown[:2], f"  {'':41}{head}", *shown[2:]]
 
 
 def table(points: Sequence[dict]) -> Table:
     """-> a row for each size, a column for each line of the picture."""
-    lines = _lines(points)
+    lines, key = _lines(points), _first(points)
     rows = []
     for i, point in enumerate(points):
-        cells = [percent(each["mean"]) if each["low"] is None else
-                 f"{percent(each['mean'])} ({percent(each['low'])} to {percent(each['high'])})"
+        cells = [seeds.cell(key, each["mean"]) if each["low"] is None else
+                 "{} ({} to {})".format(*(seeds.cell(key, each[k]) for k in ("mean", "low",
+                                                                             "high")))
                  for each in (line[i] for line in lines.values())]
         rows.append([f"{point['size']:,}", f"{len(point['seeds'])}", *cells])
     return Table(["training texts", "seeds", *lines], rows)
@@ -169,16 +172,17 @@ def table(points: Sequence[dict]) -> Table:
 def _write(folder, points, config):
     """The picture and the report."""
     key, n = _first(points), config.output.seeds
-    words = key.replace("_", " ")
+    words = seeds.FIGURES[key]
     enough = points[0][key]["low"] is not None
     spread = ("one seed" if n == 1 else
               f"mean of {n} seeds, with the 95% interval of that mean" if enough else
               f"mean of {n} seeds, each a dot")
     plots.over_sizes([p["size"] for p in points], _lines(points), folder / "curve.png",
-                     f"test {words}", f"{words} on {count(points[-1]['n'], 'test text')}; {spread}")
+                     f"test {words}", f"{words} on {count(points[-1]['n'], 'test text')}; {spread}",
+                     key not in (*seeds.SCORES, "loss"))
     blocks: list[Block] = [
         Heading("Learning curve", 1),
-        Paragraph(f"{words.capitalize()} on test texts, {spread}{' (Student)' * enough}."),
+        Paragraph(f"{words[0].upper()}{words[1:]} on test texts, {spread}{' (Student)' * enough}."),
         table(points), Picture("curve.png", "Learning curve"),
         Paragraph("A part of the texts of each size is held out for validation, and chooses "
                   + ("" if config.training.select == "last" else "the epoch and ")

@@ -8,7 +8,7 @@ from typing import Any
 from minisft.errors import DivergedError, UserError, setting, tell
 from minisft.evaluation import comparison, metrics, plots, report
 from minisft.evaluation.document import Heading, Link, Note, Paragraph, Picture, Strong, Table
-from minisft.evaluation.figures import Use, Verdict, count, interval, percent
+from minisft.evaluation.figures import Use, Verdict, count, percent
 from minisft.io import run_folder
 from minisft.jobs import finetune as runner
 from minisft.jobs.finetune import Say
@@ -16,8 +16,9 @@ from minisft.training.config import FinetuneConfig, require_sound
 from minisft.training.loop import Interrupted
 
 # What is averaged, as far as the task has it
-FIGURES = {"accuracy": "accuracy", "macro_f1": "macro F1",
+FIGURES = {"bleu": "BLEU", "chrf": "chrF", "accuracy": "accuracy", "macro_f1": "macro F1",
            "exact_match": "exact match", "f1": "F1", "loss": "loss"}
+SCORES = ("bleu", "chrf")     # from 0 to 100, and not told in per cent
 KEPT = (*FIGURES, "n", "best_epoch", "train_seconds", *comparison.NAMES)
 NOT_COMPARABLE = "runs that are compared have the same options"
 OPTIMISTIC = ("There is no test set. Each seed is scored on the validation part that it drew: "
@@ -151,7 +152,7 @@ def summary(of_seeds: Mapping[int, dict]) -> dict:
     """{seed: results} -> mean, spread and interval of each figure, and what was compared."""
     results = list(of_seeds.values())
     return {"seeds": list(of_seeds), "n": results[0]["n"]} | {
-        key: metrics.over_seeds([r[key] for r in results], bounded=key != "loss")
+        key: metrics.over_seeds([r[key] for r in results], bounded=key not in ("loss", *SCORES))
         for key in FIGURES if all(key in r for r in results)} | {
         "compared": comparison.aggregate_seeds(results),
         "runs": [{"seed": seed} | {key: r[key] for key in KEPT if key in r}
@@ -163,7 +164,7 @@ def headlines(results: dict) -> list[str]:
     shown = [key for key in FIGURES if key in results]
     stands = comparison.seeds_verdict(results["compared"])
     lines: list[str] = [Verdict(
-        f"{_cell(shown[0], results[shown[0]]['mean'])} {FIGURES[shown[0]]}, mean of "
+        f"{cell(shown[0], results[shown[0]]['mean'])} {FIGURES[shown[0]]}, mean of "
         f"{count(len(results['seeds']), 'seed')} on "
         f"{count(results['n'], results['scored_on'] + ' text')}")]
     if stands:
@@ -176,14 +177,16 @@ def headlines(results: dict) -> list[str]:
 def _spread(key, figure):
     """-> the interval of the mean, or the values where they are too few for one."""
     if figure["low"] is None:
-        return ", ".join(_cell(key, value) for value in figure["values"])
-    spread = f"mean {_cell(key, figure['mean'])}, standard deviation {_cell(key, figure['sd'])}, "
-    return spread + (f"95% interval {figure['low']:.4f} to {figure['high']:.4f}" if key == "loss"
-                     else interval(figure["low"], figure["high"]))
+        return ", ".join(cell(key, value) for value in figure["values"])
+    spread = f"mean {cell(key, figure['mean'])}, standard deviation {cell(key, figure['sd'])}, "
+    return spread + f"95% interval {cell(key, figure['low'])} to {cell(key, figure['high'])}"
 
 
-def _cell(key, value):
-    return "-" if value is None else f"{value:.4f}" if key == "loss" else percent(value)
+def cell(key: str, value: float | None) -> str:
+    """A figure's key and value -> how it is told."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if key == "loss" else f"{value:.1f}" if key in SCORES else percent(value)
 
 
 def _write_report(folder, results):
@@ -191,15 +194,15 @@ def _write_report(folder, results):
     enough = results[shown[0]]["low"] is not None
     stands = comparison.seeds_verdict(results["compared"])
     columns = ("mean", "sd", "low", "high") if enough else ("mean",)
-    over = [[FIGURES[key], *(_cell(key, results[key][k]) for k in columns)] for key in shown]
+    over = [[FIGURES[key], *(cell(key, results[key][k]) for k in columns)] for key in shown]
     each = [[Link(f"{run['seed']}", f"seed-{run['seed']}/report"),
-             *(_cell(key, run[key]) for key in shown), f"{run['best_epoch']}",
+             *(cell(key, run[key]) for key in shown), f"{run['best_epoch']}",
              f"{run['train_seconds']:,.1f}"] for run in results["runs"]]
     plots.over_seeds(_lines(shown[0], results), folder / "seeds.png",
-                     f"{results['scored_on']} {FIGURES[shown[0]]}")
+                     f"{results['scored_on']} {FIGURES[shown[0]]}", shown[0] not in SCORES)
     report.write(folder, [
         Heading("Report", 1),
-        Paragraph([Strong(_cell(shown[0], results[shown[0]]["mean"])),
+        Paragraph([Strong(cell(shown[0], results[shown[0]]["mean"])),
                    f" {FIGURES[shown[0]]}, mean of {count(len(results['runs']), 'seed')} on "
                    f"{count(results['n'], results['scored_on'] + ' text')}"
                    f"{'; ' * bool(stands)}{stands}."]),
