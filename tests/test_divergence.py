@@ -372,7 +372,9 @@ def test_completion_and_pretraining(tmp_path, monkeypatch, capsys):
         assert "go on with --resume" in error and "'say " in error or "'the cat" in error
         assert main(["generate", "--model", str(out / "model"), "the", "--max-new-tokens",
                      "2"]) == 0
+        given = json.loads((out / "config.json").read_text())["given"]
         assert main([command[0], "--resume", str(out), "--lr", "4e-3"]) == 0
+        assert json.loads((out / "config.json").read_text())["given"] == given | {"lr": 4e-3}
         shown = out / ("report.md" if command[0] == "finetune" else "model/README.md")
         changed = shown.read_text()
         assert "These settings changed on the way" in changed

@@ -290,6 +290,18 @@ def test_settings_of_another_type(command, name, value, tmp_path, monkeypatch, c
     run_folder.write_config(path.parent, config)
 
 
+@pytest.mark.parametrize("part", ["given", "files", "settings"])
+def test_parts_of_another_type(command, part, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    interrupted_run(command, out, monkeypatch)
+    config = json.loads((out / "config.json").read_text())
+    run_folder.write_config(out, config | {part: []})
+    capsys.readouterr()
+    assert main(["finetune", "--resume", str(out)]) == 2
+    found = capsys.readouterr().err
+    assert found == f"minisft: {out}/config.json: no settings of a run\n"
+
+
 def test_an_environment_of_another_type(command, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     interrupted_run(command, out, monkeypatch)

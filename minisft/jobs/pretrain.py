@@ -189,10 +189,10 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
             raise UserError(f"{path}: has changed since the run {resume} began")
     out = resume or config.output.out
     with run_folder.FolderLock(out or "runs/pretrained", say, unnamed=out is None) as folder:
-        return _pretrain(config, folder, kept, files, train, valid, say)
+        return _pretrain(config, folder, kept, changes, files, train, valid, say)
 
 
-def _pretrain(config, folder, kept, files, train, valid, say):
+def _pretrain(config, folder, kept, changes, files, train, valid, say):
     resume = kept is not None
     has_tokenizer = resume and (folder / "model" / TOKENIZER).is_file()
     tokenizer = (load_tokenizer(folder / "model") if has_tokenizer
@@ -201,7 +201,7 @@ def _pretrain(config, folder, kept, files, train, valid, say):
     if kept is not None and kept["files"].get("tokenizer") != files["tokenizer"]:
         raise UserError(f"{folder / 'model' / TOKENIZER}: is another tokenizer than the one that "
                         "the run began with")
-    given = config.given()
+    given = kept.get("given", {}) | dict(changes or {}) if resume else config.given()
     pretraining = Pretraining(config, tokenizer, train, valid, say)
     optimizer = make_optimizer(pretraining.model, pretraining.training)
     config = pretraining.config      # its defaults are resolved

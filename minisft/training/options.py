@@ -110,7 +110,8 @@ def config_of_run(kind: type[Config], kept: Mapping[str, Any], folder: Any) -> A
     Raises UserError for a run of a version that had other options.
     """
     values = kept.get("settings")
-    if not isinstance(values, dict) or not isinstance(kept.get("files"), dict):
+    if not all(isinstance(part, dict) for part in (
+            values, kept.get("files"), kept.get("given", {}))):
         raise UserError(f"{folder}/config.json: no settings of a run")
     known = kind.option_fields()
     if differ := sorted(values.keys() ^ known.keys()):
