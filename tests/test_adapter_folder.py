@@ -292,6 +292,16 @@ def test_what_we_do_not_have_is_refused_by_name(run, tmp_path, settings, told, c
     assert told in said and said.count("\n") == 1 and str(folder) in said
 
 
+def test_a_config_that_was_edited_is_told(run, files, tmp_path, capsys):
+    folder = changed(copied(run, tmp_path), base_model_name_or_path=str(files / "base"))
+    assert main(["predict", "--model", str(folder), "x"]) == 0
+    assert "not as it was saved" not in capsys.readouterr().err
+    changed(folder, lora_alpha=3)
+    assert main(["predict", "--model", str(folder), "x"]) == 0
+    assert (f"note: {folder / 'adapter_config.json'}: lora_alpha is not as it was saved with the "
+            "weights") in " ".join(capsys.readouterr().err.split())
+
+
 def test_damaged_folders_are_refused(run, tmp_path, capsys):
     def refused(told):
         assert main(["predict", "--model", str(folder), "x"]) == 2

@@ -23,7 +23,7 @@ import numpy as np
 
 from minisft.backend.array import to_cpu
 from minisft.errors import UserError, short_repr
-from minisft.io import safetensors
+from minisft.io import config_checksums, safetensors
 from minisft.io.architectures import BERT_MEAN, GPT2, TOKEN_HEADS, Family, family_of_model
 from minisft.io.files import read_json, write_json
 from minisft.io.hub import ADAPTER
@@ -33,6 +33,7 @@ from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.ops import lora
 
 WEIGHTS = "adapter_model.safetensors"
+BASE = "base_model_name_or_path"
 EXTRA = "minisft"           # of the metadata: what PEFT has no key for, as JSON
 PREFIX = "base_model.model."
 LORA = re.compile(r"(.+)\.lora_(A|B)\.weight")
@@ -44,7 +45,7 @@ TASK_TYPES = ((Classifier, "SEQ_CLS"), (LanguageModel, "CAUSAL_LM"),
               (TokenClassifier, "TOKEN_CLS"), (SpanClassifier, "QUESTION_ANS"))
 # Keys that change nothing here: what a library kept for itself, or how values began.
 IGNORED = {"peft_type", "peft_version", "task_type", "auto_mapping", "revision", "inference_mode",
-           "base_model_name_or_path", "fan_in_fan_out", "megatron_core", "qalora_group_size",
+           BASE, "fan_in_fan_out", "megatron_core", "qalora_group_size",
            "runtime_config", "layers_pattern", "eva_config"}
 READ = {"r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora",
         "rank_pattern", "alpha_pattern", "modules_to_save"}
@@ -84,6 +85,7 @@ class StoredAdapter:
     tensors: dict[str, Any]
     extra: dict[str, Any]
     task_type: str | None
+    notes: tuple[str, ...] = ()     # on what is not as it was saved
 
     def merged_into(self, tensors: Mapping[str, Any], family: Family) -> dict[str, Any]:
         """The base's tensors by name -> those of the merged model.
@@ -179,8 +181,10 @@ def read(folder: str | Path, family: Family) -> StoredAdapter:
         here = family.from_hf(name.removeprefix(PREFIX))
         if here is not None:
             tensors[here] = tensor
+    settings = read_json(folder / ADAPTER)
     return StoredAdapter(folder, config, tensors, _extra(folder / WEIGHTS, metadata),
-                         read_json(folder / ADAPTER).get("task_type"))
+                         settings.get("task_type"), config_checksums.changes(
+                             folder / ADAPTER, folder / WEIGHTS, settings))
 
 
 def extra_of(folder: str | Path) -> dict[str, Any]:
@@ -313,8 +317,12 @@ def write(folder: str | Path, model: Any, base: str,
         kept["label_names"] = list(model.label_names)
     if isinstance(model, Classifier) and family.has_pooling:
         kept["pooling"] = model.pooling
-    safetensors.write(folder / WEIGHTS, arrays, {"format": "pt", EXTRA: json.dumps(kept)})
-    write_json(folder / ADAPTER, peft_config(model, base))     # last, as a model's config.json
+    settings = peft_config(model, base)
+    # where its base lies may change
+    computing = {key: value for key, value in settings.items() if key != BASE}
+    safetensors.write(folder / WEIGHTS, arrays, {
+        "format": "pt", EXTRA: json.dumps(kept)} | config_checksums.entries(computing, {}))
+    write_json(folder / ADAPTER, settings)     # last, as a model's config.json
 
 
 def peft_config(model: Any, base: str) -> dict[str, Any]:
@@ -328,7 +336,7 @@ def peft_config(model: Any, base: str) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": next(name for kind, name in TASK_TYPES if isinstance(model, kind)),
-        "base_model_name_or_path": base, "inference_mode": True, "bias": "none",
+        BASE: base, "inference_mode": True, "bias": "none",
         "fan_in_fan_out": family_of_model(model) is GPT2,      # its matrices are (in,out)
         **values, "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "modules_to_save": list(values["modules_to_save"]) or None}

@@ -3,8 +3,6 @@
 `architectures.py` holds the tables of the names.
 """
 
-import json
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minisft.backend.array import to_cpu
-from minisft.data.json_file import LARGEST
 from minisft.data.special_tokens import SpecialTokens
 from minisft.errors import UserError, setting
-from minisft.io import adapters, hub, safetensors
+from minisft.io import adapters, config_checksums, hub, safetensors
 from minisft.io.architectures import (
     TOKEN_HEADS,
     family_of,
@@ -24,7 +21,7 @@ from minisft.io.architectures import (
     hf_config,
     pooling_of,
 )
-from minisft.io.files import CONFIG, encoded, read_json, write_json
+from minisft.io.files import CONFIG, read_json, write_json
 from minisft.io.safetensors import WEIGHTS
 from minisft.io.weights import (
     copy_tensor,
@@ -38,9 +35,6 @@ from minisft.models.adapters import values_to_save
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.init_weights import init_weights
 from minisft.models.token_heads import AnyModel, SpanClassifier, TokenClassifier
-
-# Of the weights' file: a checksum for each key of config.json, and for the files beside it.
-CONFIG_CHECKSUMS, FILE_CHECKSUMS = "minisft_config_crc32", "minisft_files_crc32"
 
 
 def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = None,
@@ -62,7 +56,7 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     """
     stored, folder = Path(folder), hub.base_of(folder)      # an adapter's base, or the same
     settings = read_json(folder / CONFIG)
-    notes = _changes_of_config(folder, settings)
+    notes = config_checksums.changes(folder / CONFIG, folder / WEIGHTS, settings)
     family = family_of(settings, folder / CONFIG)
     adapter = None if folder == stored else adapters.read(stored, family)
     config = family.config.from_dict(settings, folder / CONFIG)
@@ -71,6 +65,7 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
         config.require_sound("dropout")
     if adapter is not None:
         settings = adapter.settings_over(settings, family)
+        notes += adapter.notes
     stored_task = family.token_task(settings)
     if task is None and label_names is None:
         task = stored_task
@@ -148,49 +143,9 @@ def save(model: AnyModel, folder: str | Path,
         arrays[family.to_hf(p.name)] = value
     settings |= extra
     safetensors.write(folder / WEIGHTS, arrays, {
-        "format": "pt", CONFIG_CHECKSUMS: json.dumps(_config_checksums(settings)),
-        FILE_CHECKSUMS: json.dumps({name: zlib.crc32(encoded(text))
-                                    for name, text in (texts or {}).items()})})
+        "format": "pt"} | config_checksums.entries(settings, texts or {}))
     # Last: a folder without it is an unfinished one.
     write_json(folder / CONFIG, settings)
-
-
-def _config_checksums(settings):
-    """config.json as a dict -> CRC-32 of each value, by its key."""
-    return {key: zlib.crc32(json.dumps(value, sort_keys=True).encode())
-            for key, value in settings.items()}
-
-
-def _changes_of_config(folder, settings):
-    """-> notes on what is not as it was saved with the weights.
-
-    The checksums lie in the weights' file, where damage to config.json does not reach them. An
-    edited value is a note, and so is a key that was taken out; a key under another name is damage.
-    A config.json that `transformers` wrote is its own affair. Raises UserError.
-    """
-    if not (folder / WEIGHTS).is_file() or "transformers_version" in settings:
-        return ()
-    metadata = safetensors.read_header(folder / WEIGHTS)[1]
-    kept, of_files = (safetensors.parse_checksums(folder / WEIGHTS, metadata.get(key, "{}"))
-                      for key in (CONFIG_CHECKSUMS, FILE_CHECKSUMS))
-    new, found = settings.keys() - kept.keys(), _config_checksums(settings)
-    for key in kept.keys() - settings.keys():
-        if name := next((name for name in sorted(new) if len(name) == len(key)), None):
-            raise UserError(f"{folder / CONFIG}: is damaged, the key {key!r}, which was saved with "
-                            f"the weights, is called {name!r}")
-    changed = [f"{CONFIG}: {key}" for key, checksum in kept.items() if found.get(key) != checksum]
-    changed += [f"{name}:" for name, checksum in of_files.items()
-                if Path(name).name == name and _crc32(folder / name) != checksum]
-    return tuple(f"{folder / what} is not as it was saved with the weights" for what in changed)
-
-
-def _crc32(path):
-    """-> CRC-32 of a file, None where it is not there."""
-    try:
-        with open(path, "rb") as file:
-            return zlib.crc32(file.read(LARGEST + 1))
-    except OSError:
-        return None
 
 
 def _classifier(folder, family, config, settings, tensors, label_names, pooling, label_map):

@@ -164,6 +164,7 @@ def make(home: Path, only: str | None = None) -> list[Door]:
             "none", "--quiet", "--out", "out"])]
     doors += _data_doors(home, data, classifier)
     doors += _foreign_doors(home, classifier, writer)
+    doors += _token_doors(home) + _adapter_doors(home, classifier)
     if only is None or only.startswith("resume"):      # they take the longest to make
         doors += _resume_doors(home, data)
     return [door for door in doors if only in (None, door.name)]
@@ -218,6 +219,55 @@ def _data_doors(home, data, classifier):
             "pretrain", "--text", name, "--vocab-size", "270", "--valid-fraction", "0.2",
             "--quiet", *SMALL, "--out", "out"]))
     return doors
+
+
+def _token_doors(home):
+    """Tags and answers: their data files and their models."""
+    tagged = "\n".join("".join(f"{word} {tag}\n" for word, tag in (
+        (("the", "DET"), (noun, "NOUN"), (verb, "VERB"), (".", "PUNCT"))))
+        for noun in ("dog", "cat", "bird", "fish", "horse") for verb in ("sleeps", "runs", "eats"))
+    conllu = "\n".join("".join(
+        f"{n}\t{line.split()[0]}\t_\t{line.split()[1]}\t_\t_\t0\t_\t_\t_\n"
+        for n, line in enumerate(block.splitlines(), 1)) for block in tagged.split("\n\n")) + "\n"
+    asked = {"version": "1.1", "data": [{"title": "t", "paragraphs": [
+        {"context": f"the {thing} is in room {n} today", "qas": [
+            {"id": f"{thing}{n}", "question": f"where is the {thing}?",
+             "answers": [{"text": f"room {n}", "answer_start": len(f"the {thing} is in ")}]}]}
+        for n, thing in enumerate(("box", "key", "map", "hat", "cup", "pen"))]}]}
+    files = {"words.conll": tagged, "words.conllu": conllu, "questions.json": json.dumps(asked)}
+    doors = []
+    for task, names in ("tag", ("words.conll", "words.conllu")), ("answer", ("questions.json",)):
+        place = home / task
+        place.mkdir()
+        for name in names:
+            (place / name).write_text(files[name])
+        learn = ["finetune", "--task", task, "--train", names[0], *SCRATCH, "--out"]
+        _must([*learn, "run"], place)
+        shutil.move(place / "run" / "model", place / "model")
+        shutil.rmtree(place / "run")
+        model = [f"model/{name}" for name in sorted(os.listdir(place / "model"))]
+        doors += [Door(f"evaluate {task}", place, model, [
+            "evaluate", "--model", "model", "--test", names[0], "--json"], True)]
+        doors += [Door(f"evaluate {name}", place, [name], [
+            "evaluate", "--model", "model", "--test", name]) for name in names]
+        doors += [Door(f"finetune {name}", place, [name], [
+            "finetune", "--task", task, "--train", name, *SCRATCH, "--out", "out"])
+            for name in names]
+    return doors
+
+
+def _adapter_doors(home, classifier):
+    """An adapter beside its base."""
+    place = home / "adapter of a model"
+    shutil.copytree(classifier, place)
+    _must(["finetune", "--model", "model", "--train", "test.csv", "--adapter", "lora", "--rank",
+           "2", "--epochs", "1", "--compare", "none", "--quiet", "--out", "run"], place)
+    shutil.move(place / "run" / "adapter", place / "adapter")
+    shutil.rmtree(place / "run")
+    files = [f"adapter/{name}" for name in sorted(os.listdir(place / "adapter"))]
+    return [Door("predict with an adapter", place, files,
+                 ["predict", "--model", "adapter", "--file", "test.csv"], True),
+            Door("merge", place, files, ["merge", "adapter", "--out", "merged"])]
 
 
 def _foreign_doors(home, classifier, writer):

@@ -349,7 +349,7 @@ def tokenizer(rng, data):
 
 
 BY_SUFFIX = {".json": json_text, ".jsonl": json_lines, ".safetensors": safetensors, ".csv": table,
-             ".tsv": table, ".txt": plain}
+             ".tsv": table, ".txt": plain, ".conll": plain, ".conllu": table}
 
 
 def mutate(rng: random.Random, name: str, data: bytes) -> tuple[bytes, str]:
