@@ -132,7 +132,7 @@ class Linear(Layer):
             b = None
         if not self.w.trainable:     # dw is a product as large as dx
             if b is not None:
-                b.grad[columns] += dy.sum(axis=0)
+                b.add_grad(dy.sum(axis=0), columns)
             if not needs_dx:
                 return None
             dx = matmul(rounded(dy, w.dtype), w.T)
@@ -141,9 +141,9 @@ class Linear(Layer):
         options = {"round_dx": True} if round_dx else {}
         dx, dw, db = linear.backward(dy, cache, b is not None, out, **options)
         if out is None:
-            self.w.grad[:, columns] += dw
+            self.w.add_grad(dw, (slice(None), columns))
         if b is not None:
-            b.grad[columns] += db
+            b.add_grad(db, columns)
         return dx
 
 

@@ -110,10 +110,7 @@ class LoraLinear(Linear):
 
     def _add_grads(self, da, db, columns):
         self.lora_A.add_grad(da)
-        if columns == slice(None):
-            self.lora_B.add_grad(db)
-        elif self.lora_B.trainable:
-            self.lora_B.grad[columns] += db
+        self.lora_B.add_grad(db, columns)
 
     def _dropped(self, x):
         """-> x after dropout, and dropout's cache, None where there is none."""

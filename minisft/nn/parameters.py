@@ -97,16 +97,22 @@ class Parameter:
         self.zeroed = False
         return self._grad
 
-    def add_grad(self, gradient: Array) -> None:
-        """gradient of this parameter's shape; a frozen parameter lets it go by."""
-        if gradient.shape != self.shape:     # += would spread a smaller one without a word
-            raise ValueError(f"{self.name} has shape {self.shape}, its gradient {gradient.shape}")
+    def add_grad(self, gradient: Array, part: Any = slice(None)) -> None:
+        """gradient of this parameter's shape, or of a part of it that an index gives; a frozen
+        parameter lets it go by."""
+        whole = part == slice(None)
+        if not (whole or self.trainable):
+            return
+        shape = self.shape if whole else self.grad[part].shape
+        if gradient.shape != shape:     # += would spread a smaller one without a word
+            raise ValueError(f"{self.name} has shape {shape}, its gradient {gradient.shape}")
         if not self.trainable:
             return
-        if (out := self.first_grad()) is not None:
+        if whole and (out := self.first_grad()) is not None:
             out[...] = gradient
         else:
-            self._grad += gradient
+            place = self.grad[part]     # a view: += on the index would write it a second time
+            place += gradient
 
 
 @dataclass(frozen=True)

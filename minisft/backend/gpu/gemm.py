@@ -5,6 +5,9 @@ import numpy as np
 from minisft.backend import array
 from minisft.backend.array import Array
 
+_FACTORS = np.array([1, 0], np.float32)
+ONE, ZERO = _FACTORS.ctypes.data, _FACTORS.ctypes.data + 4     # where cuBLAS reads them
+
 
 def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
     """a (N,C), b (C,M), CuPy's, both bfloat16 (uint16) or both float16 -> (N,M) float32.
@@ -23,9 +26,8 @@ def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
     (a, transpose_a, lda), (b, transpose_b, ldb) = _by_columns(a), _by_columns(b)
     modes = [cublas.CUBLAS_OP_T if transpose else cublas.CUBLAS_OP_N
              for transpose in (transpose_b, transpose_a)]
-    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-    cublas.gemmEx(cupy.cuda.get_cublas_handle(), *modes, m, n, k, one.ctypes.data,
-                  b.data.ptr, kind, ldb, a.data.ptr, kind, lda, zero.ctypes.data,
+    cublas.gemmEx(cupy.cuda.get_cublas_handle(), *modes, m, n, k, ONE,
+                  b.data.ptr, kind, ldb, a.data.ptr, kind, lda, ZERO,
                   y.data.ptr, runtime.CUDA_R_32F if y.dtype == np.float32 else kind, m,
                   cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT)
     return y
