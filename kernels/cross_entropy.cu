@@ -5,8 +5,9 @@
 // cross_entropy_forward; the sums of (3) in cross_entropy_sum; (4) in cross_entropy_backward.
 // A block owns one row of logits; cross_entropy_sum is one block.
 // Shared memory: 256 bytes and less, a few numbers a warp.
-// Demands: float32 logits, int32 labels, contiguous; weights may be null; blockDim.x is a multiple
-// of 32. A label that is neither `ignore` nor a class makes the loss and the row's gradient NaN.
+// Demands: float32 logits in rows `stride` numbers apart, int32 labels, contiguous; weights may be
+// null; blockDim.x is a multiple of 32. A label that is neither `ignore` nor a class makes the loss
+// and the row's gradient NaN.
 // Memory traffic: 4 bytes a logit forward (the maximum and the sum take one reading), 8 backward.
 
 // The weight of the row's label: 0 where it is ignored, NaN where it is no class.
@@ -21,11 +22,11 @@ extern "C" __global__ void cross_entropy_forward(
         const float* __restrict__ z, const int* __restrict__ labels,
         const float* __restrict__ weights, float* __restrict__ losses, float* __restrict__ masses,
         float* __restrict__ totals, float* __restrict__ maxima, float* __restrict__ sums, int k,
-        float smoothing, int ignore) {
+        int stride, float smoothing, int ignore) {
     __shared__ Running scratch[MOST_WARPS];
     __shared__ float2 scratch_sums[MOST_WARPS];
     const int row = blockIdx.x;
-    z += (long long)row * k;
+    z += (long long)row * stride;
     Running mine = running_start();
     for (int j = threadIdx.x; j < k; j += blockDim.x) mine = running_add(mine, z[j]);
     const Running whole = block_join(mine, scratch);
@@ -76,11 +77,11 @@ extern "C" __global__ void cross_entropy_sum(const float* __restrict__ losses,
 extern "C" __global__ void cross_entropy_backward(
         const float* z, float* dz, const int* __restrict__ labels,
         const float* __restrict__ weights, const float* __restrict__ totals,
-        const float* __restrict__ maxima, const float* __restrict__ sums, int k, float dloss,
-        float smoothing, int ignore) {
+        const float* __restrict__ maxima, const float* __restrict__ sums, int k, int stride,
+        int dz_stride, float dloss, float smoothing, int ignore) {
     const int row = blockIdx.x, label = labels[row];
-    z += (long long)row * k;
-    dz += (long long)row * k;
+    z += (long long)row * stride;
+    dz += (long long)row * dz_stride;
     const float on_label = dloss * (1.0f - smoothing) * label_mass(label, weights, k, ignore);
     const float scale = dloss * totals[row] / sums[row], largest = maxima[row];
     const float spread = label == ignore ? 0.0f : dloss * smoothing / k;

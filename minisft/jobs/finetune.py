@@ -460,7 +460,8 @@ def _build(task, config, say, resume):
 
 def _shape(model):
     """-> what is built, in a line."""
-    shape, trained = model.trunk.config, model.store.values.size
+    shape = model.trunk.config
+    trained = sum(p.size for p in model.store.trainable)
     return (f"{shape.TITLE} of {count(shape.n_layer, 'layer')}, width {shape.n_embd}, "
             f"{model.store.size:,} parameters, {trained:,} of them trained")
 

@@ -22,7 +22,8 @@ class GPT2(Trunk):
     def __init__(self, config: GPT2Config):
         self.config = config
         width = config.n_embd
-        self.wte = Embedding("wte", config.vocab_size, width, layer=config.EMBEDDING_LAYER)
+        self.wte = Embedding("wte", config.vocab_size, width, layer=config.EMBEDDING_LAYER,
+                             padded_rows=True)     # the head of a language model multiplies by it
         self.wpe = Embedding("wpe", config.n_positions, width, layer=config.EMBEDDING_LAYER)
         self.drop = Dropout(config.embd_pdrop, config.EMBEDDING_LAYER, random.EMBEDDING)
         self.h = [Block(f"h.{i}", config, layer=config.block_layer(i))

@@ -197,21 +197,36 @@ class Model(Layer):
 
 
 def tied_logits(hidden: Array, table: Parameter) -> tuple[Array, Any]:
-    """hidden (M,C), the token table (V,C) -> logits (M,V), cache."""
-    return linear.forward(hidden, table.product_value.T)
+    """hidden (M,C), the token table (V,C) -> logits (M,V), cache.
+
+    On a card the table has rows of zeros behind its own: the logits are then columns of a wider
+    array.
+    """
+    logits, cache = linear.forward(hidden, table.padded_product_value.T)
+    if logits.shape[1] == table.shape[0]:
+        return logits, (cache, None)
+    return logits[:, :table.shape[0]], (cache, logits)
 
 
 def tied_logits_backward(dlogits: Array, cache: Any, table: Parameter) -> Array:
     """dlogits (M,V) -> dhidden (M,C); the table gets this gradient beside that of its rows."""
-    hidden, w = cache
+    (hidden, w), whole = cache
+    if whole is not None:
+        # where the gradient took the logits' place it has zeros behind it, as they had
+        if _where(dlogits) != _where(whole):
+            whole = array_module(dlogits).zeros(whole.shape, dtype=dlogits.dtype)
+            whole[:, :table.shape[0]] = dlogits
+        dlogits = whole
     dlogits = rounded(dlogits, w.dtype)
     dhidden = matmul(dlogits, w.T)
     if table.trainable:
-        out = table.first_grad()
-        gradient = matmul(dlogits.T, hidden, out)
-        if out is None:
-            table.add_grad(gradient)
+        table.add_product(lambda out: matmul(dlogits.T, hidden, out))
     return dhidden
+
+
+def _where(a):
+    """-> where an array begins in memory, and how far apart its rows are."""
+    return (a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr), a.strides[0]
 
 
 def scattered(d: Array, rows: Array, n: int) -> Array:
@@ -358,7 +373,8 @@ class LanguageModel(Model):
     def forward(self, batch: Batch, stream: random.Stream | None = None, rows: Array = None,
                 last_only: bool = False, kv_cache: Any = None) -> Array:
         """Batch -> logits (N,V), or of some distinct rows, or (B,V) of each sequence's last."""
-        self.loss_cache = None     # of an earlier forward, whose layers' caches end here
+        # of an earlier forward, whose layers' caches and logits end here
+        self.loss_cache = self.cache = None
         batch = self.received(batch)
         hidden = self.trunk.forward(batch, stream, last_only, kv_cache)
         n = len(hidden)

@@ -65,8 +65,9 @@ class Embedding(Layer):
     """A table of rows: `name`.weight (V,C)."""
 
     def __init__(self, name: str, rows: int, width: int, layer: int,
-                 scale: float = INITIAL_SCALE):
-        self.w = Parameter(f"{name}.weight", (rows, width), layer, decays=True, scale=scale)
+                 scale: float = INITIAL_SCALE, padded_rows: bool = False):
+        self.w = Parameter(f"{name}.weight", (rows, width), layer, decays=True, scale=scale,
+                           padded_rows=padded_rows)
 
     def forward(self, ids: Array) -> Array:
         """ids (N,) -> y (N,C)."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from minisft.backend.array import to_cpu
 from minisft.errors import UserError
 from minisft.training import optim
 from minisft.training.averaging import Mean
@@ -43,6 +42,7 @@ class State:
             arrays["best_values"] = self.best_values
         if self.mean is not None:
             arrays["mean"] = self.mean.values
+        arrays = {name: model.store.without_gaps(a) for name, a in arrays.items()}
         return arrays, {name: getattr(self, name) for name in self.INFO} | {
             "optimizer_t": t, "frozen": _frozen_checksum(model),
             "averaged": None if self.mean is None else self.mean.count,
@@ -63,11 +63,12 @@ class State:
                             "expected the same model")
         for name in self.INFO:
             setattr(self, name, info[name])
+        arrays = {name: model.store.with_gaps(a) for name, a in arrays.items()}
         self.best_values = arrays.get("best_values")
         self.mean = None if info.get("averaged") is None else Mean(
-            model.store.xp.asarray(arrays["mean"]), info["averaged"])
+            arrays["mean"], info["averaged"])
         self.scale = None if info.get("scale") is None else LossScale(**info["scale"])
-        model.store.values[...] = model.store.xp.asarray(arrays["values"])
+        model.store.values[...] = arrays["values"]
         optimizer.restore({name.removeprefix("optimizer."): a for name, a in arrays.items()
                            if name.startswith("optimizer.")}, info["optimizer_t"])
         model.store.refresh()
@@ -75,7 +76,7 @@ class State:
 
 def _frozen_checksum(model):
     # a state keeps what is trained; the rest must be what it was, or the run goes on with another
-    return zlib.crc32(to_cpu(model.store.frozen_values))
+    return zlib.crc32(model.store.without_gaps(model.store.frozen_values, trained=False))
 
 
 def _wrong_arrays(arrays, info, model, optimizer):
@@ -87,10 +88,11 @@ def _wrong_arrays(arrays, info, model, optimizer):
     if arrays.keys() != like.keys():
         yield f"it holds {', '.join(sorted(arrays))}, expected {', '.join(sorted(like))}"
         return
+    shape = (sum(p.size for p in model.store.trainable),)     # without the gaps of a card's buffers
     for name, a in like.items():
         found = arrays[name]
-        if (found.shape, found.dtype) != (a.shape, a.dtype):
-            yield f"{name} is {found.dtype} {found.shape}, expected {a.dtype} {a.shape}"
+        if (found.shape, found.dtype) != (shape, a.dtype):
+            yield f"{name} is {found.dtype} {found.shape}, expected {a.dtype} {shape}"
         elif not (name.startswith("optimizer.") or np.isfinite(found).all()):
             yield f"{name} holds values that are not finite"
 

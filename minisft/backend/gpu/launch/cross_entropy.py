@@ -4,7 +4,7 @@ import numpy as np
 
 from minisft.backend.array import Array, array_module
 from minisft.backend.constants import IGNORE, ceil_div
-from minisft.backend.gpu.cuda import launch
+from minisft.backend.gpu.cuda import Rows, launch
 
 MOST_THREADS = 256
 
@@ -13,15 +13,18 @@ def forward(z: Array, labels: Array, weights: Array | None = None, smoothing: fl
             ignore: int = IGNORE) -> tuple[tuple[Array, Array], tuple]:
     """z (N,K), labels (N,), weights (K,) or None -> (loss, denominator), cache."""
     xp = array_module(z)
-    z = xp.ascontiguousarray(z)
+    if z.strides[1] != z.itemsize or z.strides[0] < z.shape[1] * z.itemsize:
+        z = xp.ascontiguousarray(z)     # logits may be columns of a wider array
     labels = xp.ascontiguousarray(labels.astype(np.int32, copy=False))
     if weights is not None:
         weights = xp.ascontiguousarray(xp.asarray(weights, dtype=z.dtype))
     losses, masses, totals, maxima, sums = (xp.empty(len(z), dtype=z.dtype) for _ in range(5))
     out = xp.empty(2, dtype=z.dtype)
+    rows = Rows(z)
     launch("cross_entropy", "cross_entropy_forward", (len(z),), (_threads(z.shape[1]),),
-           z=z, labels=labels, weights=weights, losses=losses, masses=masses, totals=totals,
-           maxima=maxima, sums=sums, k=z.shape[1], smoothing=smoothing, ignore=ignore)
+           z=rows, stride=rows.stride(), labels=labels, weights=weights,
+           losses=losses, masses=masses, totals=totals, maxima=maxima, sums=sums, k=z.shape[1],
+           smoothing=smoothing, ignore=ignore)
     launch("cross_entropy", "cross_entropy_sum", (1,), (MOST_THREADS,),
            losses=losses, masses=masses, out=out, n=len(z))
     return (out[0], out[1]), (z, labels, weights, totals, maxima, sums, smoothing, ignore)
@@ -31,9 +34,11 @@ def backward(dloss: Array, cache: tuple, out: Array | None = None) -> Array:
     """dloss () -> dz (N,K); `out` may be z itself if nothing reads z afterwards."""
     z, labels, weights, totals, maxima, sums, smoothing, ignore = cache
     dz = array_module(z).empty_like(z) if out is None else out
+    rows, drows = Rows(z), Rows(dz)
     launch("cross_entropy", "cross_entropy_backward", (len(z),), (_threads(z.shape[1]),),
-           z=z, dz=dz, labels=labels, weights=weights, totals=totals, maxima=maxima, sums=sums,
-           k=z.shape[1], dloss=float(dloss), smoothing=smoothing, ignore=ignore)
+           z=rows, stride=rows.stride(), dz=drows, dz_stride=drows.stride(), labels=labels,
+           weights=weights, totals=totals, maxima=maxima, sums=sums, k=z.shape[1],
+           dloss=float(dloss), smoothing=smoothing, ignore=ignore)
     return dz
 
 
