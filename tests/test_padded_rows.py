@@ -124,8 +124,9 @@ def test_a_state_goes_from_one_to_the_other(place, rng, kind):
         optimizers = [kind(m.store) for m in (one, other)]
         one.store.grads[...] = 1
         optimizers[0].step(1e-2)
-        arrays, info = State(step=3, best_values=one.store.values.copy()).to_save(one,
-                                                                                 optimizers[0])
+        best = dict.fromkeys(("epoch", "step", "train_loss", "valid_loss", "score"), 1)
+        kept = State(step=3, seconds=1.0, best=best, best_values=one.store.values.copy())
+        arrays, info = kept.to_save(one, optimizers[0])
         state = State()
         state.restore(other, optimizers[1], arrays, info)
         again, _ = state.to_save(other, optimizers[1])

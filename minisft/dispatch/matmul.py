@@ -1,10 +1,10 @@
 """Matrix products of 16-bit factors, and the rounding to them.
 
-Factors are bfloat16 or float16, sums and results float32. On a card cuBLAS multiplies on tensor
-cores, through `gemmEx`, since `cupy.matmul` would round the result too and knows no bfloat16. NumPy
-has neither: on a CPU that multiplies bfloat16 numbers a compiled loop does, elsewhere the factors
-are widened again. Products of two 16-bit numbers fit float32, so that is the same arithmetic but
-for the order of the sums.
+Factors are bfloat16 or float16, sums and results float32. On a card cuBLASLt multiplies on tensor
+cores, or cuBLAS by its `gemmEx`, since `cupy.matmul` would round the result too and knows no
+bfloat16. NumPy has neither: on a CPU that multiplies bfloat16 numbers a compiled loop does,
+elsewhere the factors are widened again. Products of two 16-bit numbers fit float32, so that is the
+same arithmetic but for the order of the sums.
 """
 
 from importlib import import_module
@@ -47,16 +47,27 @@ def _loops() -> Any:
     return import_module("minisft.backend.cpu.compiled.matmul_bfloat16")
 
 
-def _product(a, b, out=None):
-    """a (N,C), b (C,M) -> (N,M); `out` (N,M), contiguous: where it goes."""
-    return array_module(a).matmul(a, b, out=out)
+def _product(a, b, out=None, bias=None):
+    """a (N,C), b (C,M) -> (N,M); `out` (N,M), contiguous: where it goes; bias (M,) is added to
+    float32."""
+    return _plus(array_module(a).matmul(a, b, out=out), bias)
 
 
-def _widened_product(a, b, out=None):
+def _widened_product(a, b, out=None, bias=None):
     if out is None or out.dtype == np.float32:
-        return np.matmul(widened(a), widened(b), out=out)
+        return _plus(np.matmul(widened(a), widened(b), out=out), bias)
     out[...] = rounded(np.matmul(widened(a), widened(b)), out.dtype)
     return out
+
+
+def _compiled_product(a, b, out=None, bias=None):
+    return _plus(_loops().matmul(a, b, out), bias)
+
+
+def _plus(y, bias):
+    if bias is not None:
+        y += bias
+    return y
 
 
 def widened(x):
@@ -70,9 +81,9 @@ def _to_bfloat16(x):
 
 
 matmul = Function("matmul", _product, [
-    Implementation("tensor cores", (_in_16_bits, on_gpu), lambda: gemm.gemm_ex),
+    Implementation("tensor cores", (_in_16_bits, on_gpu), lambda: gemm.product),
     Implementation("compiled", (_in_bfloat16, on_cpu, _processor, _into_float32),
-                   lambda: _loops().matmul),
+                   lambda: _compiled_product),
     Implementation("widened", (_in_16_bits,), lambda: _widened_product),
     Implementation(FORMULA, (), lambda: _product),
 ])

@@ -18,10 +18,7 @@ def forward(x, w, b=None, round_y=False):
     float32, cache. `round_y`: y in 16 bits, without a bias.
     """
     x = rounded(x, w.dtype)
-    y = _product(x, w, round_y)                                   # (1)
-    if b is not None:
-        y += b
-    return y, (x, w)
+    return _product(x, w, round_y, b), (x, w)                     # (1)
 
 
 def backward(dy, cache, bias=True, out=None, round_dx=False):
@@ -36,9 +33,9 @@ def backward(dy, cache, bias=True, out=None, round_dx=False):
     return _product(dy, w.T, round_dx), matmul(x.T, dy, out), db  # (2), (3)
 
 
-def _product(a, b, in_16_bits):
+def _product(a, b, in_16_bits, bias=None):
     if not in_16_bits:
-        return matmul(a, b)
+        return matmul(a, b, bias=bias)
     return matmul(a, b, array_module(a).empty((a.shape[0], b.shape[1]), dtype=a.dtype))
 
 

@@ -1,19 +1,38 @@
-"""Matrix products of 16-bit factors on a card: cuBLAS's gemmEx, sums in float32."""
+"""Matrix products of 16-bit factors on a card: cuBLASLt, or else cuBLAS's gemmEx; sums in
+float32."""
+
+import warnings
+from functools import cache
+from typing import Any
 
 import numpy as np
 
 from minisft.backend import array
 from minisft.backend.array import Array
+from minisft.backend.gpu import cublaslt
+from minisft.backend.gpu.cublaslt import ONE, ZERO, by_columns
 
-_FACTORS = np.array([1, 0], np.float32)
-ONE, ZERO = _FACTORS.ctypes.data, _FACTORS.ctypes.data + 4     # where cuBLAS reads them
+
+def product(a: Array, b: Array, out: Array | None = None, bias: Array | None = None) -> Array:
+    """a (N,C), b (C,M), CuPy's, both bfloat16 (uint16) or both float16 -> (N,M) float32.
+
+    `out` (N,M), contiguous, float32 or of the factors' type: where it goes. `bias` (M,) is added to
+    float32.
+    """
+    y = None
+    if a.size and b.size and planned(array.cupy):
+        y = cublaslt.matmul(_readable(a), _readable(b), out, bias)
+    if y is None:
+        y = gemm_ex(a, b, out)
+        if bias is not None:
+            y += bias
+    return y
 
 
 def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
-    """a (N,C), b (C,M), CuPy's, both bfloat16 (uint16) or both float16 -> (N,M) float32.
+    """a (N,C), b (C,M), as `product`'s -> (N,M) float32 by gemmEx.
 
-    `out` (N,M), contiguous, float32 or of the factors' type: where it goes. cuBLAS stores matrices
-    by columns, so it computes y^T = b^T a^T.
+    `out` as there. cuBLAS stores matrices by columns, so it computes y^T = b^T a^T.
     """
     cupy = array.cupy
     (n, k), m = a.shape, b.shape[1]
@@ -23,7 +42,8 @@ def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
         return y
     cublas, runtime = cupy.cuda.cublas, cupy.cuda.runtime
     kind = runtime.CUDA_R_16BF if a.dtype == np.uint16 else runtime.CUDA_R_16F
-    (a, transpose_a, lda), (b, transpose_b, ldb) = _by_columns(a), _by_columns(b)
+    a, b = _readable(a), _readable(b)
+    (transpose_a, lda), (transpose_b, ldb) = by_columns(a), by_columns(b)
     modes = [cublas.CUBLAS_OP_T if transpose else cublas.CUBLAS_OP_N
              for transpose in (transpose_b, transpose_a)]
     cublas.gemmEx(cupy.cuda.get_cublas_handle(), *modes, m, n, k, ONE,
@@ -33,19 +53,38 @@ def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
     return y
 
 
+@cache
+def planned(cupy: Any) -> bool:
+    """-> whether products go to cuBLASLt: it is there, and multiplies as gemmEx does.
+
+    Tried once, on a small product in every layout; a RuntimeWarning tells what went wrong.
+    """
+    if cublaslt.library(cupy) is None:
+        return False
+    words = np.arange(16 * 32, dtype=np.float32).reshape(16, 32) % 7 - 3
+    a, b = (cupy.asarray(x.astype(np.float16)) for x in (words, words.T.copy()))
+    bias = cupy.arange(16, dtype=np.float32)
+    try:
+        for x in (a, b.T):
+            for w in (b, a.T):
+                found = cublaslt.matmul(x, w, bias=bias)
+                low = cublaslt.matmul(x, w, cupy.empty((16, 16), dtype=np.float16))
+                expected = gemm_ex(x, w)     # whole numbers, which float16 holds
+                if found is None or low is None or not bool(
+                        (found == expected + bias).all() & (low == expected).all()):
+                    raise RuntimeError("cuBLASLt: a product differs from cuBLAS's")
+    except RuntimeError as error:
+        warnings.warn(f"{error}; products go to cuBLAS", RuntimeWarning, stacklevel=2)
+        return False
+    return True
+
+
 def multiplies_bfloat16() -> bool:
     """-> whether the card has tensor cores for bfloat16: compute capability 8.0 (Ampere) or more.
     """
     return int(array.cupy.cuda.Device().compute_capability) >= 80
 
 
-def _by_columns(a):
-    """-> the matrix, copied if neither its rows nor its columns are contiguous; whether cuBLAS,
-    which reads it by columns, must transpose it; the leading dimension.
-    """
-    item = a.itemsize
-    if a.strides[1] == item and a.strides[0] >= a.shape[1] * item:
-        return a, False, a.strides[0] // item
-    if a.strides[0] == item and a.strides[1] >= a.shape[0] * item:
-        return a, True, a.strides[1] // item
-    return array.cupy.array(a, order="C"), False, a.shape[1]
+def _readable(a):
+    """-> the matrix, copied if neither its rows nor its columns are contiguous."""
+    return array.cupy.array(a, order="C") if by_columns(a) is None else a

@@ -1,0 +1,169 @@
+"""Matrix products on a card by cuBLASLt, called through ctypes.
+
+CuPy's cuBLAS asks for an algorithm anew for each product, some 30 us of the CPU, and knows neither
+a bias nor a stream that is recorded. Here a product of one shape is planned once: what cuBLASLt is
+told of it, and the algorithm that its heuristic gave. CuPy has loaded the library already, as what
+its cuBLAS needs.
+
+Names and numbers are those of cublasLt.h (CUDA 12 and 13). It stores matrices by columns, where
+y (N,M) = a (N,C) b (C,M) is y^T (M,N) = b^T a^T: its A is our b, its B our a, its bias one of M.
+"""
+
+import ctypes
+from ctypes import byref, c_int, c_int64, c_size_t, c_uint64, c_void_p
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+
+from minisft.backend import array
+from minisft.backend.array import Array
+
+KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 2, np.dtype(np.uint16): 14}     # bfloat16
+COMPUTE_32F = 68
+TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8     # of a product's description
+WORKSPACE_BYTES, ALIGNMENT = 1, (5, 6, 7, 8)     # of what the heuristic is told: A, B, C, D
+DEFAULT, BIAS = 1, 4     # epilogues
+WORKSPACE = 32 << 20
+
+_FACTORS = np.array([1, 0], np.float32)
+ONE, ZERO = _FACTORS.ctypes.data, _FACTORS.ctypes.data + 4     # where cuBLAS reads them
+
+
+class Algorithm(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t; the algorithm itself is its beginning."""
+
+    _fields_ = [("algorithm", c_uint64 * 8), ("workspace", c_size_t), ("state", c_int),
+                ("waves", ctypes.c_float), ("reserved", c_int * 4)]
+
+
+FUNCTIONS = {
+    "cublasLtCreate": [c_void_p],
+    "cublasLtMatmulDescCreate": [c_void_p, c_int, c_int],
+    "cublasLtMatmulDescSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
+    "cublasLtMatrixLayoutCreate": [c_void_p, c_int, c_uint64, c_uint64, c_int64],
+    "cublasLtMatmulPreferenceCreate": [c_void_p],
+    "cublasLtMatmulPreferenceSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
+    "cublasLtMatmulAlgoGetHeuristic": [*[c_void_p] * 7, c_int, c_void_p, c_void_p],
+    "cublasLtMatmul": [*[c_void_p] * 14, c_size_t, c_void_p],
+}
+
+
+@cache
+def library(cupy: Any) -> Any:
+    """CuPy -> cuBLASLt, or None where it is not to be had."""
+    try:
+        cupy.cuda.get_cublas_handle()     # loads cuBLAS, and this with it
+        major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+        return with_types(ctypes.CDLL(f"libcublasLt.so.{major}"))
+    except (OSError, AttributeError):
+        return None
+
+
+def with_types(loaded: Any) -> Any:
+    """A loaded library -> the same, whose functions know their arguments."""
+    for name, types in FUNCTIONS.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = types, c_int
+    return loaded
+
+
+class Plan:
+    """The product y (n,m) = a (n,k) b (k,m) of one layout: descriptions, and the algorithm, which
+    is None where cuBLASLt has none.
+
+    `ld*` are distances of rows, or of columns of what is transposed; `aligned` to how many bytes b,
+    a and y are. Raises RuntimeError where cuBLASLt refuses a description.
+    """
+
+    def __init__(self, lt: Any, handle: int, n: int, m: int, k: int, kind: int, kind_y: int,
+                 transposed_a: bool, transposed_b: bool, lda: int, ldb: int, bias: bool,
+                 aligned: tuple[int, int, int]):
+        self.description = _made(lt.cublasLtMatmulDescCreate, COMPUTE_32F, KINDS[np.dtype("f4")])
+        for name, value in ((TRANSPOSE_A, int(transposed_b)), (TRANSPOSE_B, int(transposed_a)),
+                            (EPILOGUE, BIAS if bias else DEFAULT)):
+            _done(lt.cublasLtMatmulDescSetAttribute(self.description, name, byref(c_int(value)),
+                                                    4))
+        self.layouts = [_made(lt.cublasLtMatrixLayoutCreate, *sizes) for sizes in (
+            (kind, *((k, m) if transposed_b else (m, k)), ldb),
+            (kind, *((n, k) if transposed_a else (k, n)), lda),
+            (kind_y, m, n, m))]
+        preference = _made(lt.cublasLtMatmulPreferenceCreate)
+        _done(lt.cublasLtMatmulPreferenceSetAttribute(
+            preference, WORKSPACE_BYTES, byref(c_size_t(WORKSPACE)), 8))
+        for name, bytes_ in zip(ALIGNMENT, (*aligned, aligned[-1]), strict=True):
+            _done(lt.cublasLtMatmulPreferenceSetAttribute(preference, name,
+                                                          byref(ctypes.c_uint32(bytes_)), 4))
+        found, count = Algorithm(), c_int()
+        of_b, of_a, of_y = self.layouts
+        status = lt.cublasLtMatmulAlgoGetHeuristic(
+            handle, self.description, of_b, of_a, of_y, of_y, preference, 1, byref(found),
+            byref(count))
+        self.algorithm = None if status or not count.value else found
+
+
+def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = None) -> Array:
+    """a (N,C), b (C,M), CuPy's, of one dtype -> (N,M) float32; None where cuBLASLt has no way.
+
+    Rows or columns of both are contiguous. `out` (N,M), contiguous, float32 or of that dtype: where
+    it goes. `bias` (M,) float32 is added to float32. Raises RuntimeError where cuBLASLt fails.
+    """
+    cupy = array.cupy
+    lt = library(cupy)
+    (n, k), m = a.shape, b.shape[1]
+    y = cupy.empty((n, m), dtype=np.float32) if out is None else out
+    (transposed_a, lda), (transposed_b, ldb) = by_columns(a), by_columns(b)
+    device = cupy.cuda.runtime.getDevice()
+    pointers = b.data.ptr, a.data.ptr, y.data.ptr
+    plan = _plan(cupy, device, n, m, k, KINDS[a.dtype], KINDS[y.dtype], transposed_a, transposed_b,
+                 lda, ldb, bias is not None, tuple([min(256, p & -p) for p in pointers]))
+    if plan.algorithm is None:
+        return None
+    if bias is not None:
+        _done(lt.cublasLtMatmulDescSetAttribute(plan.description, BIAS_POINTER,
+                                                byref(c_void_p(bias.data.ptr)), 8))
+    stream = cupy.cuda.get_current_stream().ptr
+    of_b, of_a, of_y = plan.layouts
+    _done(lt.cublasLtMatmul(
+        _handle(cupy, device), plan.description, ONE, pointers[0], of_b, pointers[1], of_a, ZERO,
+        pointers[2], of_y, pointers[2], of_y, ctypes.addressof(plan.algorithm),
+        _workspace(cupy, device, stream).data.ptr, WORKSPACE, stream))
+    return y
+
+
+def by_columns(a: Array) -> tuple[bool, int] | None:
+    """-> whether cuBLAS, which reads a matrix by columns, must transpose it, and the distance of
+    its rows, or else columns; None where neither are contiguous."""
+    item = a.itemsize
+    if a.strides[1] == item and a.strides[0] >= a.shape[1] * item:
+        return False, a.strides[0] // item
+    if a.strides[0] == item and a.strides[1] >= a.shape[0] * item:
+        return True, a.strides[1] // item
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _plan(cupy, device, *layout):
+    return Plan(library(cupy), _handle(cupy, device), *layout)
+
+
+@cache
+def _handle(cupy, device):
+    return _made(library(cupy).cublasLtCreate)
+
+
+@cache
+def _workspace(cupy, device, stream):
+    return cupy.empty(WORKSPACE, dtype=np.uint8)
+
+
+def _made(create, *arguments):
+    """-> what a function of the library creates, whose first argument is where to put it."""
+    made = c_void_p()
+    _done(create(byref(made), *arguments))
+    return made.value
+
+
+def _done(status):
+    if status:
+        raise RuntimeError(f"cuBLASLt: status {status}, expected 0")

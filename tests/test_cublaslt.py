@@ -1,0 +1,228 @@
+"""Products by cuBLASLt: what it is told, against the library itself and a stand-in for it."""
+
+import ctypes
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minisft.backend import array, bfloat16
+from minisft.backend.gpu import cublaslt, gemm
+from minisft.dispatch import mixed_precision
+from minisft.dispatch.matmul import FORMATS, rounded, widened
+from tests import standin_cupy
+
+
+def address(a):
+    """A pointer, byref or number as ctypes takes it -> where it points."""
+    return a if isinstance(a, int) else ctypes.cast(a, ctypes.c_void_p).value
+
+
+class StandIn:
+    """cuBLASLt's functions over memory of the CPU, as the header describes them."""
+
+    def __init__(self):
+        self.made, self.calls, self.algorithms, self.scale = {}, 0, 1, 1.0
+
+    def _make(self, place, **fields):
+        self.made[len(self.made) + 1] = fields
+        ctypes.c_uint64.from_address(address(place)).value = len(self.made)
+        return 0
+
+    def cublasLtCreate(self, handle):     # noqa: N802
+        return self._make(handle)
+
+    def cublasLtMatmulDescCreate(self, place, compute, scale):     # noqa: N802
+        assert (compute, scale) == (68, 0)
+        return self._make(place, attributes={})
+
+    def cublasLtMatmulPreferenceCreate(self, place):     # noqa: N802
+        return self._make(place, attributes={})
+
+    def cublasLtMatrixLayoutCreate(self, place, kind, rows, columns, ld):     # noqa: N802
+        assert ld >= rows, "cuBLASLt refuses a leading dimension that is too small"
+        return self._make(place, kind=kind, rows=rows, columns=columns, ld=ld)
+
+    def cublasLtMatmulDescSetAttribute(self, made, name, value, size):     # noqa: N802
+        self.made[made]["attributes"][name] = int.from_bytes(
+            ctypes.string_at(address(value), size), "little")
+        return 0
+
+    cublasLtMatmulPreferenceSetAttribute = cublasLtMatmulDescSetAttribute     # noqa: N815
+
+    def cublasLtMatmulAlgoGetHeuristic(self, handle, desc, a, b, c, d, preference, asked,     # noqa: N802
+                                       found, count):
+        told = self.made[preference]["attributes"]
+        assert told[1] == 32 << 20 and asked == 1 and c == d
+        self.aligned = [told[name] for name in (5, 6, 7, 8)]
+        ctypes.c_int.from_address(address(count)).value = self.algorithms
+        ctypes.c_uint64.from_address(address(found)).value = 4711
+        return 0
+
+    def cublasLtMatmul(self, handle, desc, alpha, a, of_a, b, of_b, beta, c, of_c, d, of_d,     # noqa: N802
+                       algorithm, workspace, size, stream):
+        assert ctypes.c_uint64.from_address(algorithm).value == 4711 and size == 32 << 20
+        assert (c, of_c) == (d, of_d)
+        for pointer, limit in zip((a, b, c, d), self.aligned, strict=True):
+            assert pointer % limit == 0
+        told = self.made[desc]["attributes"]
+        left, right = (self._read(p, self.made[m], told[turn])
+                       for p, m, turn in ((a, of_a, 3), (b, of_b, 4)))
+        kind = self.made[of_d]["kind"]
+        out = self._stored(d, self.made[of_d], ctypes.c_uint16 if kind else ctypes.c_float)
+        assert kind in (0, self.made[of_a]["kind"]) and not (kind and told[7] == 4)
+        factors = [ctypes.c_float.from_address(p).value for p in (alpha, beta)]
+        assert factors == [1, 0] and told[7] in (1, 4)
+        y = np.ascontiguousarray(self.scale * (left @ right))
+        out[...] = (y if not kind else bfloat16.to_bfloat16(y) if kind == 14 else
+                    y.astype(np.float16).view(np.uint16))
+        if told[7] == 4:
+            bias = ctypes.cast(told[8], ctypes.POINTER(ctypes.c_float))
+            out += np.ctypeslib.as_array(bias, (len(out),))[:, None]
+        self.calls += 1
+        return 0
+
+    @staticmethod
+    def _stored(pointer, made, kind):
+        return standin_cupy._columns(pointer, kind, (made["rows"], made["columns"]), made["ld"])
+
+    def _read(self, pointer, made, transposed):
+        stored = self._stored(pointer, made, ctypes.c_uint16)
+        wide = (standin_cupy._of_bfloat16(stored) if made["kind"] == 14 else
+                np.ascontiguousarray(stored).view(np.float16).astype(np.float32))
+        return wide.T if transposed else wide
+
+
+@pytest.fixture
+def lt(monkeypatch):
+    """A card whose cuBLASLt is the stand-in."""
+    made, runtime = StandIn(), standin_cupy.cuda.runtime
+    kept = gemm.planned, cublaslt._plan, cublaslt._handle, cublaslt._workspace
+    for function in kept:
+        function.cache_clear()
+    monkeypatch.setattr(array, "cupy", standin_cupy)
+    monkeypatch.setattr(cublaslt, "library", lambda cupy: made)
+    monkeypatch.setattr(runtime, "getDevice", lambda: 0, raising=False)
+    stream = type("Stream", (), {"ptr": 0})
+    monkeypatch.setattr(standin_cupy.cuda, "get_current_stream", lambda: stream, raising=False)
+    yield made
+    for function in kept:
+        function.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+@pytest.mark.parametrize("n, k, m", [(1, 1, 1), (1, 5, 3), (7, 16, 13), (3, 1, 2)])
+def test_a_linear_map_is_that_of_the_formula(lt, rng, name, n, k, m):
+    x, w, b, dy = (rng.standard_normal(s, dtype=np.float32) for s in ((n, k), (k, m), (m,), (n, m)))
+    low = rounded(array.to_gpu(w), FORMATS[name])
+    y, cache = mixed_precision.forward(array.to_gpu(x), low, array.to_gpu(b))
+    tried = lt.calls
+    dx, dw, _ = mixed_precision.backward(array.to_gpu(dy), cache)
+    assert tried == 9 and lt.calls == 11     # eight of them to see whether it can be trusted
+    y16, _ = mixed_precision.forward(array.to_gpu(x), low, round_y=True)
+    assert y16.dtype == FORMATS[name] and lt.calls == 12
+    x, w, dy = (widened(rounded(a, FORMATS[name])).astype(np.float64) for a in (x, w, dy))
+    for found, expected in ((y, x @ w + b), (dx, dy @ w.T), (dw, x.T @ dy)):
+        np.testing.assert_allclose(array.to_cpu(found), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(array.to_cpu(widened(y16)), x @ w, rtol=2.0**-8, atol=1e-4)
+
+
+def test_columns_of_a_matrix_are_told_as_aligned_as_they_are(lt, rng):
+    wide = array.to_gpu(rng.standard_normal((8, 40)).astype(np.float16))
+    x = array.to_gpu(rng.standard_normal((3, 8)).astype(np.float16))
+    part, whole = wide[:, 13:20], wide + 0
+    out = standin_cupy.zeros((3, 7), dtype=np.float32)
+    assert gemm.product(x, part, out) is out
+    np.testing.assert_array_equal(array.to_cpu(out), array.to_cpu(gemm.gemm_ex(x, part)))
+    assert lt.aligned[0] == part.data.ptr & -part.data.ptr < 32     # 26 bytes into a row
+    gemm.product(x, whole)
+    plans = cublaslt._plan.cache_info().currsize
+    gemm.product(x, whole, standin_cupy.zeros((3, 40), dtype=np.float32) + 0)
+    assert cublaslt._plan.cache_info().currsize <= plans + 1     # planned once, if aligned alike
+    both = wide[::2, ::2]     # neither rows nor columns are contiguous
+    np.testing.assert_array_equal(array.to_cpu(gemm.product(x[:, :4], both)),
+                                  array.to_cpu(gemm.gemm_ex(x[:, :4], both)))
+
+
+def test_where_there_is_no_algorithm_cublas_multiplies(lt, rng):
+    x, w = (array.to_gpu(rng.standard_normal((4, 4)).astype(np.float16)) for _ in range(2))
+    gemm.planned(standin_cupy)
+    lt.algorithms, calls = 0, lt.calls
+    bias = array.to_gpu(np.ones(4, np.float32))
+    y = gemm.product(x, w, bias=bias)
+    assert lt.calls == calls
+    np.testing.assert_array_equal(array.to_cpu(y), array.to_cpu(gemm.gemm_ex(x, w) + bias))
+
+
+def test_what_multiplies_wrongly_is_not_trusted(lt, rng):
+    lt.scale = 2.0
+    x, w = (array.to_gpu(rng.standard_normal((4, 4)).astype(np.float16)) for _ in range(2))
+    with pytest.warns(RuntimeWarning, match="differs from cuBLAS's; products go to cuBLAS"):
+        y = gemm.product(x, w)
+    np.testing.assert_array_equal(array.to_cpu(y), array.to_cpu(gemm.gemm_ex(x, w)))
+    calls = lt.calls
+    gemm.product(x, w)
+    assert lt.calls == calls     # asked once
+
+
+def test_a_refusal_is_told(lt, rng):
+    x = array.to_gpu(rng.standard_normal((4, 4)).astype(np.float16))
+    gemm.planned(standin_cupy)
+    lt.cublasLtMatmul = lambda *arguments: 15
+    with pytest.raises(RuntimeError, match="cuBLASLt: status 15, expected 0"):
+        gemm.product(x, x)
+
+
+def test_without_the_library_there_is_none(monkeypatch):
+    assert cublaslt.library(standin_cupy) is None     # it has no runtimeGetVersion
+
+
+def installed():
+    """-> libcublasLt of the wheel nvidia-cublas, or None."""
+    spec = find_spec("nvidia")
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        for found in Path(root).glob("*/lib/libcublasLt.so.1[23]"):
+            return str(found)
+    return None
+
+
+@pytest.mark.skipif(installed() is None, reason="no cuBLASLt (wheel nvidia-cublas)")
+def test_the_library_understands_it():
+    """Descriptions are made without a card; what was set is read back."""
+    lt = cublaslt.with_types(ctypes.CDLL(installed()))
+
+    class NoCard:
+        """The library, but that it always has an algorithm: to choose one it asks the card."""
+
+        def __getattr__(self, name):
+            return getattr(lt, name)
+
+        def cublasLtMatmulAlgoGetHeuristic(self, *arguments):     # noqa: N802
+            self.preference = arguments[6]
+            arguments[9]._obj.value = 1
+            return 0
+
+    def read(get, made, name, kind):
+        value, written = kind(), ctypes.c_size_t()
+        get.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t,
+                        ctypes.c_void_p]
+        assert get(made, name, ctypes.byref(value), ctypes.sizeof(value),
+                   ctypes.byref(written)) == 0 and written.value == ctypes.sizeof(value)
+        return value.value
+
+    library = NoCard()
+    plan = cublaslt.Plan(library, 0, 5, 3, 7, 14, 0, True, False, 6, 4, True, (16, 32, 256))
+    assert ctypes.sizeof(plan.algorithm) == 96
+    told = [read(lt.cublasLtMatmulDescGetAttribute, plan.description, name, ctypes.c_int32)
+            for name in (0, 1, 3, 4, 7)]
+    assert told == [68, 0, 0, 1, 4]     # compute and scale type, our b, our a turned, BIAS
+    for made, expected in zip(plan.layouts, ((14, 3, 7, 4), (14, 5, 7, 6), (0, 3, 5, 3)),
+                              strict=True):
+        assert tuple(read(lt.cublasLtMatrixLayoutGetAttribute, made, name, kind)
+                     for name, kind in ((0, ctypes.c_int32), (2, ctypes.c_uint64),
+                                        (3, ctypes.c_uint64), (4, ctypes.c_int64))) == expected
+    get = lt.cublasLtMatmulPreferenceGetAttribute
+    assert read(get, library.preference, 1, ctypes.c_size_t) == 32 << 20
+    assert [read(get, library.preference, name, ctypes.c_uint32)
+            for name in (5, 6, 7, 8)] == [16, 32, 256, 256]
