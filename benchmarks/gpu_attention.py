@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.gpu_step import ag_news_lengths
-from minisft.backend.gpu.launch import attention, attention_bfloat16, attention_naive
+from minisft.backend.gpu.launch import attention, attention_naive, attention_tensor_cores
 from minisft.backend.gpu.launch.bfloat16 import to_bfloat16
 
 try:
@@ -36,7 +36,8 @@ def _case(bench, name, lengths):
     starts = np.cumsum(lengths) - lengths
     where = np.append(starts, n), starts, lengths
     operations = 2 * HEADS * WIDTH * int((lengths**2).sum())
-    for module, low in ((attention_naive, False), (attention, False), (attention_bfloat16, True)):
+    for module, low in ((attention_naive, False), (attention, False),
+                        (attention_tensor_cores, True)):
         if module is attention_naive and lengths.max() > NAIVE_MOST:
             continue
         kind = module.__name__.rpartition(".")[2]

@@ -1,14 +1,19 @@
 // What all kernels share. The launcher pastes this file in front of each .cu, so no kernel includes
 // anything. Only this file distinguishes between a GPU and the emulator.
 //
-// Words: a warp is 32 threads that run in step, a lane is a thread's place in its warp. A block is
-// up to 1024 threads that share memory and can wait for each other; a grid is all blocks.
+// Words: a warp is 32 threads that the card schedules together, a lane is a thread's place in its
+// warp. They need not run in step, since Volta each has a program counter of its own: lanes that
+// exchange something meet, in a shuffle, in __syncwarp or in an instruction of the whole warp. A
+// block is up to 1024 threads that share memory and can wait for each other; a grid is all blocks.
 
 #ifndef EMULATOR
 typedef unsigned int uint32_t;
 typedef unsigned short uint16_t;
 #define INFINITY __int_as_float(0x7f800000)     // NVRTC comes without <math.h>
 #define NAN __int_as_float(0x7fffffff)
+#define BEFORE_SM_80 (__CUDA_ARCH__ < 800)      // no bfloat16, no copies beside the threads
+#elif !defined(BEFORE_SM_80)
+#define BEFORE_SM_80 0                          // the emulator can be either
 #endif
 
 #define WARP 32
@@ -156,6 +161,18 @@ __device__ __forceinline__ float score_mask(const ScoreDropout& drop, int sequen
     return (key & 2 ? high : low) >= drop.threshold ? drop.keep : 0.0f;
 }
 
+// -> the same for the four keys from 4 * `four` on, which share a draw: bit i is set where key i is
+// kept
+__device__ __forceinline__ uint32_t four_kept(const ScoreDropout& drop, uint32_t example_id,
+                                              int position, int head, int four) {
+    const Words w = philox(drop.step, example_id, position, (uint32_t)head << 20 | (uint32_t)four,
+                           drop.seed, drop.site);
+    uint32_t kept = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) kept |= (uint32_t)(w.word[i] >= drop.threshold) << i;
+    return kept;
+}
+
 // bfloat16 is the upper half of a float32: the same range, eight bits of precision. Two of them
 // share a word, the first in its lower half.
 __device__ __forceinline__ float from_bfloat16(uint16_t v) {
@@ -168,11 +185,8 @@ __device__ __forceinline__ uint16_t to_bfloat16(float v) {
     return v != v ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-__device__ __forceinline__ uint32_t pack_bfloat16(float first, float second) {
-    return to_bfloat16(first) | (uint32_t)to_bfloat16(second) << 16;
-}
-
-// The 16-bit format of a kernel that is compiled for either: float16 with -DFLOAT16=1, else bfloat16.
+// The 16-bit format of a kernel that is compiled for either: float16 with -DFLOAT16=1, else
+// bfloat16.
 #ifndef FLOAT16
 #define FLOAT16 0
 #endif
@@ -203,24 +217,107 @@ __device__ __forceinline__ float from_16_bits(uint16_t v) {
 
 // -> two numbers in a word, the first in its lower half
 __device__ __forceinline__ uint32_t pack_16_bits(float first, float second) {
+#if defined(EMULATOR) || BEFORE_SM_80
     return to_16_bits(first) | (uint32_t)to_16_bits(second) << 16;
+#else
+    uint32_t pair;
+#if FLOAT16
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+#else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+#endif
+    return pair;
+#endif
 }
 
-// Tensor cores, one warp: C (16, 8) += A (16, 16) @ B (16, 8), A and B in bfloat16, C in float32.
+// 2^x, to two units in the last place; numbers below 1.2e-38 are zero.
+__device__ __forceinline__ float power_of_two(float x) {
+#ifdef EMULATOR
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+// Tensor cores, one warp: C (16, 8) += A (16, 16) @ B (16, 8), A and B in 16 bits, C in float32.
 // With g = lane / 4 and t = lane % 4 a lane holds, two numbers a word (PTX ISA, mma.m16n8k16):
 //     a[0] A[g][2t, 2t+1]       a[1] A[g+8][2t, 2t+1]
 //     a[2] A[g][2t+8, 2t+9]     a[3] A[g+8][2t+8, 2t+9]
 //     b[0] B[2t, 2t+1][g]       b[1] B[2t+8, 2t+9][g]
 //     c[0], c[1] C[g][2t, 2t+1] and c[2], c[3] C[g+8][2t, 2t+1]
-// So the C of one product, packed, is the A of the next. Needs sm_80.
-__device__ __forceinline__ void mma_bfloat16(float (&c)[4], const uint32_t (&a)[4],
-                                             const uint32_t (&b)[2]) {
+// So the C of one product, packed, is the A of the next. Before sm_80 (float16 alone) an
+// instruction sums over eight numbers: a[0], a[1] and b[0], then the rest.
+__device__ __forceinline__ void mma_16_bits(float (&c)[4], const uint32_t (&a)[4],
+                                            const uint32_t (&b)[2]) {
 #ifdef EMULATOR
-    emulator::mma_bfloat16(c, a, b, HERE);
+    constexpr int DEPTH = BEFORE_SM_80 ? 8 : 16;
+    for (int half = 0; half < 16 / DEPTH; half++)
+        emulator::mma<FLOAT16 ? emulator::from_float16 : emulator::from_bfloat16, DEPTH>(
+            c, a + 2 * half, b + half, HERE);
+#elif FLOAT16 && BEFORE_SM_80
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+                     "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                     : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
 #else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+#if FLOAT16
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+#else
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+#endif
+    asm volatile(MMA "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+// Four 8 x 8 pieces of 16-bit numbers out of shared memory, one warp: lanes 8 i to 8 i + 7 tell
+// where the rows of piece i begin, 16 bytes each; out[i] is what the lane holds of it: columns 2t,
+// 2t+1 of row g, or with `turned` rows 2t, 2t+1 of column g.
+__device__ __forceinline__ void load_pieces(uint32_t (&out)[4], const uint16_t* row) {
+#ifdef EMULATOR
+    emulator::load_pieces(out, row, false, HERE);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row)) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void load_pieces_turned(uint32_t (&out)[4], const uint16_t* row) {
+#ifdef EMULATOR
+    emulator::load_pieces(out, row, true, HERE);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row)) : "memory");
+#endif
+}
+
+// 16 bytes on their way to shared memory, zeros unless they `exist`. The thread goes on; they are
+// there when it has passed copies_wait, for other threads when these have met it after that. Both
+// places are multiples of 16 bytes. Before sm_80 the thread carries them itself.
+__device__ __forceinline__ void copy_ahead(void* to, const void* from, bool exist) {
+#if BEFORE_SM_80
+    *(float4*)to = exist ? *(const float4*)from : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#elif defined(EMULATOR)
+    emulator::copy_ahead(to, from, exist, HERE);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::
+                 "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(exist ? 16 : 0)
+                 : "memory");
+#endif
+}
+
+__device__ __forceinline__ void copies_wait() {
+#if BEFORE_SM_80
+#elif defined(EMULATOR)
+    emulator::copies_wait();
+#else
+    asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }

@@ -22,7 +22,7 @@ def test_the_gpu_benchmark_runs_dry(tmp_path, capsys):
     assert {(f"{kind} step, {precision}", "minisft") for kind in ("classifier", "language model")
             for precision in ("float32", "bfloat16")} <= steps
     shown = capsys.readouterr().out
-    assert "attention_bfloat16 2x16 backward" in shown and "attention 2 of AG News" in shown
+    assert "attention_tensor_cores 2x16 backward" in shown and "attention 2 of AG News" in shown
     assert out.with_suffix(".png").stat().st_size > 10_000
 
 

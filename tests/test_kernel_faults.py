@@ -14,7 +14,7 @@ from minisft.verify.kernel_checks import KERNEL_CHECKS
 pytestmark = pytest.mark.slow
 SOURCE = cuda.source
 BARRIER = re.compile(r"__sync(threads|warp)\(\);")
-CHECKS = {"attention_bfloat16": "attention (bfloat16, 64 channels, dropout, causal)",
+CHECKS = {"attention_tensor_cores": "attention (bfloat16, 64 channels, dropout, causal)",
           "attention": "attention (fused, 64 channels, dropout, causal)",
           "attention_naive": "attention (naive, 33 channels, dropout, causal)",
           "layer_norm": "layer_norm (wide)", "cross_entropy": "cross_entropy (all options)",
@@ -27,7 +27,7 @@ CHECKS = {"attention_bfloat16": "attention (bfloat16, 64 channels, dropout, caus
 # Each .cu without one of its barriers, by number; those of device.cuh where they are used.
 BARRIERS = [(file, "device.cuh" in place, number)
             for file, place, numbers in [("attention", "attention.cu", range(9)),
-                                         ("attention_bfloat16", "the same", range(6)),
+                                         ("attention_tensor_cores", "the same", range(3)),
                                          ("column_sums", "column_sums.cu", [0]),
                                          ("adamw", "device.cuh: block_sum", [0]),
                                          ("layer_norm", "device.cuh: block_sums", [1]),
@@ -47,12 +47,27 @@ FAULTS = {
     "wrong word of four": ("attention", "key & 1 ? w.word[1] : w.word[0]", "w.word[0]"),
     "log of the sum left out": ("attention", "largest[r] + logf(total)", "largest[r]"),
     "scale left out": ("attention", "sum[r][column] * scale", "sum[r][column]"),
-    "wrong fragment map": ("attention_bfloat16", "word % 2 * 8;\n            const int c",
+    "wrong fragment map": ("attention_tensor_cores", "word % 2 * 8;\n            const int c",
                            "word / 2 * 8;\n            const int c"),
-    "halves swapped": ("attention_bfloat16", "column[0] | (uint32_t)column[PITCH] << 16",
-                       "column[PITCH] | (uint32_t)column[0] << 16"),
-    "rescale of one half": ("attention_bfloat16", "for (int i = 0; i < 2; i++) out[n]",
+    "wrong pieces": ("attention_tensor_cores", "[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8]",
+                     "[lane % 8 + lane / 8 % 2 * 8][lane / 16 * 8]"),
+    "wrong turned pieces": ("attention_tensor_cores", "[lane % 16][lane / 16 * 8]",
+                            "[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8]"),
+    "pieces not turned": ("attention_tensor_cores", "load_pieces_turned(right,",
+                          "load_pieces(right,"),
+    "rescale of one half": ("attention_tensor_cores", "for (int i = 0; i < 2; i++) out[n]",
                             "for (int i = 0; i < 1; i++) out[n]"),
+    "one buffer": ("attention_tensor_cores", "load_tile<TILE>(v_tile[now ^ 1]",
+                   "load_tile<TILE>(v_tile[now]"),
+    "mask left out": ("attention_tensor_cores", "|| (causal && tile + TILE - 1 > last))",
+                      "|| false)"),
+    "neighbour's draw": ("attention_tensor_cores", "(mine & 0x33333333u) | (other & 0x33333333u)",
+                         "(mine & 0x33333333u) | (mine & 0x33333333u)"),
+    "draw of another key": ("attention_tensor_cores", "(drawn >> pair & ", "(drawn & "),
+    "lse of the first tile": ("attention_tensor_cores",
+                              "            load_ahead(tile + TILE);\n", ""),
+    "wait for the first copies alone": ("attention_tensor_cores", "        copies_wait();",
+                                        "        if (!tile) copies_wait();"),
     "step of a warp's sum": ("softmax", "bit > 0; bit /= 2)\n        v +=", "bit > 1; bit /= 2)\n"
                              "        v +="),
     "maximum left out": ("softmax", "exp_below(s[j], whole.largest)", "exp_below(s[j], 0.0f)"),
@@ -96,6 +111,12 @@ HIDDEN = {
     "one scratch for every row": ("thread", "layer_norm", "scratch[row % 2]", "scratch[0]"),
     "a barrier of the tiles": ("thread", "attention",
                                "__syncthreads();     // all have done with the tiles before", ""),
+    "unguarded copy": ("address", "attention_tensor_cores",
+                       "&x[(exists ? first + row : 0) * stride + c], exists",
+                       "&x[(first + row) * stride + c], true"),
+    "one barrier for two tiles": (
+        "thread", "attention_tensor_cores", "__syncthreads();     // the tile is there",
+        "if (!now) __syncthreads();     // the tile is there"),
 }
 
 
@@ -133,6 +154,20 @@ def test_every_barrier_is_needed(monkeypatch, file, of_device, number):
 
 
 @needs_compiler
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("change", ["", "after the barrier"])
+def test_every_wait_for_copies_is_needed(monkeypatch, number, change):
+    """Also before the barrier: a thread waits for its own copies only."""
+    text = SOURCE("attention_tensor_cores")
+    waits = list(re.finditer(r"copies_wait\(\);\n\s*__syncthreads\(\);", text))
+    assert len(waits) == 3
+    wait = waits[number]
+    swapped = "__syncthreads();" + " copies_wait();" * bool(change)
+    assert is_found(monkeypatch, "attention_tensor_cores",
+                    text[:wait.start()] + swapped + text[wait.end():])
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found(monkeypatch, name):
     file, old, new = FAULTS[name]
@@ -157,7 +192,7 @@ print("done")
 @needs_compiler
 @pytest.mark.parametrize("sanitizer", emulator.SANITIZERS)
 def test_kernels_are_clean_under_the_sanitizers(sanitizer):
-    names = [name for name in KERNEL_CHECKS if not re.search("16|32|33|128", name)]
+    names = [name for name in KERNEL_CHECKS if not re.search(" (16|32|33|128) channels", name)]
     done = sanitized(sanitizer, PROGRAM.format(file="", text="", names=names, size=34))
     assert done.returncode == 0 and done.stdout == "done\n", done.stderr[-4000:]
 

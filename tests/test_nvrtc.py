@@ -13,7 +13,8 @@ TABLE = json.loads(nvrtc.TABLE.read_text())
 # The two main ones on each run; the older and the newer with the slow tests.
 ARCHITECTURES = [pytest.param(name, marks=() if name in ("sm_80", "sm_90") else pytest.mark.slow)
                  for name in nvrtc.ARCHITECTURES]
-MOST_SPILLED = 24     # bytes of stack, in a thread
+# Bytes of spilled registers, in a thread: a few beside a bound that lets one block more in.
+MOST_SPILLED = {"sm_75": 96, "sm_80": 16, "sm_90": 32, "sm_120": 72}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_every_kernel_is_compiled():
     pytest.param(file, defines, id=f"{file} {nvrtc.label(defines)}")
     for file, builds in nvrtc.BUILDS.items() for defines in builds])
 def test_kernels_use_what_the_table_says(library, file, defines, architecture):
-    if (file, architecture) in nvrtc.NOT_FOR:
+    if nvrtc.too_old(file, architecture, defines):
         with pytest.raises(ValueError, match="NVRTC refuses"):
             nvrtc.measured(library, file, architecture, defines)
         return
@@ -52,12 +53,13 @@ def test_kernels_use_what_the_table_says(library, file, defines, architecture):
 
 def test_local_memory_holds_spilled_registers_alone():
     """An array that is indexed by what the compiler cannot know lies in the card's memory."""
-    with_stack = {(file, label, kernel, architecture): (row["stack"], row["spilled"])
-                  for file in nvrtc.BUILDS for label, kernels in TABLE[file].items()
-                  for kernel, rows in kernels.items() for architecture, row in rows.items()
-                  if row["stack"]}
-    for build, (stack, spilled) in with_stack.items():
-        assert stack <= MOST_SPILLED and spilled, build
+    for file in nvrtc.BUILDS:
+        for label, kernels in TABLE[file].items():
+            for kernel, rows in kernels.items():
+                for architecture, row in rows.items():
+                    build = file, label, kernel, architecture
+                    assert row["stack"] <= (MOST_SPILLED.get(architecture, 0)), build
+                    assert bool(row["stack"]) == bool(row["spilled"]), build
 
 
 def test_what_is_wrong_is_found(library):

@@ -31,7 +31,7 @@ EXPRESSIONS = {name: (OPERATIONS | MODULES)[name][0] for name in NAMES}
 # Implementations that no case of a peer reaches.
 EXEMPT = {
     ("linear", "16 bits"): "its factors are rounded to 16 bits",
-    ("attention", "tensor cores"): "its factors are rounded to bfloat16",
+    ("attention", "tensor cores"): "its factors are rounded to 16 bits",
     ("lora", "formula"): "no peer of the sample has it; tests/test_parity_peft.py does",
     ("lora", "16 bits"): "its factors are rounded to 16 bits",
     ("span_cross_entropy", "formula"): "no peer of the sample has it",

@@ -1,4 +1,4 @@
-"""The one wrapper of the tensor cores: what a lane holds, on the emulator and for NVRTC."""
+"""What a lane holds of tensor cores' products and loads, and copies ahead, on the emulator."""
 
 import numpy as np
 import nvrtc
@@ -7,7 +7,7 @@ from test_emulator import needs_compiler
 
 from minisft.backend.gpu import cuda, emulator
 
-# C (M,8) = A (M,K) @ B (K,8) in bfloat16: a warp a tile of 16 rows.
+# C (M,8) = A (M,K) @ B (K,8) in 16 bits: a warp a tile of 16 rows.
 PRODUCT = """
 extern "C" __global__ void product(const float* a, const float* b, float* c, int depth) {
     const int g = threadIdx.x / 4, t = threadIdx.x % 4, row = 16 * blockIdx.x + g;
@@ -16,13 +16,13 @@ extern "C" __global__ void product(const float* a, const float* b, float* c, int
         uint32_t left[4], right[2];
         for (int word = 0; word < 4; word++) {
             const float* pair = a + (row + word % 2 * 8) * depth + k + 2 * t + word / 2 * 8;
-            left[word] = pack_bfloat16(pair[0], pair[1]);
+            left[word] = pack_16_bits(pair[0], pair[1]);
         }
         for (int word = 0; word < 2; word++) {
             const float* pair = b + (k + 2 * t + word * 8) * 8 + g;
-            right[word] = pack_bfloat16(pair[0], pair[8]);
+            right[word] = pack_16_bits(pair[0], pair[8]);
         }
-        mma_bfloat16(sums, left, right);
+        mma_16_bits(sums, left, right);
     }
     for (int i = 0; i < 4; i++) c[(row + i / 2 * 8) * 8 + 2 * t + i % 2] = sums[i];
 }
@@ -36,7 +36,50 @@ extern "C" __global__ void rounded(const float* x, float* y, int n) {
 MAPS = [("threadIdx.x / 4, t = threadIdx.x % 4", "threadIdx.x % 8, t = threadIdx.x / 8"),
         ("word % 2 * 8) * depth", "word / 2 * 8) * depth"),
         ("2 * t + word * 8) * 8 + g", "2 * t + word * 8) * 8 + t"),
-        ("pack_bfloat16(pair[0], pair[8])", "pack_bfloat16(pair[8], pair[0])")]
+        ("pack_16_bits(pair[0], pair[8])", "pack_16_bits(pair[8], pair[0])")]
+BFLOAT16, FLOAT16 = {}, {"FLOAT16": 1}
+FORMATS = {"bfloat16": BFLOAT16, "float16": FLOAT16, "float16 of sm_75": FLOAT16 | {
+    "BEFORE_SM_80": 1}}
+# C (16,16) = A (16,16) @ B^T for B (16,16), or @ B, whose pieces come out of shared memory.
+LOADED = """
+extern "C" __global__ void loaded(const float* a, const float* b, float* c) {
+    __shared__ __align__(16) uint16_t tile[16][24];
+    const int lane = threadIdx.x, g = lane / 4, t = lane % 4;
+    for (int i = lane; i < 256; i += 32) tile[i / 16][i % 16] = to_bfloat16(b[i]);
+    __syncthreads();
+    uint32_t left[4], right[4];
+    for (int word = 0; word < 4; word++) {
+        const float* pair = a + (g + word % 2 * 8) * 16 + 2 * t + word / 2 * 8;
+        left[word] = pack_16_bits(pair[0], pair[1]);
+    }
+    LOAD;
+    float sums[2][4] = {};
+    mma_16_bits(sums[0], left, {right[0], right[1]});
+    mma_16_bits(sums[1], left, {right[2], right[3]});
+    for (int n = 0; n < 2; n++)
+        for (int i = 0; i < 4; i++)
+            c[(g + i / 2 * 8) * 16 + 8 * n + 2 * t + i % 2] = sums[n][i];
+}
+"""
+LOADS = {"transposed": "load_pieces(right, &tile[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8])",
+         "as it is": "load_pieces_turned(right, &tile[lane % 16][lane / 16 * 8])"}
+# y[i] = x[n - 1 - i] in pieces of four numbers, by two buffers in turn
+COPIES = """
+extern "C" __global__ void copies(const float* x, float* y, int n) {
+    __shared__ __align__(16) float kept[2][128];
+    const int i = threadIdx.x;
+    copy_ahead(&kept[0][4 * i], &x[4 * i], 4 * i < n);
+    for (int first = 0, now = 0; first < n; first += 128, now ^= 1) {
+        copies_wait();
+        __syncthreads();
+        const int next = first + 128 + 4 * i;
+        if (first + 128 < n) copy_ahead(&kept[now ^ 1][4 * i], &x[next < n ? next : 0], next < n);
+        for (int j = 0; j < 4; j++)
+            if (first + 127 - 4 * i - j < n)
+                y[n - 1 - (first + 127 - 4 * i - j)] = kept[now][127 - 4 * i - j];
+    }
+}
+"""
 
 
 def device():
@@ -50,18 +93,97 @@ def bfloat16(x):
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
 
 
-def error(rng, text):
+def error(rng, text, defines=BFLOAT16):
     a, b = (rng.standard_normal(shape, dtype=np.float32) for shape in ((32, 48), (48, 8)))
     c = np.full((32, 8), np.nan, np.float32)
-    cuda.launch_source(device() + text, "product", (2,), (32,), a=a, b=b, c=c, depth=48)
+    cuda.launch_source(device() + text, "product", (2,), (32,), a=a, b=b, c=c, depth=48,
+                       defines=defines)
+    if defines is not BFLOAT16:
+        return np.abs(c - a.astype(np.float16).astype(np.float64) @ b.astype(np.float16)).max()
     return np.abs(c - bfloat16(a).astype(np.float64) @ bfloat16(b)).max()
 
 
 @needs_compiler
 @pytest.mark.parametrize("order", emulator.ORDERS)
-def test_a_product_of_fragments(rng, order):
+@pytest.mark.parametrize("defines", FORMATS.values(), ids=FORMATS)
+def test_a_product_of_fragments(rng, order, defines):
     with emulator.thread_order(order):
-        assert error(rng, PRODUCT) < 1e-5
+        assert error(rng, PRODUCT, defines) < 1e-5
+
+
+def error_of_loads(rng, which, text):
+    a, b = rng.standard_normal((2, 16, 16), dtype=np.float32)
+    c = np.full((16, 16), np.nan, np.float32)
+    cuda.launch_source(device() + text, "loaded", (1,), (32,), a=a, b=b, c=c)
+    right = bfloat16(b).astype(np.float64)
+    return np.abs(c - bfloat16(a) @ (right.T if which == "transposed" else right)).max()
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", emulator.ORDERS)
+@pytest.mark.parametrize("which", LOADS)
+def test_pieces_of_shared_memory(rng, order, which):
+    with emulator.thread_order(order):
+        assert error_of_loads(rng, which, LOADED.replace("LOAD", LOADS[which])) < 1e-5
+
+
+@needs_compiler
+@pytest.mark.parametrize("which, other", [
+    ("transposed", LOADS["as it is"]), ("as it is", LOADS["transposed"]),
+    ("transposed", LOADS["transposed"].replace("lane / 16", "lane / 8 % 2", 1)
+     .replace("[lane / 8 % 2 * 8]", "[lane / 16 * 8]")),
+    ("as it is", LOADS["as it is"].replace("lane % 16", "lane / 16 * 8 + lane % 8")
+     .replace("[lane / 16 * 8]", "[lane / 8 % 2 * 8]"))])
+def test_wrong_pieces_are_found(rng, which, other):
+    assert not error_of_loads(rng, which, LOADED.replace("LOAD", other)) < 1
+
+
+@needs_compiler
+def test_pieces_begin_at_16_bytes(rng):
+    text = LOADED.replace("LOAD", LOADS["transposed"]).replace("[16][24]", "[16][20]")
+    with pytest.raises(emulator.KernelError, match="does not begin at 16 bytes"):
+        error_of_loads(rng, "transposed", text)
+
+
+def reversed_by_copies(rng, n, text, **defines):
+    x, y = rng.standard_normal(n, dtype=np.float32), np.full(n, np.nan, np.float32)
+    cuda.launch_source(device() + text, "copies", (1,), (32,), x=x, y=y, n=n, defines=defines)
+    return np.array_equal(y, x[::-1])
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", emulator.ORDERS)
+@pytest.mark.parametrize("n", [4, 128, 300, 1024])
+@pytest.mark.parametrize("older", [0, 1])
+def test_copies_arrive_once_they_are_waited_for(rng, order, n, older):
+    with emulator.thread_order(order, seed=2):
+        assert reversed_by_copies(rng, n, COPIES, BEFORE_SM_80=older)
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", emulator.ORDERS)
+def test_a_copy_that_nobody_waits_for_is_found(rng, order):
+    text = COPIES.replace("copies_wait();", "")
+    with emulator.thread_order(order):
+        with pytest.raises(emulator.KernelError, match="returns while copies of it are on their"):
+            reversed_by_copies(rng, 300, text)
+        with pytest.raises(emulator.KernelError, match="copies on their way that nobody waits for"):
+            reversed_by_copies(rng, 128 * 70, text)
+
+
+@needs_compiler
+@pytest.mark.parametrize("fault", [("copies_wait();\n        __syncthreads();",
+                                    "__syncthreads(); copies_wait();"), ("__syncthreads();", "")])
+def test_what_another_thread_copied_needs_a_barrier_after_its_wait(rng, fault):
+    text = COPIES.replace(*fault)
+    assert text != COPIES
+    assert not reversed_by_copies(rng, 300, text)
+
+
+@needs_compiler
+def test_a_copy_begins_at_16_bytes(rng):
+    with pytest.raises(emulator.KernelError, match="no multiple of 16 bytes"):
+        reversed_by_copies(rng, 300, COPIES.replace("&x[4 * i]", "&x[4 * i + 1]"))
 
 
 @needs_compiler
@@ -74,7 +196,7 @@ def test_a_wrong_fragment_map_is_found(rng, old, new):
 @needs_compiler
 def test_a_lane_that_stays_away_is_found(rng):
     with pytest.raises(emulator.KernelError, match=r"device.cuh:\d+: waits for lanes of its warp"):
-        error(rng, PRODUCT.replace("mma_bf", "if (g < 7) mma_bf"))
+        error(rng, PRODUCT.replace("mma_16", "if (g < 7) mma_16"))
 
 
 @needs_compiler
@@ -91,7 +213,10 @@ def test_rounding_to_bfloat16(rng):
 
 
 @pytest.mark.skipif(nvrtc.folder() is None, reason="no NVRTC (extra `kernels`)")
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
-def test_the_instruction_compiles(architecture):
-    log, _ = nvrtc.compiled(nvrtc.library(), device() + PRODUCT, "product.cu", architecture, {})
-    assert "warning" not in log and nvrtc.resources(log)["product"]["spilled"] == 0
+@pytest.mark.parametrize("architecture, defines", [
+    ("sm_75", FLOAT16), *((architecture, defines) for architecture in ("sm_80", "sm_90", "sm_120")
+                          for defines in (BFLOAT16, FLOAT16))])
+def test_the_instructions_compile(architecture, defines):
+    for text, name in ((PRODUCT, "product"), (COPIES, "copies")):
+        log, _ = nvrtc.compiled(nvrtc.library(), device() + text, "text.cu", architecture, defines)
+        assert "warning" not in log and nvrtc.resources(log)[name]["spilled"] == 0

@@ -32,6 +32,7 @@ struct Thread {
     State state;
     Place place;                     // where it waits
     void* exchange;                  // what it gives and gets in a shuffle
+    int copies;                      // on their way to shared memory, not waited for
 };
 
 // Lanes of one warp that wait for each other; a warp has several when its masks do not overlap.
@@ -135,6 +136,7 @@ UNWATCHED static void thread_body() {
     FOR_THREAD_SANITIZER(__tsan_acquire(&started));
     body();
     FOR_THREAD_SANITIZER(__tsan_release(&ended));
+    if (now->copies) fail("returns while copies of it are on their way", now->place);
     now->state = FINISHED;
     hand_over(now->fiber, scheduler, true);
     abort();
@@ -210,6 +212,7 @@ UNWATCHED static void run_block() {
         Thread& t = threads[i];
         t.index = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
         t.number = i, t.lane = i % LANES, t.warp = i / LANES, t.state = RUNNABLE;
+        t.copies = 0;
         fiber_begin(t.fiber, thread_body);
     }
     FOR_THREAD_SANITIZER(__tsan_release(&started));

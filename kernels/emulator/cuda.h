@@ -83,41 +83,116 @@ UNWATCHED static unsigned ballot(unsigned mask, bool holds, Place place) {
     return mine.result;
 }
 
-// What device.cuh says of mma_bfloat16, lane by lane. The sums are exact products added in float32
-// in the order of k; a card adds in an order of its own.
+inline float from_bfloat16(uint16_t v) {
+    const uint32_t bits = (uint32_t)v << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// IEEE 754's binary16, which C++17 has no type for.
+inline float from_float16(uint16_t v) {
+    const int exponent = v >> 10 & 31, fraction = v & 1023;
+    const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+        : exponent ? ldexpf(1024 + fraction, exponent - 25) : ldexpf(fraction, -24);
+    return v >> 15 ? -size : size;
+}
+
+// To the nearest, ties to even.
+inline uint16_t to_float16(float x) {
+    const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+    const float size = fabsf(x);
+    if (x != x) return 0x7fff;
+    if (size >= 65520) return sign | 0x7c00;
+    if (size < 0x1p-14f) return sign | (uint16_t)nearbyintf(ldexpf(size, 24));
+    uint32_t bits;
+    memcpy(&bits, &size, sizeof bits);
+    bits += 0xfff + (bits >> 13 & 1);
+    return sign | (uint16_t)((bits >> 13) - (112 << 10));
+}
+
+// What device.cuh says of mma_16_bits, lane by lane, for sums over DEPTH numbers. They are exact
+// products added in float32 in the order of k; a card adds in an order of its own.
 struct Product {
     const uint32_t *a, *b;
     float* c;
 };
 
-// -> one of the two numbers of a word
-inline float half_of(uint32_t word, int which) {
-    const uint32_t bits = which ? word & 0xffff0000u : word << 16;
-    float v;
-    memcpy(&v, &bits, sizeof v);
-    return v;
-}
-
-UNWATCHED static void mma_bfloat16(float* c, const uint32_t* a, const uint32_t* b, Place place) {
+template <float (*widened)(uint16_t), int DEPTH>
+UNWATCHED void mma(float* c, const uint32_t* a, const uint32_t* b, Place place) {
     Product mine{a, b, c};
     meet(~0u, place, &mine, [](void** lanes) UNWATCHED {
-        float A[16][16], B[16][8];
+        float A[16][DEPTH], B[DEPTH][8];
         for (unsigned l = 0; l < LANES; l++) {
             const auto* p = (Product*)lanes[l];
             const int g = l / 4, t = l % 4;
-            for (int word = 0; word < 4; word++)
+            for (int word = 0; word < DEPTH / 4; word++)
                 for (int i = 0; i < 2; i++)
-                    A[g + word % 2 * 8][2 * t + i + word / 2 * 8] = half_of(p->a[word], i);
-            for (int word = 0; word < 2; word++)
-                for (int i = 0; i < 2; i++) B[2 * t + i + word * 8][g] = half_of(p->b[word], i);
+                    A[g + word % 2 * 8][2 * t + i + word / 2 * 8] = widened(p->a[word] >> 16 * i);
+            for (int word = 0; word < DEPTH / 8; word++)
+                for (int i = 0; i < 2; i++)
+                    B[2 * t + i + word * 8][g] = widened(p->b[word] >> 16 * i);
         }
         for (unsigned l = 0; l < LANES; l++) {
             float* sums = ((Product*)lanes[l])->c;
             for (int i = 0; i < 4; i++)
-                for (int k = 0; k < 16; k++)
+                for (int k = 0; k < DEPTH; k++)
                     sums[i] += A[l / 4 + i / 2 * 8][k] * B[k][l % 4 * 2 + i % 2];
         }
     });
+}
+
+// What device.cuh says of load_pieces. Each lane reads its own row, so that the sanitizers see it
+// read; then the lanes exchange.
+struct Pieces {
+    uint32_t* out;
+    uint16_t row[8];
+    bool turned;
+};
+
+static void load_pieces(uint32_t* out, const uint16_t* row, bool turned, Place place) {
+    if ((uintptr_t)row % 16) fail("ldmatrix of a row that does not begin at 16 bytes", place);
+    Pieces mine{out, {}, turned};
+    for (int i = 0; i < 8; i++) mine.row[i] = row[i];
+    meet(~0u, place, &mine, [](void** lanes) UNWATCHED {
+        for (unsigned l = 0; l < LANES; l++) {
+            auto* to = (Pieces*)lanes[l];
+            const int g = l / 4, t = l % 4;
+            for (int piece = 0; piece < 4; piece++) {
+                auto at = [&](int r, int c) { return ((Pieces*)lanes[8 * piece + r])->row[c]; };
+                to->out[piece] = to->turned ? at(2 * t, g) | (uint32_t)at(2 * t + 1, g) << 16
+                                            : at(g, 2 * t) | (uint32_t)at(g, 2 * t + 1) << 16;
+            }
+        }
+    });
+}
+
+// cp.async: the copy happens when it is waited for, as late as a card may do it. Until then the
+// place holds NaN. A thread may not end before it has waited.
+struct Copy {
+    void* to;
+    const void* from;
+    bool exist;
+};
+static Copy copies[MOST_THREADS][64];     // a thread may have so many on their way
+
+static void copy_ahead(void* to, const void* from, bool exist, Place place) {
+    constexpr int MOST = sizeof copies[0] / sizeof copies[0][0];
+    if (((uintptr_t)to | (uintptr_t)from) % 16)
+        fail("a copy from or to a place that is no multiple of 16 bytes", place);
+    memset(to, 0xff, 16);
+    now->place = place;
+    if (now->copies == MOST) return fail("copies on their way that nobody waits for", place);
+    copies[now->number][now->copies++] = {to, from, exist};
+}
+
+static void copies_wait() {
+    for (int i = 0; i < now->copies; i++) {
+        const Copy& copy = copies[now->number][i];
+        if (copy.exist) memcpy(copy.to, copy.from, 16);
+        else memset(copy.to, 0, 16);
+    }
+    now->copies = 0;
 }
 
 // A kernel and pointers to its arguments -> its call.
@@ -192,28 +267,6 @@ inline uint32_t __float_as_uint(float v) {
     memcpy(&bits, &v, sizeof bits);
     return bits;
 }
-
-namespace emulator {
-
-// What a card's cvt.rn.f16.f32 and cvt.f32.f16 do: to the nearest, ties to even.
-inline uint16_t to_float16(float v) {
-    const uint32_t bits = __float_as_uint(v), sign = bits >> 16 & 0x8000;
-    const float size = fabsf(v);
-    if (v != v) return 0x7fff;
-    if (size >= 65520.0f) return sign | 0x7c00;
-    if (size < 0x1p-14f) return sign | (uint32_t)nearbyintf(size * 0x1p24f);     // subnormal
-    const uint32_t rest = (bits & 0x7fffffff) - (112u << 23);
-    return sign | (rest + 0xfff + (rest >> 13 & 1)) >> 13;
-}
-
-inline float from_float16(uint16_t v) {
-    const uint32_t size = v & 0x7fff;
-    const float f = size > 0x7c00 ? NAN : size == 0x7c00 ? INFINITY :
-                    size < 0x400 ? size * 0x1p-24f : __uint_as_float((size << 13) + (112u << 23));
-    return v & 0x8000 ? -f : f;
-}
-
-}  // namespace emulator
 
 template <class T>
 inline T __ldg(const T* place) { return *place; }

@@ -9,7 +9,7 @@
     compiled          loops that Numba compiles, minisft/backend/cpu/compiled
     naive kernel      the simple CUDA kernel of kernels/, where there are two
     fused kernel      the fast one
-    tensor cores      a CUDA kernel for bfloat16, or cuBLAS on 16-bit factors
+    tensor cores      a CUDA kernel for 16-bit numbers, or cuBLAS on 16-bit factors
     16 bits           a linear map of 16-bit factors, or its adapter; "widened" multiplies them on a
                       CPU that has no instruction for it
 
@@ -44,7 +44,7 @@ from minisft.dispatch.conditions import (
     packed_keys,
     widest,
 )
-from minisft.dispatch.matmul import BFLOAT16, matmul, to_bfloat16
+from minisft.dispatch.matmul import BFLOAT16, FLOAT16, matmul, to_bfloat16
 from minisft.dispatch.row_blocks import RowBlocks
 from minisft.dispatch.selection import (
     FORMULA,
@@ -154,10 +154,12 @@ span_cross_entropy = Operation("span_cross_entropy", ops.span_cross_entropy.forw
 _attention = SimpleNamespace(forward=partial(ops.attention.forward, softmax=softmax),
                              backward=ops.attention.backward)
 attention = Operation("attention", ops.attention.forward, [
-    Implementation("tensor cores", (
-        kernels("fused"), computes_in(BFLOAT16, "bfloat16"), packed_keys, own_score_words,
-        multiple("q", 16), widest("q", launch.attention_bfloat16.WIDEST)),
-        lambda: launch.attention_bfloat16.Rounding),
+    *(Implementation("tensor cores", (
+        kernels("fused"), computes_in(dtype, precision), packed_keys, own_score_words,
+        multiple("q", 16), widest("q", launch.attention_tensor_cores.WIDEST)), launcher)
+      for dtype, precision, launcher in (
+          (BFLOAT16, "bfloat16", lambda: launch.attention_tensor_cores.IN_BFLOAT16),
+          (FLOAT16, "float16", lambda: launch.attention_tensor_cores.IN_FLOAT16))),
     Implementation("naive kernel", (kernels("naive"), own_score_words),
                    lambda: launch.attention_naive),
     Implementation("fused kernel", (

@@ -31,8 +31,8 @@ ROUNDING_POINTS = (
     RoundingPoint("lora", "a", True, True, "the product of x and a too, before it meets b"),
     RoundingPoint("lora", "b", True, True),
     RoundingPoint("lora", "dy", True, True, "the product of dy and b too, before it meets a and x"),
-    RoundingPoint("attention", "q", False, True, "GPU: bfloat16 and head widths that are a "
-                  "multiple of 16; else float32"),
+    RoundingPoint("attention", "q", False, True, "GPU: head widths that are a multiple of 16 "
+                  "up to 128; else float32"),
     RoundingPoint("attention", "k", False, True, "as q"),
     RoundingPoint("attention", "v", False, True, "as q; the probabilities too, before they meet v"),
     RoundingPoint("attention", "dy", False, True, "as q; the scores' gradients too"),

@@ -4,8 +4,8 @@
     rows = KERNEL_CHECKS["softmax"].results(size=77)
 
 A kernel works in float32, so its error is measured against the formula in float64, and may be at
-most twice the error of the same formula in float32, plus 1e-6 (bfloat16: plus 2e-2, of inputs that
-were rounded before). Without a GPU the emulator runs it.
+most twice the error of the same formula in float32, plus 1e-6 (bfloat16: plus 2e-2, float16: plus
+2.5e-3, of inputs that were rounded before). Without a GPU the emulator runs it.
 `minisft check` runs them with MINISFT_CUDA=emulate, and where there is a GPU.
 """
 
@@ -20,8 +20,8 @@ from minisft.backend import bfloat16
 from minisft.backend.array import Array, to_cpu
 from minisft.backend.gpu.launch import adamw as adamw_launch
 from minisft.backend.gpu.launch import attention as attention_launch
-from minisft.backend.gpu.launch import attention_bfloat16 as attention_bfloat16_launch
 from minisft.backend.gpu.launch import attention_naive as attention_naive_launch
+from minisft.backend.gpu.launch import attention_tensor_cores as tensor_cores_launch
 from minisft.backend.gpu.launch import bfloat16 as bfloat16_launch
 from minisft.backend.gpu.launch import column_sums as column_sums_launch
 from minisft.backend.gpu.launch import cross_entropy as cross_entropy_launch
@@ -38,7 +38,7 @@ from minisft.nn.parameters import Parameter, Parameters
 from minisft.ops import attention, cross_entropy, dropout, embedding, gelu, layer_norm, softmax
 from minisft.training.optim import AdamW
 
-NOISE, NOISE_OF_BFLOAT16 = 1e-6, 2e-2
+NOISE, NOISE_OF_BFLOAT16, NOISE_OF_FLOAT16 = 1e-6, 2e-2, 2.5e-3
 SIZE = 33
 STREAM = Stream(seed=5, step=3)
 RATE = 0.3
@@ -255,13 +255,18 @@ def of_dropout(launcher: Any, size: int, put: Callable) -> dict[str, tuple[Array
                     (lambda x: dropout.forward(x, words, RATE), dropout.backward), [x], dy)
 
 
-def _attention(launcher, width, causal, few, drop, size, put):
-    """few: of the queries only the last of each sequence, or two."""
+def _attention(launcher, width, causal, kind, drop, size, put):
+    """kind: "", "few queries" (the last of each sequence, or two), or "foreign keys" (sequences of
+    their own, which share some, leave some out, and may be shorter)."""
     heads, keys = 2, [1, size // 2 + 1, size]
-    queries = [min(2, n) for n in keys] if few else keys
-    cu_seqlens, starts = np.cumsum([0, *queries]), np.cumsum([0, *keys])[:-1]
-    q, k, v, dy = map(_rounded, normal(*[(sum(n), heads, width)
-                                          for n in (queries, keys, keys, queries)]))
+    queries = {"few queries": [min(2, n) for n in keys],
+               "foreign keys": [1, 1, size] if causal else [2, size, size // 2 + 1]}.get(kind, keys)
+    starts, n_keys = np.cumsum([0, *keys])[:-1], sum(keys)
+    if kind == "foreign keys":
+        starts, n_keys = np.array([3, 0, 5]), size + 9
+    cu_seqlens = np.cumsum([0, *queries])
+    q, k, v, dy = map(_rounded, normal(*[(n, heads, width) for n in
+                                         (sum(queries), n_keys, n_keys, sum(queries))]))
     words = Scores(STREAM, 2, np.array([7, 2**31, 9]), cu_seqlens, heads)
     rest = cu_seqlens, starts, np.array(keys), causal, (RATE, words) if drop else None
     return compare(("y", "dq", "dk", "dv"), put,
@@ -321,12 +326,13 @@ def _clipped_step(values, grads, m, v, t, groups, scale, limit):
 
 
 def _attention_checks(launcher, name, widths, noise=NOISE):
-    for number, width in enumerate(widths):
-        drop, few = number % 2 == 1, number % 3 == 2
-        what = f"{name}, {width} channels{', dropout' * drop}{', few queries' * few}"
+    kinds = [(width, number % 2 == 1, "few queries" if number % 3 == 2 else "")
+             for number, width in enumerate(widths)]
+    for width, drop, kind in [*kinds, (widths[0], True, "foreign keys")]:
+        what = f"{name}, {width} channels{', dropout' * drop}{f', {kind}' if kind else ''}"
         for causal in (True, False):
             yield KernelCheck(f"attention ({what}, {'causal' if causal else 'all keys'})",
-                              partial(_attention, launcher, width, causal, few, drop), noise)
+                              partial(_attention, launcher, width, causal, kind, drop), noise)
 
 
 KERNEL_CHECKS = {check.name: check for check in [
@@ -357,6 +363,7 @@ KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("bfloat16", partial(of_bfloat16, bfloat16_launch)),
     *_attention_checks(attention_naive_launch, "naive", (16, 33, 64)),
     *_attention_checks(attention_launch, "fused", (16, 64, 32, 80, 128)),
-    *_attention_checks(attention_bfloat16_launch.Rounding, "bfloat16", (16, 64, 128),
+    *_attention_checks(tensor_cores_launch.IN_BFLOAT16, "bfloat16", (16, 64, 128),
                        NOISE_OF_BFLOAT16),
+    *_attention_checks(tensor_cores_launch.IN_FLOAT16, "float16", (32, 64, 80), NOISE_OF_FLOAT16),
 ]}

@@ -3,8 +3,8 @@
 from minisft.backend.gpu.launch import (
     adamw,
     attention,
-    attention_bfloat16,
     attention_naive,
+    attention_tensor_cores,
     bfloat16,
     column_sums,
     cross_entropy,
@@ -16,6 +16,6 @@ from minisft.backend.gpu.launch import (
     softmax,
 )
 
-__all__ = ["adamw", "attention", "attention_bfloat16", "attention_naive", "bfloat16",
-           "column_sums", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm",
+__all__ = ["adamw", "attention", "attention_naive", "attention_tensor_cores",
+           "bfloat16", "column_sums", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm",
            "residual_layer_norm", "softmax"]

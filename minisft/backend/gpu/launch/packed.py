@@ -33,8 +33,10 @@ class Layout:
                 ("cu_seqlens", cu_seqlens), ("key_starts", starts), ("key_lengths", keys))}
         order = np.argsort(starts, kind="stable")
         ends = np.maximum.accumulate((starts + keys)[order])
-        shared = (starts[order][1:] < ends[:-1]).any()
-        self.rounds = [(b, 1) for b in range(len(keys))] if shared else [(0, len(keys))]
+        self.shares_keys = bool((starts[order][1:] < ends[:-1]).any())
+        self.total_keys = int(keys.sum())
+        self.rounds = ([(b, 1) for b in range(len(keys))] if self.shares_keys else
+                       [(0, len(keys))])
 
 
 class Packed:
@@ -45,7 +47,8 @@ class Packed:
 
     def __init__(self, q: Array, k: Array, cu_seqlens: Array, key_starts: Array,
                  key_lengths: Array, causal: bool, drop: tuple[float, random.Scores] | None):
-        self.xp, (_, self.heads, self.width) = array_module(q), q.shape
+        self.xp, (self.n_queries, self.heads, self.width) = array_module(q), q.shape
+        self.n_keys = len(k)
         at = _layout(self.xp, *map(_bytes, (cu_seqlens, key_starts, key_lengths)), bool(causal))
         if at.last_query > len(q) or at.last_key > len(k):
             raise ValueError(f"sequences reach to query {at.last_query} of {len(q)} and key "
@@ -53,6 +56,7 @@ class Packed:
         self.layout, self.queries, self.keys = at, at.queries, at.keys
         self.sequences = at.sequences
         self.causal, self.scale = int(causal), 1 / sqrt(self.width)
+        self.drops = drop is not None
         self.dropout = self._dropout(drop)
 
     def _dropout(self, drop):
@@ -71,8 +75,29 @@ class Packed:
         """-> (pieces of the longest, heads, sequences)."""
         return ceil_div(int(lengths.max(initial=0)), numbers_a_block), self.heads, len(lengths)
 
+    @property
+    def each_key_once(self) -> bool:
+        """Whether each key belongs to one sequence: then its gradients need no zeros before."""
+        return not self.layout.shares_keys and self.layout.total_keys == self.n_keys
+
+    def gradients(self, dtype: Any) -> tuple[Array, Array, Array]:
+        """-> dq (Nq,H,D), dk and dv (Nk,H,D), where the kernels are to write.
+
+        As many queries as keys lie side by side, (N,3,H,D), as a model's one product made them;
+        else dk and dv do. dk and dv are zero where kernels add to them.
+        """
+        heads = self.heads, self.width
+        if self.n_queries == self.n_keys:
+            dq, dk, dv = self.xp.empty((self.n_keys, 3, *heads), dtype=dtype).swapaxes(0, 1)
+        else:
+            dq = self.xp.empty((self.n_queries, *heads), dtype=dtype)
+            dk, dv = self.xp.empty((self.n_keys, 2, *heads), dtype=dtype).swapaxes(0, 1)
+        if not self.each_key_once:
+            dk[...] = dv[...] = 0
+        return dq, dk, dv
+
     def rounds(self) -> list[tuple[int, int]]:
-        """-> (first sequence, how many) of each launch that adds to the keys' gradients.
+        """-> (first sequence, how many) of each launch for the keys' gradients.
 
         Sequences that share a key get a launch each; usually no two do.
         """

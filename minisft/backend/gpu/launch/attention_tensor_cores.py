@@ -1,0 +1,93 @@
+"""Launches kernels/attention_tensor_cores.cu; the calls of minisft/ops/attention.py in 16 bits.
+
+Arrays are bfloat16, which NumPy has no type for (uint16, the upper halves of float32 numbers), or
+float16. Gradients come out in float32.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from minisft.backend import random
+from minisft.backend.array import Array
+from minisft.backend.bfloat16 import from_bfloat16
+from minisft.backend.gpu.cuda import Rows, launch
+from minisft.backend.gpu.launch import packed
+from minisft.backend.gpu.launch.bfloat16 import to_bfloat16
+
+THREADS, BLOCK_ROWS, WIDEST = 128, 64, 128
+AT_ONCE = 8     # numbers that are copied to shared memory at once
+
+
+def forward(q: Array, k: Array, v: Array, cu_seqlens: Array, key_starts: Array, key_lengths: Array,
+            causal: bool = True,
+            drop: tuple[float, random.Scores] | None = None) -> tuple[Array, tuple]:
+    """q (Nq,H,D), k and v (Nk,H,D), queries' cu_seqlens (B+1,), keys' (B,) -> y (Nq,H,D), cache.
+
+    Raises ValueError for heads whose channels are no multiple of 16, or more than 128, and for
+    rows that do not begin at multiples of 16 bytes.
+    """
+    if q.shape[-1] % 16 or q.shape[-1] > WIDEST:
+        raise ValueError(f"heads of {q.shape[-1]} channels, expected a multiple of 16 up to "
+                         f"{WIDEST}")
+    at = packed.Packed(q, k, cu_seqlens, key_starts, key_lengths, causal, drop)
+    y, lse = at.xp.empty(q.shape, dtype=q.dtype), at.xp.empty(q.shape[:2], dtype=np.float32)
+    _launch("forward", at, q, k, v, at.grid(at.queries, BLOCK_ROWS), y=_words(y), lse=lse)
+    return y, (q, k, v, y, lse, at)
+
+
+def backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array]:
+    """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D) in float32."""
+    q, k, v, y, lse, at = cache
+    dy = _words(at.xp.ascontiguousarray(dy))
+    delta = at.xp.empty_like(lse)
+    dq, dk, dv = at.gradients(np.float32)
+    _launch("backward_queries", at, q, k, v, at.grid(at.queries, BLOCK_ROWS), dy=dy, y=_words(y),
+            lse=lse, delta=delta, dq=Rows(dq), dq_stride=Rows(dq).stride())
+    tiles, heads, _ = at.grid(at.keys, BLOCK_ROWS)
+    for first, count in at.rounds():
+        _launch("backward_keys", at, q, k, v, (tiles, heads, count), dy=dy, lse=lse, delta=delta,
+                dk=Rows(dk), dv=Rows(dv), dk_stride=Rows(dk).stride(),
+                dv_stride=Rows(dv).stride(), first_sequence=first, add=int(not at.each_key_once))
+    return dq, dk, dv
+
+
+class _Rounding:
+    """The same calls for float32 arrays, which are rounded before the kernel runs."""
+
+    def __init__(self, dtype: Any):
+        self.dtype = np.dtype(dtype)
+
+    def _rounded(self, x):
+        return to_bfloat16(x) if self.dtype == np.uint16 else x.astype(self.dtype)
+
+    def forward(self, q: Array, k: Array, v: Array, *rest: Any) -> tuple[Array, tuple]:
+        """As `forward`, in float32."""
+        y, cache = forward(*map(self._rounded, (q, k, v)), *rest)
+        return from_bfloat16(y) if self.dtype == np.uint16 else y.astype(np.float32), cache
+
+    def backward(self, dy: Array, cache: tuple) -> tuple[Array, Array, Array]:
+        """As `backward`, in float32."""
+        return backward(self._rounded(dy), cache)
+
+
+IN_BFLOAT16, IN_FLOAT16 = _Rounding(np.uint16), _Rounding(np.float16)
+
+
+def _words(x):
+    """x of 16-bit numbers -> the same bytes as uint16, which kernels declare."""
+    return x.view(np.uint16)
+
+
+def _launch(name, at, q, k, v, grid, **arguments):
+    """Runs one of the kernels on what all three take, and on `arguments`."""
+    inputs = {"q": Rows(_words(q)), "k": Rows(_words(k)), "v": Rows(_words(v))}
+    strides = {f"{name}_stride": rows.stride() for name, rows in inputs.items()}
+    if any(stride % AT_ONCE for stride in strides.values()):
+        raise ValueError(f"rows {list(strides.values())} numbers apart, expected multiples of "
+                         f"{AT_ONCE}")
+    launch("attention_tensor_cores", f"attention_tensor_cores_{name}", grid, (THREADS,),
+           defines={"HEAD_WIDTH": at.width, "DROPOUT": int(at.drops),
+                    "FLOAT16": int(q.dtype == np.float16)},
+           **inputs, **strides, **arguments, **at.sequences, causal=at.causal, scale=at.scale,
+           **at.dropout)
