@@ -18,6 +18,7 @@ from minisft.nn.parameters import Parameters
 from minisft.ops.cross_entropy import IGNORE
 from minisft.training.optim import AdamW, clip_scale, gradient_norm
 from minisft.verify.kernel_checks import KERNEL_CHECKS
+from tests import standin_cupy
 
 needs_compiler = pytest.mark.skipif(emulator.compiler() is None,
                                     reason="no C++ compiler to emulate CUDA kernels")
@@ -124,6 +125,31 @@ def test_embedding_backward_takes_the_plain_cache(rng, emulate):
     plain = ops.embedding.backward(dy, cache)
     np.testing.assert_allclose(embedding.backward(dy, cache), plain, rtol=1e-6)
     np.testing.assert_allclose(embedding.backward(dy, cache, out=w.copy()), w + plain, atol=1e-6)
+
+
+@needs_compiler
+def test_a_batch_on_a_card_brings_the_order_of_its_ids(rng, monkeypatch):
+    monkeypatch.setattr(array, "cupy", standin_cupy)
+    batch = pack([rng.integers(0, 9, n) for n in (1, 20, 7)])
+    assert batch.id_order is None and batch.position_order is None
+    moved = batch.to(standin_cupy)
+    for order, ids in ((moved.id_order, batch.ids), (moved.position_order, batch.positions)):
+        assert np.array_equal(array.to_cpu(order), np.argsort(ids, kind="stable"))
+    model = LanguageModel(GPT2Config(vocab_size=9, n_positions=20, n_embd=8, n_layer=1, n_head=2))
+    model.store.to_gpu()
+    found = []
+    for orders in (moved.id_order, moved.position_order), (None, None):
+        vars(moved).update(id_order=orders[0], position_order=orders[1])
+        model.store.zero_grad()
+        model.trunk.embed(moved, None)
+        model.trunk.drop.pop_saved()
+        dy = array.to_gpu(np.ones((28, 8), np.float32))
+        with standin_cupy.counted() as counts:
+            model.trunk.wpe.backward(dy)
+            model.trunk.wte.backward(dy)
+        assert counts["argsort"] == (0 if orders[0] is not None else 2)
+        found.append(array.to_cpu(model.store.grads).copy())
+    assert np.array_equal(*found) and found[0].any()
 
 
 @needs_compiler

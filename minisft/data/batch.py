@@ -41,6 +41,9 @@ class Batch:
         there = ("ids", "positions", "labels", "types")
         numbers = {name: a for name in (*there, "first", "last", "token_example_ids")
                    if (a := getattr(self, name)) is not None}
+        # a kernel adds the gradients of a row in the order of its tokens; sorting is quick here
+        numbers |= {"id_order": np.argsort(self.ids, kind="stable"),
+                    "position_order": np.argsort(self.positions, kind="stable")}
         flat = xp.asarray(np.concatenate(
             [np.ravel(a).astype(np.uint32).view(np.int32) for a in numbers.values()]))
         moved: dict[str, Any] = {}
@@ -82,6 +85,16 @@ class Batch:
     def token_example_ids(self) -> np.ndarray:
         """-> the example id of each token's sequence (N,)."""
         return self.asarray(np.repeat(self.example_ids, self.lengths))
+
+    @cached_property
+    def id_order(self) -> np.ndarray | None:
+        """-> the tokens by their ids, equal ids in their order (N,), on a card; else None."""
+        return None
+
+    @cached_property
+    def position_order(self) -> np.ndarray | None:
+        """-> the same by their positions."""
+        return None
 
     @cached_property
     def end_positions(self) -> np.ndarray:

@@ -37,7 +37,8 @@ class GPT2(Trunk):
 
     def embed(self, batch: Batch, stream: random.Stream | None) -> Array:
         """Batch of N tokens -> x (N,C)."""
-        x = self.wte.forward(batch.ids) + self.wpe.forward(batch.positions)
+        x = self.wte.forward(batch.ids, batch.id_order) + self.wpe.forward(batch.positions,
+                                                                           batch.position_order)
         return self.drop.forward(x, stream, batch.token_example_ids, batch.positions)          # (1)
 
     def pooled_rows(self, batch: Batch) -> Array:

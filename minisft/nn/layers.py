@@ -69,17 +69,19 @@ class Embedding(Layer):
         self.w = Parameter(f"{name}.weight", (rows, width), layer, decays=True, scale=scale,
                            padded_rows=padded_rows)
 
-    def forward(self, ids: Array) -> Array:
-        """ids (N,) -> y (N,C)."""
+    def forward(self, ids: Array, order: Array = None) -> Array:
+        """ids (N,) -> y (N,C); `order`: that of a batch on a card, for the kernel's backward."""
         y, cache = embedding.forward(ids, self.w.value)
-        self.save_for_backward(cache)
+        self.save_for_backward(cache, order)
         return y
 
     def backward(self, dy: Array) -> None:
         """dy (N,C); ids have no gradient."""
-        (cache,) = self.pop_saved()
+        cache, order = self.pop_saved()
         if self.w.trainable:
-            embedding.backward(dy, cache, out=self.w.grad)
+            by_kernel = order is not None and cache.implementation.name == "fused kernel"
+            options = {"order": order} if by_kernel else {}
+            embedding.backward(dy, cache, out=self.w.grad, **options)
 
 
 class Linear(Layer):

@@ -242,9 +242,11 @@ def _embedding(size, put):
     ids = np.random.default_rng(2).integers(0, 5, size) ** 2
     shape = (20, size)
     ours = embedding_launch.backward(put(dy), (put(ids), shape))
+    given = embedding_launch.backward(put(dy), (put(ids), shape),
+                                      order=put(np.argsort(ids, kind="stable")))
     plain, exact = (embedding.backward(dy.astype(kind), (ids, shape))
                     for kind in (np.float32, np.float64))
-    return {"dw": (ours, plain, exact)}
+    return {"dw": (ours, plain, exact), "dw, in an order": (given, plain, exact)}
 
 
 def of_dropout(launcher: Any, size: int, put: Callable) -> dict[str, tuple[Array, Array, Array]]:

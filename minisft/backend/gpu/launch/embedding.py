@@ -9,15 +9,19 @@ from minisft.backend.gpu.cuda import launch
 THREADS = 128     # channels of a block
 
 
-def backward(dy: Array, cache: tuple, out: Array | None = None) -> Array:
-    """dy (N,C) -> dw (V,C); with `out` (V,C), dw is added to it."""
+def backward(dy: Array, cache: tuple, out: Array | None = None,
+             order: Array | None = None) -> Array:
+    """dy (N,C) -> dw (V,C); with `out` (V,C), dw is added to it.
+
+    `order` (N,): the tokens by their ids, equal ids in their order; None: it is found here.
+    """
     ids, shape = cache
     xp = array_module(dy)
     dy, dw = xp.ascontiguousarray(dy), xp.zeros(shape, dtype=dy.dtype) if out is None else out
-    ids = xp.asarray(ids)
-    order = xp.argsort(ids, kind="stable")     # equal ids side by side, in the tokens' order
+    ids = xp.ascontiguousarray(xp.asarray(ids).astype(np.int32, copy=False))
+    if order is None:
+        order = xp.argsort(ids, kind="stable")
     n, width = dy.shape
     launch("embedding", "embedding_backward", (n, ceil_div(width, THREADS)), (THREADS,),
-           dy=dy, ids=ids[order].astype(np.int32, copy=False), order=order.astype(np.int32), dw=dw,
-           n=n, width=width)
+           dy=dy, ids=ids, order=order.astype(np.int32, copy=False), dw=dw, n=n, width=width)
     return dw
