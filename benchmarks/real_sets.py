@@ -78,7 +78,7 @@ def measured(parser, args):
     if found["options"] != options:
         raise UserError(f"{out}: was measured with {found['options']}, expected {options}")
     for pair in args.sets:
-        name, train, test = _files(pair)
+        name, train, test = files(pair)
         with tempfile.TemporaryDirectory() as folder:
             facts = prepare(train, test, Path(folder), args)
             known = found["sets"].setdefault(name, facts)
@@ -97,7 +97,7 @@ def measured(parser, args):
     return found
 
 
-def _files(pair):
+def files(pair):
     """NAME=TRAIN:TEST -> its three parts."""
     name, _, files = pair.partition("=")
     train, _, test = files.partition(":")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +52,19 @@ def test_probabilities_are_the_model_s(model, capsys):
         assert [float(row["p_ham"]), float(row["p_spam"])] == pytest.approx(list(p), abs=1e-6)
         assert row["label"] == ["ham", "spam"][p.argmax()]
     assert [row["text"] for row in rows] == ["free money", 'a, "b"\nc']      # as it was given
+
+
+@pytest.mark.parametrize("text, loaded", [("short", False), ("long " * 1000, True)])
+def test_numba_is_loaded_only_where_its_loops_pay(model, text, loaded):
+    pytest.importorskip("numba", reason="compiled loops need the extra fast")
+    code = ("import sys\nfrom minisft.cli import main\nmain(sys.argv[1:])\n"
+            "print(*sys.modules, file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code, "predict", "--model", model, text],
+                          capture_output=True, text=True, check=True, env={**os.environ,
+                                                                           "MINISFT_COMPILED": ""})
+    modules = {name.split(".")[0] for name in done.stderr.split()}
+    assert "tokenizers" in modules and ("numba" in modules) == loaded
+    assert not modules & {"matplotlib", "sklearn", "pandas"}
 
 
 def test_names_that_are_taken(model, tmp_path, capsys):

@@ -5,6 +5,7 @@ import csv
 import json
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -12,6 +13,7 @@ from shutil import get_terminal_size
 
 import numpy as np
 
+from minisft.backend.cpu import jit
 from minisft.cli import token_tasks
 from minisft.cli.arguments import (
     add_model,
@@ -46,6 +48,8 @@ from minisft.models.token_heads import SpanClassifier, TokenClassifier
 
 EXAMPLES = ('minisft predict --model runs/mine/model "a new text" "another one"',
             "minisft predict --model runs/mine/model --file inbox.csv --out labelled.csv")
+# Of the texts together: so few are labelled in less time than importing Numba takes.
+FEW_LETTERS = 4000
 BASIC = ("text", "model", "file", "out", "overwrite", "text_column", "skip_bad_rows")
 
 
@@ -84,6 +88,12 @@ def run(args: argparse.Namespace) -> None:
                 not out.parent.is_dir()):
         raise UserError(f"--out {out}: expected a new file in a folder that is there (or "
                         "--overwrite)")
+    few = not args.file and args.precision == "float32" and sum(map(len, args.text)) <= FEW_LETTERS
+    with jit.compiled(False) if few else nullcontext():
+        _predict(args, out)
+
+
+def _predict(args, out):
     model, tokenizer, preprocessing = read_model(args)
     if isinstance(model, LanguageModel):
         raise UserError(f"{args.model} is a language model, expected a classifier")
