@@ -3,14 +3,21 @@
 import numpy as np
 import pytest
 
+from minisft.backend.cpu import allocator
 from minisft.data.batch import pack
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.text import train_tokenizer
 from minisft.data.tokenizer import unused_token_ids
-from minisft.evaluation.evaluate import completion_loss, generate_completions, log_probabilities
+from minisft.evaluation.evaluate import (
+    completion_loss,
+    generate_completions,
+    log_probabilities,
+    token_logits,
+)
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.token_heads import TokenClassifier
 from minisft.ops.cross_entropy import IGNORE, log_softmax
 
 CONFIG = GPT2Config(vocab_size=300, n_positions=20, n_embd=8, n_layer=2, n_head=2)
@@ -26,6 +33,21 @@ def test_batches_change_no_probability(ids):
     alone = [log_softmax(model.forward(pack([x])))[0] for x in ids]
     for batch_tokens in (1, 15, 1000):
         np.testing.assert_allclose(log_probabilities(model, ids, batch_tokens), alone, atol=1e-12)
+
+
+@pytest.mark.parametrize("head", ["classes", "tokens", "next token"])
+def test_memory_is_kept_from_batch_to_batch(ids, monkeypatch, head):
+    if head == "next token":
+        model, run = LanguageModel(CONFIG), completion_loss
+    else:
+        model = (Classifier if head == "classes" else TokenClassifier)(CONFIG, "abc")
+        run = (lambda model, data, n: log_probabilities(model, data.ids, n)
+               ) if head == "classes" else token_logits
+    forward, kept = model.forward, []
+    monkeypatch.setattr(model, "forward", lambda *a, **k: (
+        kept.append(allocator._users), forward(*a, **k))[1])
+    run(model, TokenizedDataset(ids, [np.append(x[1:], IGNORE) for x in ids]), 15)
+    assert len(kept) > 2 and all(kept) and not allocator._users
 
 
 def test_completion_loss_is_the_mean_over_tokens_that_count(ids):

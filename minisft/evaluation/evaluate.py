@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from minisft.backend.array import to_cpu
+from minisft.backend.cpu import allocator
 from minisft.data.batch import pack, token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.tokenizer import decode, unused_token_ids
@@ -23,6 +24,7 @@ from minisft.ops.cross_entropy import log_softmax
 GENERATION_BATCH = 32
 
 
+@allocator.reused()
 @np.errstate(over="ignore", invalid="ignore")     # reported by one UserError
 def log_probabilities(model: Classifier, ids: Sequence[np.ndarray], batch_tokens: int,
                       progress: str | None = None, types: Sequence[np.ndarray] | None = None,
@@ -48,6 +50,7 @@ def log_probabilities(model: Classifier, ids: Sequence[np.ndarray], batch_tokens
     return logp
 
 
+@allocator.reused()
 @np.errstate(over="ignore", invalid="ignore")
 def token_logits(model: TokenClassifier | SpanClassifier, dataset: TokenizedDataset,
                  batch_tokens: int, progress: str | None = None) -> list[np.ndarray]:
@@ -65,6 +68,7 @@ def token_logits(model: TokenClassifier | SpanClassifier, dataset: TokenizedData
     return found
 
 
+@allocator.reused()
 @np.errstate(over="ignore", invalid="ignore")
 def completion_loss(model: LanguageModel, dataset: TokenizedDataset, batch_tokens: int,
                     progress: str | None = None) -> dict[str, float]:

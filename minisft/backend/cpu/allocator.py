@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process, so that the next training step reuses it.
+"""Keeps freed memory in the process, so that the next step, or batch of texts, reuses it.
 
 By default the C library returns every large array to the system as soon as it is freed, and the
 system zeroes each page when it is touched again. In a training loop this is wasted work, since the
@@ -7,6 +7,7 @@ need no buffers of their own.
 """
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,7 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4
 DEFAULTS = {TRIM_THRESHOLD: 128 * 1024, MMAP_MAX: 65536}
 KEEPING = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}     # never shrink the heap; everything in the heap
 
-_users = 0
+_users, _lock = 0, threading.Lock()     # several threads may predict at once
 
 
 @contextmanager
@@ -26,16 +27,18 @@ def reused() -> Iterator[None]:
     """
     global _users
     libc = _libc()
-    _users += 1
-    if libc is not None and _users == 1:
-        _set(libc, KEEPING)
+    with _lock:
+        _users += 1
+        if libc is not None and _users == 1:
+            _set(libc, KEEPING)
     try:
         yield
     finally:
-        _users -= 1
-        if libc is not None and _users == 0:
-            _set(libc, DEFAULTS)
-            libc.malloc_trim(0)
+        with _lock:
+            _users -= 1
+            if libc is not None and _users == 0:
+                _set(libc, DEFAULTS)
+                libc.malloc_trim(0)
 
 
 def _libc():
