@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from benchmarks import harness, ideas, products, sides, texts
+from benchmarks import harness, ideas, predict, products, sides, texts
 from minisft.backend.cpu import jit, row_blocks
 from minisft.backend.cpu.processor import why_not_bfloat16
 from minisft.dispatch import attention
@@ -67,6 +67,15 @@ def test_products_take_turns(tmp_path, monkeypatch):
     rows = json.loads((tmp_path / "products.json").read_text())["rows"]
     assert [row["case"] for row in rows] == ["3 x 4 x 5", "20 x 7 x 33"]
     assert {row["peer"] for row in rows} == {products.NUMPY}
+
+
+def test_texts_are_predicted_by_turns(tmp_path):
+    assert predict.main(["--alone", "--count", "7", "--steps", "2", "--models", str(tmp_path),
+                         "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "predict-minisft-gpt2.json").read_text())["rows"]
+    assert all(row["tokens"] == [4, 3] for row in rows)     # texts, of which it counts the rate
+    assert {row["side"] for row in rows} - {harness.LOW} == set(harness.our_sides())
+    assert (harness.LOW in {row["side"] for row in rows}) == (not why_not_bfloat16())
 
 
 def test_compiled_loops_take_turns_with_numpy(tmp_path, monkeypatch):
