@@ -19,8 +19,15 @@ from minisft.io.architectures import hf_config
 from minisft.io.model_folder import Columns, Preprocessing, save_tokenizer
 from minisft.io.run_folder import CONTENTS, LOCK, STATE
 from minisft.models.bert import BertConfig
-from minisft.models.config import BERT_UNSUPPORTED, GPT2_UNSUPPORTED, GPT2Config
+from minisft.models.config import (
+    BERT_UNSUPPORTED,
+    GPT2_UNSUPPORTED,
+    SEQ2SEQ_UNSUPPORTED,
+    GPT2Config,
+    Seq2SeqConfig,
+)
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
+from minisft.models.seq2seq import EncoderDecoder
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "minisft"
@@ -98,10 +105,13 @@ def test_every_key_of_config_json_is_on_the_page():
     assert {"problem_type", "id2label", "architectures", "tie_word_embeddings"} <= read
     written = {key for model in (
         Classifier(gpt2, ("a", "b")), LanguageModel(gpt2), BertClassifier(bert, ("a", "b")),
-        BertClassifier(bert, ("a", "b"), pooling="mean"))
+        BertClassifier(bert, ("a", "b"), pooling="mean"),
+        EncoderDecoder(Seq2SeqConfig(vocab_size=9, d_model=4, encoder_layers=1, decoder_layers=1)))
         for key in hf_config(model, "float32", SpecialTokens())}
-    known = {field.name for kind in (GPT2Config, BertConfig) for field in fields(kind)}
-    keys = read | written | known | GPT2_UNSUPPORTED.keys() | BERT_UNSUPPORTED.keys()
+    known = {field.name for kind in (GPT2Config, BertConfig, Seq2SeqConfig)
+             for field in fields(kind)}
+    keys = read | written | known | GPT2_UNSUPPORTED.keys() | BERT_UNSUPPORTED.keys() | \
+        SEQ2SEQ_UNSUPPORTED.keys()
     shown = named(SECTIONS["config.json"])
     assert keys <= shown, sorted(keys - shown)
 
@@ -160,7 +170,8 @@ def test_their_names_of_files_are_on_the_page(hf):
 
 @pytest.mark.parity
 def test_their_keys_of_config_json_are_on_the_page(hf):
-    keys = {key for kind in (hf.GPT2Config, hf.BertConfig) for key in kind().to_dict()}
+    keys = {key for kind in (hf.GPT2Config, hf.BertConfig, hf.M2M100Config)
+            for key in kind().to_dict()}
     keys -= hf.GenerationConfig().to_dict().keys() - {"bos_token_id", "eos_token_id",
                                                       "pad_token_id"}
     shown = named(SECTIONS["config.json"])

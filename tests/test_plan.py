@@ -364,7 +364,7 @@ def test_command_refuses_what_cannot_be(options, told, capsys, monkeypatch, tmp_
 def test_another_kind_of_model_is_refused(capsys, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert main(["plan", "--model", str(tmp_path)]) == 2
-    assert "model_type is 'llama', expected 'gpt2' or 'bert'" in capsys.readouterr().err
+    assert "model_type is 'llama', expected one of 'gpt2', 'bert'" in capsys.readouterr().err
 
 
 def test_command_shows_adapters(capsys):

@@ -36,6 +36,7 @@ from minisft.evaluation.figures import Verdict, count, interval, percent
 from minisft.evaluation.report import absent_classes_note
 from minisft.jobs import classify, complete
 from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.seq2seq import EncoderDecoder
 
 EXAMPLES = ("minisft evaluate --model runs/mine/model --test test.csv",
             "minisft evaluate --model runs/mine/model --test test.csv --json > figures.json")
@@ -76,6 +77,9 @@ def run(args: argparse.Namespace) -> None:
     require_new_bad_rows(args)
     model, tokenizer, preprocessing = read_model(
         args, label_map=classify.parse_label_map(args.label_map))
+    if isinstance(model, EncoderDecoder):
+        raise UserError(f"{args.model} is an encoder-decoder, which translates, expected a "
+                        "classifier, a language model or a tagger")
     room = model.trunk.config.n_positions
     preprocessing = chosen_preprocessing(args, dataclasses.replace(
         preprocessing, max_length=min(preprocessing.max_length or room, room)))

@@ -116,7 +116,10 @@ def _shape(args):
         return None, GPT2Config.size(args.model)
     folder = base_of(resolve(args.model, args.download, args.revision, args.allow_http))
     settings = read_json(folder / CONFIG)
-    return folder, family_of(settings, folder / CONFIG).config.from_dict(settings, folder / CONFIG)
+    family = family_of(settings, folder / CONFIG)
+    if family.classifier is None:
+        raise UserError(f"{args.model} is an {family.config.TITLE}, expected a GPT-2 or a BERT")
+    return folder, family.config.from_dict(settings, folder / CONFIG)
 
 
 def _equal(args, config):

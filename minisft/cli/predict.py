@@ -44,6 +44,7 @@ from minisft.evaluation.figures import count, percent
 from minisft.io.files import write_text
 from minisft.jobs.classify import unreadable_rows
 from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.seq2seq import EncoderDecoder
 from minisft.models.token_heads import SpanClassifier, TokenClassifier
 
 EXAMPLES = ('minisft predict --model runs/mine/model "a new text" "another one"',
@@ -97,6 +98,9 @@ def _predict(args, out):
     model, tokenizer, preprocessing = read_model(args)
     if isinstance(model, LanguageModel):
         raise UserError(f"{args.model} is a language model, expected a classifier")
+    if isinstance(model, EncoderDecoder):
+        raise UserError(f"{args.model} is an encoder-decoder, which translates, expected a "
+                        "classifier")
     suffixes = {TokenClassifier: (".jsonl",), SpanClassifier: (".json",)}.get(
         type(model), (".csv", ".jsonl"))
     if out and out.suffix not in suffixes:

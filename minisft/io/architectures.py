@@ -1,4 +1,4 @@
-"""The architectures: GPT-2's and BERT's tensor names, shapes and config.json, in both directions.
+"""The architectures: tensor names, shapes and config.json of each, in both directions.
 
 Names are the published ones, so a name in the code is a name in the file.
 
@@ -43,6 +43,24 @@ BERT:
 M is intermediate_size. Files of a model with a head put `bert.` before all but the classifier.
 `embeddings.position_ids` is ignored.
 
+Encoder-decoder (M2M100 of `transformers`):
+
+    here                                             shape in the file
+    shared.weight                                    (V,C), the table of both texts and the logits
+    encoder.layers.0.self_attn.k_proj.weight, .bias, and v_proj, q_proj, out_proj
+                                                     (out,in) = (C,C), here (C,C)^T; (C,)
+    encoder.layers.0.self_attn_layer_norm...         (C,)
+    encoder.layers.0.fc1.weight, .bias               (M,C), here (C,M); (M,)
+    encoder.layers.0.fc2.weight, .bias               (C,M), here (M,C); (C,)
+    encoder.layers.0.final_layer_norm...             (C,)
+    encoder.layer_norm.weight, .bias                 (C,)
+    decoder...                                       likewise, with encoder_attn (C,C) and
+                                                     encoder_attn_layer_norm (C,) in each block
+
+M is encoder_ffn_dim or decoder_ffn_dim. Files put `model.` before all of these. Copies of the table
+(`lm_head.weight`, `encoder.embed_tokens.weight`, `decoder.embed_tokens.weight`) must be equal to
+it; positions (`embed_positions.weights`) are ignored, since they are computed.
+
 Heads of another task (`cls.` of BERT's pretraining, `qa_outputs.`, `multiple_choice_head.`) are
 left out, and `load` says so in `unused_tensors`. Names that a wrapper of PyTorch or PEFT has put
 something before (`module.`, `_orig_mod.`, `model.`, `base_model.model.`) are read without it.
@@ -61,8 +79,16 @@ import numpy as np
 from minisft.data.special_tokens import SpecialTokens
 from minisft.data.text import GPT2_INPUTS
 from minisft.errors import UserError
-from minisft.models.config import BERT_UNSUPPORTED, GPT2_UNSUPPORTED, BertConfig, GPT2Config
+from minisft.models.config import (
+    BERT_UNSUPPORTED,
+    GPT2_UNSUPPORTED,
+    SEQ2SEQ_UNSUPPORTED,
+    BertConfig,
+    GPT2Config,
+    Seq2SeqConfig,
+)
 from minisft.models.heads import BertClassifier, Classifier
+from minisft.models.seq2seq import EncoderDecoder
 from minisft.models.token_heads import AnyModel, SpanClassifier, TokenClassifier
 from minisft.nn.layers import INITIAL_SCALE
 from minisft.nn.parameters import Parameter
@@ -89,8 +115,8 @@ class Family:
 
     model_type: str           # in config.json
     config: type[Any]
-    classifier: type[Classifier]
-    architectures: tuple[str, ...]    # of `transformers`: classifier, language model if any
+    classifier: type[Classifier] | None     # None: it only translates
+    architectures: tuple[str, ...]    # of `transformers`: classifier or translator, language model
     token_architectures: dict[str, str]     # likewise, by the task of a head over tokens
     can_generate: bool        # whether it is a language model that writes text
     has_pooling: bool         # whether its classifier can read the first token or the mean of all
@@ -157,6 +183,8 @@ class Family:
     def is_classifier(self, settings: dict[str, Any], tensors: Container[str]) -> bool:
         """config.json, tensors by name -> whether the folder holds a trained classifier."""
         architectures = settings.get("architectures")
+        if self.classifier is None:
+            return False
         if not isinstance(architectures, list):
             return self.head[0] in tensors
         if self.architectures[0] in architectures or BERT_MEAN in architectures:
@@ -170,6 +198,11 @@ def _gpt2_settings(config, special_tokens):
 
 def _bert_settings(config, special_tokens):
     return {"pad_token_id": special_tokens.pad}
+
+
+def _seq2seq_settings(config, special_tokens):
+    # the two last: blocks that `transformers` would leave out at random when it trains
+    return {"bos_token_id": special_tokens.bos, "encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
 
 
 GPT2 = Family(
@@ -204,7 +237,20 @@ BERT = Family(
                   (r"LayerNorm\.beta$", "LayerNorm.bias")),
     n_layer_key="num_hidden_layers", unsupported=BERT_UNSUPPORTED,
     input_names=("input_ids", "token_type_ids", "attention_mask"))
-FAMILIES = {family.model_type: family for family in (GPT2, BERT)}
+SEQ2SEQ = Family(
+    model_type="m2m_100", config=Seq2SeqConfig, classifier=None,
+    architectures=("M2M100ForConditionalGeneration",), token_architectures={},
+    can_generate=False, has_pooling=False, head_implies_classifier=False,
+    extra_settings=_seq2seq_settings, prefix="model.", head=(),
+    optional=("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
+    unprefixed=("lm_head.weight",),
+    transposed=re.compile(r".*\.((k|v|q|out)_proj|fc1|fc2)\.weight"),
+    trunk_tensors=re.compile(r"(shared|encoder|decoder)\..+"),
+    ignored_tensors=re.compile(r"(encoder|decoder)\.embed_positions\.weights?"),
+    other_heads=re.compile(r"(?!)"), legacy_names=(),
+    n_layer_key="encoder_layers + decoder_layers", unsupported=SEQ2SEQ_UNSUPPORTED,
+    input_names=("input_ids", "attention_mask"))
+FAMILIES = {family.model_type: family for family in (GPT2, BERT, SEQ2SEQ)}
 
 
 def family_of(settings: dict[str, Any], source: str | Path) -> Family:
@@ -217,8 +263,8 @@ def family_of(settings: dict[str, Any], source: str | Path) -> Family:
     if model_type == BERT_MEAN:
         return BERT
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise UserError(f"{source}: model_type is {model_type!r}, expected "
-                        f"{' or '.join(map(repr, FAMILIES))}")
+        raise UserError(f"{source}: model_type is {model_type!r}, expected one of "
+                        f"{', '.join(map(repr, FAMILIES))}")
     return FAMILIES[model_type]
 
 
@@ -240,6 +286,8 @@ def hf_config(model: AnyModel, dtype: str,
                 "dtype": dtype, "torch_dtype": dtype,     # the second: transformers before 5
                 "model_type": family.model_type,
                 **family.extra_settings(config, special_tokens)}
+    if isinstance(model, EncoderDecoder):
+        return settings | {"architectures": list(family.architectures)}
     if isinstance(model, SpanClassifier):
         return settings | {"architectures": [family.token_architectures["answer"]],
                            "tie_word_embeddings": True, "num_labels": 2}

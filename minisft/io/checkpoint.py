@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: config.json and model.safetensors, of GPT-2 and of BERT.
+"""Hugging Face folders in and out: config.json and model.safetensors, of every architecture.
 
 `architectures.py` holds the tables of the names.
 """
@@ -15,6 +15,8 @@ from minisft.data.special_tokens import SpecialTokens
 from minisft.errors import UserError, setting
 from minisft.io import adapters, config_checksums, hub, safetensors
 from minisft.io.architectures import (
+    GPT2,
+    SEQ2SEQ,
     TOKEN_HEADS,
     family_of,
     family_of_model,
@@ -34,6 +36,7 @@ from minisft.io.weights import (
 from minisft.models.adapters import values_to_save
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.init_weights import init_weights
+from minisft.models.seq2seq import EncoderDecoder
 from minisft.models.token_heads import AnyModel, SpanClassifier, TokenClassifier
 
 
@@ -41,16 +44,16 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
          label_names: Iterable[str] | None = None, seed: int = 0, dropout: float | None = None,
          pooling: str | None = None, label_map: Mapping[str, str] | None = None,
          ) -> AnyModel:
-    """A checkpoint folder, or that of an adapter, which is merged into its base -> Classifier or
-    LanguageModel; its `newly_initialized` names the parameters that the folder lacked and
+    """A checkpoint folder, or that of an adapter, which is merged into its base -> the model;
+    its `newly_initialized` names the parameters that the folder lacked and
     `new_head_reason` says why, `unused_tensors` what it has of another task's head, `notes` what
     else is worth a line.
 
     `task` is "classify", "complete", "tag" (a class for each token), "answer" (where an answer
-    begins and ends), or None for what the folder holds. With `label_names`, the labels to classify
-    into, the head is kept if it has the same labels, in the order given, and otherwise newly
-    initialized from `seed`. `label_map` renames labels of the folder first. `dropout` replaces the
-    rates of the config, `pooling` what BERT's classifier reads, "first" or "mean".
+    begins and ends), "translate", or None for what the folder holds. With `label_names`, the labels
+    to classify into, the head is kept if it has the same labels, in the order given, and otherwise
+    newly initialized from `seed`. `label_map` renames labels of the folder first. `dropout`
+    replaces the rates of the config, `pooling` what BERT's classifier reads, "first" or "mean".
 
     Raises UserError.
     """
@@ -58,6 +61,9 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     settings = read_json(folder / CONFIG)
     notes = config_checksums.changes(folder / CONFIG, folder / WEIGHTS, settings)
     family = family_of(settings, folder / CONFIG)
+    if folder != stored and family.classifier is None:
+        raise UserError(f"{stored}: is an adapter of an encoder-decoder, expected one of a GPT-2 "
+                        "or a BERT")
     adapter = None if folder == stored else adapters.read(stored, family)
     config = family.config.from_dict(settings, folder / CONFIG)
     if dropout is not None:
@@ -71,7 +77,8 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
         task = stored_task
     tensors, unused = tensors_by_name(folder_tensors(folder), family,
                                       TOKEN_HEADS.get(task, ()) if task == stored_task else ())
-    if "wte.weight" not in tensors and settings.get("tie_word_embeddings", True) and \
+    if family is GPT2 and settings.get("tie_word_embeddings", True) and \
+            "wte.weight" not in tensors and \
             "lm_head.weight" in tensors:     # the same matrix, saved under its other name
         tensors["wte.weight"] = tensors.pop("lm_head.weight")
     if adapter is not None:
@@ -85,7 +92,12 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     has_labels = family.is_classifier(settings, tensors)
     model: AnyModel
     rows = None
-    if task in TOKEN_HEADS:
+    if family.classifier is None:
+        model = _encoder_decoder(folder, config, tensors, task, label_names)
+    elif task == "translate":
+        raise UserError(f"{folder}: holds a {config.TITLE}, expected an encoder-decoder, as a "
+                        "translator is")
+    elif task in TOKEN_HEADS:
         if task != stored_task:
             unused += tuple(name for name in TOKEN_HEADS[task] if tensors.pop(name, None))
         model, rows = _over_tokens(folder, task, config, settings, tensors, task == stored_task,
@@ -173,6 +185,24 @@ def _classifier(folder, family, config, settings, tensors, label_names, pooling,
     return model, rows
 
 
+def _encoder_decoder(folder, config, tensors, task, label_names):
+    """-> an encoder-decoder without values; raises UserError where the task is another, or where
+    the folder has two tables that differ."""
+    if task not in (None, "translate") or label_names is not None:
+        wanted = {"complete": "a language model such as GPT-2", "tag": "a GPT-2 or a BERT",
+                  "answer": "a GPT-2 or a BERT"}.get(task, "a classifier, a GPT-2 or a BERT")
+        raise UserError(f"{folder}: holds an encoder-decoder, which translates and nothing else, "
+                        f"expected {wanted}")
+    copies = [name for name in SEQ2SEQ.optional if name in tensors]
+    for name in copies:      # transformers may have saved the table under another of its names
+        table = tensors.setdefault("shared.weight", tensors[name])
+        if table.shape != tensors[name].shape or not np.array_equal(table.read(),
+                                                                    tensors[name].read()):
+            raise UserError(f"{folder}: {tensors[name].name} is not equal to {table.name}, "
+                            "expected one table for both texts and the logits")
+    return EncoderDecoder(config, dtype=None)
+
+
 def _over_tokens(folder, task, config, settings, tensors, has_head, label_names, label_map):
     """As `_classifier`, of the tokens."""
     head = TOKEN_HEADS[task]
@@ -198,7 +228,8 @@ def _over_tokens(folder, task, config, settings, tensors, has_head, label_names,
 def _wants_classifier(folder, family, has_labels, task, label_names):
     """-> whether to build a classifier; raises UserError where the folder cannot serve the task."""
     if task not in (None, "classify", "complete"):
-        raise ValueError(f"task is {task!r}, expected classify, complete, tag or answer")
+        raise ValueError(f"task is {task!r}, expected classify, complete, tag, answer or "
+                         "translate")
     if task == "complete" and not family.can_generate:
         raise UserError(f"{folder}: holds a {family.config.TITLE}, which writes no text, expected "
                         "a language model such as GPT-2")
@@ -216,6 +247,8 @@ def _wants_classifier(folder, family, has_labels, task, label_names):
 
 def _is_head(name, model):
     """-> whether an optional tensor that the model leaves out is a head of its own."""
+    if isinstance(model, EncoderDecoder):
+        return False
     tied = isinstance(model, LanguageModel) and name == "lm_head.weight"
     return not tied and not name.startswith("pooler.")
 

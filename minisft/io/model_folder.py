@@ -25,6 +25,7 @@ from minisft.io import adapters, checkpoint, hub
 from minisft.io.architectures import family_of_model
 from minisft.io.files import CONFIG, json_text, read_json, write_json, write_text
 from minisft.models.heads import LanguageModel
+from minisft.models.seq2seq import EncoderDecoder
 from minisft.models.token_heads import AnyModel
 
 PREPROCESSING = "minisft.json"     # `transformers` ignores it, and drops it when it saves
@@ -239,6 +240,12 @@ def write_folder(folder: str | Path, model: AnyModel, tokenizer: Tokenizer,
     if isinstance(model, LanguageModel):
         given = {key: i for key, i in special_tokens.settings.items() if i is not None}
         texts[GENERATION_CONFIG] = json_text(given | {"max_length": positions})
+    if isinstance(model, EncoderDecoder):
+        config = model.trunk.config
+        texts[GENERATION_CONFIG] = json_text({
+            "decoder_start_token_id": config.decoder_start_token_id,
+            "eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id,
+            "max_length": positions})
     checkpoint.save(model, folder, dtype, special_tokens, {EXTRA_KEY: asdict(preprocessing)}, texts)
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -251,10 +258,11 @@ def load(name: str | Path, task: str | None = None, *,
          seed: int = 0, revision: str | None = None) -> tuple[AnyModel, Tokenizer]:
     """A folder, or a model's name such as gpt2 -> model, tokenizer.
 
-    `task` is "classify", "complete", or None for what the folder holds; with `label_names` it is a
-    classifier of these labels, whose head is drawn from `seed` unless the folder has it. `dropout`
-    replaces the model's rates. A name that is not in the local Hugging Face cache is downloaded
-    only with `download`; `revision` is its branch, tag or commit (default: main). Raises UserError.
+    `task` is "classify", "complete", "translate", or None for what the folder holds; with
+    `label_names` it is a classifier of these labels, whose head is drawn from `seed` unless the
+    folder has it. `dropout` replaces the model's rates. A name that is not in the local
+    Hugging Face cache is downloaded only with `download`; `revision` is its branch, tag or commit
+    (default: main). Raises UserError.
     """
     model, tokenizer, _ = read_folder(name, download, device, precision=precision, task=task,
                                       label_names=label_names, dropout=dropout, pooling=pooling,

@@ -148,8 +148,8 @@ def require_names_and_shapes(source: Path, asking: str, family: Family,
                             f"one of {', '.join(safetensors.FLOATS)}")
     for name, tensor in tensors.items():
         if name not in expected_shapes and name not in family.optional:
-            raise UserError(f"{tensor.path}: {tensor.name} is unexpected, a {family.config.TITLE} "
-                            f"as {asking} describes has no such tensor")
+            raise UserError(f"{tensor.path}: {tensor.name} is unexpected, the "
+                            f"{family.config.TITLE} that {asking} describes has no such tensor")
 
 
 def copy_tensor(parameter: Parameter, tensor: UnreadTensor, family: Family,

@@ -16,6 +16,7 @@ from minisft.models.bert import Bert
 from minisft.models.config import BertConfig
 from minisft.models.gpt2 import GPT2
 from minisft.models.heads import Classifier, LanguageModel, Model
+from minisft.models.seq2seq import EncoderDecoder
 from minisft.nn.layers import Dropout, Linear
 
 
@@ -141,4 +142,4 @@ class SpanClassifier(Model):
 
 
 # What a folder of io/model_folder.py may hold
-AnyModel = Classifier | LanguageModel | TokenClassifier | SpanClassifier
+AnyModel = Classifier | LanguageModel | TokenClassifier | SpanClassifier | EncoderDecoder

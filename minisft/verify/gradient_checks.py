@@ -16,13 +16,16 @@ from functools import partial
 import numpy as np
 
 from minisft.backend.random import Stream
-from minisft.data.batch import pack
+from minisft.data.batch import Batch, pack, pack_pairs
 from minisft.models import bert
 from minisft.models.adapters import LoraConfig
+from minisft.models.config import Seq2SeqConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
+from minisft.models.seq2seq import Embeddings, EncoderDecoder, SharedTable
 from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.nn.blocks import MLP, Block, SelfAttention
+from minisft.nn.cross_attention import Attention, DecoderBlock, EncoderBlock
 from minisft.nn.layers import Dropout, Embedding, LayerNorm, Linear
 from minisft.nn.lora import LoraLinear
 from minisft.nn.parameters import Parameters
@@ -45,9 +48,15 @@ CONFIG = GPT2Config(vocab_size=11, n_positions=5, n_embd=6, n_layer=2, n_head=2,
 BERT = bert.BertConfig(vocab_size=11, max_position_embeddings=5, hidden_size=6,
                        num_hidden_layers=2, num_attention_heads=2, intermediate_size=7,
                        hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
+SEQ2SEQ = Seq2SeqConfig(vocab_size=11, d_model=4, encoder_layers=1, decoder_layers=2,
+                        encoder_attention_heads=1, decoder_attention_heads=2, encoder_ffn_dim=5,
+                        decoder_ffn_dim=3, max_position_embeddings=6, dropout=0.3,
+                        attention_dropout=0.3)
 # the last two sequences are pairs of texts, which is BERT's matter alone
 BATCH = pack([[3], [1, 4, 1, 10, 9], [2, 6, 3]], example_ids=[7, 0, 4],
              types=[[0], [0, 0, 0, 1, 1], [0, 1, 1]])
+# sources longer and shorter than their targets
+PAIRS = pack_pairs([[3, 5, 2], [7], [1, 4, 4, 2]], [[8], [4, 10, 9, 8], [6, 3]], 1, 2, [7, 0, 4])
 STREAM = Stream(seed=0, step=1)
 RATE = 0.3
 
@@ -66,7 +75,7 @@ class Check:
         return self.run(broken or self.part)
 
 
-def check_model(model: Classifier | LanguageModel, seed: int = 0,
+def check_model(model: Classifier | LanguageModel | EncoderDecoder, seed: int = 0,
                 progress: Callable[[list[str]], Iterable[str]] = iter) -> list[Result]:
     """A built model in float64 -> a Result for each trained parameter, then again under dropout.
 
@@ -76,13 +85,26 @@ def check_model(model: Classifier | LanguageModel, seed: int = 0,
     if model.store.dtype != np.float64:
         raise ValueError(f"the model is {model.store.dtype}: gradients are checked in float64")
     rng, config = np.random.default_rng(seed), model.trunk.config
-    few = rng.integers(config.vocab_size, size=8)     # of twelve tokens, some are repeated
-    batch = pack([rng.choice(few, min(n, config.n_positions)) for n in (1, 7, 4)])
+    batch = _short_texts(model, rng)
     rows = _directions(model, batch, None, rng, seed, progress)
     if config.drops:
         dropped = _directions(model, batch, Stream(seed, step=1), rng, seed, progress)
         rows += [replace(row, name=f"{row.name} (dropout)") for row in dropped]
     return rows
+
+
+def _short_texts(model, rng) -> Batch:
+    config = model.trunk.config
+    few = rng.integers(config.vocab_size, size=8)     # of twelve tokens, some are repeated
+
+    def texts(*lengths):
+        return [rng.choice(few, min(n, config.n_positions)) for n in lengths]
+
+    if isinstance(model, EncoderDecoder):
+        targets = [text[1:] for text in texts(7, 1, 4)]
+        return pack_pairs(texts(1, 7, 4), targets, config.decoder_start_token_id,
+                          config.eos_token_id)
+    return pack(texts(1, 7, 4))
 
 
 def _directions(model, batch, stream, rng, seed, progress):
@@ -186,16 +208,16 @@ def _span_cross_entropy(backward):
     return _operation(forward, 2 * z, names=["z"], backward=backward)
 
 
-def _modules(layer, forward, x=None):
-    """A layer or model, forward() -> y, its input x (N,C) if it has a gradient -> rows."""
+def _modules(layer, forward, *inputs):
+    """A layer or model, forward() -> y, those of its inputs that have a gradient -> rows."""
     store, rng = Parameters(layer.parameters(), np.float64), np.random.default_rng(0)
     for p in store:
         p.value[...] = p.fill + 0.3 * rng.standard_normal(p.shape)
     dy = rng.standard_normal(forward().shape)
     values, gradients = ({p.name: getattr(p, kind) for p in store} for kind in ("value", "grad"))
-    dx = layer.backward(dy)
-    if x is not None:
-        values["x"], gradients["x"] = x, dx
+    d = layer.backward(dy)
+    for name, x, dx in zip("xm", inputs, d if isinstance(d, tuple) else (d,), strict=False):
+        values[name], gradients[name] = x, dx
     return compare(lambda: float((dy * forward()).sum()), values, gradients)
 
 
@@ -225,6 +247,36 @@ def _lora_layer(kind):
 def _packed_layer(name, rows, kind, config=CONFIG):
     layer, (x,) = kind(name, config, 1), _normal((9, config.n_embd))
     return _modules(layer, lambda: layer.forward(x, BATCH, STREAM, rows), x)
+
+
+def _decoder_embeddings(kind):
+    # the table is the model's: here it is put beside
+    shared = SharedTable(SEQ2SEQ)
+    layer = kind(shared, SEQ2SEQ, SEQ2SEQ.head_layer)
+    layer.table = shared
+    return _modules(layer, lambda: layer.forward(PAIRS, STREAM))
+
+
+def _between_texts(make, forward, kind):
+    """A layer whose rows of x ask rows of m, of another text: the gradients of both."""
+    layer = make(kind)
+    x, m = _normal((len(PAIRS.ids), SEQ2SEQ.d_model), (len(PAIRS.source.ids), SEQ2SEQ.d_model))
+    return _modules(layer, lambda: forward(layer, x, m), x, m)
+
+
+def _ask(layer, x, m):
+    keys = PAIRS.source.cu_seqlens[:-1], PAIRS.source.lengths
+    return layer.forward(x, *layer.project(m), PAIRS, STREAM, keys)
+
+
+def _encoder_block(kind):
+    layer, (x,) = kind("encoder.layers.0", SEQ2SEQ, 1), _normal((9, SEQ2SEQ.d_model))
+    return _modules(layer, lambda: layer.forward(x, BATCH, STREAM), x)
+
+
+def _encoder_decoder(kind):
+    model = kind(SEQ2SEQ, np.float64)
+    return _modules(model, lambda: model.forward(PAIRS, STREAM))
 
 
 def _language_model(tied, rows, kind):
@@ -298,6 +350,13 @@ _LAYERS = [
           partial(_packed_layer, "layer", None, config=BERT)),
     Check("BERT layer: Block (dropout, first rows)", bert.Block,
           partial(_packed_layer, "layer", BATCH.first, config=BERT)),
+    Check("seq2seq layer: Embeddings (dropout)", Embeddings, _decoder_embeddings),
+    Check("seq2seq layer: Attention (dropout)", Attention, partial(
+        _between_texts, lambda kind: kind("encoder_attn", SEQ2SEQ, 1, 2, False, 5), _ask)),
+    Check("seq2seq layer: EncoderBlock (dropout)", EncoderBlock, _encoder_block),
+    Check("seq2seq layer: DecoderBlock (dropout)", DecoderBlock, partial(
+        _between_texts, lambda kind: kind("decoder.layers.0", SEQ2SEQ, 3, 7),
+        lambda layer, x, m: layer.forward(x, m, PAIRS, STREAM))),
     Check("BERT layer: Pooler", bert.Pooler, partial(_pooler, ("pooler", BERT), 3)),
     Check("BERT layer: MeanPooler", bert.MeanPooler, partial(_pooler, (), 9)),
 ]
@@ -318,6 +377,7 @@ _MODELS = [
           partial(_span_classifier, config=BERT), MODEL_LIMIT),
     Check("BERT token classifier (dropout)", TokenClassifier, partial(_classifier, config=BERT),
           MODEL_LIMIT),
+    Check("encoder-decoder (dropout)", EncoderDecoder, _encoder_decoder, MODEL_LIMIT),
     Check("GPT-2 classifier (adapters, last rows)", Classifier, _adapted, MODEL_LIMIT),
     Check("BERT classifier (adapters, first rows)", BertClassifier,
           partial(_adapted, config=BERT), MODEL_LIMIT),

@@ -11,7 +11,9 @@ import numpy as np
 
 from minisft.models import bert
 from minisft.models.heads import LanguageModel
+from minisft.models.seq2seq import EncoderDecoder
 from minisft.nn.blocks import Block
+from minisft.nn.cross_attention import Attention, DecoderBlock
 from minisft.ops import attention, cross_entropy, lora, softmax
 from minisft.verify.gradcheck import Result, check
 
@@ -164,6 +166,43 @@ class MeanOfBatch(bert.MeanPooler):
         return np.repeat(dy / lengths.mean(), lengths, axis=0)
 
 
+class CrossValues(Attention):
+    def backward(self, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        dy = self.out_proj.backward(dy).reshape(len(dy), self.n_head, -1)
+        dq, dk, dv = (d.reshape(len(d), -1) for d in self.attend_backward(dy))
+        self.k_proj.backward(dk)
+        return self.q_proj.backward(dq), self.v_proj.backward(dv)
+
+
+class CrossResidual(DecoderBlock):
+    def backward(self, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        dy = dy + self.final_layer_norm.backward(self.mlp.backward(self.drop_3.backward(dy)))
+        dq, dm = self.encoder_attn.backward(self.drop_2.backward(dy))
+        dy = self.encoder_attn_layer_norm.backward(dq)
+        dq, dkv = self.self_attn.backward(self.drop_1.backward(dy))
+        return dy + self.self_attn_layer_norm.backward(dq + dkv), dm
+
+
+class LastBlockReads(EncoderDecoder):
+    def backward(self, dlogits: np.ndarray) -> np.ndarray:
+        first, *_ = self.trunk.decoder.layers
+        dx_and_dm = first.backward
+        first.backward = lambda dy: (dx_and_dm(dy)[0], 0)
+        try:
+            return super().backward(dlogits)
+        finally:
+            del first.backward
+
+
+class TargetTable(EncoderDecoder):
+    def backward(self, dlogits: np.ndarray) -> np.ndarray:
+        self.trunk.encoder.embeddings.backward = lambda dm: None
+        try:
+            return super().backward(dlogits)
+        finally:
+            del self.trunk.encoder.embeddings.backward
+
+
 @dataclass(frozen=True)
 class PlantedBug:
     """A broken variant of the part of one check, and what is wrong with it."""
@@ -216,6 +255,14 @@ PLANTED = {
         "the table of token types gets no gradient: it is one of three summed tables."),
     "bert-pooler": PlantedBug("BERT layer: Pooler", PoolerTanh,
         "tanh gone back as 1 - y in the place of 1 - y^2."),
+    "cross-keys": PlantedBug("seq2seq layer: Attention (dropout)", CrossValues,
+        "(4) without dk Wk^T: the other text enters as keys and as values."),
+    "cross-residual": PlantedBug("seq2seq layer: DecoderBlock (dropout)", CrossResidual,
+        "(5) without dw: the gradient of the residual around the cross-attention is missing."),
+    "cross-blocks": PlantedBug("encoder-decoder (dropout)", LastBlockReads,
+        "(3) with the last block alone: every block of the decoder reads the encoder's output."),
+    "cross-table": PlantedBug("encoder-decoder (dropout)", TargetTable,
+        "the table gets no gradient from the source's tokens: it embeds both texts."),
     "bert-mean": PlantedBug("BERT layer: MeanPooler", MeanOfBatch,
         "each token divided by the mean length of the batch, not by its own text's."),
 }
