@@ -1,14 +1,19 @@
 """The kernels on a card: first that they are right, then how fast, beside PyTorch on the same card.
 
-    python -m benchmarks.gpu --out gpu.json   and gpu.png beside it; some ten minutes
+    python -m benchmarks.gpu --out gpu.json   and gpu.png beside it; some twenty minutes, most of
+                                              them of torch.compile
+    python -m benchmarks.gpu --quick          fewer rounds and lengths, steps in bfloat16 alone
     python -m benchmarks.gpu --dry-run        the same, tiny, on the emulator: tries the command out
 
 It needs the package, CuPy and, as the peer, PyTorch. Kernels first, then whole training steps
 (benchmarks/gpu_step.py). Nothing is timed before it is right.
 
-Times are medians of single launches between two CUDA events, after warm-up. A kernel bound by
-memory is measured by the bytes that it must move (docs/kernels.md) against a plain copy on the
-same card; attention by its floating point operations.
+A kernel's time is that of twenty launches behind one another, divided by twenty: a kernel that only
+spins occupies the card meanwhile, so that the CPU, which needs longer for a launch than many
+kernels run, is not what is measured. Inputs rotate, so that they do not lie in the card's
+second-level cache because the launch before has read them. Both hold for PyTorch as well. A kernel
+bound by memory is measured by the bytes that it must move (docs/kernels.md) against a plain copy on
+the same card; attention by its floating point operations.
 """
 
 import argparse
@@ -19,6 +24,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -26,8 +32,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.gpu_attention import record_attention
-from benchmarks.gpu_step import record_steps
+from benchmarks.gpu_step import PRECISIONS, record_steps
 from minisft.backend import array
+from minisft.backend.gpu import cuda
 from minisft.backend.gpu.launch import (
     adamw,
     cross_entropy,
@@ -47,6 +54,13 @@ except ImportError:
     torch = None
 
 RATE = 0.1
+SETS = 8           # of inputs, which rotate
+LAUNCHES = 20      # behind one spin
+SPIN_CYCLES = 10_000_000     # some 5 ms
+SPIN = """extern "C" __global__ void spin(long long cycles) {
+    const long long begin = clock64();
+    while (clock64() - begin < cycles) {}
+}"""
 
 
 @dataclass
@@ -56,6 +70,7 @@ class Bench:
     card: bool
     rounds: int
     results: list = field(default_factory=list)
+    hidden: bool = True     # whether the card, not the CPU, was what the last time measured
 
     @property
     def name(self):
@@ -67,9 +82,9 @@ class Bench:
     def put(self, a):
         return array.to_gpu(a) if self.card else a
 
-    def normal(self, *shape):
+    def normal(self, *shape, seed=0):
         """-> normal values on the card, float32."""
-        rng = np.random.default_rng(len(shape))
+        rng = np.random.default_rng((seed, len(shape)))
         return self.put(rng.standard_normal(shape, dtype=np.float32))
 
     def peer(self, a, gradient=False):
@@ -77,35 +92,49 @@ class Bench:
         t = torch.as_tensor(array.to_cpu(a)).to("cuda" if self.card else "cpu")
         return t.requires_grad_() if gradient else t
 
-    def seconds(self, work):
-        """-> median over the rounds, by CUDA events on the card."""
-        for _ in range(min(3, self.rounds)):
+    @property
+    def sets(self):
+        """-> how many sets of inputs rotate."""
+        return SETS if self.card else 1
+
+    def seconds(self, works):
+        """Works on one set of inputs each -> the median time of one, over the rounds."""
+        works = works if isinstance(works, list) else [works]
+        for work in works[:min(3, self.rounds)]:
             work()
-        return median((self._by_events if self.card else _by_clock)(work)
+        return median((self._by_events if self.card else _by_clock)(works)
                       for _ in range(self.rounds))
 
-    def _by_events(self, work):
+    def _by_events(self, works):
+        """-> seconds of a work, of many enqueued while the card spins; of one where the CPU takes
+        longer than that."""
         start, end = (array.cupy.cuda.Event() for _ in range(2))
+        cuda.launch_source(SPIN, "spin", (1,), (1,), cycles=SPIN_CYCLES)
         start.record()
-        work()
+        for i in range(LAUNCHES):
+            works[i % len(works)]()
         end.record()
+        # a start that has come already was waited for by the CPU, not by the card
+        self.hidden = not start.done
         end.synchronize()
-        return array.cupy.cuda.get_elapsed_time(start, end) / 1e3
+        return array.cupy.cuda.get_elapsed_time(start, end) / 1e3 / LAUNCHES
 
-    def record(self, name, work, amount, unit, peer=None):
-        """Measures work, and PyTorch's; amount: bytes or operations of one run."""
-        mine = self.seconds(work)
-        theirs = self.seconds(peer) if torch and peer else None
+    def record(self, name, works, amount, unit, peers=None):
+        """Measures a work, or several on a set of inputs each, and PyTorch's; amount: bytes or
+        operations of one run."""
+        mine, hidden = self.seconds(works), self.hidden
+        theirs = self.seconds(peers) if torch and peers else None
         self.results.append({"name": name, "seconds": mine, unit: amount / mine / 1e9,
-                             "torch_seconds": theirs})
+                             "torch_seconds": theirs, "cpu_hidden": hidden,
+                             "torch_cpu_hidden": self.hidden if theirs else None})
         beside = f"  PyTorch {theirs * 1e6:10.1f} us, x{theirs / mine:5.2f}" if theirs else ""
         print(f"{name:<44} {mine * 1e6:10.1f} us  {amount / mine / 1e9:9.1f} {unit}{beside}",
               flush=True)
 
 
-def _by_clock(work):
+def _by_clock(works):
     start = time.perf_counter()
-    work()
+    works[0]()
     return time.perf_counter() - start
 
 
@@ -114,7 +143,7 @@ def correct(bench):
     failed = []
     for check in KERNEL_CHECKS.values():
         for size in (1, 33, 127) if bench.card else (33,):
-            rows = check.results(size, bench.asarray)
+            rows = check.results(size, bench.put)
             failed += [f"{check.name}, size {size}: {row}" for row in rows
                        if not row.error <= row.limit]
     print(f"correct: {len(KERNEL_CHECKS)} checks of kernels, {len(failed)} beyond their limit")
@@ -123,34 +152,39 @@ def correct(bench):
 
 def memory_bound(bench, n):
     """n tokens of GPT-2's width."""
-    x, dy = bench.normal(n, 768), bench.normal(n, 768)
-    bench.record("copy", x.copy, 8 * x.size, "GB/s")
+    inputs = [(bench.normal(n, 768, seed=i), bench.normal(n, 768, seed=SETS + i))
+              for i in range(bench.sets)]
+    size = inputs[0][0].size
+    bench.record("copy", [x.copy for x, _ in inputs], 8 * size, "GB/s")
     for module, name in ((softmax.naive, "softmax_naive"), (softmax.fused, "softmax")):
-        p, cache = module.forward(x)
-        bench.record(f"{name} forward", lambda m=module: m.forward(x), 8 * x.size, "GB/s",
-                     torch and _forward(bench, torch.softmax, x, -1))
-        bench.record(f"{name} backward", lambda m=module, c=cache: m.backward(dy, c), 12 * x.size,
-                     "GB/s", torch and _backward(bench, torch.softmax, x, dy, -1))
+        _pair(bench, name, inputs, module, (), torch and torch.softmax, (-1,))
     w, b = bench.normal(768), bench.normal(768)
-    _, cache = layer_norm.forward(x, w, b)
-    bench.record("layer_norm forward", lambda: layer_norm.forward(x, w, b), 8 * x.size, "GB/s",
-                 torch and _forward(bench, torch.nn.functional.layer_norm, x, (768,),
-                                     bench.peer(w), bench.peer(b)))
-    bench.record("layer_norm backward", lambda: layer_norm.backward(dy, cache), 12 * x.size,
-                 "GB/s", torch and _backward(bench, torch.nn.functional.layer_norm, x, dy, (768,),
-                                              bench.peer(w), bench.peer(b)))
-    wide, dwide, bias = bench.normal(n, 3072), bench.normal(n, 3072), bench.normal(3072)
-    _, of_gelu = gelu.forward(wide, "tanh", bias)
-    bench.record("gelu with bias forward", lambda: gelu.forward(wide, "tanh", bias),
-                 8 * wide.size, "GB/s")
-    bench.record("gelu with bias backward", lambda: gelu.backward(dwide, of_gelu),
-                 12 * wide.size, "GB/s")
+    _pair(bench, "layer_norm", inputs, layer_norm, (w, b),
+          torch and torch.nn.functional.layer_norm,
+          torch and ((768,), bench.peer(w), bench.peer(b)))
+    bias = bench.normal(3072)
+    wide = [(bench.normal(n, 3072, seed=i), bench.normal(n, 3072, seed=SETS + i))
+            for i in range(bench.sets)]
+    _pair(bench, "gelu with bias", wide, gelu, ("tanh", bias))
     words = Tokens(Stream(0, 1), 1, 1, bench.put(np.arange(n) // 50), bench.put(np.arange(n) % 50))
-    bench.record("dropout", lambda: dropout.forward(x, words, RATE), 8 * x.size, "GB/s",
-                 torch and _forward(bench, torch.dropout, x, RATE, True))
+    bench.record("dropout", [partial(dropout.forward, x, words, RATE) for x, _ in inputs],
+                 8 * size, "GB/s",
+                 torch and [_forward(bench, torch.dropout, x, RATE, True) for x, _ in inputs])
     ids = bench.put(np.random.default_rng(0).integers(0, 50257 if bench.card else 97, n))
-    bench.record("embedding backward", lambda: embedding.backward(dy, (ids, (50257, 768))),
-                 8 * x.size, "GB/s")
+    bench.record("embedding backward", [partial(embedding.backward, dy, (ids, (50257, 768)))
+                                        for _, dy in inputs], 8 * size, "GB/s")
+
+
+def _pair(bench, name, inputs, module, rest, peer=None, peer_rest=()):
+    """Forward and backward of an operation bound by memory on every set of inputs (x, dy)."""
+    size = inputs[0][0].size
+    bench.record(f"{name} forward", [partial(module.forward, x, *rest) for x, _ in inputs],
+                 8 * size, "GB/s",
+                 peer and [_forward(bench, peer, x, *peer_rest) for x, _ in inputs])
+    caches = [module.forward(x, *rest)[1] for x, _ in inputs]
+    bench.record(f"{name} backward", [partial(module.backward, dy, cache) for (_, dy), cache in
+                                      zip(inputs, caches, strict=True)], 12 * size, "GB/s",
+                 peer and [_backward(bench, peer, x, dy, *peer_rest) for x, dy in inputs])
 
 
 def loss_and_step(bench, n, classes, parameters):
@@ -194,6 +228,8 @@ def main(argv=None):
     """-> exit code: 0, 1 when a kernel is wrong, 2 without a card."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dry-run", action="store_true", help="tiny, on the emulator")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and lengths, steps in "
+                        "bfloat16 alone")
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON, and beside it a "
                         "picture")
     args = parser.parse_args(argv)
@@ -201,7 +237,7 @@ def main(argv=None):
         print("benchmarks.gpu: no CUDA card that CuPy can use, expected one (or --dry-run)",
               file=sys.stderr)
         return 2
-    bench = Bench(card=not args.dry_run, rounds=1 if args.dry_run else 20)
+    bench = Bench(card=not args.dry_run, rounds=1 if args.dry_run else 5 if args.quick else 20)
     failed = correct(bench)
     if args.dry_run:
         memory_bound(bench, 8)
@@ -212,16 +248,25 @@ def main(argv=None):
     else:
         memory_bound(bench, 8192)
         loss_and_step(bench, 2048, 50257, 124_439_808)
-        record_attention(bench, (128, 256, 512, 1024, 2048, 4096), 16384)
-        failed += record_steps(bench)
+        record_attention(bench, (128, 1024) if args.quick else (128, 256, 512, 1024, 2048, 4096),
+                         16384)
+        save(bench, args.out, failed)     # what follows takes longest
+        failed += record_steps(bench, rounds=bench.rounds,
+                               precisions=("bfloat16",) if args.quick else PRECISIONS)
     for line in failed:
         print(f"wrong: {line}")
+    save(bench, args.out, failed)
     if args.out:
-        with open(args.out, "w", encoding="utf-8") as file:
-            json.dump({"card": bench.name, "torch": torch and torch.__version__, "wrong": failed,
-                       "results": bench.results}, file, indent=1)
         draw(bench, Path(args.out).with_suffix(".png"))
     return 1 if failed else 0
+
+
+def save(bench, out, failed):
+    """The results so far as JSON, where a file is asked for."""
+    if out:
+        with open(out, "w", encoding="utf-8") as file:
+            json.dump({"card": bench.name, "torch": torch and torch.__version__, "wrong": failed,
+                       "results": bench.results}, file, indent=1)
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """GPT-2 in plain PyTorch, as its users write it: the peer of a training step on a card.
 
 Padded to the longest text, scaled_dot_product_attention, autocast for 16 bits, fused AdamW;
-`torch.compile` around the loss if wanted. No package beside PyTorch.
+`torch.compile` around the loss if wanted, in any of its modes. No package beside PyTorch.
 """
 
 import numpy as np
 
 from minisft.backend.array import to_cpu
+from minisft.backend.constants import ceil_div
 from minisft.ops.cross_entropy import IGNORE
 
 try:
@@ -19,8 +20,13 @@ except ImportError:
 class Peer:
     """The weights of one of our models, and a training step on them."""
 
-    def __init__(self, model, device, precision="float32", compiled=None, lr=1e-5):
-        """`compiled`: None for eager, or the backend of torch.compile."""
+    def __init__(self, model, device, precision="float32", compiled=None, lr=1e-5, mode=None,
+                 round_to=1, tf32=False):
+        """`compiled`: None for eager, or the backend of torch.compile, and `mode` its mode.
+
+        `round_to`: texts are padded to a multiple of this. `tf32`: float32 products by TF32.
+        """
+        self.mode, self.round_to, self.tf32 = mode, round_to, tf32
         config = model.trunk.config
         self.heads, self.layers = config.n_head, config.n_layer
         self.eps, self.device = config.layer_norm_epsilon, device
@@ -35,10 +41,13 @@ class Peer:
         self.loss = self._loss
         if compiled is not None:
             torch.compiler.reset()     # what was compiled for another case counts against a limit
-            self.loss = torch.compile(self._loss, backend=compiled)
+            self.loss = torch.compile(self._loss, backend=compiled, mode=mode)
 
     def step(self, ids, labels):
         """Token ids and labels of B texts -> mean loss, norm of the gradients; one step is done."""
+        torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+        if self.mode == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(self.device, dtype=self.type or torch.bfloat16,
                             enabled=self.type is not None):
             loss = self.loss(*self.batch(ids, labels))
@@ -52,7 +61,7 @@ class Peer:
 
     def batch(self, ids, labels):
         """-> ids (B,T), labels (B,) or (B,T), each text's last place (B,), on the device."""
-        longest = max(map(len, ids))
+        longest = ceil_div(max(map(len, ids)), self.round_to) * self.round_to
         padded = np.zeros((len(ids), longest), dtype=np.int64)
         targets = np.full((len(ids), longest), IGNORE)
         for row, text in enumerate(ids):

@@ -2,15 +2,23 @@
 
 A classifier at AG News' lengths, and a language model at 8 texts of 1,024 tokens, in float32 and in
 bfloat16. First both sides must find the same loss and norm of the gradients from the same
-weights; then they step by turns.
+weights; then they step by turns. PyTorch's fastest ways are among the peers: compile, its mode
+reduce-overhead (CUDA graphs, with lengths rounded up so that few are recorded), and in float32
+TF32, which rounds the factors of products to 10 bits.
+
+Of each side: the time of a step, how long the card was busy in it and with how many launches
+(CUPTI, through torch.profiler), and the most memory that its allocator has reserved. Where the card
+is busy for much less than the step, the CPU is what is waited for.
 
 Model FLOP utilisation as Chowdhery et al. 2022 ("PaLM", appendix B) count: 6 operations for each
 token and weight of a product, 12 T C for each token and layer of attention, over real tokens, over
 the card's peak. Recomputing and padding do not count.
 """
 
+import copy
 import gc
 import time
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -35,6 +43,9 @@ PEAKS = {"H200": (67, 989), "H100 PCIe": (51, 756), "H100": (67, 989), "A100": (
          "L40S": (91.6, 362), "L4": (30.3, 121), "RTX 4090": (82.6, 165), "A10": (31.2, 125),
          "T4": (8.1, 65)}
 LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}     # of first loss and norm, relative
+PRECISIONS = "float32", "bfloat16"
+OURS = "minisft"
+ROUND_TO = 32     # tokens to which reduce-overhead's texts are padded: one graph a length
 
 
 class Ours:
@@ -53,44 +64,91 @@ class Ours:
                           self.optimizer, RATE, self.config, None, {})
 
 
-def record_steps(bench, config=None, rounds=20):
+def record_steps(bench, config=None, rounds=20, precisions=PRECISIONS):
     """Measures every case; -> what was wrong. `config`: of a tiny model, for trying it out."""
     failed, config = [], config or GPT2Config.size("gpt2").with_dropout(0.0)
     for kind in ("classifier", "language model"):
         items = _items(kind, config, bench.card, rounds + 3)
-        for precision in ("float32", "bfloat16"):
+        for precision in precisions:
             failed += _case(bench, kind, config, precision, items)
     return failed
 
 
 def _case(bench, kind, config, precision, items):
-    ours = Ours(kind, config, "gpu" if bench.card else "cpu", precision)
-    sides = {"minisft": ours.step}
+    sides, first, reserved = {}, {}, {}
+
+    def join(name, make):
+        gc.collect()
+        before = _reserved(bench, name == OURS, afresh=True)
+        side = make()
+        kept = copy.deepcopy(side.model) if name == OURS and torch else None     # for the peers
+        sides[name] = side.step
+        first[name] = [float(a) for a in side.step(*items[0])]
+        side.step(*items[1])
+        reserved[name] = _reserved(bench, name == OURS) - before
+        return kept
+
+    weights = join(OURS, lambda: Ours(kind, config, "gpu" if bench.card else "cpu", precision))
     if torch:
-        for name, compiled in (("eager", None),
-                               ("compile", "inductor" if bench.card else "eager")):
-            peer = Peer(ours.model, "cuda" if bench.card else "cpu", precision, compiled, RATE)
-            sides[f"torch {name}"] = peer.step
-    first = {name: [float(a) for a in step(*items[0])] for name, step in sides.items()}
+        device, backend = ("cuda", "inductor") if bench.card else ("cpu", "eager")
+        ways = {"eager": {}, "compile": {"compiled": backend}}
+        if bench.card:
+            ways["reduce-overhead"] = {"compiled": backend, "mode": "reduce-overhead",
+                                       "round_to": ROUND_TO}
+            if precision == "float32":
+                ways["compile, TF32"] = {"compiled": backend, "tf32": True}
+        for name, options in ways.items():
+            join(f"torch {name}", partial(Peer, weights, device, precision, lr=RATE, **options))
     wrong = [f"{kind} {precision}: the first {what} of {name} is {theirs:.6f}, ours {ours:.6f}"
              for name, found in first.items()
-             for what, theirs, ours in zip(("loss", "gradient norm"), found, first["minisft"],
+             for what, theirs, ours in zip(("loss", "gradient norm"), found, first[OURS],
                                            strict=True)
-             if not abs(theirs / ours - 1) <= LIMITS[precision]]
+             if not abs(theirs / ours - 1) <= LIMITS["bfloat16" if "TF32" in name else precision]]
     seconds = _by_turns(bench, sides, items[1:])
     tokens = sum(len(x) for ids, _ in items[3:] for x in ids) / len(items[3:])
     work = sum(operations(config, kind, [len(x) for x in ids]) for ids, _ in items[3:])
     peak = peak_of(bench, precision)
     for name, found in seconds.items():
         rate = work / len(items[3:]) / median(found) / 1e12
+        busy, launches = profiled(bench, sides[name], items[-1])
         bench.results.append({
             "name": f"{kind} step, {precision}", "side": name, "seconds": median(found),
             "all_seconds": found, "tokens_per_second": tokens / median(found), "TFLOP/s": rate,
-            "model_flop_utilisation": peak and rate / peak})
+            "model_flop_utilisation": peak and rate / peak, "busy_seconds": busy,
+            "launches": launches, "reserved_bytes": reserved[name] or None})
         used = f", {rate / peak:6.1%} of the peak" if peak else ""
-        print(f"{kind + ' step, ' + precision:<32} {name:<14} {median(found) * 1e3:9.2f} ms  "
-              f"{tokens / median(found):12,.0f} tokens/s{used}", flush=True)
+        card = f", busy {busy * 1e3:8.2f} ms in {launches} launches" if busy else ""
+        print(f"{kind + ' step, ' + precision:<32} {name:<20} {median(found) * 1e3:9.2f} ms  "
+              f"{tokens / median(found):12,.0f} tokens/s{used}{card}", flush=True)
     return wrong
+
+
+def _reserved(bench, ours, afresh=False):
+    """-> bytes that the allocator of a side holds, at most so far; `afresh`: from now on."""
+    if not bench.card:
+        return 0
+    _wait(bench)
+    if ours:
+        pool = array.cupy.get_default_memory_pool()
+        if afresh:
+            pool.free_all_blocks()
+        return pool.total_bytes()     # what is free again stays reserved
+    if afresh:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.max_memory_reserved()
+
+
+def profiled(bench, step, item):
+    """-> seconds that the card was busy in a step, launches; None, None without card or PyTorch."""
+    if not (bench.card and torch):
+        return None, None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step(*item)
+        _wait(bench)
+    rows = [row for row in profile.key_averages()
+            if row.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(r.self_device_time_total for r in rows) / 1e6, sum(r.count for r in rows)
 
 
 def _by_turns(bench, sides, items):
