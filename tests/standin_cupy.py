@@ -33,6 +33,7 @@ ATTRIBUTES = ("dtype", "flags", "itemsize", "nbytes", "ndim", "shape", "size", "
 NO_LAUNCH = {"broadcast_shapes", "broadcast_to", "empty", "empty_like", "shape", "swapaxes",
              "transpose", "view"}
 MAY_COPY = {"ascontiguousarray", "astype", "ravel", "reshape"}     # and then it is a launch
+OF_NUMPY = np.ndarray, np.generic
 inf = np.inf
 
 _count = None     # Counter of `counted`
@@ -113,17 +114,18 @@ class _Pointer:
 
 def _taken(a):
     """An argument -> what NumPy computes with; raises TypeError for an array of NumPy."""
-    if isinstance(a, ndarray):
+    kind = type(a)
+    if kind is ndarray:
         return a._here
+    if kind is list or kind is tuple:
+        return kind(map(_taken, a))
     if isinstance(a, np.ndarray):
-        raise TypeError(f"Unsupported type {type(a)}: a NumPy array of shape {a.shape}")
-    if isinstance(a, list | tuple):
-        return type(a)(map(_taken, a))
+        raise TypeError(f"Unsupported type {kind}: a NumPy array of shape {a.shape}")
     return a
 
 
 def _over(result):
-    if isinstance(result, np.ndarray | np.generic):     # a sum, too, stays on the card
+    if isinstance(result, OF_NUMPY):     # a sum, too, stays on the card
         return ndarray(np.asarray(result))
     return tuple(map(_over, result)) if isinstance(result, tuple) else result
 

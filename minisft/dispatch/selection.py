@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import signature
 from typing import Any
 
@@ -70,14 +71,24 @@ class Site:
 
 def site_of(arguments: dict[str, Any]) -> Site:
     """The arguments of a call by name -> Site."""
-    kinds = np.ndarray if array.cupy is None else (np.ndarray, array.cupy.ndarray)
-    arrays = [a for a in arguments.values() if isinstance(a, kinds)]
-    floats = [a for a in arrays if a.dtype.kind == "f"]
+    cupy_array = () if array.cupy is None else array.cupy.ndarray
+    first, float32, arrays_here, floats_here = None, True, True, True
+    for a in arguments.values():     # one pass: every operation of a step comes here
+        here = isinstance(a, np.ndarray)
+        if not (here or isinstance(a, cupy_array)):
+            continue
+        arrays_here &= here
+        if a.dtype.kind == "f":
+            first = a if first is None else first
+            float32 &= a.dtype == np.float32
+            floats_here &= here
     # lengths and starts of sequences stay on the CPU, whatever asks for them
-    on_cpu = array.cupy is None or all(isinstance(a, np.ndarray) for a in floats or arrays)
-    return Site(cuda.version_for(floats[0]) if floats and cuda.possible() else "off",
-                on_cpu and jit.enabled(),
-                bool(floats) and all(a.dtype == np.float32 for a in floats), on_cpu)
+    on_cpu = arrays_here if first is None else floats_here
+    return _site(cuda.version_for(first) if first is not None and cuda.possible() else "off",
+                 on_cpu and jit.enabled(), first is not None and float32, on_cpu)
+
+
+_site = lru_cache(Site)     # there are few
 
 
 # Says why an implementation does not take a call, or "" where it does.

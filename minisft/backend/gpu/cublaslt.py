@@ -105,14 +105,14 @@ class Plan:
 def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = None) -> Array:
     """a (N,C), b (C,M), CuPy's, of one dtype -> (N,M) float32; None where cuBLASLt has no way.
 
-    Rows or columns of both are contiguous. `out` (N,M), contiguous, float32 or of that dtype: where
-    it goes. `bias` (M,) float32 is added to float32. Raises RuntimeError where cuBLASLt fails.
+    `out` (N,M), contiguous, float32 or of that dtype: where it goes. `bias` (M,) float32 is added
+    to float32. Raises RuntimeError where cuBLASLt fails.
     """
     cupy = array.cupy
     lt = library(cupy)
     (n, k), m = a.shape, b.shape[1]
     y = cupy.empty((n, m), dtype=np.float32) if out is None else out
-    (transposed_a, lda), (transposed_b, ldb) = by_columns(a), by_columns(b)
+    (a, transposed_a, lda), (b, transposed_b, ldb) = by_columns(a), by_columns(b)
     device = cupy.cuda.runtime.getDevice()
     pointers = b.data.ptr, a.data.ptr, y.data.ptr
     plan = _plan(cupy, device, n, m, k, KINDS[a.dtype], KINDS[y.dtype], transposed_a, transposed_b,
@@ -131,15 +131,15 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
     return y
 
 
-def by_columns(a: Array) -> tuple[bool, int] | None:
-    """-> whether cuBLAS, which reads a matrix by columns, must transpose it, and the distance of
-    its rows, or else columns; None where neither are contiguous."""
-    item = a.itemsize
-    if a.strides[1] == item and a.strides[0] >= a.shape[1] * item:
-        return False, a.strides[0] // item
-    if a.strides[0] == item and a.strides[1] >= a.shape[0] * item:
-        return True, a.strides[1] // item
-    return None
+def by_columns(a: Array) -> tuple[Array, bool, int]:
+    """-> the matrix, copied if neither its rows nor its columns are contiguous; whether cuBLAS,
+    which reads it by columns, must transpose it; the distance of its rows, or else columns."""
+    item, (rows, columns) = a.itemsize, a.strides
+    if columns == item and rows >= a.shape[1] * item:
+        return a, False, rows // item
+    if rows == item and columns >= a.shape[0] * item:
+        return a, True, columns // item
+    return array.cupy.array(a, order="C"), False, a.shape[1]
 
 
 @lru_cache(maxsize=1024)

@@ -178,7 +178,7 @@ class Prepared:
     def __call__(self, grid: tuple[int, ...], block: tuple[int, ...],
                  arguments: dict[str, Any]) -> None:
         """As `launch`."""
-        grid, block = (tuple(map(int, size)) + (1,) * (3 - len(size)) for size in (grid, block))
+        grid, block = _three(grid), _three(block)
         if arguments.keys() != self.names:
             self._refuse_names(arguments)
         x, y, z = block
@@ -246,6 +246,10 @@ class Prepared:
             f"{what} {', '.join(wrong)}" for what, wrong in
             (("missing", missing), ("unknown", unknown)) if wrong) +
             f"; expected {', '.join(names)}")
+
+
+def _three(sizes):
+    return tuple(map(int, sizes)) + (1,) * (3 - len(sizes))
 
 
 def _bounds(kind):

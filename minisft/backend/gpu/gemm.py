@@ -21,7 +21,7 @@ def product(a: Array, b: Array, out: Array | None = None, bias: Array | None = N
     """
     y = None
     if a.size and b.size and planned(array.cupy):
-        y = cublaslt.matmul(_readable(a), _readable(b), out, bias)
+        y = cublaslt.matmul(a, b, out, bias)
     if y is None:
         y = gemm_ex(a, b, out)
         if bias is not None:
@@ -42,8 +42,7 @@ def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
         return y
     cublas, runtime = cupy.cuda.cublas, cupy.cuda.runtime
     kind = runtime.CUDA_R_16BF if a.dtype == np.uint16 else runtime.CUDA_R_16F
-    a, b = _readable(a), _readable(b)
-    (transpose_a, lda), (transpose_b, ldb) = by_columns(a), by_columns(b)
+    (a, transpose_a, lda), (b, transpose_b, ldb) = by_columns(a), by_columns(b)
     modes = [cublas.CUBLAS_OP_T if transpose else cublas.CUBLAS_OP_N
              for transpose in (transpose_b, transpose_a)]
     cublas.gemmEx(cupy.cuda.get_cublas_handle(), *modes, m, n, k, ONE,
@@ -83,8 +82,3 @@ def multiplies_bfloat16() -> bool:
     """-> whether the card has tensor cores for bfloat16: compute capability 8.0 (Ampere) or more.
     """
     return int(array.cupy.cuda.Device().compute_capability) >= 80
-
-
-def _readable(a):
-    """-> the matrix, copied if neither its rows nor its columns are contiguous."""
-    return array.cupy.array(a, order="C") if by_columns(a) is None else a
