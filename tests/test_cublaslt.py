@@ -24,11 +24,20 @@ class StandIn:
 
     def __init__(self):
         self.made, self.calls, self.algorithms, self.scale = {}, 0, 1, 1.0
+        self.n_made = 0
 
     def _make(self, place, **fields):
-        self.made[len(self.made) + 1] = fields
-        ctypes.c_uint64.from_address(address(place)).value = len(self.made)
+        self.n_made += 1
+        self.made[self.n_made] = fields
+        ctypes.c_uint64.from_address(address(place)).value = self.n_made
         return 0
+
+    def _destroy(self, made):
+        del self.made[made]
+        return 0
+
+    cublasLtMatmulDescDestroy = cublasLtMatrixLayoutDestroy = _destroy     # noqa: N815
+    cublasLtMatmulPreferenceDestroy = _destroy     # noqa: N815
 
     def cublasLtCreate(self, handle):     # noqa: N802
         return self._make(handle)
@@ -145,6 +154,16 @@ def test_columns_of_a_matrix_are_told_as_aligned_as_they_are(lt, rng):
                                   array.to_cpu(gemm.gemm_ex(x[:, :4], both)))
 
 
+def test_a_plan_leaves_nothing_behind(lt, rng):
+    w = array.to_gpu(rng.standard_normal((4, 4)).astype(np.float16))
+    for n in range(1, 4):
+        gemm.product(array.to_gpu(np.ones((n, 4), np.float16)), w)
+    plans = cublaslt._plan.cache_info().currsize
+    assert len(lt.made) == 4 * plans + 1     # a description, three layouts each; the handle
+    cublaslt._plan.cache_clear()
+    assert len(lt.made) == 1
+
+
 def test_where_there_is_no_algorithm_cublas_multiplies(lt, rng):
     x, w = (array.to_gpu(rng.standard_normal((4, 4)).astype(np.float16)) for _ in range(2))
     gemm.planned(standin_cupy)
@@ -199,7 +218,9 @@ def test_the_library_understands_it():
             return getattr(lt, name)
 
         def cublasLtMatmulAlgoGetHeuristic(self, *arguments):     # noqa: N802
-            self.preference = arguments[6]
+            get = lt.cublasLtMatmulPreferenceGetAttribute
+            self.told = [read(get, arguments[6], 1, ctypes.c_size_t), *(
+                read(get, arguments[6], name, ctypes.c_uint32) for name in (5, 6, 7, 8))]
             arguments[9]._obj.value = 1
             return 0
 
@@ -222,7 +243,4 @@ def test_the_library_understands_it():
         assert tuple(read(lt.cublasLtMatrixLayoutGetAttribute, made, name, kind)
                      for name, kind in ((0, ctypes.c_int32), (2, ctypes.c_uint64),
                                         (3, ctypes.c_uint64), (4, ctypes.c_int64))) == expected
-    get = lt.cublasLtMatmulPreferenceGetAttribute
-    assert read(get, library.preference, 1, ctypes.c_size_t) == 32 << 20
-    assert [read(get, library.preference, name, ctypes.c_uint32)
-            for name in (5, 6, 7, 8)] == [16, 32, 256, 256]
+    assert library.told == [32 << 20, 16, 32, 256, 256]

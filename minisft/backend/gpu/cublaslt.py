@@ -44,6 +44,9 @@ FUNCTIONS = {
     "cublasLtMatrixLayoutCreate": [c_void_p, c_int, c_uint64, c_uint64, c_int64],
     "cublasLtMatmulPreferenceCreate": [c_void_p],
     "cublasLtMatmulPreferenceSetAttribute": [c_void_p, c_int, c_void_p, c_size_t],
+    "cublasLtMatmulDescDestroy": [c_void_p],
+    "cublasLtMatrixLayoutDestroy": [c_void_p],
+    "cublasLtMatmulPreferenceDestroy": [c_void_p],
     "cublasLtMatmulAlgoGetHeuristic": [*[c_void_p] * 7, c_int, c_void_p, c_void_p],
     "cublasLtMatmul": [*[c_void_p] * 14, c_size_t, c_void_p],
 }
@@ -73,21 +76,25 @@ class Plan:
     is None where cuBLASLt has none.
 
     `ld*` are distances of rows, or of columns of what is transposed; `aligned` to how many bytes b,
-    a and y are. Raises RuntimeError where cuBLASLt refuses a description.
+    a and y are. Raises RuntimeError where cuBLASLt refuses a description. What it made of them is
+    destroyed with the plan: texts of ever new lengths need ever new ones.
     """
+
+    layouts: tuple[int, ...] = ()
 
     def __init__(self, lt: Any, handle: int, n: int, m: int, k: int, kind: int, kind_y: int,
                  transposed_a: bool, transposed_b: bool, lda: int, ldb: int, bias: bool,
                  aligned: tuple[int, int, int]):
+        self.lt = lt
         self.description = _made(lt.cublasLtMatmulDescCreate, COMPUTE_32F, KINDS[np.dtype("f4")])
         for name, value in ((TRANSPOSE_A, int(transposed_b)), (TRANSPOSE_B, int(transposed_a)),
                             (EPILOGUE, BIAS if bias else DEFAULT)):
             _done(lt.cublasLtMatmulDescSetAttribute(self.description, name, byref(c_int(value)),
                                                     4))
-        self.layouts = [_made(lt.cublasLtMatrixLayoutCreate, *sizes) for sizes in (
+        self.layouts = tuple(_made(lt.cublasLtMatrixLayoutCreate, *sizes) for sizes in (
             (kind, *((k, m) if transposed_b else (m, k)), ldb),
             (kind, *((n, k) if transposed_a else (k, n)), lda),
-            (kind_y, m, n, m))]
+            (kind_y, m, n, m)))
         preference = _made(lt.cublasLtMatmulPreferenceCreate)
         _done(lt.cublasLtMatmulPreferenceSetAttribute(
             preference, WORKSPACE_BYTES, byref(c_size_t(WORKSPACE)), 8))
@@ -99,7 +106,14 @@ class Plan:
         status = lt.cublasLtMatmulAlgoGetHeuristic(
             handle, self.description, of_b, of_a, of_y, of_y, preference, 1, byref(found),
             byref(count))
+        _done(lt.cublasLtMatmulPreferenceDestroy(preference))
         self.algorithm = None if status or not count.value else found
+
+    def __del__(self) -> None:
+        for made in self.layouts:
+            self.lt.cublasLtMatrixLayoutDestroy(made)
+        if self.layouts:     # else it was never finished
+            self.lt.cublasLtMatmulDescDestroy(self.description)
 
 
 def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = None) -> Array:
