@@ -208,9 +208,10 @@ class TextClassifier(Estimator):
             feature_memory: int = 1024, schedule: str = "linear", warmup_ratio: float = 0.1,
             optimizer: str = "adamw", momentum: float = 0.9, beta2: float = 0.999,
             weight_decay: float = 0.01, layer_decay: float = 1.0, max_grad_norm: float = 1.0,
-            class_weights: str = "none", label_smoothing: float = 0.0, token_dropout: float = 0.0,
-            token_swap: float = 0.0, average: float = 0.0, early_stopping: int = 0,
-            select: str = "accuracy", seed: int = 0, quiet: bool = False) -> None:
+            class_weights: str = "none", label_smoothing: float | None = None,
+            token_dropout: float = 0.0, token_swap: float = 0.0, average: float = 0.0,
+            early_stopping: int = 0, select: str = "accuracy", seed: int = 0,
+            quiet: bool = False) -> None:
         self._set(locals())
 
     def __sklearn_tags__(self) -> Any:

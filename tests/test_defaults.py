@@ -96,6 +96,20 @@ def test_what_depends_on_other_options():
         FinetuneConfig.from_options(model="scratch", **given)).options().items()
 
 
+def test_a_translator_from_random_weights_has_its_own():
+    given = {"task": "translate", "model": "scratch", "train": "a.csv"}
+    found = resolved(10**6, width=512, **given)
+    assert found.training.lr == pytest.approx(2.5e-3) and found.training.epochs == 10
+    assert resolved(10**6, width=128, **given).training.lr == pytest.approx(5e-3)
+    assert found.model.dropout == found.training.label_smoothing == 0.1
+    assert found.data.clean == "none" and found.output.compare == "baselines"
+    # an earlier run's folder is fine-tuned like any other
+    later = resolved(10**7, width=768, task="translate", model="runs/a/model", train="a.csv")
+    assert (later.training.epochs, later.training.lr) == (3, 5e-5)
+    assert later.model.dropout is None and later.training.label_smoothing == 0.1
+    assert resolved(10**6).training.label_smoothing == 0.0
+
+
 def test_pooling_is_that_of_the_model():
     assert resolved(100, pooling="mean").model.pooling == "mean"
     assert resolved(100).model.pooling is None

@@ -28,8 +28,8 @@ FLAGS = [part for name, value in SMALL.items() if name != "quiet"
 OF_FILES = {"task", "train", "test", "valid", "train_texts", "text_column", "label_column",
             "label_map", "pair_column", "prompt_column", "completion_column", "no_header",
             "encoding", "delimiter", "skip_bad_rows", "max_compression_ratio", "seeds", "compare",
-            "max_new_tokens", "out", "overwrite", "word_column", "tag_column",
-            "max_answer_length"}
+            "max_new_tokens", "out", "overwrite", "word_column", "tag_column", "source_column",
+            "target_column", "train_target", "test_target", "valid_target", "max_answer_length"}
 OF_CLASSES = {"pooling", "adapt_epochs", "class_weights", "label_smoothing", "token_dropout",
               "token_swap"}
 

@@ -133,7 +133,6 @@ def test_configs_that_do_not_fit(rng, tmp_path, changed, message):
 @pytest.mark.parametrize("command, expected", [
     (["predict", "a text"], "expected a classifier"),
     (["generate", "a text"], "expected a language model"),
-    (["evaluate", "--test", "none.csv"], "expected a classifier, a language model or a tagger"),
     (["plan"], "expected a GPT-2 or a BERT"),
 ])
 def test_commands_that_cannot_use_it(rng, tmp_path, capsys, command, expected):

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from contextlib import contextmanager
 
-from minisft.cli import token_tasks
+from minisft.cli import token_tasks, translate
 from minisft.cli.arguments import (
     add_model,
     add_preprocessing,
@@ -46,16 +46,25 @@ FILE_OPTION = "--test"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the file, and how the figures are shown."""
+    parser.usage = "minisft evaluate --model NAME --test FILE [options]"
     add_model(parser, "folder of a model, as finetune leaves it")
     parser.add_argument("--test", required=True, metavar="FILE",
                         help="labelled texts; for a language model prompts and completions, for a "
-                        "tagger sentences with tags, for answers JSON as SQuAD's")
+                        "tagger sentences with tags, for answers JSON as SQuAD's, for a translator "
+                        "texts with translations")
     parser.add_argument("--label-column", metavar="NAME",
                         help="column of the label (default: as in training; label)")
     parser.add_argument("--word-column", metavar="NAME",
                         help="tagger: column of the word (default: as in training)")
     parser.add_argument("--tag-column", metavar="NAME",
                         help="tagger: column of the tag (default: as in training)")
+    parser.add_argument("--source-column", metavar="NAME", help="translator: column of the text "
+                        "(default: as in training; source)")
+    parser.add_argument("--target-column", metavar="NAME", help="translator: column of its "
+                        "translation (default: as in training; target)")
+    parser.add_argument("--test-target", metavar="FILE", help="translator: file whose lines are "
+                        "the translations of the lines of --test")
+    translate.add_search(parser)
     parser.add_argument("--label-map", nargs="+", default=(), metavar="NAME=NEW",
                         help="what the file calls the labels of the model's folder, as "
                         "LABEL_0=neg LABEL_1=pos")
@@ -77,14 +86,12 @@ def run(args: argparse.Namespace) -> None:
     require_new_bad_rows(args)
     model, tokenizer, preprocessing = read_model(
         args, label_map=classify.parse_label_map(args.label_map))
-    if isinstance(model, EncoderDecoder):
-        raise UserError(f"{args.model} is an encoder-decoder, which translates, expected a "
-                        "classifier, a language model or a tagger")
     room = model.trunk.config.n_positions
     preprocessing = chosen_preprocessing(args, dataclasses.replace(
         preprocessing, max_length=min(preprocessing.max_length or room, room)))
     measure = _classifier if isinstance(model, Classifier) else (
-        _language_model if isinstance(model, LanguageModel) else token_tasks.evaluate)
+        _language_model if isinstance(model, LanguageModel) else
+        translate.evaluate if isinstance(model, EncoderDecoder) else token_tasks.evaluate)
     figures, lines = measure(args, model, tokenizer, preprocessing)
     if args.json:
         print(json.dumps(figures, indent=2))

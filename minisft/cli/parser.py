@@ -17,11 +17,12 @@ from minisft.cli.terminal import fail
 
 # Each command with its help, here so that `minisft --help` loads none of them.
 COMMANDS = {
-    "finetune": "fine-tune GPT-2 or BERT on labelled texts, prompts, tagged words or questions",
+    "finetune": "fine-tune on labelled texts, prompts, tagged words, questions or translations",
     "curve": "learning curve: fine-tune with several numbers of texts, beside the baselines",
-    "evaluate": "measure a model on texts with labels, prompts, tagged words or questions",
+    "evaluate": "measure a model on texts with labels, completions, tags, answers or translations",
     "predict": "label new texts or words, or answer questions",
     "generate": "continue a prompt with a language model",
+    "translate": "translate texts with an encoder-decoder",
     "merge": "write the model that an adapter makes of its base, as a folder of its own",
     "pretrain": "pretrain a small GPT-2 on plain text",
     "convert": "make a folder with safetensors of nanoGPT's checkpoint or pytorch_model.bin",
@@ -33,6 +34,13 @@ COMMANDS = {
 
 class Formatter(argparse.HelpFormatter):
     """Shows the defaults that the help text does not tell itself."""
+
+    def add_argument(self, action):
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            # argparse forgets that the names of commands are indented once more
+            longest = max(map(len, action.choices), default=0)
+            self._action_max_length = max(self._action_max_length, longest + 4)
 
     def _get_help_string(self, action):
         default = action.default

@@ -40,6 +40,8 @@ def _commands(use):
         return [f'predict {model} "some words of a sentence"']
     if use.task == "answer":
         return [f'predict {model} "a question" "the text that holds its answer"']
+    if use.task == "translate":
+        return [f'translate {model} "a text"']
     generate = f'generate {model} "a new prompt"'
     return [generate] if use.task == "complete" else [generate, f"finetune {model} --train FILE"]
 

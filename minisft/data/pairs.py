@@ -7,8 +7,14 @@ come (Multi30k, Europarl).
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from minisft.backend import random
+from minisft.data.batch import Batch, pack_pairs
+from minisft.data.dataset import TokenizedDataset
 from minisft.data.encoding import MAX_COMPRESSION_RATIO, fault, read_text
 from minisft.data.read import each_row, require_columns, require_not_blank, text_of
 from minisft.data.table import SUFFIXES, BadRow, Table, read_table
@@ -31,6 +37,29 @@ class TextPairs:
     def place(self, n: int) -> str:
         """-> where the text of index n stands."""
         return f"{self.path}, line {self.lines[n]}"
+
+
+@dataclass(frozen=True)
+class PairDataset(TokenizedDataset):
+    """Token ids of each source, the end token behind them, and of its translation.
+
+    A step's tokens are those of both, and `ids` are the sources'.
+    """
+
+    targets: Sequence[np.ndarray] = ()
+    start: int = 0     # the token that begins a translation, and the one that ends it
+    end: int = 0
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """-> tokens of each pair (M,), as encoder and decoder read them."""
+        return np.array([len(a) + len(b) + 1
+                         for a, b in zip(self.ids, self.targets, strict=True)])
+
+    def batch(self, indices: Sequence[int], stream: random.Stream | None = None) -> Batch:
+        """indices of the pairs (B,) -> Batch with `source`."""
+        return pack_pairs([self.ids[n] for n in indices], [self.targets[n] for n in indices],
+                          self.start, self.end, indices)
 
 
 def is_table(path: str | Path) -> bool:

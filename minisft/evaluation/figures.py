@@ -11,7 +11,8 @@ class Verdict(str):
 class Use(str):
     """The line that says where a model is; the command line shows what it is used by.
 
-    task: "classify", "complete", "tag", "answer" or "pretrain". pairs: it reads two texts at once.
+    task: "classify", "complete", "tag", "answer", "translate" or
+    "pretrain". pairs: it reads two texts at once.
     """
 
     folder: Path

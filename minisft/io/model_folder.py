@@ -44,6 +44,8 @@ class Columns:
     completion_column: str | None = None
     word_column: str | None = None
     tag_column: str | None = None
+    source_column: str | None = None
+    target_column: str | None = None
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ BAD_ROWS = "bad_rows.csv"     # rows of the data files that could not be read an
 # What a run writes; `overwrite` removes these and touches nothing else in the folder.
 CONTENTS = (CONFIG, METRICS, DAMAGED_METRICS, "model", ADAPTER, STATE, ADAPTATION, "curves.png",
             "confusion.png", RESULTS, "report.md", "report.html", "curve.json", "curve.png",
-            "seeds.png", BAD_ROWS)
+            "seeds.png", "attention.png", BAD_ROWS)
 # A run of several seeds or training sizes has a folder for each inside.
 INNER = re.compile(r"(seed|size)-\d+")
 # A run killed while it wrote a file leaves a partial one (files.atomic_write).

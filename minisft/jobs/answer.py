@@ -88,7 +88,7 @@ class Answering:
         return load(folder, task="answer", seed=self.config.training.seed,
                     dropout=self.config.model.dropout)
 
-    def scratch(self, config: GPT2Config) -> SpanClassifier:
+    def scratch(self, config: GPT2Config, tokenizer: Tokenizer) -> SpanClassifier:
         """-> SpanClassifier from random weights."""
         return SpanClassifier(config, seed=self.config.training.seed)
 

@@ -104,7 +104,7 @@ class Classification:
                     pooling=self.config.model.pooling,
                     label_map=parse_label_map(self.config.data.label_map))
 
-    def scratch(self, config: GPT2Config) -> Classifier:
+    def scratch(self, config: GPT2Config, tokenizer: Tokenizer) -> Classifier:
         """-> Classifier from random weights."""
         return Classifier(config, self.label_names, seed=self.config.training.seed)
 
@@ -139,7 +139,7 @@ class Classification:
         cannot be."""
         return {"weights": class_weights(self.config.training.class_weights, self.label_names,
                                          self.train.labels),
-                "smoothing": self.config.training.label_smoothing}
+                "smoothing": self.config.training.label_smoothing or 0.0}
 
     def sample(self, tokenizer: Tokenizer, encoded: EncodedTexts) -> list[str]:
         """-> lines that show what is learnt from one text; nothing to explain here."""

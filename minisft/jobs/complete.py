@@ -189,7 +189,7 @@ class Completion:
         return load(folder, task="complete", seed=self.config.training.seed,
                     dropout=self.config.model.dropout)
 
-    def scratch(self, config: GPT2Config) -> LanguageModel:
+    def scratch(self, config: GPT2Config, tokenizer: Tokenizer) -> LanguageModel:
         """-> LanguageModel from random weights."""
         return LanguageModel(config, seed=self.config.training.seed)
 

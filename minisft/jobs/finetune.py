@@ -36,6 +36,7 @@ from minisft.jobs.answer import Answering
 from minisft.jobs.classify import Classification
 from minisft.jobs.complete import Completion
 from minisft.jobs.tag import Tagging
+from minisft.jobs.translate import Translation
 from minisft.models.adapters import LoraConfig, from_layer_on, target_names
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.token_heads import AnyModel
@@ -63,10 +64,12 @@ from minisft.training.options import config_of_run
 from minisft.training.saving import parse_save_every
 from minisft.training.state import State
 
-Task = Classification | Completion | Tagging | Answering
+Task = Classification | Completion | Tagging | Answering | Translation
 TASKS = {"classify": Classification, "complete": Completion, "tag": Tagging,
-         "answer": Answering}
+         "answer": Answering, "translate": Translation}
 Say = Callable[[str], Any]
+# options that name a file of texts
+FILES = ("train", "valid", "test", "train_target", "valid_target", "test_target")
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ class Prepared:
         config, shape = self.config.options(), self.model.trunk.config
         used = {"max_length": self.preprocessing.max_length}
         if config["model"] != "scratch":
-            used |= {"layers": shape.n_layer, "width": shape.n_embd, "heads": shape.n_head,
+            used |= {"layers": getattr(shape, "encoder_layers", shape.n_layer),
+                     "width": shape.n_embd, "heads": shape.n_head,
                      "context_length": shape.n_positions, "vocab_size": shape.vocab_size}
             if len(rates := shape.dropout_rates) == 1:
                 used["dropout"] = rates.pop()
@@ -241,6 +245,8 @@ def _columns(data):
                        label_column=data.label_column)
     if data.task in ("tag", "answer"):
         return Columns(word_column=data.word_column, tag_column=data.tag_column)
+    if data.task == "translate":
+        return Columns(source_column=data.source_column, target_column=data.target_column)
     return Columns(prompt_column=data.prompt_column, completion_column=data.completion_column)
 
 
@@ -408,14 +414,15 @@ def _build(task, config, say, resume):
     chosen = config.model
     if chosen.model == "scratch":
         tokenizer = (load_tokenizer(chosen.tokenizer, say) if chosen.tokenizer
-                     else train_tokenizer(task.texts, chosen.vocab_size))
+                     else train_tokenizer(task.texts, chosen.vocab_size,
+                                          getattr(task, "pad_token", None)))
         shape = GPT2Config(
             vocab_size=vocab_size_of(tokenizer), n_positions=chosen.context_length,
             n_embd=chosen.width, n_layer=chosen.layers, n_head=chosen.heads)
         shape = shape.with_dropout(chosen.dropout)
         shape.require_sound(f"{setting('width')}, {setting('heads')}")
-        model = task.scratch(shape)
-        if chosen.tokenizer:
+        model = task.scratch(shape, tokenizer)
+        if chosen.tokenizer and model.special_tokens is None:
             model.special_tokens = read_special_tokens(chosen.tokenizer, tokenizer)
         say("the model starts from random weights, so it knows no words yet: fine-tuning a "
             "pretrained one needs far fewer texts")
@@ -536,8 +543,7 @@ def fingerprints(config: FinetuneConfig, kept: dict | None,
                  resume: str | Path | None) -> dict[str, str | None]:
     """-> checksums of the data files, the model and the tokenizer; raises UserError when a resumed
     run began with others."""
-    files = {name: run_folder.file_sha256(getattr(config.data, name))
-             for name in ("train", "valid", "test")}
+    files = {name: run_folder.file_sha256(getattr(config.data, name)) for name in FILES}
     chosen = config.model
     files["model"] = (None if chosen.model == "scratch" else
                       run_folder.model_sha256(_place(chosen)))
@@ -566,7 +572,7 @@ def kept_config(kept: dict, folder: str | Path,
         kept = kept | {"settings": used | {name: known[name].default for name in OF_THE_MODEL
                                            if name in used and name not in given}}
     config = config_of_run(kind, kept, folder)
-    for name in ("train", "valid", "test"):
+    for name in FILES:
         path = getattr(config.data, name)
         if path is not None and not Path(path).exists():
             raise UserError(f"{path}: no such file, expected the file for {setting(name)} of the "

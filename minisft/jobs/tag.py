@@ -85,7 +85,7 @@ class Tagging:
                     seed=self.config.training.seed, dropout=self.config.model.dropout,
                     label_map=parse_label_map(self.config.data.label_map))
 
-    def scratch(self, config: GPT2Config) -> TokenClassifier:
+    def scratch(self, config: GPT2Config, tokenizer: Tokenizer) -> TokenClassifier:
         """-> TokenClassifier from random weights."""
         return TokenClassifier(config, self.label_names, seed=self.config.training.seed)
 

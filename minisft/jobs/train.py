@@ -37,7 +37,7 @@ def train(model: Classifier | LanguageModel, dataset: TokenizedDataset,
     config = resolve_defaults(whole, model, dataset).training
     options = {}
     if isinstance(model, Classifier):
-        options = {"smoothing": config.label_smoothing,
+        options = {"smoothing": config.label_smoothing or 0.0,
                    "weights": class_weights(config.class_weights, model.label_names,
                                             list(dataset.labels))}
     for block in model.trunk.blocks:

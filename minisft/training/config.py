@@ -11,11 +11,12 @@ from minisft.dispatch import PRECISIONS
 from minisft.errors import UserError, setting
 from minisft.io import hub
 from minisft.training.optim import OPTIMIZERS, SCHEDULES
-from minisft.training.options import Config, option, require_in_range
+from minisft.training.options import Config, counts, option, require_in_range
 from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
 
 CLASSIFY, COMPLETE, TAG = ("task", "classify"), ("task", "complete"), ("task", "tag")
 ANSWER = ("task", "answer")
+TRANSLATE = ("task", "translate")
 
 PRECISION_HELP = (
     "of matrix products; weights, sums and all else stay float32. On a CPU bfloat16 takes the "
@@ -34,12 +35,12 @@ class DataConfig:
 
     task: str = option(
         "classify", "what to learn: a class for each text, to complete prompts, a tag for each "
-        "word, or where in a text the answer to a question stands",
-        choices=("classify", "complete", "tag", "answer"))
+        "word, where in a text the answer to a question stands, or to translate",
+        choices=("classify", "complete", "tag", "answer", "translate"))
     train: str | None = option(
         None, "training file: .csv, .tsv, .jsonl or .json, plain or .gz (default: the bundled "
-        "toy-news); tag: also .conllu or columns as CoNLL 2003; answer: JSON as SQuAD",
-        metavar="FILE")
+        "toy-news); tag: also .conllu or columns as CoNLL 2003; answer: JSON as SQuAD; translate: "
+        f"also lines of text, with {setting('train_target')}", metavar="FILE")
     test: str | None = option(None, "test file, read once, at the end", metavar="FILE")
     valid: str | None = option(
         None, "validation file (default: a part of the training file)", metavar="FILE")
@@ -78,6 +79,17 @@ class DataConfig:
     max_answer_length: int = option(
         MAX_ANSWER_LENGTH, "answer: tokens of the longest answer that is given; the folder "
         "remembers it", within=(1, None), type=int, only=ANSWER)
+    source_column: str = option(
+        "source", "translate: column of the text", metavar="NAME", only=TRANSLATE)
+    target_column: str = option(
+        "target", "translate: column of its translation", metavar="NAME", only=TRANSLATE)
+    train_target: str | None = option(
+        None, "translate: file whose lines are the translations of the training file's, which is "
+        "then plain text, .gz or not", metavar="FILE", only=TRANSLATE)
+    test_target: str | None = option(
+        None, "translate: the same of the test file", metavar="FILE", only=TRANSLATE)
+    valid_target: str | None = option(
+        None, "translate: the same of the validation file", metavar="FILE", only=TRANSLATE)
     parse_special: bool = option(
         False, "tokens with a role, such as <|endoftext|> or [SEP], that stand in a text are read "
         "as those tokens, not as characters; a model's own added tokens always are",
@@ -116,7 +128,9 @@ class ModelConfig:
     tokenizer: str | None = option(
         None, "folder of a tokenizer (default: the model's; scratch: one is trained on the "
         "training texts)", metavar="DIR")
-    layers: int = option(2, "scratch: number of blocks", within=(1, 1000), type=int)
+    layers: int = option(
+        2, "scratch: number of blocks; translate: so many of the encoder, and of the decoder",
+        within=(1, 1000), type=int)
     width: int = option(128, "scratch: number of channels", within=(1, 100_000), type=int)
     heads: int = option(4, "scratch: number of heads", within=(1, None), type=int)
     context_length: int = option(
@@ -125,7 +139,7 @@ class ModelConfig:
         4096, "scratch: tokens of the vocabulary that is trained",
         within=(257, 1_000_000), type=int)
     dropout: float | None = option(
-        None, "dropout everywhere (default: the model's; scratch: 0.3)",
+        None, "dropout everywhere (default: the model's; scratch: 0.3, translate: 0.1)",
         within=(0, 0.99), type=float)
     pooling: str | None = option(
         None, "BERT: what its classifier reads, the first token through the pooler or the mean of "
@@ -164,7 +178,7 @@ class TrainingConfig:
 
     epochs: int | None = option(
         None, "passes over the training texts (default: 3, more where that is fewer than 120 "
-        "steps, at most 20; scratch: 15)", within=(1, 100_000), type=int)
+        "steps, at most 20; scratch: 15, translate: 10)", within=(1, 100_000), type=int)
     adapt_epochs: int = option(
         0, "classify: passes of next-token training over the training texts before the classifier "
         "learns", within=(0, 100_000), type=int, only=CLASSIFY)
@@ -184,7 +198,8 @@ class TrainingConfig:
     lr: float | None = option(
         None, "highest learning rate (default: 5e-5 * (768 / width) ** 1.5, less for batches of "
         f"few texts; ten times that with {setting('adapter')} or {setting('train_layers', 'bias')}"
-        f"; scratch, and {setting('train_layers', 'head')}: 1e-3; sgd: a hundred times these)",
+        f"; scratch, and {setting('train_layers', 'head')}: 1e-3; scratch, translate: 5e-3 * "
+        "(128 / width) ** 0.5; sgd: a hundred times these)",
         within=(0, None), type=float)
     schedule: str = option("linear", "how the learning rate falls", choices=SCHEDULES)
     warmup_ratio: float = option(
@@ -206,9 +221,10 @@ class TrainingConfig:
         "none", "weights of the classes in the loss: none, balanced, or NAME=W,NAME=W,... "
         "(a name with a comma stands in quotes; or a JSON object)",
         metavar="WEIGHTS", only=CLASSIFY)
-    label_smoothing: float = option(
-        0.0, "part of the target spread over all classes", within=(0, 1), type=float,
-        only=CLASSIFY)
+    label_smoothing: float | None = option(
+        None, "classify, translate: part of the target spread over all classes or tokens (default: "
+        "0; translate: 0.1)", within=(0, 1), type=float,
+        only=("task", "classify", "translate"))
     token_dropout: float = option(
         0.0, "classify: part of its tokens that a training text loses, others in each step",
         within=(0, 0.9), type=float, only=CLASSIFY)
@@ -224,7 +240,8 @@ class TrainingConfig:
         within=(0, None), type=int)
     select: str = option(
         "accuracy", "which epoch counts: the best on the validation part, classify by this figure "
-        "and complete by the loss, or the last", choices=("accuracy", "macro_f1", "loss", "last"))
+        "complete and translate by the loss, or the last",
+        choices=("accuracy", "macro_f1", "loss", "last"))
     seed: int = option(
         0, "seed of initial values, order, dropout and split", within=(0, 2**32 - 1), type=int)
 
@@ -246,6 +263,13 @@ class OutputConfig:
     max_new_tokens: int = option(
         128, "complete: maximum length of a completion when testing", within=(1, None), type=int,
         only=COMPLETE)
+    beam_size: int = option(
+        4, "translate: how many beginnings of a translation are kept while testing; 1 takes the "
+        "most probable token each time", within=(1, 1000), type=int, only=TRANSLATE)
+    length_penalty: float = option(
+        1.0, "translate: power of the length by which the sum of log-probabilities of a "
+        "translation is divided; more prefers longer ones", within=(0, 10), type=float,
+        only=TRANSLATE)
     out: str | None = option(
         None, "run folder (default: the first free of runs/NAME, runs/NAME-2, ...)", metavar="DIR")
     overwrite: bool = option(
@@ -288,11 +312,16 @@ def require_sound(config: FinetuneConfig) -> None:
                         f"{setting('select', 'last')} takes the last one whatever it is")
     known = config.option_fields()
     for name in ("label_map", "pair_column", "token_dropout", "token_swap", "class_weights",
-                 "label_smoothing", "word_column", "tag_column", "max_answer_length"):
+                 "label_smoothing", "word_column", "tag_column", "source_column", "target_column",
+                 "train_target", "test_target", "valid_target", "beam_size", "length_penalty",
+                 "max_answer_length"):
         only = known[name].metadata["only"]
-        if only not in (None, ("task", data.task)) and \
+        if not counts(only, {"task": data.task}) and \
                 config.options()[name] != known[name].default:
-            raise UserError(f"{setting(name)} is for {setting(*only)}")
+            raise UserError(f"{setting(name)} is for " + " or ".join(
+                setting(only[0], value) for value in only[1:]))
+    if data.task == "translate":
+        _require_translation(config)
     if data.task in ("tag", "answer"):
         if data.train is None:
             raise UserError(f"{setting('task', data.task)} needs {setting('train')}")
@@ -316,6 +345,26 @@ def require_sound(config: FinetuneConfig) -> None:
     if training.adapt_epochs and data.task != "classify":
         raise UserError(f"{setting('adapt_epochs')} is for {setting('task', 'classify')}: "
                         "completing is next-token training already")
+
+
+def _require_translation(config):
+    """Raises UserError naming the first option that a translation does not have, or needs."""
+    data, model = config.data, config.model
+    if data.train is None:
+        raise UserError(f"{setting('task', data.task)} needs {setting('train')}")
+    for name in ("train", "test", "valid"):
+        target = f"{name}_target"
+        if getattr(data, target) is not None and getattr(data, name) is None:
+            raise UserError(f"{setting(target)} is the file of translations beside "
+                            f"{setting(name)}, which is not given")
+    if model.model == ModelConfig.model:
+        raise UserError(f"{model.model} is no translator, expected {setting('model', 'scratch')} "
+                        f"or the folder that a run of {setting('task', data.task)} left")
+    if model.adapter is not None:
+        raise UserError(f"{setting('adapter')} is for GPT-2 and BERT")
+    if model.train_layers != "all":
+        raise UserError(f"{setting('train_layers')} is {model.train_layers}, expected all: a "
+                        "translator is trained as a whole")
 
 
 def _require_adapter(model, training):

@@ -13,15 +13,20 @@ from minisft.errors import UserError, setting, short_repr
 
 
 def option(default: Any, help: str, within: tuple | None = None,
-           only: tuple[str, Any] | None = None, **argparse: Any) -> Any:
+           only: tuple[str, ...] | None = None, **argparse: Any) -> Any:
     """A field with its help, what argparse needs besides, and (lowest, highest) for a number.
 
-    `only`: the option and its value beside which alone this one counts. None as the default stands
-    for "depends": the help says on what. None as the highest: any. The highest of a size is beyond
-    any use and keeps a slip of the finger from filling the memory.
+    `only`: the option, and its values beside which alone this one counts. None as the default
+    stands for "depends": the help says on what. None as the highest: any. The highest of a size is
+    beyond any use and keeps a slip of the finger from filling the memory.
     """
     return dataclasses.field(default=default, metadata={
         "help": help, "within": within, "only": only, "argparse": argparse})
+
+
+def counts(only: tuple[str, ...] | None, values: Mapping[str, Any]) -> bool:
+    """What `option` keeps as `only`, values of the options -> whether the option counts there."""
+    return only is None or values[only[0]] in only[1:]
 
 
 class Config:
@@ -58,8 +63,7 @@ class Config:
         """Values of all options -> those that count beside the others."""
         known = cls.option_fields()
         return {name: value for name, value in values.items()
-                if (only := known[name].metadata["only"]) is None
-                or values[only[0]] == only[1]}
+                if counts(known[name].metadata["only"], values)}
 
     def replace(self, **values: Any) -> Self:
         """-> the same config with other values for these options; raises as `from_options`."""
@@ -98,7 +102,8 @@ def require_in_range(config: Config) -> None:
         choices = known.metadata["argparse"].get("choices")
         if choices and value not in (*choices, known.default):
             raise UserError(f"{setting(name)} is {value!r}, expected one of {', '.join(choices)}")
-        if value == "" and name in ("train", "test", "valid", "model", "tokenizer", "out"):
+        if value == "" and name in ("train", "test", "valid", "train_target", "test_target",
+                                   "valid_target", "model", "tokenizer", "out"):
             raise UserError(f"{setting(name)} is empty, expected a name")
     if options["lr"] == 0:
         raise UserError(f"{setting('lr')} is 0.0, expected more: nothing would be learnt")
