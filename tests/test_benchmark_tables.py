@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from benchmarks import harness, ideas, predict, products, sides, texts
+from benchmarks import harness, ideas, predict, products, sides, texts, translation
 from minisft.backend.cpu import jit, row_blocks
 from minisft.backend.cpu.processor import why_not_bfloat16
 from minisft.dispatch import attention
@@ -212,3 +212,20 @@ def test_ideas_take_equal_steps(options, rng):
             variant.step((ids, [0, 1, 2, 3]))
         losses.append(ours.step(ids, [0, 1, 2, 3]))
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("alone", [True, pytest.param(False, marks=pytest.mark.parity)])
+def test_a_translators_step_is_compared(tmp_path, alone, capsys):
+    if not alone:
+        pytest.importorskip("torch")
+    for side in ("source", "target"):
+        (tmp_path / side).write_text("".join(
+            f"{' '.join(f'{side}{n * k % 7}' for k in range(1 + n % 5))}\n" for n in range(60)))
+    assert translation.main([
+        *TINY, "--tokens", "60", "--source", str(tmp_path / "source"), "--target",
+        str(tmp_path / "target"), "--out", str(tmp_path), *["--alone"] * alone]) == 0
+    found = json.loads((tmp_path / "translation.json").read_text())
+    assert {row["case"] for row in found["rows"]} == {
+        f"{order} lengths, dropout {rate}" for order in ("any", "like") for rate in ("0", "0.1")}
+    assert alone or capsys.readouterr().out.count("logits equal within") == 2
+    assert translation.main([*TINY]) == 2     # no files and no data sets
