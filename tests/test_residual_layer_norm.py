@@ -13,6 +13,7 @@ from minisft.dispatch.matmul import widened
 from minisft.models.adapters import LoraConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
+from minisft.nn import blocks
 from minisft.nn.layers import Sum
 from minisft.ops.cross_entropy import IGNORE
 from tests import standin_cupy
@@ -165,3 +166,23 @@ def test_a_sum_that_nobody_normalises(rng, monkeypatch):
     model.clear_cache()
     monkeypatch.setenv("MINISFT_CUDA", "")
     np.testing.assert_allclose(hidden, model.trunk.frozen_forward(batch), atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["classifier", "language model"])
+def test_attention_in_16_bits_has_the_bits_of_roundings_around_it(rng, monkeypatch, kind,
+                                                                 precision):
+    model, batch = model_and_batch(rng, kind)
+    model.store.set_compute_dtype(FORMATS[precision])
+    monkeypatch.setenv("MINISFT_CUDA", "emulate")
+    bias, width = model.store["h.0.attn.c_attn.bias"].value, CONFIG.n_embd // CONFIG.n_head
+    assert blocks.attention_in_16_bits(bias, width, FORMATS[precision])
+    assert not blocks.attention_in_16_bits(bias, width - 1, FORMATS[precision])
+    with only("formula", operations=("attention",)):
+        assert not blocks.attention_in_16_bits(bias, width, FORMATS[precision])
+    loss, direct = gradients(model, batch)
+    monkeypatch.setattr(blocks, "attention_in_16_bits", lambda *_: False)
+    around_loss, around = gradients(model, batch)
+    assert loss == around_loss
+    for name, gradient in direct.items():
+        assert np.array_equal(gradient, around[name]), name

@@ -23,6 +23,7 @@ from minisft.dispatch.operations import (
     OPERATIONS,
     adamw,
     attention,
+    attention_in_16_bits,
     column_sums,
     cross_entropy,
     dropout,
@@ -41,7 +42,8 @@ from minisft.dispatch.random_words import dispatched
 from minisft.dispatch.selection import Site, only, watched
 
 __all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "PRECISIONS", "Site", "adamw",
-           "attention", "column_sums", "cross_entropy", "dispatched", "dropout", "embedding",
+           "attention", "attention_in_16_bits", "column_sums", "cross_entropy", "dispatched",
+           "dropout", "embedding",
            "gelu", "gelu_adds_bias", "layer_norm", "linear", "lora", "matmul", "only",
            "resolve_precision", "rounded", "softmax", "span_cross_entropy", "squared_norm",
            "sums_before_norm", "to_bfloat16", "watched"]

@@ -154,6 +154,10 @@ span_cross_entropy = Operation("span_cross_entropy", ops.span_cross_entropy.forw
 _attention = SimpleNamespace(forward=partial(ops.attention.forward, softmax=softmax),
                              backward=ops.attention.backward)
 attention = Operation("attention", ops.attention.forward, [
+    Implementation("tensor cores", (
+        _in_16_bits("q"), kernels_in_16_bits("q", "fused"), packed_keys, own_score_words,
+        multiple("q", 16), widest("q", launch.attention_tensor_cores.WIDEST)),
+        lambda: launch.attention_tensor_cores),
     *(Implementation("tensor cores", (
         kernels("fused"), computes_in(dtype, precision), packed_keys, own_score_words,
         multiple("q", 16), widest("q", launch.attention_tensor_cores.WIDEST)), launcher)
@@ -174,6 +178,20 @@ attention = Operation("attention", ops.attention.forward, [
                    lambda: attention_groups.Groups()),
     Implementation(FORMULA, (), lambda: _attention),
 ], shapes.attention, options=("compute_dtype",))
+
+
+def attention_in_16_bits(x: Any, width: int, dtype: Any) -> bool:
+    """Any float32 vector of the model, a head's width, the format of its products -> whether
+    `attention` of a packed batch takes q, k, v and dy in that format, and gives y in it; its
+    backward then takes `out`, where the float32 gradients go.
+    """
+    if dtype is None:
+        return False
+    q = x[:width].reshape(1, 1, -1)     # one query that asks one key will do
+    one = np.ones(1, dtype=np.int64)
+    return attention.choose(q, q, q, np.arange(2), one - 1, one,
+                            compute_dtype=dtype).name == "tensor cores"
+
 
 def _column_sums(x, out=None, add=False):
     """x (N,M) -> its sums over the rows (M,); `out` (M,): where they go, or are added."""

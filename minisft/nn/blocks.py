@@ -7,7 +7,15 @@ import numpy as np
 
 from minisft.backend import random
 from minisft.backend.array import Array, array_module
-from minisft.dispatch import attention, dispatched, gelu, gelu_adds_bias, sums_before_norm
+from minisft.dispatch import (
+    attention,
+    attention_in_16_bits,
+    dispatched,
+    gelu,
+    gelu_adds_bias,
+    rounded,
+    sums_before_norm,
+)
 from minisft.nn.layers import INITIAL_SCALE, Dropout, Layer, LayerNorm, Linear
 from minisft.nn.lora import LoraLinear
 
@@ -41,10 +49,12 @@ class MultiHeadAttention(Layer):
             compute_dtype=weight.compute_dtype)
         return y
 
-    def attend_backward(self, dy: Array) -> tuple[Array, Array, Array]:
-        """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D)."""
+    def attend_backward(self, dy: Array, out: Any = None) -> tuple[Array, Array, Array]:
+        """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D); `out`: where kernels of 16 bits put them.
+        """
         cache, self.attended = self.attended, None
-        return attention.backward(dy, cache)
+        options = {} if out is None else {"out": out}
+        return attention.backward(dy, cache, **options)
 
 
 class SelfAttention(MultiHeadAttention):
@@ -66,31 +76,42 @@ class SelfAttention(MultiHeadAttention):
         """
         width, heads = x.shape[-1], (self.n_head, x.shape[-1] // self.n_head)
         keys = parts = None
+        # then q, k and v are rounded in one pass, and y goes on as it is to the product
+        low = kv_cache is None and self.c_proj.input_dtype is not None and attention_in_16_bits(
+            self.c_attn.b.value, heads[1], self.c_attn.w.compute_dtype)
+        dtype = self.c_attn.w.compute_dtype if low else None
         if rows is None:
-            q, k, v = self.c_attn.forward(x).reshape(len(x), 3, *heads).swapaxes(0, 1)
+            qkv = rounded(self.c_attn.forward(x), dtype)
+            q, k, v = qkv.reshape(len(x), 3, *heads).swapaxes(0, 1)
         else:
             q, q_saved = self.c_attn.forward_columns(x[rows], slice(width))
             kv, kv_saved = self.c_attn.forward_columns(x, slice(width, None))
-            q = q.reshape(-1, *heads)
+            q, kv = rounded(q, dtype).reshape(-1, *heads), rounded(kv, dtype)
             k, v = kv.reshape(len(x), 2, *heads).swapaxes(0, 1)
             parts = q_saved, kv_saved
         if kv_cache is not None:
             k, v, *keys = kv_cache.extend(k, v, batch)
         y = self.attend(q, k, v, batch, stream, True, rows, keys)
-        self.save_for_backward(rows, parts, q.shape, bias)
+        self.save_for_backward(rows, parts, q.shape, len(x), bias, dtype)
         return self.c_proj.forward(y.reshape(len(y), -1), bias)
 
     def backward(self, dy: Array, needs_dx: bool = True) -> Array:
         """dy (N,C), or (B,C) after `rows` -> dx (N,C); None as `Linear`'s."""
-        rows, parts, shape, bias = self.pop_saved()
-        dy = self.c_proj.backward(dy, bias=bias)
+        rows, parts, shape, n, bias, dtype = self.pop_saved()
+        dy = rounded(self.c_proj.backward(dy, bias=bias, round_dx=dtype is not None), dtype)
         xp, width = array_module(dy), dy.shape[-1]
-        dq, dk, dv = self.attend_backward(dy.reshape(shape))
+        if dtype is None:
+            dq, *dkv = self.attend_backward(dy.reshape(shape))
+            whole = xp.stack([dq, *dkv] if rows is None else dkv, axis=1)
+        else:     # the kernels write where the product reads
+            whole = xp.empty((n, 3 if rows is None else 2, *shape[1:]), dtype=np.float32)
+            *dq, dk, dv = whole.swapaxes(0, 1)
+            dq = dq[0] if dq else xp.empty(shape, dtype=np.float32)
+            self.attend_backward(dy.reshape(shape), out=(dq, dk, dv))
         if rows is None:
-            return self.c_attn.backward(xp.stack([dq, dk, dv], axis=1).reshape(len(dq), -1),
-                                        needs_dx)
+            return self.c_attn.backward(whole.reshape(n, -1), needs_dx)
         q_saved, kv_saved = parts
-        dkv = xp.stack([dk, dv], axis=1).reshape(len(dk), -1)
+        dkv = whole.reshape(n, -1)
         dx = self.c_attn.backward_columns(dkv, kv_saved, slice(width, None), needs_dx=needs_dx)
         dx_q = self.c_attn.backward_columns(dq.reshape(len(dq), -1), q_saved, slice(width),
                                             needs_dx=needs_dx)
@@ -123,9 +144,13 @@ class MLP(Layer):
     def backward(self, dy: Array) -> Array:
         """dy (N,C) -> dx (N,C)."""
         cache, to_z, fused, low, bias = self.pop_saved()
-        dz = gelu.backward(self.c_proj.backward(dy, bias=bias, round_dx=low), cache)
-        if fused:
-            dz, db = dz
+        dh = self.c_proj.backward(dy, bias=bias, round_dx=low)
+        if not fused:
+            dz = gelu.backward(dh, cache)
+        elif (out := self.c_fc.b.first_grad()) is not None:
+            dz, _ = gelu.backward(dh, cache, out=out)
+        else:
+            dz, db = gelu.backward(dh, cache)
             self.c_fc.b.add_grad(db)
         return self.c_fc.backward_columns(dz, to_z, slice(None), bias=not fused)
 

@@ -36,12 +36,13 @@ def forward(q: Array, k: Array, v: Array, cu_seqlens: Array, key_starts: Array, 
     return y, (q, k, v, y, lse, at)
 
 
-def backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array]:
-    """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D) in float32."""
+def backward(dy: Array, cache: tuple, out: tuple[Array, Array, Array] | None = None) -> \
+        tuple[Array, Array, Array]:
+    """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D) in float32; `out`: where they go."""
     q, k, v, y, lse, at = cache
     dy = _words(at.xp.ascontiguousarray(dy))
     delta = at.xp.empty_like(lse)
-    dq, dk, dv = at.gradients(np.float32)
+    dq, dk, dv = at.gradients(np.float32, out)
     _launch("backward_queries", at, q, k, v, at.grid(at.queries, BLOCK_ROWS), dy=dy, y=_words(y),
             lse=lse, delta=delta, dq=Rows(dq), dq_stride=Rows(dq).stride())
     tiles, heads, _ = at.grid(at.keys, BLOCK_ROWS)

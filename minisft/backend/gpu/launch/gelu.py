@@ -29,8 +29,8 @@ def forward(x: Array, form: str = "tanh", bias: Array | None = None) -> tuple[Ar
     return y, (x, bias, form)
 
 
-def backward(dy: Array, cache: tuple) -> Array | tuple[Array, Array]:
-    """dy (...,C) -> dx (...,C); with a bias dx, db (C,)."""
+def backward(dy: Array, cache: tuple, out: Array | None = None) -> Array | tuple[Array, Array]:
+    """dy (...,C) -> dx (...,C); with a bias dx, db (C,); `out`: where db goes."""
     x, bias, form = cache
     xp = array_module(dy)
     dy = xp.ascontiguousarray(dy)
@@ -42,7 +42,7 @@ def backward(dy: Array, cache: tuple) -> Array | tuple[Array, Array]:
     launch("gelu", f"gelu{_suffix(x)}_backward", grid, (THREADS,), dy=_words(dy), x=_words(x),
            b=bias, dx=_words(dx), parts=parts, n=n, width=width, rows=rows, form=FORMS[form],
            defines=_format(x))
-    return dx if parts is None else (dx, column_sums(parts))
+    return dx if parts is None else (dx, column_sums(parts, out))
 
 
 def _suffix(x):

@@ -80,14 +80,16 @@ class Packed:
         """Whether each key belongs to one sequence: then its gradients need no zeros before."""
         return not self.layout.shares_keys and self.layout.total_keys == self.n_keys
 
-    def gradients(self, dtype: Any) -> tuple[Array, Array, Array]:
+    def gradients(self, dtype: Any, out: Any = None) -> tuple[Array, Array, Array]:
         """-> dq (Nq,H,D), dk and dv (Nk,H,D), where the kernels are to write.
 
         As many queries as keys lie side by side, (N,3,H,D), as a model's one product made them;
-        else dk and dv do. dk and dv are zero where kernels add to them.
+        else dk and dv do. dk and dv are zero where kernels add to them. `out`: those to take.
         """
         heads = self.heads, self.width
-        if self.n_queries == self.n_keys:
+        if out is not None:
+            dq, dk, dv = out
+        elif self.n_queries == self.n_keys:
             dq, dk, dv = self.xp.empty((self.n_keys, 3, *heads), dtype=dtype).swapaxes(0, 1)
         else:
             dq = self.xp.empty((self.n_queries, *heads), dtype=dtype)
