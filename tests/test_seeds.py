@@ -6,6 +6,7 @@ import os
 import pytest
 
 from minisft.cli import main
+from minisft.errors import UserError
 from minisft.evaluation import metrics
 from minisft.io import run_folder
 from minisft.jobs import finetune as runner
@@ -191,3 +192,22 @@ def test_changed_data_are_refused(command, tmp_path, monkeypatch, capsys):
         file.write("another,economy\n")
     assert main(["finetune", "--resume", str(out)]) == 2
     assert "has changed since" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key, value", [
+    ("accuracy", {}), ("accuracy", "0.5"), ("macro_f1", None), ("loss", float("nan")),
+    ("loss", [1.0]), ("n", 0.5), ("n", -1), ("best_epoch", "1"), ("train_seconds", None),
+    ("naive_bayes", {"accuracy": 0.5}), ("naive_bayes", [0.5]),
+    ("naive_bayes", {"accuracy": 0.5, "macro_f1": 0.5, "mcnemar": {"p": "0"}})])
+def test_results_that_no_run_writes_are_refused(finished, tmp_path, key, value):
+    results = read(finished / "seed-4")
+    assert seeds._sound(results, tmp_path) is results
+    with pytest.raises(UserError, match=f"is not what a run writes: {key}; remove it"):
+        seeds._sound(results | {key: value}, tmp_path)
+
+
+def test_results_without_a_figure_are_refused(finished, tmp_path):
+    results = read(finished / "seed-4")
+    for gone in (["n"], ["best_epoch"], ["train_seconds"], list(seeds.FIGURES)):
+        with pytest.raises(UserError, match=f"is not what a run writes: {gone[0]}"):
+            seeds._sound({k: v for k, v in results.items() if k not in gone}, tmp_path)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def _run_or_read(run, resume, begin, tell):
         tell(f"{run.folder} is finished")
         if not run.config.output.keep_state:      # it may have died before that was done
             run_folder.remove_state(run.folder)
-        return run_folder.read_results(run.folder)
+        return _sound(run_folder.read_results(run.folder), run.folder / run_folder.RESULTS)
     if resume and (run.folder / "config.json").exists():
         return runner.run(runner.prepare(run.config, run.folder, tell), tell, of_several=True)
     # without config.json a resumed run's folder holds at most the part of a file
@@ -141,6 +142,31 @@ def _run_or_read(run, resume, begin, tell):
         run_folder.create(folder, {**runner.record(config), "files": ready.files,
                                    **run_folder.environment()})
     return runner.run(ready, tell, of_several=True)
+
+
+def _sound(results, path):
+    """-> results, once what is averaged has its type: a checksum says not who wrote the file."""
+    def is_number(value):
+        return type(value) in (int, float) and isfinite(value)
+
+    def is_count(value):
+        return type(value) is int and 0 <= value < 2**53
+
+    def is_baseline(value):
+        test = value.get("mcnemar") if isinstance(value, dict) else None
+        return isinstance(test, dict) and all(map(is_number, (
+            value.get("accuracy"), value.get("macro_f1"), test.get("p")))) and all(
+            map(is_count, (test.get("only_model"), test.get("only_baseline"))))
+
+    sound = dict.fromkeys(FIGURES, is_number) | {
+        "n": is_count, "best_epoch": is_count, "train_seconds": is_number}
+    wrong = [key for key, right in sound.items() if key in results and not right(results[key])]
+    wrong += [key for key in ("n", "best_epoch", "train_seconds") if key not in results]
+    wrong += [key for key in comparison.NAMES if results.get(key) and not is_baseline(results[key])]
+    if wrong or not results.keys() & FIGURES.keys():
+        raise UserError(f"{path}: is not what a run writes: {', '.join(wrong or FIGURES)}; remove "
+                        f"it and the run is finished once more by {setting('resume')}")
+    return results
 
 
 def scored_on(config: FinetuneConfig) -> str:
