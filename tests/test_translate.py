@@ -143,6 +143,27 @@ def test_the_loops_options_work(tmp_path, rng, options):
     assert "loss" in results
 
 
+def test_bad_rows_are_skipped_and_listed(tmp_path, rng, capsys):
+    train, out = write(tmp_path / "a.csv", sentences(rng, 40)), tmp_path / "run"
+    with open(train, "a") as file:
+        file.write("one cat,\n")
+    command = ["finetune", *SMALL, "--train", train, "--epochs", "1", "--out", str(out)]
+    assert main(command) == 2
+    assert "line 42: the target is empty" in capsys.readouterr().err
+    assert main([*command, "--skip-bad-rows", "--beam-size", "1"]) == 0
+    assert "42,the target is empty" in (out / "bad_rows.csv").read_text()
+
+
+def test_a_curve_of_translators(tmp_path, rng, capsys):
+    pytest.importorskip("sacrebleu")
+    train = write(tmp_path / "a.csv", sentences(rng, 40))
+    assert main(["curve", *SMALL, "--train", train, "--test", train, "--sizes", "10", "20",
+                 "--epochs", "1", "--beam-size", "1", "--out", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "BLEU with 20 training texts" in out and "%" not in out.split("by number of")[1]
+    assert "| 10 | 1 |" in (tmp_path / "run" / "report.md").read_text()
+
+
 def test_a_run_goes_on_from_an_earlier_runs_folder(run, tmp_path, capsys):
     folder, test = run
     train = write(tmp_path / "a.csv", test)
