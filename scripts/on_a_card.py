@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PRECISIONS = "float32", "bfloat16", "float16"
+PRECISIONS = "float32", "tf32", "bfloat16", "float16"
 TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", "--vocab-size",
         "257", "--epochs", "1"]
 # GPT-2's products of 8 x 1,024 tokens: rows, inner size, columns
@@ -34,7 +34,7 @@ TESTS = ["tests/test_kernels.py", "tests/test_mixed_precision.py", "tests/test_t
 def products(shapes=SHAPES):
     """-> a line for each product of 16-bit factors that is further off than its rounding allows.
 
-    Prints how many went to cuBLASLt. Errors are against float64 of the rounded factors.
+    Prints how many went to cuBLASLt. Errors are against float64 of the factors.
     """
     import numpy as np
 
@@ -47,7 +47,7 @@ def products(shapes=SHAPES):
     rng, wrong, n_tried = np.random.default_rng(0), [], 0
     for n, k, m in shapes:
         rows = rng.choice(n, min(n, 64), replace=False)
-        for name in ("bfloat16", "float16"):
+        for name in ("bfloat16", "float16", "tf32"):
             x, w = (rounded(put(rng.standard_normal(s, dtype=np.float32)), FORMATS[name])
                     for s in ((n, k), (k, m)))
             bias = put(rng.standard_normal(m, dtype=np.float32))
@@ -58,7 +58,8 @@ def products(shapes=SHAPES):
                     y = array.to_cpu(matmul(a, c, bias=b))[rows]
                     off = np.abs(y - expected - (0 if b is None else array.to_cpu(b))).max()
                     n_tried += 1
-                    if not off <= 1e-5 * k:
+                    # a card may cut a factor of TF32 where the CPU rounds it
+                    if not off <= (5e-3 * k**0.5 if name == "tf32" else 1e-5 * k):
                         wrong.append(f"{name} ({n},{k}) by ({k},{m}), bias {b is not None}: "
                                      f"off by {off:.2g}")
     by = "cuBLASLt" if on_card and gemm.planned(array.cupy) else "what there is instead of cuBLASLt"
@@ -73,7 +74,7 @@ def parts(args):
     tuned = {f"finetune {precision}": (
         [python, "-m", "minisft", "finetune", "--out", str(args.out / f"run-{precision}"),
          "--quiet", "--compare", "none", "--device", "cpu" if dry else "gpu", "--precision",
-         precision, *texts, *(TINY if dry else [])], 40)
+         precision, *texts, *(TINY if dry else [])], 30)
         for precision in (PRECISIONS[:1] if dry else PRECISIONS)}
     return {
         "tests": ([python, "-m", "pytest", "-q", "-m", "gpu", *TESTS,

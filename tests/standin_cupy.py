@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from minisft.backend import bfloat16
+from minisft.backend import bfloat16, tf32
 from minisft.backend.gpu import cuda as product
 from minisft.backend.gpu import emulator
 
@@ -235,6 +235,11 @@ class cuda:     # noqa: N801
 
     get_cublas_handle = staticmethod(lambda: 0)
 
+    class Device:
+        """An H100 says so."""
+
+        compute_capability = "90"
+
     class runtime:     # noqa: N801
         CUDARuntimeError = RuntimeError
         CUDA_R_32F, CUDA_R_16F, CUDA_R_16BF = 0, 2, 14
@@ -247,15 +252,15 @@ class cuda:     # noqa: N801
                    beta, c, kind_c, rows_c, compute, algorithm):
             """C (m,n) = alpha * op(A) (m,k) op(B) (k,n) + beta * C, all stored by columns."""
             launched("gemmEx")
-            assert (compute, algorithm) == (68, -1) and kind_a == kind_b in (2, 14)
+            assert algorithm == -1 and kind_a == kind_b in (0, 2, 14)
+            assert compute == (68 if kind_a else 77)     # float32 only as TF32
             assert kind_c in (0, kind_a)
             sides = []
             for pointer, kind, turn, shape, rows in ((a, kind_a, turn_a, (m, k), rows_a),
                                                      (b, kind_b, turn_b, (k, n), rows_b)):
                 shape = shape[::-1] if turn else shape
-                stored = _columns(pointer, ctypes.c_uint16, shape, rows)
-                stored = (_of_bfloat16(stored) if kind == 14 else
-                          np.ascontiguousarray(stored).view(np.float16).astype(np.float32))
+                stored = widened(_columns(pointer, ctypes.c_uint16 if kind else ctypes.c_uint32,
+                                          shape, rows), kind)
                 sides.append(stored.T if turn else stored)
             out = _columns(c, ctypes.c_uint16 if kind_c else ctypes.c_float, (m, n), rows_c)
             factor, kept = (_columns(p, ctypes.c_float, (1, 1), 1)[0, 0] for p in (alpha, beta))
@@ -273,5 +278,9 @@ def _columns(pointer, kind, shape, rows):
     return np.lib.stride_tricks.as_strided(flat, shape, (flat.itemsize, rows * flat.itemsize))
 
 
-def _of_bfloat16(bits):
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def widened(stored, kind):
+    """Factors of one of cuBLAS's types -> what its tensor cores make of them, in float32."""
+    stored = np.ascontiguousarray(stored)
+    if kind == 0:
+        return tf32.from_tf32(tf32.to_tf32(stored.view(np.float32)))
+    return bfloat16.from_bfloat16(stored) if kind == 14 else stored.view(np.float16).astype("f4")

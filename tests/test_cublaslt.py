@@ -43,8 +43,8 @@ class StandIn:
         return self._make(handle)
 
     def cublasLtMatmulDescCreate(self, place, compute, scale):     # noqa: N802
-        assert (compute, scale) == (68, 0)
-        return self._make(place, attributes={})
+        assert compute in (68, 77) and scale == 0
+        return self._make(place, attributes={}, compute=compute)
 
     def cublasLtMatmulPreferenceCreate(self, place):     # noqa: N802
         return self._make(place, attributes={})
@@ -80,6 +80,7 @@ class StandIn:
                        for p, m, turn in ((a, of_a, 3), (b, of_b, 4)))
         kind = self.made[of_d]["kind"]
         out = self._stored(d, self.made[of_d], ctypes.c_uint16 if kind else ctypes.c_float)
+        assert self.made[desc]["compute"] == (68 if self.made[of_a]["kind"] else 77)
         assert kind in (0, self.made[of_a]["kind"]) and not (kind and told[7] == 4)
         factors = [ctypes.c_float.from_address(p).value for p in (alpha, beta)]
         assert factors == [1, 0] and told[7] in (1, 4)
@@ -97,9 +98,8 @@ class StandIn:
         return standin_cupy._columns(pointer, kind, (made["rows"], made["columns"]), made["ld"])
 
     def _read(self, pointer, made, transposed):
-        stored = self._stored(pointer, made, ctypes.c_uint16)
-        wide = (standin_cupy._of_bfloat16(stored) if made["kind"] == 14 else
-                np.ascontiguousarray(stored).view(np.float16).astype(np.float32))
+        stored = self._stored(pointer, made, ctypes.c_uint16 if made["kind"] else ctypes.c_uint32)
+        wide = standin_cupy.widened(stored, made["kind"])
         return wide.T if transposed else wide
 
 
@@ -120,7 +120,7 @@ def lt(monkeypatch):
         function.cache_clear()
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "tf32"])
 @pytest.mark.parametrize("n, k, m", [(1, 1, 1), (1, 5, 3), (7, 16, 13), (3, 1, 2)])
 def test_a_linear_map_is_that_of_the_formula(lt, rng, name, n, k, m):
     x, w, b, dy = (rng.standard_normal(s, dtype=np.float32) for s in ((n, k), (k, m), (m,), (n, m)))
@@ -129,12 +129,15 @@ def test_a_linear_map_is_that_of_the_formula(lt, rng, name, n, k, m):
     tried = lt.calls
     dx, dw, _ = mixed_precision.backward(array.to_gpu(dy), cache)
     assert tried == 9 and lt.calls == 11     # eight of them to see whether it can be trusted
-    y16, _ = mixed_precision.forward(array.to_gpu(x), low, round_y=True)
-    assert y16.dtype == FORMATS[name] and lt.calls == 12
+    if name != "tf32":
+        y16, _ = mixed_precision.forward(array.to_gpu(x), low, round_y=True)
+        assert y16.dtype == FORMATS[name] and lt.calls == 12
+        wide = widened(y16)
     x, w, dy = (widened(rounded(a, FORMATS[name])).astype(np.float64) for a in (x, w, dy))
     for found, expected in ((y, x @ w + b), (dx, dy @ w.T), (dw, x.T @ dy)):
         np.testing.assert_allclose(array.to_cpu(found), expected, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(array.to_cpu(widened(y16)), x @ w, rtol=2.0**-8, atol=1e-4)
+    if name != "tf32":
+        np.testing.assert_allclose(array.to_cpu(wide), x @ w, rtol=2.0**-8, atol=1e-4)
 
 
 def test_columns_of_a_matrix_are_told_as_aligned_as_they_are(lt, rng):
@@ -233,12 +236,12 @@ def test_the_library_understands_it():
         return value.value
 
     library = NoCard()
-    plan = cublaslt.Plan(library, 0, 5, 3, 7, 14, 0, True, False, 6, 4, True, (16, 32, 256))
+    plan = cublaslt.Plan(library, 0, 5, 3, 7, 77, 0, 0, True, False, 6, 4, True, (16, 32, 256))
     assert ctypes.sizeof(plan.algorithm) == 96
     told = [read(lt.cublasLtMatmulDescGetAttribute, plan.description, name, ctypes.c_int32)
             for name in (0, 1, 3, 4, 7)]
-    assert told == [68, 0, 0, 1, 4]     # compute and scale type, our b, our a turned, BIAS
-    for made, expected in zip(plan.layouts, ((14, 3, 7, 4), (14, 5, 7, 6), (0, 3, 5, 3)),
+    assert told == [77, 0, 0, 1, 4]     # compute and scale type, our b, our a turned, BIAS
+    for made, expected in zip(plan.layouts, ((0, 3, 7, 4), (0, 5, 7, 6), (0, 3, 5, 3)),
                               strict=True):
         assert tuple(read(lt.cublasLtMatrixLayoutGetAttribute, made, name, kind)
                      for name, kind in ((0, ctypes.c_int32), (2, ctypes.c_uint64),

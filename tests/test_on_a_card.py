@@ -19,18 +19,18 @@ def test_all_parts_fit_into_ten_minutes(tmp_path):
     args = type("Args", (), {"dry_run": False, "train": None, "out": tmp_path})
     parts = on_a_card.parts(args)
     assert sum(seconds for _, seconds in parts.values()) <= 600
-    assert {f"finetune {p}" for p in ("float32", "bfloat16", "float16")} < parts.keys()
+    assert {f"finetune {p}" for p in ("float32", "tf32", "bfloat16", "float16")} < parts.keys()
     for test in on_a_card.TESTS:
         assert (on_a_card.ROOT / test).is_file()
 
 
 def test_products_are_checked(monkeypatch, capsys):
     assert on_a_card.products(((5, 32, 7), (1, 3, 2))) == []
-    assert "24 products by what there is instead of cuBLASLt, 0 wrong" in capsys.readouterr().out
+    assert "36 products by what there is instead of cuBLASLt, 0 wrong" in capsys.readouterr().out
     module = sys.modules["minisft.dispatch.matmul"]     # the package's name is the function
     monkeypatch.setattr(module, "matmul", lambda a, b, bias=None: matmul(a, b))
     wrong = on_a_card.products(((5, 32, 7),))
-    assert len(wrong) == 6 and all("bias True" in line for line in wrong)
+    assert len(wrong) == 9 and all("bias True" in line for line in wrong)
 
 
 def test_a_part_that_fails_or_takes_too_long_is_told(tmp_path):

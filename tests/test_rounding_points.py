@@ -97,7 +97,7 @@ PLACES = ["formula",
 
 
 @pytest.mark.parametrize("point", ROUNDING_POINTS, ids=lambda p: f"{p.operation} {p.array}")
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "tf32"])
 @pytest.mark.parametrize("place", PLACES)
 def test_what_the_table_says(rng, monkeypatch, point, precision, place):
     monkeypatch.setenv("MINISFT_CUDA", "emulate" if place == "emulator" else "")
@@ -116,6 +116,8 @@ def test_what_the_table_says(rng, monkeypatch, point, precision, place):
         assert not np.array_equal(before[-1], after[-1])     # db sums dy as it is
         before, after = before[:-1], after[:-1]
     is_rounded = point.gpu if place == "emulator" else point.cpu
+    if precision == "tf32":
+        is_rounded = point.tf32
     assert all(map(np.array_equal, before, after)) == is_rounded
 
 

@@ -14,6 +14,7 @@ from minisft.dispatch.matmul import (
     FLOAT16,
     FORMATS,
     PRECISIONS,
+    TF32,
     matmul,
     resolve_precision,
     rounded,
@@ -41,9 +42,8 @@ from minisft.dispatch.operations import (
 from minisft.dispatch.random_words import dispatched
 from minisft.dispatch.selection import Site, only, watched
 
-__all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "PRECISIONS", "Site", "adamw",
+__all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "PRECISIONS", "Site", "TF32", "adamw",
            "attention", "attention_in_16_bits", "column_sums", "cross_entropy", "dispatched",
-           "dropout", "embedding",
-           "gelu", "gelu_adds_bias", "layer_norm", "linear", "lora", "matmul", "only",
-           "resolve_precision", "rounded", "softmax", "span_cross_entropy", "squared_norm",
-           "sums_before_norm", "to_bfloat16", "watched"]
+           "dropout", "embedding", "gelu", "gelu_adds_bias", "layer_norm", "linear", "lora",
+           "matmul", "only", "resolve_precision", "rounded", "softmax", "span_cross_entropy",
+           "squared_norm", "sums_before_norm", "to_bfloat16", "watched"]

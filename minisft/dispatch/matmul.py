@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minisft.backend import bfloat16
+from minisft.backend import bfloat16, tf32
 from minisft.backend.array import array_module
 from minisft.backend.cpu import processor
 from minisft.backend.gpu import gemm
@@ -20,13 +20,14 @@ from minisft.backend.gpu.launch import bfloat16 as bfloat16_kernel
 from minisft.dispatch.conditions import compiled, kernels, on_cpu, on_gpu
 from minisft.dispatch.selection import FORMULA, Function, Implementation, Site
 
-BFLOAT16, FLOAT16 = np.dtype(np.uint16), np.dtype(np.float16)
-FORMATS = {"float32": None, "bfloat16": BFLOAT16, "float16": FLOAT16}
+BFLOAT16, FLOAT16, TF32 = np.dtype(np.uint16), np.dtype(np.float16), np.dtype(np.uint32)
+FORMATS = {"float32": None, "bfloat16": BFLOAT16, "float16": FLOAT16, "tf32": TF32}
 PRECISIONS = (*FORMATS, "auto")
 
 
-def _in_16_bits(site: Site, arguments: dict[str, Any]) -> str:
-    return "" if arguments["a"].dtype in (BFLOAT16, FLOAT16) else "its factors do not have 16 bits"
+def _rounded(site: Site, arguments: dict[str, Any]) -> str:
+    return "" if arguments["a"].dtype in (BFLOAT16, FLOAT16, TF32) else \
+        "its factors are not rounded to 16 bits or TF32"
 
 
 def _in_bfloat16(site: Site, arguments: dict[str, Any]) -> str:
@@ -71,7 +72,9 @@ def _plus(y, bias):
 
 
 def widened(x):
-    """x (...) in 16 bits -> the same in float32."""
+    """x (...) in 16 bits or TF32 -> the same in float32."""
+    if x.dtype == TF32:
+        return tf32.from_tf32(x)
     return bfloat16.from_bfloat16(x) if x.dtype == BFLOAT16 else x.astype(np.float32)
 
 
@@ -81,10 +84,10 @@ def _to_bfloat16(x):
 
 
 matmul = Function("matmul", _product, [
-    Implementation("tensor cores", (_in_16_bits, on_gpu), lambda: gemm.product),
+    Implementation("tensor cores", (_rounded, on_gpu), lambda: gemm.product),
     Implementation("compiled", (_in_bfloat16, on_cpu, _processor, _into_float32),
                    lambda: _compiled_product),
-    Implementation("widened", (_in_16_bits,), lambda: _widened_product),
+    Implementation("widened", (_rounded,), lambda: _widened_product),
     Implementation(FORMULA, (), lambda: _product),
 ])
 to_bfloat16 = Function("to_bfloat16", _to_bfloat16, [
@@ -107,8 +110,8 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def rounded(x: Any, dtype: Any) -> Any:
-    """x (...) float32, the dtype of a factor -> x in that format; unchanged unless it has 16 bits,
-    and where x is in it already.
+    """x (...) float32, the dtype of a factor -> x in that format; unchanged unless it has 16 bits
+    or is TF32, and where x is in it already.
 
     What is too large for float16 becomes infinite.
     """
@@ -116,4 +119,6 @@ def rounded(x: Any, dtype: Any) -> Any:
         return x
     if dtype == FLOAT16:
         return x.astype(FLOAT16)
+    if dtype == TF32:
+        return tf32.to_tf32(x)
     return to_bfloat16(x) if dtype == BFLOAT16 else x

@@ -21,8 +21,6 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 from minisft import ops
 from minisft.backend.gpu import launch
 from minisft.dispatch import attention_groups, attention_key_blocks, mixed_precision, shapes
@@ -44,7 +42,7 @@ from minisft.dispatch.conditions import (
     packed_keys,
     widest,
 )
-from minisft.dispatch.matmul import BFLOAT16, FLOAT16, matmul, to_bfloat16
+from minisft.dispatch.matmul import BFLOAT16, FLOAT16, TF32, matmul, to_bfloat16
 from minisft.dispatch.row_blocks import RowBlocks
 from minisft.dispatch.selection import (
     FORMULA,
@@ -65,7 +63,7 @@ def _loops(stem: str) -> Any:
 
 def _in_16_bits(name: str) -> Condition:
     def condition(site: Site, arguments: dict[str, Any]) -> str:
-        low = arguments[name].dtype in (np.uint16, np.float16)
+        low = arguments[name].dtype in (BFLOAT16, FLOAT16, TF32)
         return "" if low else f"{name} does not have 16 bits"
     return condition
 

@@ -1,4 +1,4 @@
-"""Where numbers are rounded to 16 bits, and where they are not: one table for every device.
+"""Where numbers are rounded to 16 bits or TF32, and where not: one table for every device.
 
 `docs/precision.md` shows it and `tests/test_rounding_points.py` asks every implementation: a change
 of an input that rounding swallows must change no bit of the result where the table says "rounded",
@@ -20,6 +20,11 @@ class RoundingPoint:
     cpu: bool
     gpu: bool
     note: str = ""
+
+    @property
+    def tf32(self) -> bool:
+        """-> whether it is rounded to TF32 where that is asked for: factors of products alone."""
+        return self.operation in ("linear", "lora") and self.cpu
 
 
 ROUNDING_POINTS = (

@@ -95,12 +95,12 @@ class Linear(Layer):
     @property
     def input_dtype(self) -> Any:
         """-> the 16-bit format that x may have already; None: x has to be float32."""
-        return self.w.compute_dtype
+        return self.w.storage_dtype
 
     @property
     def gives_16_bits(self) -> bool:
         """-> whether it can give y and dx in 16 bits, as products on a card can."""
-        return self.w.compute_dtype is not None
+        return self.w.storage_dtype is not None
 
     def forward(self, x: Array, bias: bool = True) -> Array:
         """x (N,in) -> y (N,out); without `bias` somebody else adds it."""
@@ -272,7 +272,7 @@ class Dropout(Layer):
         if stream is not None and self.rate:
             drop = self.rate, random.Tokens(dispatched(stream), self.layer, self.site, example_ids,
                                             positions)
-        return Sum(x, more, linear.b, drop, linear.w.compute_dtype)
+        return Sum(x, more, linear.b, drop, linear.w.storage_dtype)
 
     def behind(self, dy: Any) -> tuple[Array, Array]:
         """The gradient of what `added` gave -> dx, dmore (N,C)."""

@@ -16,7 +16,7 @@ import numpy as np
 from minisft.backend import array
 from minisft.backend.array import Array
 from minisft.backend.constants import ceil_div
-from minisft.dispatch import rounded
+from minisft.dispatch import BFLOAT16, FLOAT16, TF32, rounded
 
 ALIGN = 64           # numbers at whose multiples parameters begin on a card: 128 bytes of 16 bits
 ROWS = 128           # a padded parameter's number of rows there is a multiple of this
@@ -77,6 +77,11 @@ class Parameter:
     def product_value(self) -> Array:
         """-> the value that matrix products take: in 16 bits where the model computes in them."""
         return self.value if self.compute_dtype is None else self.compute_value
+
+    @property
+    def storage_dtype(self) -> Any:
+        """-> the 16-bit format in which activations beside it may be kept; None: float32."""
+        return self.compute_dtype if self.compute_dtype in (BFLOAT16, FLOAT16) else None
 
     @property
     def padded_product_value(self) -> Array:
@@ -269,7 +274,7 @@ class Parameters:
             return
         for buffer, trained in ((self.values, True), (self.frozen_values, False)):
             flat = rounded(buffer, self.compute_dtype)
-            if trained:
+            if trained and self.compute_dtype != TF32:     # whose bits are the values' own
                 self.compute_values = flat
             there = [p for p in self._ordered if p.trainable == trained]
             for p, view in self._views(flat, there).items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from minisft.backend.array import DEVICES, device_name, require_gpu
 from minisft.backend.cpu.processor import why_not_bfloat16
 from minisft.backend.gpu.cuda import emulated
+from minisft.backend.gpu.gemm import multiplies_bfloat16
 from minisft.data.answer_windows import MAX_ANSWER_LENGTH
 from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.dispatch import PRECISIONS
@@ -20,7 +21,7 @@ TRANSLATE = ("task", "translate")
 
 PRECISION_HELP = (
     "of matrix products; weights, sums and all else stay float32. On a CPU bfloat16 takes the "
-    "extra fast and a processor with AVX512-BF16, float16 is for "
+    "extra fast and a processor with AVX512-BF16, float16 and tf32 are for "
     f"{setting('device', 'cuda')}; auto is bfloat16 where that is faster, else float32")
 
 
@@ -390,9 +391,13 @@ def require_device(device: str, precision: str) -> None:
     """Raises UserError unless the device is there and the precision of use on it."""
     if device == "cuda":
         require_gpu()
+        if precision == "tf32" and not multiplies_bfloat16():
+            raise UserError(f"{setting('precision', precision)}: the card has no tensor cores for "
+                            "it, expected one of compute capability 8.0 (Ampere) or more, or "
+                            "float32")
     elif emulated():
         return
-    elif precision == "float16":
+    elif precision in ("float16", "tf32"):
         raise UserError(f"{setting('precision', precision)} is for {setting('device', 'cuda')}, "
                         "expected float32: a CPU would only be slower (MINISFT_CUDA=emulate runs "
                         "it all the same, to be checked)")

@@ -19,8 +19,10 @@ import numpy as np
 from minisft.backend import array
 from minisft.backend.array import Array
 
-KINDS = {np.dtype(np.float32): 0, np.dtype(np.float16): 2, np.dtype(np.uint16): 14}     # bfloat16
-COMPUTE_32F = 68
+# bfloat16 is uint16; TF32 is uint32, float32's bits
+KINDS = {np.dtype(np.float32): 0, np.dtype(np.uint32): 0, np.dtype(np.float16): 2,
+         np.dtype(np.uint16): 14}
+COMPUTE_32F, COMPUTE_32F_FAST_TF32 = 68, 77
 TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8     # of a product's description
 WORKSPACE_BYTES, ALIGNMENT = 1, (5, 6, 7, 8)     # of what the heuristic is told: A, B, C, D
 DEFAULT, BIAS = 1, 4     # epilogues
@@ -82,11 +84,11 @@ class Plan:
 
     layouts: tuple[int, ...] = ()
 
-    def __init__(self, lt: Any, handle: int, n: int, m: int, k: int, kind: int, kind_y: int,
-                 transposed_a: bool, transposed_b: bool, lda: int, ldb: int, bias: bool,
-                 aligned: tuple[int, int, int]):
+    def __init__(self, lt: Any, handle: int, n: int, m: int, k: int, compute: int, kind: int,
+                 kind_y: int, transposed_a: bool, transposed_b: bool, lda: int, ldb: int,
+                 bias: bool, aligned: tuple[int, int, int]):
         self.lt = lt
-        self.description = _made(lt.cublasLtMatmulDescCreate, COMPUTE_32F, KINDS[np.dtype("f4")])
+        self.description = _made(lt.cublasLtMatmulDescCreate, compute, KINDS[np.dtype("f4")])
         for name, value in ((TRANSPOSE_A, int(transposed_b)), (TRANSPOSE_B, int(transposed_a)),
                             (EPILOGUE, BIAS if bias else DEFAULT)):
             _done(lt.cublasLtMatmulDescSetAttribute(self.description, name, byref(c_int(value)),
@@ -129,8 +131,9 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
     (a, transposed_a, lda), (b, transposed_b, ldb) = by_columns(a), by_columns(b)
     device = cupy.cuda.runtime.getDevice()
     pointers = b.data.ptr, a.data.ptr, y.data.ptr
-    plan = _plan(cupy, device, n, m, k, KINDS[a.dtype], KINDS[y.dtype], transposed_a, transposed_b,
-                 lda, ldb, bias is not None, tuple([min(256, p & -p) for p in pointers]))
+    plan = _plan(cupy, device, n, m, k, compute_type(a), KINDS[a.dtype], KINDS[y.dtype],
+                 transposed_a, transposed_b, lda, ldb, bias is not None,
+                 tuple([min(256, p & -p) for p in pointers]))
     if plan.algorithm is None:
         return None
     if bias is not None:
@@ -143,6 +146,11 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
         pointers[2], of_y, pointers[2], of_y, ctypes.addressof(plan.algorithm),
         _workspace(cupy, device, stream).data.ptr, WORKSPACE, stream))
     return y
+
+
+def compute_type(a: Array) -> int:
+    """-> how sums of products of this factor are computed, as cuBLAS numbers it."""
+    return COMPUTE_32F_FAST_TF32 if a.dtype == np.uint32 else COMPUTE_32F
 
 
 def by_columns(a: Array) -> tuple[Array, bool, int]:

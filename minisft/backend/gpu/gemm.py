@@ -1,5 +1,5 @@
-"""Matrix products of 16-bit factors on a card: cuBLASLt, or else cuBLAS's gemmEx; sums in
-float32."""
+"""Matrix products of factors in 16 bits or TF32 on a card: cuBLASLt, or else cuBLAS's gemmEx; sums
+in float32."""
 
 import warnings
 from functools import cache
@@ -10,11 +10,11 @@ import numpy as np
 from minisft.backend import array
 from minisft.backend.array import Array
 from minisft.backend.gpu import cublaslt
-from minisft.backend.gpu.cublaslt import ONE, ZERO, by_columns
+from minisft.backend.gpu.cublaslt import KINDS, ONE, ZERO, by_columns, compute_type
 
 
 def product(a: Array, b: Array, out: Array | None = None, bias: Array | None = None) -> Array:
-    """a (N,C), b (C,M), CuPy's, both bfloat16 (uint16) or both float16 -> (N,M) float32.
+    """a (N,C), b (C,M), CuPy's, both bfloat16 (uint16), float16 or TF32 (uint32) -> (N,M) float32.
 
     `out` (N,M), contiguous, float32 or of the factors' type: where it goes. `bias` (M,) is added to
     float32.
@@ -41,14 +41,14 @@ def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
         y[...] = 0
         return y
     cublas, runtime = cupy.cuda.cublas, cupy.cuda.runtime
-    kind = runtime.CUDA_R_16BF if a.dtype == np.uint16 else runtime.CUDA_R_16F
+    kind = KINDS[a.dtype]
     (a, transpose_a, lda), (b, transpose_b, ldb) = by_columns(a), by_columns(b)
     modes = [cublas.CUBLAS_OP_T if transpose else cublas.CUBLAS_OP_N
              for transpose in (transpose_b, transpose_a)]
     cublas.gemmEx(cupy.cuda.get_cublas_handle(), *modes, m, n, k, ONE,
                   b.data.ptr, kind, ldb, a.data.ptr, kind, lda, ZERO,
                   y.data.ptr, runtime.CUDA_R_32F if y.dtype == np.float32 else kind, m,
-                  cublas.CUBLAS_COMPUTE_32F, cublas.CUBLAS_GEMM_DEFAULT)
+                  compute_type(a), cublas.CUBLAS_GEMM_DEFAULT)
     return y
 
 
