@@ -21,6 +21,8 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from minisft import ops
 from minisft.backend.gpu import launch
 from minisft.dispatch import attention_groups, attention_key_blocks, mixed_precision, shapes
