@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 
 from minisft.backend import array, bfloat16
+from minisft.backend.constants import IGNORE
 from minisft.backend.gpu import cuda
+from minisft.data.batch import pack
 from minisft.dispatch import matmul, mixed_precision
 from minisft.dispatch.matmul import FLOAT16, FORMATS, rounded, widened
+from minisft.models.bert import BertConfig
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.ops import linear
 from tests import standin_cupy
 
@@ -105,3 +110,45 @@ def test_too_large_a_number_becomes_infinite():
     with np.errstate(over="ignore"):
         assert np.isinf(rounded(np.float32([[1e6]]), FLOAT16)).all()
     assert np.isfinite(bfloat16.from_bfloat16(bfloat16.to_bfloat16(np.float32([1e38])))).all()
+
+
+def gradients(model, batch):
+    model.store.zero_grad()
+    model.loss(batch)
+    model.loss_backward()
+    return {p.name: p.grad.astype(np.float64).ravel() for p in model.store.trainable}
+
+
+def model_and_batch(rng, kind, dtype):
+    texts = [rng.integers(0, 50, n) for n in (3, 17, 1, 9, 30)]
+    labels = np.array([0, 1, 2, 1, 0])
+    gpt2 = GPT2Config(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=4)
+    if kind == "language model":
+        return (LanguageModel(gpt2, dtype=dtype, seed=3),
+                pack(texts, [np.append(ids[1:], IGNORE) for ids in texts]))
+    if kind == "GPT-2":
+        return Classifier(gpt2, "abc", dtype=dtype, seed=3), pack(texts, labels)
+    bert = BertConfig(vocab_size=50, max_position_embeddings=32, hidden_size=32,
+                      num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    return (BertClassifier(bert, "abc", dtype=dtype, seed=3, pooling=kind.split()[1]),
+            pack(texts, labels))
+
+
+@pytest.mark.parametrize("kind", ["GPT-2", "BERT first", "BERT mean", "language model"])
+def test_a_whole_models_gradients_point_where_exact_ones_do(kind):
+    exact, batch = model_and_batch(np.random.default_rng(0), kind, np.float64)
+    low, _ = model_and_batch(np.random.default_rng(0), kind, np.float32)
+    low.to("cpu", "bfloat16")
+    for p in exact.store:     # the same weights, to the bit
+        p.value[...] = low.store[p.name].value
+    wanted, found = gradients(exact, batch), gradients(low, batch)
+    largest, zeros = max(abs(g).max() for g in wanted.values()), []
+    for name, g in wanted.items():
+        if abs(g).max() <= 1e-9 * largest:
+            zeros.append(name)
+            continue
+        d = found[name]
+        assert not np.array_equal(d, g.astype(np.float32)), name     # something was rounded
+        assert g @ d >= 0.9995 * np.sqrt((g @ g) * (d @ d)), name
+    # a number added to all scores of a query changes nothing
+    assert all(name.endswith("key.bias") for name in zeros) and bool(zeros) == ("BERT" in kind)
