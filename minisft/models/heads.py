@@ -18,6 +18,7 @@ from minisft.dispatch import (
     resolve_precision,
     rounded,
 )
+from minisft.models import logit_blocks
 from minisft.models.adapters import LoraConfig, add_adapter, merge_adapter
 from minisft.models.bert import Bert, MeanPooler, Pooler
 from minisft.models.gpt2 import GPT2
@@ -151,6 +152,14 @@ class Model(Layer):
         out = cache[0] if self.overwrites_logits else None
         return self.backward(cross_entropy.backward(scale, cache, out))
 
+    def loss_and_gradients(self, batch: Batch, stream: random.Stream | None = None,
+                           scale: float = 1.0, **options: Any) -> tuple[Array, Array]:
+        """`loss` and `loss_backward` at once, for whom needs no logits -> loss, denominator."""
+        model: Any = self     # each model's own loss
+        loss, denominator, _ = model.loss(batch, stream, **options)
+        self.loss_backward(scale)
+        return loss, denominator
+
     def train_layers(self, which: str) -> None:
         """"all", "head", "last:K" (the last K blocks, the last LayerNorm and the head), or "bias"
         (all biases and the head: Ben Zaken et al. 2022, "BitFit").
@@ -220,7 +229,7 @@ def tied_logits_backward(dlogits: Array, cache: Any, table: Parameter) -> Array:
     dlogits = rounded(dlogits, w.dtype)
     dhidden = matmul(dlogits, w.T)
     if table.trainable:
-        table.add_product(lambda out: matmul(dlogits.T, hidden, out))
+        table.add_product(lambda rows, out: matmul(dlogits[:, rows].T, hidden, out))
     return dhidden
 
 
@@ -380,20 +389,14 @@ class LanguageModel(Model):
         n = len(hidden)
         if rows is not None:
             hidden = hidden[rows]
-        if self.lm_head is not None:
-            self.save_for_backward(None, rows, n)
-            return self.lm_head.forward(hidden)
-        logits, cache = tied_logits(hidden, self.trunk.wte.w)
+        logits, cache = self._head(hidden)
         self.save_for_backward(cache, rows, n)
         return logits
 
     def backward(self, dlogits: Array) -> Array:
         """dlogits as `forward` returned them -> gradient of the embedded tokens (N,C)."""
         cache, rows, n = self.pop_saved()
-        if cache is None:
-            dhidden = self.lm_head.backward(dlogits)
-        else:
-            dhidden = tied_logits_backward(dlogits, cache, self.trunk.wte.w)
+        dhidden = self._head_backward(dlogits, cache)
         if rows is not None:
             dhidden = scattered(dhidden, rows, n)
         return self.trunk.backward(dhidden)
@@ -401,12 +404,45 @@ class LanguageModel(Model):
     def loss(self, batch: Batch, stream: random.Stream | None = None) -> tuple[Array, Array, Array]:
         """Batch with the next token of each token (N,) as labels -> summed loss, denominator,
         logits of the rows that count; `loss_backward` overwrites them."""
-        self.require_labels(batch, len(batch.ids), self.trunk.config.vocab_size,
-                            "the next token of each token")
-        rows = np.flatnonzero(batch.labels != IGNORE)     # on the CPU: no waiting
+        rows = self._labelled_rows(batch)
         batch = self.received(batch)
         rows = batch.asarray(rows)
         logits = self.forward(batch, stream, rows)
         labels: Any = batch.labels
         (loss, denominator), self.loss_cache = cross_entropy.forward(logits, labels[rows])
         return loss, denominator, logits
+
+    def loss_and_gradients(self, batch: Batch, stream: random.Stream | None = None,
+                           scale: float = 1.0, **options: Any) -> tuple[Array, Array]:
+        """As `Model`'s; the logits of many rows never exist whole (logit_blocks.py)."""
+        rows: Any = self._labelled_rows(batch)
+        parts = logit_blocks.blocks(len(rows), self.trunk.config.vocab_size, self.store.xp,
+                                    self.store.dtype.itemsize)
+        if len(parts) < 2:
+            return super().loss_and_gradients(batch, stream, scale, **options)
+        self.loss_cache = self.cache = None
+        batch = self.received(batch)
+        hidden, rows = self.trunk.forward(batch, stream), batch.asarray(rows)
+        labels: Any = batch.labels
+        loss, denominator, dhidden = logit_blocks.loss_and_dhidden(
+            hidden[rows], labels[rows], parts, self._head, self._head_backward, scale)
+        self.trunk.backward(scattered(dhidden, rows, len(hidden)))
+        return loss, denominator
+
+    def _head(self, hidden):
+        """hidden (M,C) -> logits (M,V), cache."""
+        if self.lm_head is not None:
+            return self.lm_head.forward_columns(hidden, slice(None))
+        return tied_logits(hidden, self.trunk.wte.w)
+
+    def _head_backward(self, dlogits, cache):
+        """dlogits (M,V) -> dhidden (M,C)."""
+        if self.lm_head is not None:
+            return self.lm_head.backward_columns(dlogits, cache, slice(None))
+        return tied_logits_backward(dlogits, cache, self.trunk.wte.w)
+
+    def _labelled_rows(self, batch):
+        """-> the rows of a batch that have a label (M,), on the CPU: no waiting for a card."""
+        self.require_labels(batch, len(batch.ids), self.trunk.config.vocab_size,
+                            "the next token of each token")
+        return np.flatnonzero(batch.labels != IGNORE)

@@ -21,6 +21,8 @@ from minisft.dispatch import BFLOAT16, FLOAT16, TF32, rounded
 ALIGN = 64           # numbers at whose multiples parameters begin on a card: 128 bytes of 16 bits
 ROWS = 128           # a padded parameter's number of rows there is a multiple of this
 
+ROWS_AT_ONCE = 8192     # of a gradient that is added to another
+
 
 class Parameter:
     """A named array with its gradient; `grad` is None while it is frozen.
@@ -125,13 +127,16 @@ class Parameter:
         self.zeroed = False
         return self._grad
 
-    def add_product(self, product: Callable[[Array], Array]) -> None:
-        """product(where to put it, or None) -> a gradient with the rows of zeros, which is added.
-        """
-        out, self.zeroed = self._padded_grad if self.zeroed else None, False
-        gradient = product(out)
-        if out is None:
-            self._padded_grad += gradient
+    def add_product(self, product: Callable[[slice, Array], Array]) -> None:
+        """product(rows, where to put them or None) -> those rows of a gradient with the rows of
+        zeros, which is added: if some are there already, part by part, to need little memory."""
+        if self.zeroed:
+            self.zeroed = False
+            product(slice(None), self._padded_grad)
+            return
+        for start in range(0, len(self._padded_grad), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            self._padded_grad[rows] += product(rows, None)
 
     def add_grad(self, gradient: Array, part: Any = slice(None)) -> None:
         """gradient of this parameter's shape, or of a part of it that an index gives; a frozen

@@ -197,8 +197,8 @@ def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int]
     total = denominator = 0.0
     lengths = sequences.lengths
     for piece in token_budget_batches(lengths, indices, config.micro_tokens):
-        loss, counted, _ = model.loss(sequences.batch(piece, stream), stream, **loss_options)
-        model.loss_backward(factor)
+        loss, counted = model.loss_and_gradients(sequences.batch(piece, stream), stream, factor,
+                                                 **loss_options)
         total, denominator = total + float(loss), denominator + float(counted)
     denominator *= factor
     mean, norm = total * factor / denominator, optim.gradient_norm(model.store) / denominator
