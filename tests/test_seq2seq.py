@@ -2,21 +2,25 @@
 
 import copy
 import pickle
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from minisft.backend import random
+from minisft.backend.gpu import cuda, emulator
 from minisft.backend.random import Stream
 from minisft.data.batch import Batch, pack, pack_pairs
 from minisft.errors import UserError
 from minisft.models.config import Seq2SeqConfig
 from minisft.models.seq2seq import EncoderDecoder, sinusoids
+from minisft.models.translate import greedy
 from minisft.nn import blocks
 from minisft.nn.cross_attention import Attention
 from minisft.nn.layers import Dropout, Layer
 from minisft.ops.cross_entropy import IGNORE
+from minisft.training.optim import AdamW
 from minisft.verify import gradcheck
 
 CONFIG = Seq2SeqConfig(
@@ -226,3 +230,69 @@ def test_attention_is_watched_once_per_block(rng, monkeypatch):
     model_of(rng).forward(batch)
     n, m = len(batch.ids), len(batch.source.ids)
     assert seen == [(m, m)] * 2 + [(n, n), (n, m)] * 2
+
+
+@pytest.mark.parametrize("precision, least", [("bfloat16", 0.998), ("float16", 0.9999)])
+def test_16_bits_carry_it(rng, precision, least):
+    model, batch = model_of(rng, np.float32), batch_of()
+    loss, _, logits, *_ = run(model, batch, STREAM, smoothing=0.1)
+    expected = {p.name: p.grad.copy() for p in model.store}
+    low_loss, _, low_logits, *_ = run(model.to("cpu", precision), batch, STREAM, smoothing=0.1)
+    assert not np.array_equal(low_logits, logits)
+    assert low_loss == pytest.approx(loss, rel=1e-2)
+    for p in model.store:
+        if not p.name.endswith("k_proj.bias"):     # zero but for rounding
+            cosine = np.vdot(p.grad, expected[p.name]) / (
+                np.linalg.norm(p.grad) * np.linalg.norm(expected[p.name]))
+            assert cosine > least, p.name
+
+
+@pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler to emulate CUDA kernels")
+@pytest.mark.parametrize("version", ["fused", "naive"])
+def test_the_kernels_carry_it(rng, monkeypatch, version):
+    model, batch = model_of(rng, np.float32), batch_of()
+    loss, _, *expected = run(model, batch, STREAM, smoothing=0.1)
+    monkeypatch.setenv("MINISFT_CUDA", "emulate")
+    names: list = []
+    with cuda.kernels(version), watched_attention(monkeypatch, names):
+        loss_of_kernels, _, *found = run(model, batch, STREAM, smoothing=0.1)
+    assert names == [f"{version} kernel"] * 6
+    assert loss_of_kernels == pytest.approx(loss, rel=1e-5)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+@contextmanager
+def watched_attention(monkeypatch, names):
+    """Within it `names` gets what each attention runs as."""
+    forward = blocks.attention.forward
+
+    def watched(*args, **options):
+        y, cache = forward(*args, **options)
+        names.append(cache.implementation.name)
+        return y, cache
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks.attention, "forward", watched)
+        yield
+
+
+@pytest.mark.slow
+def test_the_copy_task():
+    """Random words, which nothing but the source can tell: 100%."""
+    model = EncoderDecoder(replace(
+        CONFIG, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        encoder_ffn_dim=64, decoder_ffn_dim=64).with_dropout(0.0), seed=0)
+    optimizer, rng, steps = AdamW(model.store), np.random.default_rng(0), 500
+
+    def texts(n):
+        return [rng.integers(3, 13, rng.integers(2, 9)) for _ in range(n)]
+
+    for step in range(steps):
+        some = texts(32)
+        loss, n, _ = model.loss(pack_pairs(some, some, START, END))
+        model.store.zero_grad()
+        model.loss_backward()
+        optimizer.step(5e-3 * min(1, step / 40, 3 * (1 - step / steps)), scale=1 / n)
+    new = texts(200)
+    assert [t.ids for t in greedy(model, new, 10)] == [t.tolist() for t in new]
