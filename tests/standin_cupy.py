@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from minisft.backend import bfloat16, tf32
+from minisft.backend import bfloat16
 from minisft.backend.gpu import cuda as product
 from minisft.backend.gpu import emulator
 
@@ -282,5 +282,6 @@ def widened(stored, kind):
     """Factors of one of cuBLAS's types -> what its tensor cores make of them, in float32."""
     stored = np.ascontiguousarray(stored)
     if kind == 0:
+        from minisft.backend import tf32  # here, since older checkouts, which are timed, have none
         return tf32.from_tf32(tf32.to_tf32(stored.view(np.float32)))
     return bfloat16.from_bfloat16(stored) if kind == 14 else stored.view(np.float16).astype("f4")

@@ -18,8 +18,10 @@ Array = Any     # a numpy.ndarray or a cupy.ndarray; CuPy need not be installed
 
 def array_module(*arrays: Any) -> ModuleType:
     """arrays -> cupy if one of them is on the GPU, else numpy."""
-    if cupy is not None and any(isinstance(a, cupy.ndarray) for a in arrays):
-        return cupy
+    if cupy is not None:
+        for a in arrays:     # a loop: hundreds of times a step
+            if isinstance(a, cupy.ndarray):
+                return cupy
     return np
 
 

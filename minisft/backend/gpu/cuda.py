@@ -249,6 +249,8 @@ class Prepared:
 
 
 def _three(sizes):
+    if len(sizes) == 1:
+        return int(sizes[0]), 1, 1
     return tuple(map(int, sizes)) + (1,) * (3 - len(sizes))
 
 
