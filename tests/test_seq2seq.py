@@ -283,7 +283,7 @@ def test_the_copy_task():
     model = EncoderDecoder(replace(
         CONFIG, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         encoder_ffn_dim=64, decoder_ffn_dim=64).with_dropout(0.0), seed=0)
-    optimizer, rng, steps = AdamW(model.store), np.random.default_rng(0), 500
+    optimizer, rng, steps = AdamW(model.store), np.random.default_rng(0), 800
 
     def texts(n):
         return [rng.integers(3, 13, rng.integers(2, 9)) for _ in range(n)]
