@@ -1,6 +1,7 @@
 """Compiles the kernels for real cards without one: NVIDIA's NVRTC, called through ctypes.
 
-    python tests/nvrtc.py        writes tests/golden/kernel_resources.json anew
+    python tests/nvrtc.py [FILE ...]      writes tests/golden/kernel_resources.json anew, or the
+                                          rows of some kernels/FILE.cu
 """
 
 import ctypes
@@ -29,7 +30,8 @@ def too_old(file, architecture, defines):
 # Every .cu with each set of sizes that it is compiled for here.
 BUILDS = {
     "adamw": [{"FLOAT16": n} for n in (0, 1)],
-    "attention": [{"HEAD_WIDTH": d} for d in (16, 32, 64, 80, 128)],
+    "attention": [{"HEAD_WIDTH": d, "DROPOUT": drop, "WIDE": wide} for d, drop, wide in (
+        (16, 0, 1), (32, 0, 1), (64, 0, 1), (64, 1, 1), (64, 0, 0), (80, 0, 1), (128, 0, 1))],
     "attention_tensor_cores": [
         {"HEAD_WIDTH": d, "DROPOUT": drop, "FLOAT16": float16}
         for d, drop, float16 in ((16, 0, 0), (64, 0, 0), (64, 1, 0), (64, 0, 1), (64, 1, 1),
@@ -177,19 +179,22 @@ def loop_instructions(code, names):
     return counts
 
 
-def write():
-    """Measures everything and writes the table; it takes nvdisasm, too."""
+def write(files=()):
+    """Measures `files`, default all, and writes them into the table; it takes nvdisasm, too."""
     if not disassembler():
         raise SystemExit("no nvdisasm: pip install -e '.[kernels]'")
     nvrtc = library()
     table = {"nvrtc": version(nvrtc)}
-    for file, builds in BUILDS.items():
-        for defines in builds:
+    if files:
+        table |= json.loads(TABLE.read_text())
+    for file in files or BUILDS:
+        table[file] = {}
+        for defines in BUILDS[file]:
+            rows = table[file][label(defines)] = {}
             for architecture in ARCHITECTURES:
                 if too_old(file, architecture, defines):
                     continue
                 for kernel, used in measured(nvrtc, file, architecture, defines)[0].items():
-                    rows = table.setdefault(file, {}).setdefault(label(defines), {})
                     rows.setdefault(kernel, {})[architecture] = used
     lines = json.dumps(table, indent=1)
     TABLE.write_text(re.sub(r"\{\s+\"registers(?:[^{}]|\{[^{}]*\})*\}",
@@ -198,4 +203,4 @@ def write():
 
 
 if __name__ == "__main__":
-    write()
+    write(sys.argv[1:])

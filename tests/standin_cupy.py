@@ -76,6 +76,10 @@ class ndarray:     # noqa: N801  CuPy's name
     def data(self):
         return _Pointer(self._here.ctypes.data)
 
+    @property
+    def base(self):
+        return None if self._here.base is None else ndarray(self._here.base)
+
     def __getitem__(self, index):
         found = self._here[_taken(index)]
         if isinstance(index, ndarray):

@@ -26,7 +26,7 @@ CHECKS = {"attention_tensor_cores": "attention (bfloat16, 64 channels, dropout, 
 
 # Each .cu without one of its barriers, by number; those of device.cuh where they are used.
 BARRIERS = [(file, "device.cuh" in place, number)
-            for file, place, numbers in [("attention", "attention.cu", range(9)),
+            for file, place, numbers in [("attention", "attention.cu", range(10)),
                                          ("attention_tensor_cores", "the same", range(3)),
                                          ("column_sums", "column_sums.cu", [0]),
                                          ("adamw", "device.cuh: block_sum", [0]),
@@ -38,13 +38,16 @@ BARRIERS = [(file, "device.cuh" in place, number)
 # (file, what stands there, what is planted), found by the values
 FAULTS = {
     "forgotten rescale": ("attention", "out[r][column] *= rescale;", ";"),
-    "sum not rescaled": ("attention", "sum[r] * rescale + p", "sum[r] + p"),
+    "sum not rescaled": ("attention", "sum[r] *= rescale;", ";"),
     "mask one to the right": ("attention", "key <= mine + r + at.shift", "key <= mine + r + 1"),
     "mask aligned to the start": ("attention", "(!causal || key <= query + at.shift)", "true"),
-    "delta left out": ("attention", "dp[r] * m - row_delta[r]", "dp[r] * m"),
-    "softmax saw the mask": ("attention", "p_tile[warp * ROWS + r][lane] = p * m;",
+    "delta left out": ("attention", "dp[0][r] - row_delta[r]", "dp[0][r]"),
+    "softmax saw the mask": ("attention", "p_tile[warp * ROWS + r][lane] = weight;",
                              "p_tile[warp * ROWS + r][lane] = p;"),
-    "wrong word of four": ("attention", "key & 1 ? w.word[1] : w.word[0]", "w.word[0]"),
+    "one word of four": ("attention", "w.word[i] >= drop", "w.word[0] >= drop"),
+    "draw of another row": ("attention", "(drawn >> turn & ", "(drawn & "),
+    "second half of the keys": ("attention", "own[WARP * o][piece", "own[0][piece"),
+    "wrong word of four": ("attention_naive", "key & 1 ? w.word[1] : w.word[0]", "w.word[0]"),
     "log of the sum left out": ("attention", "largest[r] + logf(total)", "largest[r]"),
     "scale left out": ("attention", "sum[r][column] * scale", "sum[r][column]"),
     "wrong fragment map": ("attention_tensor_cores", "word % 2 * 8;\n            const int c",
@@ -103,10 +106,10 @@ HIDDEN = {
     "unguarded store": ("address", "attention",
                         "        if (mine + r >= at.n_queries) continue;\n"
                         "        for (int column = 0; column < COLUMNS; column++)\n"
-                        "            if (const int c = lane + WARP * column; c < D) y",
+                        "            if (const int c = channel(column); c < D) y",
                         "        for (int column = 0; column < COLUMNS; column++)\n"
-                        "            if (const int c = lane + WARP * column; c < D) y"),
-    "unguarded load": ("address", "attention", "first + row < n ? x[", "true ? x["),
+                        "            if (const int c = channel(column); c < D) y"),
+    "unguarded load": ("address", "attention", "exists = first + row < n;", "exists = true;"),
     "shared memory too small": ("address", "attention", "p_tile[QUERIES][KEYS];",
                                 "p_tile[QUERIES - 1][KEYS];"),
     "one scratch for every row": ("thread", "layer_norm", "scratch[row % 2]", "scratch[0]"),

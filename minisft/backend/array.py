@@ -63,3 +63,18 @@ def to_gpu(x: Array) -> Array:
 def to_cpu(x: Array) -> np.ndarray:
     """array on either side -> the same array as numpy."""
     return x if cupy is None else cupy.asnumpy(x)
+
+
+def address(x: Array) -> int:
+    """array on either side -> where its numbers begin in memory."""
+    return x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
+
+
+def side_by_side(*parts: Array) -> Array:
+    """k parts (N,...) -> (N,k,...): a view where they lie so in memory already, else a copy."""
+    whole = getattr(parts[0], "base", None)
+    if whole is not None and whole.shape == (len(parts[0]), len(parts), *parts[0].shape[1:]) and \
+            all((address(p), p.strides, p.dtype) == (address(own), own.strides, own.dtype)
+                for p, own in zip(parts, whole.swapaxes(0, 1), strict=True)):
+        return whole
+    return array_module(*parts).stack(parts, axis=1)

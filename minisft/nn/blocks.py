@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.array import Array, array_module
+from minisft.backend.array import Array, array_module, side_by_side
 from minisft.dispatch import (
     attention,
     attention_in_16_bits,
@@ -102,7 +102,7 @@ class SelfAttention(MultiHeadAttention):
         xp, width = array_module(dy), dy.shape[-1]
         if dtype is None:
             dq, *dkv = self.attend_backward(dy.reshape(shape))
-            whole = xp.stack([dq, *dkv] if rows is None else dkv, axis=1)
+            whole = side_by_side(*([dq, *dkv] if rows is None else dkv))
         else:     # the kernels write where the product reads
             whole = xp.empty((n, 3 if rows is None else 2, *shape[1:]), dtype=np.float32)
             *dq, dk, dv = whole.swapaxes(0, 1)

@@ -364,7 +364,7 @@ KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("adamw", partial(of_adamw, _clipped_step)),
     KernelCheck("bfloat16", partial(of_bfloat16, bfloat16_launch)),
     *_attention_checks(attention_naive_launch, "naive", (16, 33, 64)),
-    *_attention_checks(attention_launch, "fused", (16, 64, 32, 80, 128)),
+    *_attention_checks(attention_launch, "fused", (16, 64, 32, 80, 128, 33)),
     *_attention_checks(tensor_cores_launch.IN_BFLOAT16, "bfloat16", (16, 64, 128),
                        NOISE_OF_BFLOAT16),
     *_attention_checks(tensor_cores_launch.IN_FLOAT16, "float16", (32, 64, 80), NOISE_OF_FLOAT16),

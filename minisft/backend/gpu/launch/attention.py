@@ -20,27 +20,23 @@ def forward(q: Array, k: Array, v: Array, cu_seqlens: Array, key_starts: Array, 
     at = packed.Packed(q, k, cu_seqlens, key_starts, key_lengths, causal, drop)
     y = at.xp.empty(q.shape, dtype=q.dtype)
     lse = at.xp.empty(q.shape[:2], dtype=q.dtype)
-    launch("attention", "attention_forward", at.grid(at.queries, _queries(at.width, 8, 4)),
-           (THREADS,), y=y, lse=lse, **_shared(at, q, k, v), defines={"HEAD_WIDTH": at.width})
+    _launch("forward", at, q, k, v, at.grid(at.queries, _queries(at.width, 8, 4)), y=y, lse=lse)
     return y, (q, k, v, y, lse, at)
 
 
 def backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array]:
     """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D)."""
     q, k, v, y, lse, at = cache
-    xp = at.xp
-    dy = xp.ascontiguousarray(dy)
-    dq, delta = xp.empty(q.shape, dtype=dy.dtype), xp.empty_like(lse)
-    dk, dv = xp.zeros(k.shape, dtype=dy.dtype), xp.zeros(v.shape, dtype=dy.dtype)
-    shared, defines = _shared(at, q, k, v), {"HEAD_WIDTH": at.width}
-    launch("attention", "attention_backward_queries",
-           at.grid(at.queries, _queries(at.width, 8, 2)), (THREADS,),
-           dy=dy, y=y, lse=lse, delta=delta, dq=dq, **shared, defines=defines)
+    dy, delta = at.xp.ascontiguousarray(dy), at.xp.empty_like(lse)
+    dq, dk, dv = at.gradients(dy.dtype)
+    _launch("backward_queries", at, q, k, v, at.grid(at.queries, _queries(at.width, 8, 2)), dy,
+            dy=dy, y=y, lse=lse, delta=delta, dq=Rows(dq), dq_stride=Rows(dq).stride())
     tiles, heads, _ = at.grid(at.keys, KEYS)
     for first, count in at.rounds():
-        launch("attention", "attention_backward_keys", (tiles, heads, count), (THREADS,),
-               dy=dy, lse=lse, delta=delta, dk=dk, dv=dv, **shared, first_sequence=first,
-               defines=defines)
+        _launch("backward_keys", at, q, k, v, (tiles, heads, count), dy, dy=dy, lse=lse,
+                delta=delta, dk=Rows(dk), dv=Rows(dv), dk_stride=Rows(dk).stride(),
+                dv_stride=Rows(dv).stride(), first_sequence=first,
+                add=int(not at.each_key_once))
     return dq, dk, dv
 
 
@@ -49,9 +45,14 @@ def _queries(width, rows, rows_of_wide_heads):
     return WARPS * (rows if width <= 64 else rows_of_wide_heads)
 
 
-def _shared(at, q, k, v):
-    """-> the arguments that all three kernels take, by name."""
-    q, k, v = Rows(q), Rows(k), Rows(v)
-    return {"q": q, "k": k, "v": v, "q_stride": q.stride(), "k_stride": k.stride(),
-            "v_stride": v.stride(), **at.sequences, "causal": at.causal, "scale": at.scale,
-            **at.dropout}
+def _launch(name, at, q, k, v, grid, *loaded, **arguments):
+    """Runs one of the kernels on what all three take, and on `arguments`.
+
+    loaded: what it loads beside q, k and v.
+    """
+    inputs = {"q": Rows(q), "k": Rows(k), "v": Rows(v)}
+    wide = at.width % 4 == 0 and packed.begin_at_16_bytes(q, k, v, *loaded)
+    launch("attention", f"attention_{name}", grid, (THREADS,),
+           defines={"HEAD_WIDTH": at.width, "DROPOUT": int(at.drops), "WIDE": int(wide)},
+           **inputs, **{f"{key}_stride": rows.stride() for key, rows in inputs.items()},
+           **arguments, **at.sequences, causal=at.causal, scale=at.scale, **at.dropout)

@@ -65,6 +65,7 @@ class _Rounding:
     def forward(self, q: Array, k: Array, v: Array, *rest: Any) -> tuple[Array, tuple]:
         """As `forward`, in float32."""
         y, cache = forward(*map(self._rounded, (q, k, v)), *rest)
+        cache[-1].together = packed.rows_apart(k)     # rounded, they lie apart
         return from_bfloat16(y) if self.dtype == np.uint16 else y.astype(np.float32), cache
 
     def backward(self, dy: Array, cache: tuple) -> tuple[Array, Array, Array]:

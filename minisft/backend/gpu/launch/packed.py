@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.array import Array, array_module, to_cpu
+from minisft.backend.array import Array, address, array_module, to_cpu
 from minisft.backend.constants import ceil_div
 
 
@@ -48,7 +48,7 @@ class Packed:
     def __init__(self, q: Array, k: Array, cu_seqlens: Array, key_starts: Array,
                  key_lengths: Array, causal: bool, drop: tuple[float, random.Scores] | None):
         self.xp, (self.n_queries, self.heads, self.width) = array_module(q), q.shape
-        self.n_keys = len(k)
+        self.n_keys, self.together = len(k), rows_apart(k)
         at = _layout(self.xp, *map(_bytes, (cu_seqlens, key_starts, key_lengths)), bool(causal))
         if at.last_query > len(q) or at.last_key > len(k):
             raise ValueError(f"sequences reach to query {at.last_query} of {len(q)} and key "
@@ -83,17 +83,19 @@ class Packed:
     def gradients(self, dtype: Any, out: Any = None) -> tuple[Array, Array, Array]:
         """-> dq (Nq,H,D), dk and dv (Nk,H,D), where the kernels are to write.
 
-        As many queries as keys lie side by side, (N,3,H,D), as a model's one product made them;
-        else dk and dv do. dk and dv are zero where kernels add to them. `out`: those to take.
+        They lie side by side as q, k and v do, or k and v, where one product made these. dk and dv
+        are zero where kernels add to them. `out`: those to take.
         """
-        heads = self.heads, self.width
+        heads, xp = (self.heads, self.width), self.xp
         if out is not None:
             dq, dk, dv = out
-        elif self.n_queries == self.n_keys:
-            dq, dk, dv = self.xp.empty((self.n_keys, 3, *heads), dtype=dtype).swapaxes(0, 1)
+        elif self.together == 3 and self.n_queries == self.n_keys:
+            dq, dk, dv = xp.empty((self.n_keys, 3, *heads), dtype=dtype).swapaxes(0, 1)
         else:
-            dq = self.xp.empty((self.n_queries, *heads), dtype=dtype)
-            dk, dv = self.xp.empty((self.n_keys, 2, *heads), dtype=dtype).swapaxes(0, 1)
+            dq = xp.empty((self.n_queries, *heads), dtype=dtype)
+            dk, dv = (xp.empty((self.n_keys, 2, *heads), dtype=dtype).swapaxes(0, 1)
+                      if self.together == 2 else
+                      (xp.empty((self.n_keys, *heads), dtype=dtype) for _ in range(2)))
         if not self.each_key_once:
             dk[...] = dv[...] = 0
         return dq, dk, dv
@@ -104,6 +106,17 @@ class Packed:
         Sequences that share a key get a launch each; usually no two do.
         """
         return self.layout.rounds
+
+
+def rows_apart(x: Array) -> int:
+    """x (N,H,D) -> how many times its own length lies between two rows: 3 for k of (N,3,H,D)."""
+    _, heads, width = x.shape
+    return x.strides[0] // (heads * width * x.itemsize)
+
+
+def begin_at_16_bytes(*arrays: Array) -> bool:
+    """Whether all rows of the arrays do, so that kernels may load as much at once."""
+    return all(address(a) % 16 == 0 and (len(a) == 1 or a.strides[0] % 16 == 0) for a in arrays)
 
 
 def _bytes(a: Any) -> bytes:
