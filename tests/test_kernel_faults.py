@@ -206,6 +206,6 @@ def test_kernels_are_clean_under_the_sanitizers(sanitizer):
 def test_the_sanitizers_see_what_values_hide(name):
     sanitizer, file, old, new = HIDDEN[name]
     text = planted(file, SOURCE(file), old, new)
-    done = sanitized(sanitizer, PROGRAM.format(file=file, text=text, names=[CHECKS[file]], size=34))
+    done = sanitized(sanitizer, PROGRAM.format(file=file, text=text, names=[CHECKS[file]], size=70))
     report = {"address": "AddressSanitizer", "thread": "data race"}[sanitizer]
     assert report in done.stderr and f"{file}.cu:" in done.stderr, done.stderr[-4000:]

@@ -6,6 +6,7 @@ import pytest
 from test_emulator import needs_compiler
 
 from minisft.backend.gpu import cuda, emulator
+from minisft.backend.gpu.launch import attention_tensor_cores
 
 # C (M,8) = A (M,K) @ B (K,8) in 16 bits: a warp a tile of 16 rows.
 PRODUCT = """
@@ -220,3 +221,16 @@ def test_the_instructions_compile(architecture, defines):
     for text, name in ((PRODUCT, "product"), (COPIES, "copies")):
         log, _ = nvrtc.compiled(nvrtc.library(), device() + text, "text.cu", architecture, defines)
         assert "warning" not in log and nvrtc.resources(log)[name]["spilled"] == 0
+
+
+@needs_compiler
+def test_attention_refuses_rows_that_begin_between_16_bytes():
+    q, k, v = np.zeros((3, 4, 1, 16), np.uint16)
+    where = np.array([0, 4]), np.array([0]), np.array([4])
+    attention_tensor_cores.forward(q, k, v, *where)
+    beside = np.zeros(4 * 16 + 1, np.uint16)[1:].reshape(4, 1, 16)
+    apart = np.lib.stride_tricks.as_strided(np.zeros(80, np.uint16), (4, 1, 16), (40, 32, 2))
+    for wrong in (apart, beside):
+        for arrays in ((wrong, k, v), (q, wrong, v), (q, k, wrong)):
+            with pytest.raises(ValueError, match="begins at no multiple of 16 bytes"):
+                attention_tensor_cores.forward(*arrays, *where)

@@ -16,7 +16,6 @@ from minisft.backend.gpu.launch import packed
 from minisft.backend.gpu.launch.bfloat16 import to_bfloat16
 
 THREADS, BLOCK_ROWS, WIDEST = 128, 64, 128
-AT_ONCE = 8     # numbers that are copied to shared memory at once
 
 
 def forward(q: Array, k: Array, v: Array, cu_seqlens: Array, key_starts: Array, key_lengths: Array,
@@ -84,12 +83,11 @@ def _words(x):
 def _launch(name, at, q, k, v, grid, **arguments):
     """Runs one of the kernels on what all three take, and on `arguments`."""
     inputs = {"q": Rows(_words(q)), "k": Rows(_words(k)), "v": Rows(_words(v))}
-    strides = {f"{name}_stride": rows.stride() for name, rows in inputs.items()}
-    if any(stride % AT_ONCE for stride in strides.values()):
-        raise ValueError(f"rows {list(strides.values())} numbers apart, expected multiples of "
-                         f"{AT_ONCE}")
+    if not packed.begin_at_16_bytes(q, k, v, *(a for a in (arguments.get("dy"),) if a is not None)):
+        raise ValueError("a row of q, k, v or dy begins at no multiple of 16 bytes, which are "
+                         "copied at once")
     launch("attention_tensor_cores", f"attention_tensor_cores_{name}", grid, (THREADS,),
            defines={"HEAD_WIDTH": at.width, "DROPOUT": int(at.drops),
                     "FLOAT16": int(q.dtype == np.float16)},
-           **inputs, **strides, **arguments, **at.sequences, causal=at.causal, scale=at.scale,
-           **at.dropout)
+           **inputs, **{f"{key}_stride": rows.stride() for key, rows in inputs.items()},
+           **arguments, **at.sequences, causal=at.causal, scale=at.scale, **at.dropout)
