@@ -7,6 +7,7 @@ from test_emulator import needs_compiler
 
 from minisft.backend.gpu import cuda, emulator
 from minisft.backend.gpu.launch import attention_tensor_cores
+from minisft.verify.kernel_checks import KERNEL_CHECKS
 
 # C (M,8) = A (M,K) @ B (K,8) in 16 bits: a warp a tile of 16 rows.
 PRODUCT = """
@@ -234,3 +235,19 @@ def test_attention_refuses_rows_that_begin_between_16_bytes():
         for arrays in ((wrong, k, v), (q, wrong, v), (q, k, wrong)):
             with pytest.raises(ValueError, match="begins at no multiple of 16 bytes"):
                 attention_tensor_cores.forward(*arrays, *where)
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", emulator.ORDERS)
+@pytest.mark.parametrize("name", [name for name in KERNEL_CHECKS if "(float16, 64" in name])
+def test_attention_before_sm_80(monkeypatch, order, name):
+    """By products over eight numbers, and copies that the threads carry."""
+    text = "#define BEFORE_SM_80 1\n" + cuda.source("attention_tensor_cores")
+    monkeypatch.setattr(cuda, "source", lambda file: text)
+    with emulator.thread_order(order, seed=1):
+        for row in KERNEL_CHECKS[name].results(77):
+            assert row.error <= row.limit, row
+    broken = text.replace("b + half, HERE", "b, HERE")
+    assert broken != text
+    monkeypatch.setattr(cuda, "source", lambda file: broken)
+    assert any(not row.error <= row.limit for row in KERNEL_CHECKS[name].results(77))
