@@ -156,12 +156,13 @@ static void load_pieces(uint32_t* out, const uint16_t* row, bool turned, Place p
     for (int i = 0; i < 8; i++) mine.row[i] = row[i];
     meet(~0u, place, &mine, [](void** lanes) UNWATCHED {
         for (unsigned l = 0; l < LANES; l++) {
-            auto* to = (Pieces*)lanes[l];
             const int g = l / 4, t = l % 4;
+            auto* to = (Pieces*)lanes[l];
             for (int piece = 0; piece < 4; piece++) {
-                auto at = [&](int r, int c) { return ((Pieces*)lanes[8 * piece + r])->row[c]; };
-                to->out[piece] = to->turned ? at(2 * t, g) | (uint32_t)at(2 * t + 1, g) << 16
-                                            : at(g, 2 * t) | (uint32_t)at(g, 2 * t + 1) << 16;
+                auto** rows = (Pieces**)lanes + 8 * piece;
+                to->out[piece] = to->turned
+                    ? rows[2 * t]->row[g] | (uint32_t)rows[2 * t + 1]->row[g] << 16
+                    : rows[g]->row[2 * t] | (uint32_t)rows[g]->row[2 * t + 1] << 16;
             }
         }
     });
