@@ -5,6 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from minisft.backend.cpu import row_blocks
 from minisft.backend.random import Stream
 from minisft.data.batch import pack
 from minisft.dispatch import attention_key_blocks
@@ -51,6 +52,25 @@ def test_equals_the_plain_formula(rng, queries, keys, causal, dropped):
 
 
 @pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("queries, keys", SHAPES)
+def test_threads_change_no_bit(rng, monkeypatch, queries, keys, dropped):
+    q, k, v, rest = case(rng, queries, keys, True, dropped, np.float32)
+    dy, found, taken = rng.standard_normal(q.shape).astype(np.float32), [], []
+    each = row_blocks.each_product
+    monkeypatch.setattr(row_blocks, "each_product", lambda work, parts: (
+        taken.append([part[0] for part in parts]), each(work, parts)))
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(row_blocks, "threads", lambda threads=threads: threads)
+        y, cache = attention_key_blocks.forward(q, k, v, *rest)
+        found.append((y, *attention_key_blocks.backward(dy, cache)))
+    for result in found[1:]:
+        assert all(map(np.array_equal, result, found[0]))
+    # one text alone is shared by heads, unless dropout draws the words of all heads at once
+    assert taken[2] == taken[3] == ([0, 0] if len(queries) == 1 and not dropped else
+                                    list(range(len(queries))))
+
+
+@pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize("causal", [True, False])
 def test_backward_matches_finite_differences(rng, causal, dropped):
     q, k, v, rest = case(rng, (1, 9, 3), (5, 9, 6), causal, dropped)
@@ -86,6 +106,7 @@ def test_inputs_are_left_alone_and_float32_stays(rng):
 
 def test_memory_grows_with_the_length(rng, monkeypatch):
     monkeypatch.setattr(attention_key_blocks, "KEYS", 64)
+    monkeypatch.setattr(row_blocks, "threads", lambda: 1)     # whether two meet is chance
     peak = []
     for length in (512, 2048):
         q = rng.standard_normal((length, 2, 8)).astype(np.float32)

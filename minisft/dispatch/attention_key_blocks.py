@@ -8,11 +8,16 @@ query with the largest score so far m, the sum l and the unfinished output a:
     (9)  Y = a / l,   lse = m + log(l)             at the end; lse is all that is kept of the scores
     (10) P_J = exp(S_J - lse)                      the backward scores each block anew
     (11) rowsum(dP * P) = rowsum(dY * Y)           so (6) needs no other block
+Each core takes texts, or heads where there are fewer texts than cores.
 """
 
 from math import sqrt
 
+import numpy as np
+
 from minisft.backend.array import array_module
+from minisft.backend.constants import ceil_div
+from minisft.backend.cpu import row_blocks
 from minisft.ops import dropout
 from minisft.ops.attention import merge, ranges, split, transpose
 
@@ -29,8 +34,11 @@ def forward(q, k, v, cu_seqlens, key_starts, key_lengths, causal=True, drop=None
     xp = array_module(q)
     y = xp.empty_like(q)
     lse = xp.empty(q.shape[:2], dtype=q.dtype)                                       # (Nq,H)
-    for b, (queries, keys) in enumerate(ranges(cu_seqlens, key_starts, key_lengths, causal)):
-        q_b, k_b, v_b = split(q[queries]), split(k[keys]), split(v[keys])            # (H,T,D)
+
+    def attend(part):
+        b, queries, keys, heads = part
+        q_b, k_b, v_b = (split(x[tokens, heads]) for x, tokens in (
+            (q, queries), (k, keys), (v, keys)))                                     # (H,T,D)
         m = xp.full((*q_b.shape[:2], 1), -xp.inf, dtype=q.dtype)
         total, a = xp.zeros_like(m), xp.zeros_like(q_b)
         for rows, block in _blocks(q_b.shape[1], k_b.shape[1], causal):
@@ -44,8 +52,10 @@ def forward(q, k, v, cu_seqlens, key_starts, key_lengths, causal=True, drop=None
                 p *= _mask(drop, b, k_b.shape[1], block, rows, p.dtype)
             a[:, rows] = a[:, rows] * shrink + p @ v_b[:, block]
             m[:, rows] = highest
-        y[queries] = merge(a / total)                                                    # (9)
-        lse[queries] = (m + xp.log(total))[..., 0].T
+        y[queries, heads] = merge(a / total)                                             # (9)
+        lse[queries, heads] = (m + xp.log(total))[..., 0].T
+
+    _each(attend, xp, q.shape[1], cu_seqlens, key_starts, key_lengths, causal, drop)
     return y, (q, k, v, y, lse, cu_seqlens, key_starts, key_lengths, causal, drop)
 
 
@@ -55,10 +65,13 @@ def backward(dy, cache):
     xp = array_module(dy)
     dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
     scale = 1 / sqrt(q.shape[-1])
-    for b, (queries, keys) in enumerate(ranges(cu_seqlens, key_starts, key_lengths, causal)):
-        q_b, k_b, v_b, dy_b = split(q[queries]), split(k[keys]), split(v[keys]), split(dy[queries])
-        row_sum = (dy_b * split(y[queries])).sum(axis=-1, keepdims=True)             # (11)
-        lse_b, dq_b = lse[queries].T[..., None], xp.zeros_like(q_b)
+
+    def attend_backward(part):
+        b, queries, keys, heads = part
+        q_b, k_b, v_b, dy_b, y_b = (split(x[tokens, heads]) for x, tokens in (
+            (q, queries), (k, keys), (v, keys), (dy, queries), (y, queries)))
+        row_sum = (dy_b * y_b).sum(axis=-1, keepdims=True)                           # (11)
+        lse_b, dq_b = lse[queries, heads].T[..., None], xp.zeros_like(q_b)
         for rows, block in _blocks(q_b.shape[1], k_b.shape[1], causal):
             s = _scores(q_b, k_b, rows, block, causal)
             s -= lse_b[:, rows]
@@ -68,14 +81,31 @@ def backward(dy, cache):
             if drop is not None:
                 mask = _mask(drop, b, k_b.shape[1], block, rows, p.dtype)
                 kept, dp = p * mask, dp * mask                                       # (5)
-            dv[keys][block] += merge(transpose(kept) @ dy_b[:, rows])                # (4)
+            dv[keys, heads][block] += merge(transpose(kept) @ dy_b[:, rows])         # (4)
             dp -= row_sum[:, rows]
             ds = xp.multiply(p, dp, out=dp)                                          # (6)
             ds *= scale
             dq_b[:, rows] += ds @ k_b[:, block]                                      # (7)
-            dk[keys][block] += merge(transpose(ds) @ q_b[:, rows])
-        dq[queries] = merge(dq_b)
+            dk[keys, heads][block] += merge(transpose(ds) @ q_b[:, rows])
+        dq[queries, heads] = merge(dq_b)
+
+    _each(attend_backward, xp, q.shape[1], cu_seqlens, key_starts, key_lengths, causal, drop)
     return dq, dk, dv
+
+
+def _each(work, xp, n_head, cu_seqlens, key_starts, key_lengths, causal, drop):
+    """work((sequence, its queries, its keys, heads)) for all, on all cores."""
+    found = list(enumerate(ranges(cu_seqlens, key_starts, key_lengths, causal)))
+    # the words of a block are drawn for all heads at once
+    groups = min(row_blocks.threads(), n_head) if drop is None else 1
+    step = n_head if len(found) >= groups else ceil_div(n_head, groups)
+    parts = [(b, queries, keys, slice(first, first + step)) for b, (queries, keys) in found
+             for first in range(0, n_head, step)]
+    if xp is np:
+        row_blocks.each_product(work, parts)
+    else:
+        for part in parts:
+            work(part)
 
 
 def _blocks(tq, tk, causal):
