@@ -1,9 +1,9 @@
 """What a training step needs, before it runs: bytes by tensor, operations by formula.
 
-A MemoryTracker follows the step (walk.py): what a forward keeps stays
-allocated until its backward has used it, what a formula needs meanwhile is a temporary. The peak is
-the fullest moment. Sizes are counted in values, of `ITEM` bytes each. Compiled loops (extra `fast`)
-need no more than that.
+A MemoryTracker follows the step (walk.py, bert_walk.py): what a forward keeps stays allocated until
+its backward has used it, what a formula needs meanwhile is a temporary. The peak is the fullest
+moment. Sizes are counted in values, of `ITEM` bytes each. Compiled loops (extra `fast`) need no
+more than that.
 """
 
 from dataclasses import dataclass, replace
@@ -18,8 +18,9 @@ from minisft.models.config import BertConfig, GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.planning import operations
+from minisft.planning.bert_walk import BertWalk
 from minisft.planning.walk import ITEM as ITEM
-from minisft.planning.walk import walk
+from minisft.planning.walk import Walk
 
 # BERT's names for GPT-2's rates of dropout
 BERT_RATES = {"embd_pdrop": "hidden_dropout_prob", "resid_pdrop": "hidden_dropout_prob",
@@ -132,9 +133,12 @@ def plan(step: Step) -> Plan:
     weights = {p.name: p.size for p in model.parameters()}
     trainable = {p.name: p.size for p in model.store.trainable}
     first_trainable = min(p.layer for p in model.store.trainable)
-    tracker, kept = walk(step, first_trainable)
+    walk = (BertWalk if isinstance(step.config, BertConfig) else Walk)(step, first_trainable)
+    walk.forward()
+    kept = dict(walk.tracker.allocated)
+    walk.backward()
     return Plan(weights, trainable, {name: MOMENTS * n for name, n in trainable.items()}, kept,
-                tracker.at_peak, tracker.largest,
+                walk.tracker.at_peak, walk.tracker.largest,
                 operations.operations(step, first_trainable, sum(trainable.values())),
                 first_trainable)
 
