@@ -228,6 +228,8 @@ class Walk:
         free(h)
         width = 3 if out == n else 2
         allocate("d c_attn", width * n * c)
+        if out < n:
+            allocate("dq, dk, dv", out * c)     # dq alone is still asked for
         # a matrix's gradient goes where it stays, but for the parts of a pruned block's
         pruned_matrices = out < n and self.step.trains_matrices
         observe(gradient_of_norm=self.gradient_of_input(i, "attn.c_attn"),
