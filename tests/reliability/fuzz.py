@@ -164,7 +164,7 @@ def make(home: Path, only: str | None = None) -> list[Door]:
             "none", "--quiet", "--out", "out"])]
     doors += _data_doors(home, data, classifier)
     doors += _foreign_doors(home, classifier, writer)
-    doors += _token_doors(home) + _adapter_doors(home, classifier)
+    doors += _token_doors(home) + _pair_doors(home) + _adapter_doors(home, classifier)
     if only is None or only.startswith("resume"):      # they take the longest to make
         doors += _resume_doors(home, data)
     return [door for door in doors if only in (None, door.name)]
@@ -254,6 +254,33 @@ def _token_doors(home):
             "finetune", "--task", task, "--train", name, *SCRATCH, "--out", "out"])
             for name in names]
     return doors
+
+
+def _pair_doors(home):
+    """Texts with their translations, in two files and in a table without a header."""
+    pairs = [(f"the {noun} {verb}", f"{verb} der {noun}")
+             for noun in ("dog", "cat", "bird", "fish") for verb in ("sleeps", "runs", "eats")]
+    place = home / "translate"
+    place.mkdir()
+    for name, texts in ("a.en", [a for a, _ in pairs]), ("a.de", [b for _, b in pairs]), (
+            "a.tsv", ["\t".join(pair) for pair in pairs]):
+        (place / name).write_text("".join(f"{text}\n" for text in texts))
+    table = ["--no-header", "--source-column", "1", "--target-column", "2"]
+    learn = ["finetune", "--task", "translate", *SCRATCH, "--beam-size", "1", "--train"]
+    _must([*learn, "a.tsv", *table, "--out", "run"], place)
+    shutil.move(place / "run" / "model", place / "model")
+    shutil.rmtree(place / "run")
+    model = [f"model/{name}" for name in sorted(os.listdir(place / "model"))]
+    translate = ["translate", "--model", "model", "--file"]
+    return [
+        Door("translate", place, model, [*translate, "a.en"], True),
+        Door("translate lines", place, ["a.en"], [*translate, "a.en"]),
+        Door("translate a table", place, ["a.tsv"], [*translate, "a.tsv", *table[:3]]),
+        Door("evaluate translate", place, ["a.en", "a.de"], [
+            "evaluate", "--model", "model", "--test", "a.en", "--test-target", "a.de"]),
+        Door("finetune lines", place, ["a.en", "a.de"], [
+            *learn, "a.en", "--train-target", "a.de", "--out", "out"]),
+        Door("finetune pairs", place, ["a.tsv"], [*learn, "a.tsv", *table, "--out", "out"])]
 
 
 def _adapter_doors(home, classifier):
