@@ -7,9 +7,9 @@
 // of the piece: neighbouring lanes read neighbouring numbers, and many rows are on their way at
 // once, where one thread a column would wait for each in turn.
 // Shared memory: 4 KB, a number for each warp and lane.
-// Demands: float32, contiguous x (n, width). The first `share` columns go to `out` (pieces, share), as
-// many to `second` and to `third`, of which each may be null: then nobody wants these. With `add`
-// what lies there is added to.
+// Demands: float32, contiguous x (n, width). The first `share` columns go to `out` (pieces, share),
+// as many to `second` and to `third`, of which each may be null: then nobody wants these. With
+// `add` what lies there is added to.
 // Memory traffic: 4 bytes a number.
 
 extern "C" __global__ void __launch_bounds__(1024) column_sums(

@@ -5,7 +5,8 @@
 // Grid: (tokens, pieces of the channels). `order` lists the tokens by id, equal ids in their order;
 // the block of the first token of an id owns that row of dw and adds up all its tokens, the blocks
 // of the others have nothing to do. A thread owns one channel. Shared memory: none.
-// Demands: float32 dy, dw, int32 ids (of each token) and order, contiguous; what dw holds is added to.
+// Demands: float32 dy, dw, int32 ids (of each token) and order, contiguous; what dw holds is added
+// to.
 // Memory traffic: 4 bytes a number of dy, read once, and 8 a number of the rows of dw that occur.
 
 extern "C" __global__ void embedding_backward(const float* __restrict__ dy,

@@ -1,16 +1,15 @@
 // A residual sum and the layer normalisation of it, fused: what the block before has not yet added
 // is added while the row is read; y is written as the next product takes it.
 //
-// Computes u = x + M * (more + bias), with M of minisft/ops/dropout.py (1), and (1), (2) of
-// minisft/ops/layer_norm.py for it in residual_layer_norm_forward; residual + (3) of it, which is
-// the gradient of u and of x, M times that, which is the gradient of `more`, and each block's part
-// of the sums over the tokens, (4) and the bias's, in residual_layer_norm_backward; column_sums.cu
-// adds the parts.
+// Computes, of minisft/ops/layer_norm.py: (1), (2) of u = x + M * (more + bias), with M of
+// minisft/ops/dropout.py, in residual_layer_norm_forward; residual + (3), which is the gradient of
+// u and of x, M times that, which is the gradient of `more`, and each block's part of the sums over
+// the tokens, (4) and the bias's, in residual_layer_norm_backward; column_sums.cu adds the parts.
 // A block owns one row forward, `rows` rows backward; a thread owns four neighbouring channels, or
 // several times four: one access of 16 bytes, one call of Philox.
 // Shared memory: a few hundred bytes, one number a warp for each sum.
-// Demands: contiguous arrays; WIDTH and THREADS (a multiple of 32) are -D options, so is FLOAT16 = 1
-// or 0; float32 arrays aligned to 16 bytes, 16-bit ones to 8.
+// Demands: contiguous arrays; WIDTH and THREADS (a multiple of 32) are -D options, so is FLOAT16
+// = 1 or 0; float32 arrays aligned to 16 bytes, 16-bit ones to 8.
 // Memory traffic: 14 bytes a number forward (x, more, u, y in 16 bits), 18 backward (dy, u,
 // residual, dx, the copy in 16 bits); apart, sums, bias, dropout, norm and rounding take 46 and 50.
 
@@ -65,7 +64,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_forwar
             if (bias) load_channels(shift, bias, c);
             for (int i = 0; i < 4; i++) a[i] += shift[i];
             if (example_ids)
-                drop_four(a, example_ids[row], positions[row], c, threshold, keep, seed, step, site);
+                drop_four(a, example_ids[row], positions[row], c, threshold, keep, seed, step,
+                          site);
             for (int i = 0; i < 4; i++) kept[quad][i] += a[i];
             store_channels(u + at, kept[quad], c);
         }
@@ -145,7 +145,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_backwa
                                                - normal[quad][i] * (both.y / WIDTH));     // (3)
             store_channels(dx + at, d, c);
             if (example_ids)
-                drop_four(d, example_ids[row], positions[row], c, threshold, keep, seed, step, site);
+                drop_four(d, example_ids[row], positions[row], c, threshold, keep, seed, step,
+                          site);
             if (low) store_rounded(low + at, d, c);
             else if (copy) store_channels(copy + at, d, c);
             for (int i = 0; i < 4; i++) dbias[quad][i] += d[i];
