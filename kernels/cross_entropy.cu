@@ -3,12 +3,17 @@
 //
 // Computes, of minisft/ops/cross_entropy.py: (1), (2) and each row's part of (3) in
 // cross_entropy_forward; the sums of (3) in cross_entropy_sum; (4) in cross_entropy_backward.
+// cross_entropy_train is both for a step of a language model, without weights and smoothing: the
+// gradient takes the logits' place in the same launch, whose second reading finds the row in the
+// second-level cache. cross_entropy_train_16_bits does so where a product has stored the logits in
+// 16 bits.
 // A block owns one row of logits; cross_entropy_sum is one block.
 // Shared memory: 256 bytes and less, a few numbers a warp.
 // Demands: float32 logits in rows `stride` numbers apart, int32 labels, contiguous; weights may be
 // null; blockDim.x is a multiple of 32. A label that is neither `ignore` nor a class makes the loss
 // and the row's gradient NaN.
-// Memory traffic: 4 bytes a logit forward (the maximum and the sum take one reading), 8 backward.
+// Memory traffic: 4 bytes a logit forward (the maximum and the sum take one reading), 8 backward;
+// in one launch 8, or 4 in 16 bits.
 
 // The weight of the row's label: 0 where it is ignored, NaN where it is no class.
 __device__ __forceinline__ float label_mass(int label, const float* weights, int k, int ignore) {
@@ -89,4 +94,70 @@ extern "C" __global__ void cross_entropy_backward(
         const float target = spread * (weights ? weights[j] : 1.0f) + (j == label ? on_label : 0);
         dz[j] = expf(z[j] - largest) * scale - target;                              // (4)
     }
+}
+
+__device__ __forceinline__ float number(float v) { return v; }
+__device__ __forceinline__ float number(uint16_t v) { return from_16_bits(v); }
+__device__ __forceinline__ void put(float* to, float v) { *to = v; }
+__device__ __forceinline__ void put(uint16_t* to, float v) { *to = to_16_bits(v); }
+
+// What one access of 16 bytes brings.
+template <class T>
+struct __align__(16) Chunk {
+    T at[16 / sizeof(T)];
+};
+
+// A row: its loss and mass, and in the place of z its gradient. at_once: it begins at 16 bytes.
+template <class T>
+__device__ __forceinline__ void train_row(T* z, int label, float* loss, float* mass_out, int k,
+                                          bool at_once, float dloss, int ignore,
+                                          Running* scratch) {
+    const int many = 16 / sizeof(T), chunks = at_once ? k / many : 0;
+    const float mass = label_mass(label, nullptr, k, ignore);
+    const float on_label = mass > 0 ? number(z[label]) : 0.0f;     // before anybody writes
+    Running mine = running_start();
+    for (int i = threadIdx.x; i < chunks; i += blockDim.x) {
+        const Chunk<T> chunk = ((const Chunk<T>*)z)[i];
+        #pragma unroll
+        for (int n = 0; n < many; n++) mine = running_add(mine, number(chunk.at[n]));
+    }
+    for (int j = many * chunks + threadIdx.x; j < k; j += blockDim.x)
+        mine = running_add(mine, number(z[j]));
+    const Running whole = block_join(mine, scratch);
+    if (threadIdx.x == 0) {
+        *loss = mass > 0 ? -mass * (on_label - whole.largest - logf(whole.sum)) : mass;  // (1), (3)
+        *mass_out = mass;
+    }
+    const float scale = dloss * mass / whole.sum, target = dloss * mass;
+    for (int i = threadIdx.x; i < chunks; i += blockDim.x) {
+        Chunk<T> chunk = ((const Chunk<T>*)z)[i];
+        #pragma unroll
+        for (int n = 0; n < many; n++)
+            put(&chunk.at[n], expf(number(chunk.at[n]) - whole.largest) * scale
+                              - (i * many + n == label ? target : 0.0f));           // (4)
+        ((Chunk<T>*)z)[i] = chunk;
+    }
+    for (int j = many * chunks + threadIdx.x; j < k; j += blockDim.x)
+        put(&z[j], expf(number(z[j]) - whole.largest) * scale - (j == label ? target : 0.0f));
+}
+
+extern "C" __global__ void cross_entropy_train(float* z, const int* __restrict__ labels,
+                                               float* __restrict__ losses,
+                                               float* __restrict__ masses, int k, int stride,
+                                               int at_once, float dloss, int ignore) {
+    __shared__ Running scratch[MOST_WARPS];
+    const int row = blockIdx.x;
+    train_row(z + (long long)row * stride, labels[row], losses + row, masses + row, k, at_once,
+              dloss, ignore, scratch);
+}
+
+extern "C" __global__ void cross_entropy_train_16_bits(uint16_t* z, const int* __restrict__ labels,
+                                                       float* __restrict__ losses,
+                                                       float* __restrict__ masses, int k,
+                                                       int stride, int at_once, float dloss,
+                                                       int ignore) {
+    __shared__ Running scratch[MOST_WARPS];
+    const int row = blockIdx.x;
+    train_row(z + (long long)row * stride, labels[row], losses + row, masses + row, k, at_once,
+              dloss, ignore, scratch);
 }

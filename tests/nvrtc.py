@@ -39,7 +39,7 @@ BUILDS = {
     "attention_naive": [{}],
     "bfloat16": [{}],
     "column_sums": [{}],
-    "cross_entropy": [{}],
+    "cross_entropy": [{"FLOAT16": n} for n in (0, 1)],
     "dropout": [{}],
     "embedding": [{}],
     "gelu": [{"FLOAT16": n} for n in (0, 1)],

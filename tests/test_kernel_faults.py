@@ -17,7 +17,8 @@ BARRIER = re.compile(r"__sync(threads|warp)\(\);")
 CHECKS = {"attention_tensor_cores": "attention (bfloat16, 64 channels, dropout, causal)",
           "attention": "attention (fused, 64 channels, dropout, causal)",
           "attention_naive": "attention (naive, 33 channels, dropout, causal)",
-          "layer_norm": "layer_norm (wide)", "cross_entropy": "cross_entropy (all options)",
+          "layer_norm": "layer_norm (wide)",
+          "cross_entropy": ("cross_entropy (all options)", "cross_entropy (in place, float32)"),
           "adamw": "adamw", "softmax": "softmax (fused)", "dropout": "dropout",
           "column_sums": "column_sums",
           "residual_layer_norm": "residual_layer_norm (more, bias, dropout, float32)",
@@ -78,6 +79,13 @@ FAULTS = {
     "third term left out": ("layer_norm", "- normal[i] * (sums.y / WIDTH)", ""),
     "last rows left out": ("layer_norm", "end = min(n, first + rows)",
                            "end = min(n - 1, first + rows)"),
+    "label's logit after the gradient": ("cross_entropy", "(on_label - whole.largest",
+                                         "(number(z[label]) - whole.largest"),
+    "mass left out of the scale": ("cross_entropy", "scale = dloss * mass / whole.sum",
+                                   "scale = dloss / whole.sum"),
+    "last logits left out": ("cross_entropy", "for (int j = many * chunks + threadIdx.x; j < k; "
+                             "j += blockDim.x)\n        mine", "for (int j = k; j < k; j++)\n"
+                             "        mine"),
     "label's class one off": ("cross_entropy", "j == label ?", "j == label + 1 ?"),
     "bias not dropped": ("residual_layer_norm", "a[i] += shift[i];", ";"),
     "residual left out": ("residual_layer_norm", "d[i] = before[i] + row_rstd", "d[i] = row_rstd"),

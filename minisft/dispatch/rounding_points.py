@@ -48,8 +48,9 @@ ROUNDING_POINTS = (
     RoundingPoint("gelu", "dy", False, True, "as x; dx is stored as linear's dy, the bias's "
                   "gradient sums it as it was"),
     RoundingPoint("softmax", "s", False, False),
-    RoundingPoint("cross_entropy", "z", False, False, "logits stay float32; the gradient is "
-                  "rounded when the table of tokens is multiplied, as linear's dy"),
+    RoundingPoint("cross_entropy", "z", False, True, "GPU: logits of a language model's step, "
+                  "stored by the product, and the gradient in their place; float32 elsewhere, as "
+                  "in evaluation"),
     RoundingPoint("span_cross_entropy", "z", False, False),
     RoundingPoint("embedding", "w", False, False, "rows are looked up in the float32 weight"),
     RoundingPoint("dropout", "x", False, False),

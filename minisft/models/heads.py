@@ -1,6 +1,7 @@
 """What stands on top of GPT-2 or BERT: a classifier, or a language model with the tied matrix."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from minisft.dispatch import (
     PRECISIONS,
     cross_entropy,
     linear,
+    loss_in_place,
     matmul,
     resolve_precision,
     rounded,
@@ -205,13 +207,14 @@ class Model(Layer):
         merge_adapter(self)
 
 
-def tied_logits(hidden: Array, table: Parameter) -> tuple[Array, Any]:
-    """hidden (M,C), the token table (V,C) -> logits (M,V), cache.
+def tied_logits(hidden: Array, table: Parameter, round_y: bool = False) -> tuple[Array, Any]:
+    """hidden (M,C), the token table (V,C) -> logits (M,V), cache; `round_y`: in 16 bits.
 
     On a card the table has rows of zeros behind its own: the logits are then columns of a wider
     array.
     """
-    logits, cache = linear.forward(hidden, table.padded_product_value.T)
+    options = {"round_y": True} if round_y else {}
+    logits, cache = linear.forward(hidden, table.padded_product_value.T, **options)
     if logits.shape[1] == table.shape[0]:
         return logits, (cache, None)
     return logits[:, :table.shape[0]], (cache, logits)
@@ -414,26 +417,31 @@ class LanguageModel(Model):
 
     def loss_and_gradients(self, batch: Batch, stream: random.Stream | None = None,
                            scale: float = 1.0, **options: Any) -> tuple[Array, Array]:
-        """As `Model`'s; the logits of many rows never exist whole (logit_blocks.py)."""
+        """As `Model`'s; the logits of many rows never exist whole (logit_blocks.py), and on a card
+        the gradient takes their place at once."""
         rows: Any = self._labelled_rows(batch)
+        train = loss_in_place(self.trunk.wte.w.value)
+        low = train is not None and self.trunk.wte.w.storage_dtype is not None
         parts = logit_blocks.blocks(len(rows), self.trunk.config.vocab_size, self.store.xp,
-                                    self.store.dtype.itemsize)
-        if len(parts) < 2:
+                                    2 if low else self.store.dtype.itemsize)
+        if not parts or len(parts) < 2 and train is None:
             return super().loss_and_gradients(batch, stream, scale, **options)
         self.loss_cache = self.cache = None
         batch = self.received(batch)
         hidden, rows = self.trunk.forward(batch, stream), batch.asarray(rows)
         labels: Any = batch.labels
         loss, denominator, dhidden = logit_blocks.loss_and_dhidden(
-            hidden[rows], labels[rows], parts, self._head, self._head_backward, scale)
+            hidden[rows], labels[rows], parts,
+            partial(self._head, round_y=True) if low else self._head, self._head_backward, scale,
+            train=train)
         self.trunk.backward(scattered(dhidden, rows, len(hidden)))
         return loss, denominator
 
-    def _head(self, hidden):
-        """hidden (M,C) -> logits (M,V), cache."""
+    def _head(self, hidden, round_y=False):
+        """hidden (M,C) -> logits (M,V), in 16 bits with `round_y`, cache."""
         if self.lm_head is not None:
-            return self.lm_head.forward_columns(hidden, slice(None))
-        return tied_logits(hidden, self.trunk.wte.w)
+            return self.lm_head.forward_columns(hidden, slice(None), round_y=round_y)
+        return tied_logits(hidden, self.trunk.wte.w, round_y)
 
     def _head_backward(self, dlogits, cache):
         """dlogits (M,V) -> dhidden (M,C)."""

@@ -29,19 +29,30 @@ def blocks(rows: int, classes: int, xp: Any, itemsize: int = 4) -> list[slice]:
 def loss_and_dhidden(hidden: Array, labels: Array, parts: list[slice],
                      head: Callable[[Array], tuple[Array, Any]],
                      head_backward: Callable[[Array, Any], Array], scale: float,
-                     smoothing: float = 0.0) -> tuple[Array, Array, Array]:
+                     smoothing: float = 0.0, train: Any = None) -> tuple[Array, Array, Array]:
     """hidden (M,C), labels (M,), blocks of rows -> summed loss, denominator, dhidden (M,C).
 
     head(hidden) -> logits, cache; head_backward(dlogits, cache) -> dhidden, and adds the gradients
-    of the head's own parameters. All gradients are those of `scale` times the loss.
+    of the head's own parameters. All gradients are those of `scale` times the loss. `train`: what
+    `dispatch.loss_in_place` gave; it knows no smoothing.
     """
-    dhidden = array_module(hidden).empty_like(hidden)
-    loss = denominator = 0
+    dhidden = array_module(hidden).empty_like(hidden) if len(parts) > 1 else None
+    sums = []
     for part in parts:
         logits, cache = head(hidden[part])
-        (one, counted), saved = cross_entropy.forward(logits, labels[part], None, smoothing)
+        if train is not None and not smoothing:
+            one, counted = train(logits, labels[part], scale)
+        else:
+            (one, counted), saved = cross_entropy.forward(logits, labels[part], None, smoothing)
+            logits = cross_entropy.backward(scale, saved, saved[0])
+            del saved
+        sums.append((one, counted))
+        if dhidden is None:     # of one block it is the whole
+            dhidden = head_backward(logits, cache)
+        else:
+            dhidden[part] = head_backward(logits, cache)
+        del logits, cache     # before the next block's
+    loss, denominator = sums[0]
+    for one, counted in sums[1:]:
         loss, denominator = loss + one, denominator + counted
-        dlogits = cross_entropy.backward(scale, saved, saved[0])
-        dhidden[part] = head_backward(dlogits, cache)
-        del logits, cache, saved, dlogits     # before the next block's
     return loss, denominator, dhidden

@@ -221,6 +221,33 @@ def of_cross_entropy(launcher: Any, options: bool, size: int,
     return compare(("loss", "dz", "mass"), put, kernel, formula, [4 * z], np.float32(0.7))
 
 
+def _cross_entropy_in_place(dtype, size, put):
+    """Rows within a wider array, as a padded table gives them, at 16 bytes or not. z is rounded
+    before, in the formula too; so is the gradient, but for its float32 sums."""
+    (z,) = normal((7, size))
+    z = widened(rounded(4 * z, dtype)) if dtype is not None else 4 * z
+    labels = np.random.default_rng(2).integers(0, size, 7)
+    labels[::3] = cross_entropy.IGNORE
+    found = {}
+    for width in (size + 5, 8 * size):
+        whole = np.zeros((7, width), np.float32)
+        whole[:, :size] = z
+        whole = put(whole if dtype is None else rounded(whole, dtype))
+        loss, mass = cross_entropy_launch.train(whole[:, :size], put(labels), 0.7)
+        dz = to_cpu(whole)
+        dz = dz if dtype is None else widened(dz)
+        arrays = [loss, mass, dz[:, :size], dz[:, size:]]
+
+        def formula(kind, arrays=arrays):
+            (loss, mass), cache = cross_entropy.forward(z.astype(kind), labels)
+            return loss, mass, cross_entropy.backward(0.7, cache), np.zeros(arrays[3].shape, kind)
+
+        found |= {f"{name} of {width}": three for name, *three in zip(
+            ("loss", "mass", "dz", "behind"), arrays, formula(np.float32), formula(np.float64),
+            strict=True)}
+    return found
+
+
 def _column_sums(size, put):
     """By one launch and by two, and where the columns go to three arrays, one of them unwanted."""
     found = {}
@@ -358,6 +385,11 @@ KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("cross_entropy", partial(of_cross_entropy, cross_entropy_launch, False)),
     KernelCheck("cross_entropy (all options)",
                 partial(of_cross_entropy, cross_entropy_launch, True)),
+    *(KernelCheck(f"cross_entropy (in place, {name})",
+                  partial(_cross_entropy_in_place, dtype), noise)
+      for name, dtype, noise in (("float32", None, NOISE),
+                                 ("bfloat16", np.dtype(np.uint16), 2.0**-8),
+                                 ("float16", np.dtype(np.float16), 2.0**-10))),
     KernelCheck("column_sums", _column_sums),
     KernelCheck("embedding", _embedding),
     KernelCheck("dropout", partial(of_dropout, dropout_launch)),

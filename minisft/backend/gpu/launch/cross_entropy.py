@@ -1,4 +1,7 @@
-"""Launches kernels/cross_entropy.cu; the calls of minisft/ops/cross_entropy.py, in float32."""
+"""Launches kernels/cross_entropy.cu; the calls of minisft/ops/cross_entropy.py, in float32.
+
+`train` is both in one launch, and takes 16 bits as well.
+"""
 
 import numpy as np
 
@@ -7,6 +10,7 @@ from minisft.backend.constants import IGNORE, ceil_div
 from minisft.backend.gpu.cuda import Rows, launch
 
 MOST_THREADS = 256
+MOST_OF_TRAIN = 1024     # one block reads a row of a whole vocabulary twice
 
 
 def forward(z: Array, labels: Array, weights: Array | None = None, smoothing: float = 0.0,
@@ -40,6 +44,25 @@ def backward(dloss: Array, cache: tuple, out: Array | None = None) -> Array:
            weights=weights, totals=totals, maxima=maxima, sums=sums, k=z.shape[1],
            dloss=float(dloss), smoothing=smoothing, ignore=ignore)
     return dz
+
+
+def train(z: Array, labels: Array, dloss: float = 1.0,
+          ignore: int = IGNORE) -> tuple[Array, Array]:
+    """z (N,K), float32 or of 16 bits, labels (N,) -> loss, denominator; z becomes dz."""
+    xp = array_module(z)
+    labels = xp.ascontiguousarray(labels.astype(np.int32, copy=False))
+    losses, masses = (xp.empty(len(z), dtype=np.float32) for _ in range(2))
+    out, low = xp.empty(2, dtype=np.float32), z.dtype != np.float32
+    rows = Rows(z.view(np.uint16) if z.dtype == np.float16 else z)
+    many, begins = 16 // z.itemsize, z.ctypes.data if isinstance(z, np.ndarray) else z.data.ptr
+    threads = min(MOST_OF_TRAIN, 32 * ceil_div(z.shape[1], 32 * many))
+    launch("cross_entropy", "cross_entropy_train" + "_16_bits" * low, (len(z),), (threads,),
+           z=rows, labels=labels, losses=losses, masses=masses, k=z.shape[1],
+           stride=rows.stride(), at_once=int(rows.stride() % many == 0 and begins % 16 == 0),
+           dloss=float(dloss), ignore=ignore, defines={"FLOAT16": int(z.dtype == np.float16)})
+    launch("cross_entropy", "cross_entropy_sum", (1,), (MOST_THREADS,),
+           losses=losses, masses=masses, out=out, n=len(z))
+    return out[0], out[1]
 
 
 def _threads(classes):
