@@ -128,7 +128,7 @@ def test_heads_of_pretraining_are_left_out(tmp_path):
     safetensors.write(tmp_path / "model.safetensors", arrays)
     assert load(tmp_path, label_names=NAMES).newly_initialized == HEAD
     safetensors.write(tmp_path / "model.safetensors", arrays | {"bert.extra": np.zeros(3, "f4")})
-    refused(tmp_path, "bert.extra is unexpected, a BERT as", label_names=NAMES)
+    refused(tmp_path, "bert.extra is unexpected, the BERT that", label_names=NAMES)
     safetensors.write(tmp_path / "model.safetensors", arrays | {
         "embeddings.LayerNorm.bias": np.zeros(12, "f4")})
     refused(tmp_path, "embeddings.LayerNorm.bias is there twice", label_names=NAMES)
