@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minisft.backend import random
+from minisft.backend import array, random
 from minisft.backend.gpu import cuda, emulator
 from minisft.backend.random import Stream
 from minisft.data.batch import Batch, pack, pack_pairs
@@ -22,6 +22,7 @@ from minisft.nn.layers import Dropout, Layer
 from minisft.ops.cross_entropy import IGNORE
 from minisft.training.optim import AdamW
 from minisft.verify import gradcheck
+from tests import standin_cupy
 
 CONFIG = Seq2SeqConfig(
     vocab_size=13, d_model=12, encoder_layers=2, decoder_layers=2, encoder_attention_heads=3,
@@ -260,6 +261,28 @@ def test_the_kernels_carry_it(rng, monkeypatch, version):
     assert loss_of_kernels == pytest.approx(loss, rel=1e-5)
     for ours, theirs in zip(found, expected, strict=True):
         assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+@pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler to emulate CUDA kernels")
+@pytest.mark.parametrize("precision, limit", [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_a_stand_in_for_a_card_gives_the_same(rng, monkeypatch, precision, limit):
+    """Source, sinusoids and states go there too; the table has rows of zeros behind its own."""
+    monkeypatch.setenv("MINISFT_COMPILED", "off")
+    model, batch = model_of(rng, np.float32).to("cpu", precision), batch_of()
+    loss, _, _, _, gradients = run(model, batch, STREAM, smoothing=0.1)
+    words = [g.ids for g in greedy(model, SOURCES, 6)]
+    monkeypatch.setattr(array, "cupy", standin_cupy)
+    moved = batch.to(standin_cupy)
+    assert isinstance(moved.source.ids, standin_cupy.ndarray)
+    assert moved.source.cu_seqlens is batch.source.cu_seqlens
+    model.to("cuda", precision)
+    theirs = run(model, batch, STREAM, smoothing=0.1)
+    assert isinstance(theirs[2], standin_cupy.ndarray)
+    assert float(theirs[0]) == pytest.approx(float(loss), rel=limit)
+    of_card = np.concatenate([array.to_cpu(p.grad).ravel() for p in model.store.trainable])
+    assert np.abs(of_card - gradients).max() <= limit * np.abs(gradients).max()
+    if precision == "float32":
+        assert [g.ids for g in greedy(model, SOURCES, 6)] == words
 
 
 @contextmanager

@@ -76,7 +76,8 @@ class SharedTable(Layer):
 
     def __init__(self, config: Seq2SeqConfig):
         self.w = Parameter("shared.weight", (config.vocab_size, config.d_model),
-                           config.EMBEDDING_LAYER, True, 1 / sqrt(config.d_model))
+                           config.EMBEDDING_LAYER, True, 1 / sqrt(config.d_model),
+                           padded_rows=True)
 
 
 class Encoder(Layer):
