@@ -186,3 +186,20 @@ def test_attention_in_16_bits_has_the_bits_of_roundings_around_it(rng, monkeypat
     assert loss == around_loss
     for name, gradient in direct.items():
         assert np.array_equal(gradient, around[name]), name
+
+
+def test_arrays_may_begin_anywhere_in_memory(rng):
+    """On a CPU parameters lie one behind the other; loads of 16 bytes are for aligned ones."""
+    def odd(*shape):
+        whole = rng.standard_normal(np.prod(shape) + 1, dtype=np.float32)
+        return whole[1:].reshape(shape)
+
+    x, more, dy, w, b, bias = odd(5, 8), odd(5, 8), odd(5, 8), odd(8), odd(8), odd(8)
+    assert all(a.ctypes.data % 16 for a in (x, more, dy, w, b, bias))
+    found = []
+    for convert in (lambda a: a, np.array):
+        u, y, cache = residual_layer_norm.forward(*map(convert, (x, w, b)), more=convert(more),
+                                                  bias=convert(bias))
+        dx, _ = residual_layer_norm.backward(convert(dy), cache, convert(x))
+        found.append((u, y, dx))
+    assert all(map(np.array_equal, *found))

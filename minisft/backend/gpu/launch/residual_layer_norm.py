@@ -27,14 +27,14 @@ def forward(x: Array, w: Array, b: Array, eps: float = 1e-5, more: Array | None 
     Without `more` u is x. `drop`: rate and words. `dtype`: y's, of 16 bits; None for float32.
     """
     xp = array_module(x)
-    x = xp.ascontiguousarray(x)
+    x, more, bias, w, b = (a if a is None else _ready(a) for a in (x, more, bias, w, b))
     y = xp.empty(x.shape, dtype=x.dtype if dtype is None else dtype)
     mean, rstd = (xp.empty((len(x), 1), dtype=x.dtype) for _ in range(2))
     u = x if more is None else xp.empty_like(x)
     mask = NO_DROPOUT if drop is None else dropout.mask_of(xp, drop[1], drop[0])
     defines = sizes_of(x.shape[-1]) | {"FLOAT16": int(dtype == np.float16)}
     launch("residual_layer_norm", "residual_layer_norm_forward", (len(x),), (defines["THREADS"],),
-           x=x, more=None if more is None else xp.ascontiguousarray(more), bias=bias, w=w, b=b,
+           x=x, more=more, bias=bias, w=w, b=b,
            u=None if more is None else u, **_rounded_or_not(y, "low", "y"), mean=mean, rstd=rstd,
            eps=eps, defines=defines, **mask)
     return u, y, (u, w, mean, rstd, mask, defines)
@@ -52,7 +52,7 @@ def backward(dy: Array, cache: tuple, residual: Array | None = None, dtype: Any 
     """
     u, w, mean, rstd, mask, defines = cache
     xp = array_module(dy)
-    dy, (n, width) = xp.ascontiguousarray(dy), dy.shape
+    dy, (n, width) = _ready(dy), dy.shape
     rows = max(4, ceil_div(n, BLOCKS))
     parts = xp.empty((ceil_div(n, rows), len(outs) * width), dtype=dy.dtype)
     dx = xp.empty_like(dy)
@@ -64,12 +64,20 @@ def backward(dy: Array, cache: tuple, residual: Array | None = None, dtype: Any 
         copies = _rounded_or_not(dmore, "low", "copy")
     launch("residual_layer_norm", "residual_layer_norm_backward", (ceil_div(n, rows),),
            (defines["THREADS"],), dy=dy, x=u, w=w, mean=mean, rstd=rstd,
-           residual=None if residual is None else xp.ascontiguousarray(residual), dx=dx,
+           residual=None if residual is None else _ready(residual), dx=dx,
            parts=parts, sums=len(outs), n=n, rows=rows,
            defines=defines | {"FLOAT16": int(dtype == np.float16)}, **copies, **mask)
     if any(out is not None for out in outs):
         column_sums.into(parts, outs, add)
     return dx, dmore
+
+
+def _ready(a):
+    """-> the array, contiguous and at a multiple of 16 bytes: so parameters lie on a card, but not
+    on a CPU."""
+    a = array_module(a).ascontiguousarray(a)
+    begins = a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr
+    return a.copy() if begins % 16 else a
 
 
 def _rounded_or_not(a, rounded, plain):
