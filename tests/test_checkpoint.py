@@ -11,7 +11,7 @@ import pytest
 
 from minisft.data.special_tokens import SpecialTokens
 from minisft.errors import UserError
-from minisft.io import safetensors
+from minisft.io import config_checksums, safetensors
 from minisft.io.checkpoint import load, save
 from minisft.io.files import read_json
 from minisft.io.model_folder import notes_of
@@ -483,6 +483,17 @@ def test_an_edited_config_is_told(tmp_path):
                                "weights" for key in ("id2label", "label2id")]
     change_config(tmp_path, transformers_version="5.24.0")
     assert load(tmp_path).notes == ()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "", ".."])
+def test_a_checksum_of_a_file_that_cannot_be(tmp_path, name):
+    """A file that somebody wrote to be read here."""
+    save(classifier(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    arrays = {key: tensor.read() for key, tensor in safetensors.read_header(path)[0].items()}
+    safetensors.write(path, arrays, {config_checksums.FILES: json.dumps({name: 1})})
+    (note,) = notes_of(load(tmp_path))
+    assert note.endswith("is not as it was saved with the weights")
 
 
 def test_golden_file_is_kept(tmp_path):

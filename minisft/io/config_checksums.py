@@ -57,5 +57,5 @@ def _crc32(path):
     try:
         with open(path, "rb") as file:
             return zlib.crc32(file.read(LARGEST + 1))
-    except OSError:
+    except (OSError, ValueError):     # ValueError: no file can have this name
         return None
