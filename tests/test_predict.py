@@ -154,6 +154,9 @@ def test_lines_of_standard_input_are_texts(model, monkeypatch, capsys):
     rows = shown(capsys.readouterr().out)
     assert predict(model, "free money", "héllo, you") == 0
     assert rows == shown(capsys.readouterr().out) and len(rows) == 2
+    # what splitlines would break
+    monkeypatch.setattr("sys.stdin", Input("free\x0cmoney\u2028now\n".encode()))
+    assert predict(model) == 0 and len(shown(capsys.readouterr().out)) == 1
     monkeypatch.setattr("sys.stdin", Input(b"x\n", terminal=True))     # nobody is made to wait
     assert predict(model) == 2
 

@@ -1,5 +1,6 @@
 """The task `translate` from files to a folder that translates, and every door to it."""
 
+import io
 import json
 import sys
 
@@ -101,7 +102,7 @@ def test_the_folder_evaluates_to_the_same_figures(run, capsys):
             assert found.get(key) == pytest.approx(results.get(key)), key
 
 
-def test_every_line_is_translated_in_its_place(run, tmp_path, capsys):
+def test_every_line_is_translated_in_its_place(run, tmp_path, monkeypatch, capsys):
     folder, test = run
     model = ["--model", str(folder / "model")]
     (tmp_path / "new.en").write_text("".join(f"{a}\n\n" for a, _ in test))
@@ -118,6 +119,10 @@ def test_every_line_is_translated_in_its_place(run, tmp_path, capsys):
     assert main(["translate", *model, "one dog sees red cat", "red cat likes dog"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 2 and all(set(line.split()) <= set(WORDS.values()) for line in told)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one dog\x0csees\u2028red cat\n\nred cat\n"))
+    assert main(["translate", *model]) == 0
+    told = capsys.readouterr().out.split("\n")
+    assert len(told) == 4 and told[0] and told[1] == "" and told[2]
 
 
 def test_aligned_files_give_the_same_bits_as_a_table(tmp_path, rng):

@@ -151,6 +151,16 @@ def chosen_preprocessing(args, preprocessing):
     return preprocessing
 
 
+def lines_of_stdin() -> list[str]:
+    """-> the lines of standard input; raises UserError where none holds something."""
+    # a person who forgot the texts would wait for an end that only Ctrl-D brings
+    text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    if not text.strip():
+        raise UserError("give texts or --file, or lines of text on standard input")
+    # not splitlines, which a form feed or U+2028 within a text would break
+    return text.removesuffix("\n").split("\n")
+
+
 def say(line):
     """What is no result goes to stderr."""
     print(f"minisft: {shown(line)}", file=sys.stderr)

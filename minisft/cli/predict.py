@@ -20,6 +20,7 @@ from minisft.cli.arguments import (
     add_preprocessing,
     add_table,
     chosen_preprocessing,
+    lines_of_stdin,
     read_model,
     say,
 )
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     if args.text and args.file:
         raise UserError("give texts or --file, one of the two")
     if not args.text and not args.file:
-        args.text = _lines_of_stdin()
+        args.text = [line for line in lines_of_stdin() if line.strip()]
     if args.pair_column is not None and not args.file:
         raise UserError("--pair-column names a column of --file, expected one")
     require_new_bad_rows(args)
@@ -162,16 +163,6 @@ def _is_number(text):
     except ValueError:
         return False
     return True
-
-
-def _lines_of_stdin():
-    """-> the lines of standard input that hold something; raises UserError where none does."""
-    # a person who forgot the texts would wait for an end that only Ctrl-D brings
-    lines = [] if sys.stdin is None or sys.stdin.isatty() else [
-        line for line in sys.stdin.read().splitlines() if line.strip()]
-    if not lines:
-        raise UserError("give texts or --file, or lines of text on standard input")
-    return lines
 
 
 def _show_table(texts, names, p):

@@ -8,6 +8,7 @@ from minisft.cli.arguments import (
     add_model,
     add_preprocessing,
     chosen_preprocessing,
+    lines_of_stdin,
     read_model,
     say,
     whole,
@@ -133,7 +134,7 @@ def require_penalty(value: float) -> None:
 def _texts(args, preprocessing):
     """-> cleaned texts, of which some may be blank, and where each stands."""
     if not args.file:
-        given = args.text or _lines_of_stdin()
+        given = args.text or lines_of_stdin()
         return ([clean(text, preprocessing.clean)[0] for text in given],
                 lambda n: f"text {n + 1}")
     if is_table(args.file):
@@ -150,11 +151,3 @@ def _texts(args, preprocessing):
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     return ([clean(line, preprocessing.clean)[0] for line in lines],
             lambda n: f"{args.file}, line {n + 1}")
-
-
-def _lines_of_stdin():
-    # a person who forgot the texts would wait for an end that only Ctrl-D brings
-    lines = [] if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read().splitlines()
-    if not any(line.strip() for line in lines):
-        raise UserError("give texts or --file, or lines of text on standard input")
-    return lines
