@@ -75,6 +75,10 @@ def test_missing_columns_and_equal_ones(tmp_path):
         read_pairs(tmp_path / "a.csv", "en", "de")
     with pytest.raises(UserError, match="cannot be both source and target"):
         read_pairs(tmp_path / "a.csv", "en", "en")
+    (tmp_path / "a.en").write_text("one\n")
+    (tmp_path / "link").symlink_to(tmp_path / "a.en")
+    with pytest.raises(UserError, match="cannot be both source and target"):
+        read_pairs(tmp_path / "a.en", "s", "t", tmp_path / "link")
     (tmp_path / "a.en").write_text("\n\n")
     (tmp_path / "a.fr").write_text("\n\n")
     with pytest.raises(UserError, match="is empty"):

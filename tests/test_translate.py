@@ -265,3 +265,9 @@ def test_other_commands_say_what_a_translator_is_for(run, capsys):
         if words[-1] != " ":
             assert code == 2 and capsys.readouterr().err.count("\n") == 1
     assert main(["translate", *model, "one", "--file", "x"]) == 2
+    kept = (folder.parent / "b.en").read_bytes()
+    capsys.readouterr()
+    assert main(["translate", *model, "--file", str(folder.parent / "b.en"), "--overwrite",
+                 "--out", str(folder.parent / "run" / ".." / "b.en")]) == 2
+    assert "is the file to translate" in capsys.readouterr().err
+    assert (folder.parent / "b.en").read_bytes() == kept

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from os.path import realpath
 from pathlib import Path
 
 from minisft.cli.arguments import (
@@ -75,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
                 not out.parent.is_dir()):
         raise UserError(f"--out {out}: expected a new file in a folder that is there (or "
                         "--overwrite)")
+    if out and args.file and realpath(out) == realpath(args.file):
+        raise UserError(f"--out {out}: is the file to translate, expected another")
     require_penalty(args.length_penalty)
     model, tokenizer, preprocessing = read_model(args)
     if not isinstance(model, EncoderDecoder):

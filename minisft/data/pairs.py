@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import realpath
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,8 @@ def read_pairs(path: str | Path, source_column: str, target_column: str | None,
 
     Without `target_column` and `target_path` there are no targets. Raises UserError, with file and
     line, for what cannot be read: a blank side (unless bad rows are skipped), two files of
-    different numbers of lines. Lines that are blank in both files are no pairs.
+    different numbers of lines, one column or file for both sides. Lines that are blank in both
+    files are no pairs.
     """
     if target_path is None and is_table(path):
         if source_column == target_column:
@@ -111,6 +113,8 @@ def _lines(path, target_path, encoding, skip_bad_rows, max_compression_ratio):
     if target_path is not None and is_table(path):
         raise UserError(f"{path}: is a table, which holds both languages, but there is a file of "
                         f"translations beside it, {target_path}; expected lines of text")
+    if target_path is not None and realpath(path) == realpath(target_path):
+        raise UserError(f"{path}: cannot be both source and target")
     columns = {"source": _lines_of(path, encoding, skip_bad_rows, max_compression_ratio)}
     if target_path is not None:
         columns["target"] = _lines_of(Path(target_path), encoding, skip_bad_rows,
