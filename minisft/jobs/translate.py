@@ -91,20 +91,23 @@ class Translation:
                     dropout=self.config.model.dropout)
 
     def scratch(self, config: GPT2Config, tokenizer: Tokenizer) -> EncoderDecoder:
-        """-> EncoderDecoder from random weights, with as many blocks of either side."""
+        """-> EncoderDecoder from random weights, with as many blocks of either side; raises
+        UserError for a tokenizer or a width that cannot be."""
         end, pad = (tokenizer.token_to_id(token) for token in (END_OF_TEXT, PAD))
         if end is None or pad is None or pad >= config.n_positions:
             raise UserError(f"{setting('tokenizer')}: expected one with {END_OF_TEXT} and, among "
                             f"its first tokens, {PAD}, as a run of {setting('task', 'translate')} "
                             "leaves it")
-        model = EncoderDecoder(Seq2SeqConfig(
+        shape = Seq2SeqConfig(
             vocab_size=config.vocab_size, d_model=config.n_embd,
             encoder_layers=config.n_layer, decoder_layers=config.n_layer,
             encoder_attention_heads=config.n_head, decoder_attention_heads=config.n_head,
             encoder_ffn_dim=4 * config.n_embd, decoder_ffn_dim=4 * config.n_embd,
             max_position_embeddings=config.n_positions, dropout=config.resid_pdrop,
             attention_dropout=config.attn_pdrop, pad_token_id=pad, decoder_start_token_id=end,
-            eos_token_id=end), seed=self.config.training.seed)
+            eos_token_id=end)
+        shape.require_sound(f"{setting('width')}, {setting('heads')}")
+        model = EncoderDecoder(shape, seed=self.config.training.seed)
         model.special_tokens = SpecialTokens(end, (end,), pad, {
             **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
             "pad_token": PAD})
