@@ -234,6 +234,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, rng, monkeypatch,
      "--test-target is the file of translations beside --test"),
     (["--train", "a.csv", "--model", "scratch", "--train-layers", "head"], "expected all"),
     (["--train", "a.csv", "--model", "scratch", "--adapter", "lora"], "--adapter"),
+    (["--train", "a.csv", "--model", "scratch", "--adapt-epochs", "1"],
+     "--adapt-epochs is for --task classify\n"),
+    (["--train", "a.csv", "--model", "scratch", "--width", "33", "--heads", "3"],
+     "--width, --heads: d_model is 33, expected an even number of 4 or more"),
+    (["--train", "a.csv", "--model", "scratch", "--width", "2", "--heads", "1"], "4 or more"),
     (["--train", "a.csv", "--model", "scratch", "--max-length", "1"], "expected 2 or more")])
 def test_what_cannot_be_is_one_line(tmp_path, rng, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)

@@ -344,8 +344,8 @@ def require_sound(config: FinetuneConfig) -> None:
                             f"{model.model} has its own")
     _require_adapter(model, training)
     if training.adapt_epochs and data.task != "classify":
-        raise UserError(f"{setting('adapt_epochs')} is for {setting('task', 'classify')}: "
-                        "completing is next-token training already")
+        raise UserError(f"{setting('adapt_epochs')} is for {setting('task', 'classify')}" + (
+            ": completing is next-token training already" if data.task == "complete" else ""))
 
 
 def _require_translation(config):
