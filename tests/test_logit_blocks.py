@@ -70,6 +70,11 @@ def test_gradients_are_added_to_those_of_another_batch(rng, small_blocks):
     assert np.abs(found[2] - wanted[2]).max() <= 1e-12 * np.abs(wanted[2]).max()
 
 
+def test_an_option_that_the_loss_does_not_have_is_refused_in_blocks(rng, small_blocks):
+    with pytest.raises(TypeError, match="smoothing"):
+        LanguageModel(CONFIG, seed=1).loss_and_gradients(texts(rng), smoothing=0.1)
+
+
 @pytest.mark.parametrize("rows, classes, sizes", [
     (0, 10, []), (5, 10, [5]), (3, 10**9, [1, 1, 1]), (1024, 50257, [256] * 4)])
 def test_blocks_are_equal_and_cover_all_rows(rows, classes, sizes):

@@ -424,7 +424,7 @@ class LanguageModel(Model):
         low = train is not None and self.trunk.wte.w.storage_dtype is not None
         parts = logit_blocks.blocks(len(rows), self.trunk.config.vocab_size, self.store.xp,
                                     2 if low else self.store.dtype.itemsize)
-        if not parts or len(parts) < 2 and train is None:
+        if options or not parts or len(parts) < 2 and train is None:
             return super().loss_and_gradients(batch, stream, scale, **options)
         self.loss_cache = self.cache = None
         batch = self.received(batch)
