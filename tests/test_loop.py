@@ -246,15 +246,15 @@ def test_signals_in_a_save_wait_for_its_end(sequences):
 
 
 def test_state_of_another_model_is_refused(tmp_path):
-    model, state = classifier(), State()
+    model, state = classifier(), State(step=1, seconds=0.5)
     states.save_state(tmp_path, *state.to_save(model, make_optimizer(model, SETTINGS)))
     other = Classifier(CONFIG, "abcd")
-    with pytest.raises(UserError, match="values, the model"):
+    with pytest.raises(UserError, match="not of this model: values is"):
         State().restore(other, make_optimizer(other, SETTINGS), *states.load_state(tmp_path))
 
 
 def test_a_state_goes_on_only_over_the_same_frozen_layers(tmp_path):
-    model, state = classifier(), State()
+    model, state = classifier(), State(step=1, seconds=0.5)
     model.train_layers("last:1")
     states.save_state(tmp_path, *state.to_save(model, make_optimizer(model, SETTINGS)))
     again = classifier()
