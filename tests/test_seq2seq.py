@@ -12,6 +12,7 @@ from minisft.backend import array, random
 from minisft.backend.gpu import cuda, emulator
 from minisft.backend.random import Stream
 from minisft.data.batch import Batch, pack, pack_pairs
+from minisft.data.special_tokens import SpecialTokens
 from minisft.errors import UserError
 from minisft.models.config import Seq2SeqConfig
 from minisft.models.seq2seq import EncoderDecoder, sinusoids
@@ -177,7 +178,9 @@ def test_sinusoids():
 
 def test_copies_pickles_and_repr(rng):
     model, batch = model_of(rng, np.float32), batch_of()
+    model.special_tokens = SpecialTokens(START, (END,), CONFIG.pad_token_id, {"pad_token": "<pad>"})
     for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert again.special_tokens == model.special_tokens     # else a folder pads with another
         assert np.array_equal(again.forward(batch), model.forward(batch))
     assert repr(model) == ("EncoderDecoder(encoder-decoder, 4 blocks, width 12, 13 tokens of "
                            f"vocabulary, {model.store.size:,} parameters)")

@@ -60,7 +60,7 @@ class Model(Layer):
         return {"options": self.options(), "dtype": self.store.dtype,
                 "values": {p.name: to_cpu(p.value) for p in self.store},
                 "trainable": {p.name for p in self.store.trainable}, "adapter": self.adapter,
-                "newly_initialized": self.newly_initialized}
+                "newly_initialized": self.newly_initialized, "special_tokens": self.special_tokens}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         make: Any = type(self)
@@ -71,6 +71,7 @@ class Model(Layer):
             p.value[...] = state["values"][p.name]
         self.store.train(lambda p: p.name in state["trainable"])
         self.newly_initialized = state["newly_initialized"]
+        self.special_tokens = state.get("special_tokens")     # a pickle of before has none
 
     @property
     def output(self) -> str:
