@@ -304,8 +304,9 @@ def train_valid_split(labels: Sequence[int] | None, texts: Sequence[str], fracti
         for i in generator.permutation(len(label_groups))[:count]:
             valid += label_groups[i]
     if not valid:
-        raise UserError(f"cannot hold out for validation any of {len(texts)} texts: "
-                        "no label has two distinct ones")
+        raise UserError(f"cannot hold out for validation any of {len(texts)} texts: " + (
+            "no two of them differ" if labels is None else
+            "no label has two distinct ones"))
     held_out = np.sort(np.array(valid, dtype=np.int64))
     return np.setdiff1d(np.arange(len(texts), dtype=np.int64), held_out), held_out
 
