@@ -157,6 +157,8 @@ def test_what_cannot_be_is_refused():
     model = model_of(0)
     for call, message in ((lambda: greedy(model, SOURCES, 0), "max_new_tokens is 0"),
                           (lambda: beam_search(model, SOURCES, 0), "beam_size is 0"),
+                          (lambda: beam_search(model, SOURCES, 2, np.nan), "penalty is nan"),
+                          (lambda: beam_search(model, SOURCES, 2, 1e308), "from -10 to 10"),
                           (lambda: greedy(model, [[]], 3), "one token or more"),
                           (lambda: greedy(model, [[3] * 10], 3), "a text of 10 tokens")):
         with pytest.raises(ValueError, match=message):

@@ -121,10 +121,12 @@ def beam_search(model: EncoderDecoder, sources: Sequence[Any], beam_size: int = 
     A hypothesis of n tokens, its end token among them, scores the sum of their log-probabilities
     divided by n ** length_penalty: above 0 long ones gain. A text's search ends when no beam can
     still overtake its best, not when a beam has ended. Raises as `greedy`, and ValueError for a
-    beam_size below 1.
+    beam_size below 1 and a length_penalty beyond 10.
     """
     if beam_size < 1:
         raise ValueError(f"beam_size is {beam_size}, expected 1 or more")
+    if not -10 <= length_penalty <= 10:     # nor NaN, with which no score is the best
+        raise ValueError(f"length_penalty is {length_penalty}, expected from -10 to 10")
     config, capacity = model.trunk.config, _capacity(model, max_new_tokens)
     state = DecodingState(model, sources, capacity)
     beams = {text: [_Beam(text, 0.0, [])] for text in range(len(sources))}
