@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,6 +147,20 @@ def test_the_loops_options_work(tmp_path, rng, options):
                  "--beam-size", "2", *options]) == 0
     results = json.loads((out / "results.json").read_text())
     assert "loss" in results
+
+
+def test_no_attention_is_drawn_of_a_translation_beyond_the_model(run):
+    folder, _ = run
+    model, tokenizer, preprocessing = read_folder(folder / "model")
+    pairs = TextPairs(folder, ["one red cat sees two dogs"], ["un"], [1], {})
+    dataset, _ = translate.encode(tokenizer, pairs, preprocessing, model)
+    for text, drawn in (("z" * 24, True), ("z" * 25, False)):
+        assert (decoding.attention_of_one(model, tokenizer, dataset, [text]) is not None) == drawn
+    ids = [dataset.ids[0][:4]]
+    model.trunk.config = replace(model.trunk.config, max_position_embeddings=8)
+    for text, drawn in (("z" * 7, True), ("z" * 8, False)):
+        found = decoding.attention_of_one(model, tokenizer, replace(dataset, ids=ids), [text])
+        assert (found is not None) == drawn
 
 
 def test_bad_rows_are_skipped_and_listed(tmp_path, rng, capsys):

@@ -75,9 +75,11 @@ def attention_of_one(model: EncoderDecoder, tokenizer: Tokenizer, pairs: PairDat
                      texts: Sequence[str]) -> tuple[list[str], list[str], np.ndarray] | None:
     """Pairs, their translations -> tokens of a source and of its translation, where each of these
     looks (T,S); None if none is short enough to be drawn."""
+    # a translation may have more tokens than it was made of, and the decoder reads one before them
+    most = min(24, model.trunk.config.n_positions - 1)
     for n, text in enumerate(texts):
         ids = encode_all(tokenizer, [text])[0][0]
-        if 4 <= len(ids) <= 24 and 4 <= len(pairs.ids[n]) <= 24:
+        if 4 <= len(ids) <= most and 4 <= len(pairs.ids[n]) <= 24:
             own = replace(pairs, ids=[pairs.ids[n]], targets=[ids])
             weights = cross_attention(model, own, 0)
             # the row of each token is that of the one before, which predicts it
