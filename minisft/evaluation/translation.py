@@ -94,5 +94,6 @@ def _resampled(metric, references, translations, weights):
         score = single.sentence_score(text, [reference])
         rows.append([*score.counts, *score.totals, score.sys_len, score.ref_len])
     sums = weights @ np.array(rows, dtype=np.int64)                         # (S,10)
+    smoothing = {"smooth_method": metric.smooth_method, "smooth_value": metric.smooth_value}
     return np.array([BLEU.compute_bleu(row[:4].tolist(), row[4:8].tolist(), int(row[8]),
-                                       int(row[9])).score for row in sums])           # (1)
+                                       int(row[9]), **smoothing).score for row in sums])      # (1)
