@@ -102,6 +102,8 @@ def test_other_tasks_are_refused(rng, tmp_path, task, options, expected):
     save(model_of(rng), tmp_path)
     with pytest.raises(UserError, match=f"which translates and nothing else, expected {expected}"):
         load(tmp_path, task=task, **options)
+    with pytest.raises(ValueError, match="task is 'translation', expected classify, "):
+        load(tmp_path, task="translation")
 
 
 @pytest.mark.parametrize("kind", [LanguageModel, lambda c: Classifier(c, ("a", "b"))])

@@ -55,8 +55,11 @@ def load(folder: str | Path, dtype: DTypeLike = np.float32, task: str | None = N
     newly initialized from `seed`. `label_map` renames labels of the folder first. `dropout`
     replaces the rates of the config, `pooling` what BERT's classifier reads, "first" or "mean".
 
-    Raises UserError.
+    Raises UserError, and ValueError for another task.
     """
+    if task not in (None, "classify", "complete", "tag", "answer", "translate"):
+        raise ValueError(f"task is {task!r}, expected classify, complete, tag, answer or "
+                         "translate")
     stored, folder = Path(folder), hub.base_of(folder)      # an adapter's base, or the same
     settings = read_json(folder / CONFIG)
     notes = config_checksums.changes(folder / CONFIG, folder / WEIGHTS, settings)
@@ -227,9 +230,6 @@ def _over_tokens(folder, task, config, settings, tensors, has_head, label_names,
 
 def _wants_classifier(folder, family, has_labels, task, label_names):
     """-> whether to build a classifier; raises UserError where the folder cannot serve the task."""
-    if task not in (None, "classify", "complete"):
-        raise ValueError(f"task is {task!r}, expected classify, complete, tag, answer or "
-                         "translate")
     if task == "complete" and not family.can_generate:
         raise UserError(f"{folder}: holds a {family.config.TITLE}, which writes no text, expected "
                         "a language model such as GPT-2")
