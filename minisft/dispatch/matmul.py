@@ -36,7 +36,8 @@ def _in_bfloat16(site: Site, arguments: dict[str, Any]) -> str:
 
 def _into_float32(site: Site, arguments: dict[str, Any]) -> str:
     out = arguments.get("out")
-    return "" if out is None or out.dtype == np.float32 else "the result goes into 16 bits"
+    into_16_bits = out is not None and out.dtype in (BFLOAT16, FLOAT16)
+    return "the result goes into 16 bits" if into_16_bits else ""
 
 
 def _processor(site: Site, arguments: dict[str, Any]) -> str:
