@@ -38,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, f"folder or name of a GPT-2 or BERT; of {', '.join(SIZES)} the shape is "
               "known here (default: the bundled small GPT-2)", default="minisft-gpt2")
     parser.add_argument("--task", choices=("classify", "complete", "tag", "answer"),
-                        default="classify", help="a class for each text, the next token of each "
-                        "token, a tag for each word, or where answers begin and end")
+                        default="classify", help="what is learnt, as in finetune")
     parser.add_argument("--classes", type=whole(2), default=2, metavar="N",
                         help="classify and tag: number of classes")
     parser.add_argument("--lengths", type=whole(1), default=None, metavar="N",
