@@ -202,7 +202,7 @@ class TextClassifier(Estimator):
             download: bool = False, revision: str | None = None, allow_http: bool = False,
             tokenizer: str | Path | None = None, layers: int = 2,
             width: int = 128, heads: int = 4, context_length: int = 512, vocab_size: int = 4096,
-            device: str = "cpu", precision: str = "float32",
+            initializer_range: float = 0.02, device: str = "cpu", precision: str = "float32",
             # training
             adapt_epochs: int = 0, micro_tokens: int = 8192, gradient_checkpointing: bool = False,
             feature_memory: int = 1024, schedule: str = "linear", warmup_ratio: float = 0.1,
@@ -310,7 +310,7 @@ class CompletionModel(Estimator):
             revision: str | None = None, allow_http: bool = False,
             tokenizer: str | Path | None = None, layers: int = 2, width: int = 128,
             heads: int = 4, context_length: int = 512, vocab_size: int = 4096,
-            device: str = "cpu", precision: str = "float32",
+            initializer_range: float = 0.02, device: str = "cpu", precision: str = "float32",
             # training
             micro_tokens: int = 8192, gradient_checkpointing: bool = False,
             feature_memory: int = 1024, schedule: str = "linear", warmup_ratio: float = 0.1,

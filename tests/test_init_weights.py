@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minisft.backend import random
+from minisft.errors import UserError
 from minisft.models.config import BertConfig, GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.models.init_weights import init_weights, published_place
@@ -53,3 +54,19 @@ def test_some_names_leave_the_others_alone():
 def test_a_name_without_a_place_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} has no place in models/init_weights.py"):
         published_place(name)
+
+
+def test_the_scale_is_an_option_of_the_config():
+    shape = {"vocab_size": 300, "n_positions": 32, "n_embd": 48, "n_layer": 2, "n_head": 2}
+    narrow, usual = (LanguageModel(GPT2Config(**shape, **options), seed=3)
+                     for options in ({"initializer_range": 0.1}, {}))
+    for p in usual.store:
+        if p.scale:
+            np.testing.assert_allclose(narrow.store[p.name].value, 5 * p.value, rtol=1e-5)
+            assert p.scale == (0.01 if p.name.endswith("c_proj.weight") else 0.02)
+
+
+@pytest.mark.parametrize("value", ["0.1", None, -0.1, 1.1, float("nan"), [0.02]])
+def test_a_scale_that_cannot_be_is_refused(value):
+    with pytest.raises(UserError, match="x: initializer_range is"):
+        GPT2Config.from_dict({"initializer_range": value}, "x")

@@ -282,7 +282,7 @@ def hf_config(model: AnyModel, dtype: str,
               special_tokens: SpecialTokens) -> dict[str, Any]:
     """A model, the name of its dtype, the special tokens -> config.json as a dict."""
     family, config = family_of_model(model), model.trunk.config
-    settings = {**asdict(config), **family.unsupported, "initializer_range": INITIAL_SCALE,
+    settings = {"initializer_range": INITIAL_SCALE, **asdict(config), **family.unsupported,
                 "dtype": dtype, "torch_dtype": dtype,     # the second: transformers before 5
                 "model_type": family.model_type,
                 **family.extra_settings(config, special_tokens)}

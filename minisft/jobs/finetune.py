@@ -418,7 +418,8 @@ def _build(task, config, say, resume):
                                           getattr(task, "pad_token", None)))
         shape = GPT2Config(
             vocab_size=vocab_size_of(tokenizer), n_positions=chosen.context_length,
-            n_embd=chosen.width, n_layer=chosen.layers, n_head=chosen.heads)
+            n_embd=chosen.width, n_layer=chosen.layers, n_head=chosen.heads,
+            initializer_range=chosen.initializer_range)
         shape = shape.with_dropout(chosen.dropout)
         shape.require_sound(f"{setting('width')}, {setting('heads')}")
         model = task.scratch(shape, tokenizer)

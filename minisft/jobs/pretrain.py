@@ -38,6 +38,7 @@ from minisft.models.heads import LanguageModel
 from minisft.training import divergence
 from minisft.training.changes import changes_of_run, with_changes
 from minisft.training.config import (
+    INITIALIZER_HELP,
     PRECISION_HELP,
     TrainingConfig,
     max_compression_ratio_option,
@@ -94,6 +95,7 @@ class PretrainModelConfig:
     vocab_size: int = option(
         8192, "tokens of the vocabulary that is trained", within=(257, 1_000_000), type=int)
     dropout: float = option(0.0, "dropout everywhere", within=(0, 0.99), type=float)
+    initializer_range: float = option(0.02, INITIALIZER_HELP, within=(0, 1), type=float)
     device: str = option(
         "cpu", "where the model computes", type=device_name, choices=DEVICES)
     precision: str = option(
@@ -233,7 +235,8 @@ class Pretraining:
         gpt2 = GPT2Config(
             vocab_size=vocab_size_of(tokenizer), n_positions=shape.context_length,
             n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
-            embd_pdrop=shape.dropout, attn_pdrop=shape.dropout, resid_pdrop=shape.dropout)
+            embd_pdrop=shape.dropout, attn_pdrop=shape.dropout, resid_pdrop=shape.dropout,
+            initializer_range=shape.initializer_range)
         gpt2.require_sound(f"{setting('width')}, {setting('heads')}")
         self.end = default_special_tokens(tokenizer).end
         self.train, self.valid = (

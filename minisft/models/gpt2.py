@@ -21,10 +21,11 @@ class GPT2(Trunk):
 
     def __init__(self, config: GPT2Config):
         self.config = config
-        width = config.n_embd
+        width, scale = config.n_embd, config.initializer_range
         self.wte = Embedding("wte", config.vocab_size, width, layer=config.EMBEDDING_LAYER,
-                             padded_rows=True)     # the head of a language model multiplies by it
-        self.wpe = Embedding("wpe", config.n_positions, width, layer=config.EMBEDDING_LAYER)
+                             scale=scale, padded_rows=True)     # a language model's head too
+        self.wpe = Embedding("wpe", config.n_positions, width, layer=config.EMBEDDING_LAYER,
+                             scale=scale)
         self.drop = Dropout(config.embd_pdrop, config.EMBEDDING_LAYER, random.EMBEDDING)
         self.h = [Block(f"h.{i}", config, layer=config.block_layer(i))
                   for i in range(config.n_layer)]

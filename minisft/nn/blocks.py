@@ -16,7 +16,7 @@ from minisft.dispatch import (
     rounded,
     sums_before_norm,
 )
-from minisft.nn.layers import INITIAL_SCALE, Dropout, Layer, LayerNorm, Linear
+from minisft.nn.layers import Dropout, Layer, LayerNorm, Linear
 from minisft.nn.lora import LoraLinear
 
 
@@ -61,10 +61,10 @@ class SelfAttention(MultiHeadAttention):
     """`c_attn` makes queries, keys and values at once (C,3C), `c_proj` mixes the heads (C,C)."""
 
     def __init__(self, name: str, config: Any, layer: int):
-        width = config.n_embd
-        self.c_attn = Linear(f"{name}.c_attn", width, 3 * width, layer)
+        width, scale = config.n_embd, config.initializer_range
+        self.c_attn = Linear(f"{name}.c_attn", width, 3 * width, layer, scale)
         self.c_proj = Linear(f"{name}.c_proj", width, width, layer,
-                             INITIAL_SCALE / sqrt(2 * config.n_layer))
+                             scale / sqrt(2 * config.n_layer))
         self.n_head, self.rate, self.layer = config.n_head, config.attn_pdrop, layer
 
     def forward(self, x: Array, batch: Any, stream: random.Stream | None = None,
@@ -124,10 +124,10 @@ class MLP(Layer):
     """Two linear maps with GELU between them; the inner width is n_inner."""
 
     def __init__(self, name: str, config: Any, layer: int):
-        inner = config.n_inner or 4 * config.n_embd
-        self.c_fc = Linear(f"{name}.c_fc", config.n_embd, inner, layer)
+        inner, scale = config.n_inner or 4 * config.n_embd, config.initializer_range
+        self.c_fc = Linear(f"{name}.c_fc", config.n_embd, inner, layer, scale)
         self.c_proj = Linear(f"{name}.c_proj", inner, config.n_embd, layer,
-                             INITIAL_SCALE / sqrt(2 * config.n_layer))
+                             scale / sqrt(2 * config.n_layer))
         self.form = config.gelu_form
 
     def forward(self, x: Array, bias: bool = True) -> Array:

@@ -19,6 +19,8 @@ CLASSIFY, COMPLETE, TAG = ("task", "classify"), ("task", "complete"), ("task", "
 ANSWER = ("task", "answer")
 TRANSLATE = ("task", "translate")
 
+INITIALIZER_HELP = ("standard deviation of initial values; GPT-2's suits its width of 768, a "
+                    "narrow model that has to look things up learns sooner with 0.1")
 PRECISION_HELP = (
     "of matrix products; weights, sums and all else stay float32. On a CPU bfloat16 takes the "
     "extra fast and a processor with AVX512-BF16, float16 and tf32 are for "
@@ -139,6 +141,8 @@ class ModelConfig:
     vocab_size: int = option(
         4096, "scratch: tokens of the vocabulary that is trained",
         within=(257, 1_000_000), type=int)
+    initializer_range: float = option(0.02, f"scratch: {INITIALIZER_HELP}", within=(0, 1),
+                                      type=float)
     dropout: float | None = option(
         None, "dropout everywhere (default: the model's; scratch: 0.3, translate: 0.1)",
         within=(0, 0.99), type=float)
