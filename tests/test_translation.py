@@ -96,3 +96,10 @@ def test_words_of_languages():
     assert words("他走了。") == ["他", "走", "了", "。"]
     model = WordTranslator(["the man", "he left"], ["l'homme", "他走了。"])
     assert len(model.translate(["the man", "he left ."])) == 2
+
+
+def test_the_dictionary_spells_words_as_they_stand_within_sentences():
+    model = WordTranslator(["dog", "dog sleeps", "a dog", "sleeps"],
+                           ["Hund", "Hund schläft", "ein Hund", "Schläft"])
+    assert model.translate(["sleeps DOG", "Zermatt dog sleeps"]) == [
+        "Schläft Hund", "Zermatt Hund schläft"]

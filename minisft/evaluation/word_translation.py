@@ -13,6 +13,7 @@ which begins with t the same for all f, and never lowers (1).
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -26,7 +27,7 @@ MOST_PAIRS = 50_000     # more change little and take memory
 
 def words(text: str) -> list[str]:
     """A text -> its words and marks, in lower case."""
-    return _WORD.findall(text.lower())
+    return [word.lower() for word in _WORD.findall(text)]
 
 
 class WordTranslator:
@@ -38,6 +39,7 @@ class WordTranslator:
                  zip(sources, targets, strict=True)][:MOST_PAIRS]
         e_ids, f_ids = _numbered(e for e, _ in pairs), _numbered(f for _, f in pairs)
         self.f_words = list(f_ids)
+        self.spellings = _spellings(targets[:MOST_PAIRS])
         n = len(self.f_words)
         # every f_j beside every e_i of its sentence and e_0, which has the number 0
         rows, of_word, begun = [], [], 0
@@ -71,17 +73,30 @@ class WordTranslator:
         return float(self.t[i]) if i < len(self.keys) and self.keys[i] == key else 0.0
 
     def translate(self, texts: Iterable[str]) -> list[str]:
-        """Texts -> each word by its most probable translation, in the order of the source; a word
-        that was never seen stays."""
-        return [_sentence([self.f_words[self.best[self.e_ids[word] + 1]]
-                           if word in self.e_ids else word for word in words(text)])
+        """Texts -> each word by its most probable translation, spelt as it mostly is within a
+        sentence, in the order of the source; a word that was never seen stays."""
+        return [_sentence([self._translated(word) for word in _WORD.findall(text)])
                 for text in texts]
+
+    def _translated(self, word):
+        e = self.e_ids.get(word.lower())
+        if e is None:
+            return word
+        f = self.f_words[self.best[e + 1]]
+        return self.spellings.get(f, f)
 
 
 def _numbered(sentences):
     """-> a number for each different word, in the order in which they come."""
     return {word: i for i, word in enumerate(dict.fromkeys(
         word for sentence in sentences for word in sentence))}
+
+
+def _spellings(texts):
+    """-> how each word is mostly spelt where it does not begin a text, by its lower case."""
+    counts = Counter(word for text in texts for word in _WORD.findall(text)[1:])
+    # the first of equally frequent ones
+    return {word.lower(): word for word, _ in reversed(counts.most_common())}
 
 
 def _sentence(found):
