@@ -367,6 +367,9 @@ def _require_translation(config):
                         f"or the folder that a run of {setting('task', data.task)} left")
     if model.adapter is not None:
         raise UserError(f"{setting('adapter')} is for GPT-2 and BERT")
+    if model.initializer_range != ModelConfig.initializer_range:
+        raise UserError(f"{setting('initializer_range')} is for GPT-2: a translator's initial "
+                        "values go by the widths of each matrix")
     if model.train_layers != "all":
         raise UserError(f"{setting('train_layers')} is {model.train_layers}, expected all: a "
                         "translator is trained as a whole")
