@@ -100,10 +100,10 @@ class GPT2Config(TransformerConfig):
         require_values(self, source, "activation_function", "layer_norm_epsilon",
                        ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"),
                        ("embd_pdrop", "attn_pdrop", "resid_pdrop"), may_be_none="n_inner")
-        if not isinstance(self.initializer_range, int | float) or \
-                not 0 <= self.initializer_range <= 1:
+        if type(self.initializer_range) not in (int, float) or \
+                not 0 <= self.initializer_range < 1000:
             raise UserError(f"{source}: initializer_range is {self.initializer_range!r}, expected "
-                            "a number in [0, 1]")
+                            "a number in [0, 1000)")
         if self.n_embd % self.n_head:
             raise UserError(f"{source}: n_embd {self.n_embd} is no multiple of n_head "
                             f"{self.n_head}")
