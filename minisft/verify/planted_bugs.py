@@ -118,20 +118,20 @@ def _attention(dy, cache, equation_6):
 
 class BlockResidual(Block):
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        (rows,) = self.pop_saved()
+        self.pop_saved()
         dy = self.ln_2.backward(self.mlp.backward(self.drop_2.backward(dy)))
         return self.ln_1.backward(self.attn.backward(self.drop_1.backward(dy)))
 
 
 class TiedMatrix(LanguageModel):
     def backward(self, dlogits: np.ndarray) -> np.ndarray:
-        (_, wte), _, _ = self.pop_saved()
-        return self.trunk.backward(dlogits @ wte.T)
+        self.pop_saved()
+        return self.trunk.backward(dlogits @ self.trunk.wte.w.value)
 
 
 class PostNormResidual(bert.Block):
     def backward(self, dy: np.ndarray) -> np.ndarray:
-        (rows,) = self.pop_saved()
+        self.pop_saved()
         dx = self.norm_2.backward(dy)
         dx = dy + self.norm_1.backward(dx + self.mlp.backward(self.drop_2.backward(dx)))
         da = self.attention.backward(self.drop_1.backward(dx))
