@@ -257,6 +257,7 @@ def test_another_base_is_refused(run, files, tmp_path, capsys):
 
 @pytest.mark.parametrize("settings, told", [
     ({"peft_type": "PREFIX_TUNING"}, "peft_type is 'PREFIX_TUNING', expected 'LORA'"),
+    ({"task_type": {"a": 1}}, "task_type is {'a': 1}, expected a text"),
     ({"use_dora": True}, "use_dora = True is not supported"),
     ({"bias": "all"}, "bias = 'all' is not supported (only 'none')"),
     ({"lora_bias": True}, "lora_bias = True"),

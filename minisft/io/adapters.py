@@ -183,8 +183,15 @@ def read(folder: str | Path, family: Family) -> StoredAdapter:
             tensors[here] = tensor
     settings = read_json(folder / ADAPTER)
     return StoredAdapter(folder, config, tensors, _extra(folder / WEIGHTS, metadata),
-                         settings.get("task_type"), config_checksums.changes(
+                         _task_type(folder, settings), config_checksums.changes(
                              folder / ADAPTER, folder / WEIGHTS, settings))
+
+
+def _task_type(folder, settings):
+    kind = settings.get("task_type")
+    if not isinstance(kind, str | None):
+        raise UserError(f"{folder / ADAPTER}: task_type is {short_repr(kind)}, expected a text")
+    return kind
 
 
 def extra_of(folder: str | Path) -> dict[str, Any]:
