@@ -164,9 +164,11 @@ def make(home: Path, only: str | None = None) -> list[Door]:
             "none", "--quiet", "--out", "out"])]
     doors += _data_doors(home, data, classifier)
     doors += _foreign_doors(home, classifier, writer)
-    doors += _token_doors(home) + _pair_doors(home) + _adapter_doors(home, classifier)
-    if only is None or only.startswith("resume"):      # they take the longest to make
-        doors += _resume_doors(home, data)
+    # each of these trains a model first
+    for more in (lambda: _token_doors(home), lambda: _pair_doors(home),
+                 lambda: _adapter_doors(home, classifier), lambda: _resume_doors(home, data)):
+        if only not in {door.name for door in doors}:
+            doors += more()
     return [door for door in doors if only in (None, door.name)]
 
 

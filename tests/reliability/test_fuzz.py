@@ -48,6 +48,7 @@ def show(found):
                      f"{f['err'][-500:]}" for f in found)
 
 
+@pytest.mark.slow     # a stage of CI of its own
 def test_hostile_files():
     n = len(os.sched_getaffinity(0))
     edges = [i * FILES_TRIED // n for i in range(n + 1)]
