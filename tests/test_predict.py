@@ -209,6 +209,9 @@ def test_out_is_replaced_when_asked(model, tmp_path, capsys):
     assert predict(model, "other", "--out", out, "--overwrite") == 0
     assert [row["text"] for row in shown(out.read_text())] == ["other"]
     assert "labelled 1 text in" in capsys.readouterr().err
+    kept = out.read_bytes()     # which has a column of texts
+    assert predict(model, "--file", out, "--overwrite", "--out", out) == 2
+    assert "is the file that is read" in capsys.readouterr().err and out.read_bytes() == kept
 
 
 @pytest.mark.parametrize("content, word", [

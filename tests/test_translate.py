@@ -291,5 +291,5 @@ def test_other_commands_say_what_a_translator_is_for(run, capsys):
     capsys.readouterr()
     assert main(["translate", *model, "--file", str(folder.parent / "b.en"), "--overwrite",
                  "--out", str(folder.parent / "run" / ".." / "b.en")]) == 2
-    assert "is the file to translate" in capsys.readouterr().err
+    assert "is the file that is read" in capsys.readouterr().err
     assert (folder.parent / "b.en").read_bytes() == kept

@@ -5,6 +5,8 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from os.path import realpath
+from pathlib import Path
 from typing import Any
 
 from minisft.backend.array import DEVICES, device_name
@@ -184,3 +186,18 @@ def add_table(parser: argparse.ArgumentParser, batch_tokens: int | None = 8192,
                         metavar="N", help=COMPRESSION_RATIO_HELP)
     parser.add_argument("--batch-tokens", type=whole(1), default=batch_tokens, metavar="N",
                         help=help)
+
+
+def output_file(args: argparse.Namespace) -> Path | None:
+    """-> the path of --out, None without; raises UserError where writing there would lose a file.
+    """
+    out = None if args.out is None else Path(args.out)
+    if args.overwrite and not out:
+        raise UserError("--overwrite is for --out")
+    if out and (out.exists() and not (args.overwrite and out.is_file()) or
+                not out.parent.is_dir()):
+        raise UserError(f"--out {out}: expected a new file in a folder that is there (or "
+                        "--overwrite)")
+    if out and args.file and realpath(out) == realpath(args.file):
+        raise UserError(f"--out {out}: is the file that is read, expected another")
+    return out

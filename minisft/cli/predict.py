@@ -8,7 +8,6 @@ from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
-from pathlib import Path
 from shutil import get_terminal_size
 
 import numpy as np
@@ -21,6 +20,7 @@ from minisft.cli.arguments import (
     add_table,
     chosen_preprocessing,
     lines_of_stdin,
+    output_file,
     read_model,
     say,
 )
@@ -83,13 +83,7 @@ def run(args: argparse.Namespace) -> None:
     if args.pair_column is not None and not args.file:
         raise UserError("--pair-column names a column of --file, expected one")
     require_new_bad_rows(args)
-    out = None if args.out is None else Path(args.out)
-    if args.overwrite and not out:
-        raise UserError("--overwrite is for --out")
-    if out and (out.exists() and not (args.overwrite and out.is_file()) or
-                not out.parent.is_dir()):
-        raise UserError(f"--out {out}: expected a new file in a folder that is there (or "
-                        "--overwrite)")
+    out = output_file(args)
     few = not args.file and args.precision == "float32" and sum(map(len, args.text)) <= FEW_LETTERS
     with jit.compiled(False) if few else nullcontext():
         _predict(args, out)

@@ -2,14 +2,13 @@
 
 import argparse
 import sys
-from os.path import realpath
-from pathlib import Path
 
 from minisft.cli.arguments import (
     add_model,
     add_preprocessing,
     chosen_preprocessing,
     lines_of_stdin,
+    output_file,
     read_model,
     say,
     whole,
@@ -69,15 +68,7 @@ def run(args: argparse.Namespace) -> None:
     """Prints or writes a line for each text."""
     if args.text and args.file:
         raise UserError("give texts or --file, one of the two")
-    out = None if args.out is None else Path(args.out)
-    if args.overwrite and not out:
-        raise UserError("--overwrite is for --out")
-    if out and (out.exists() and not (args.overwrite and out.is_file()) or
-                not out.parent.is_dir()):
-        raise UserError(f"--out {out}: expected a new file in a folder that is there (or "
-                        "--overwrite)")
-    if out and args.file and realpath(out) == realpath(args.file):
-        raise UserError(f"--out {out}: is the file to translate, expected another")
+    out = output_file(args)
     require_penalty(args.length_penalty)
     model, tokenizer, preprocessing = read_model(args)
     if not isinstance(model, EncoderDecoder):
