@@ -33,10 +33,9 @@ TURNS = 3     # processes of each checkout
 
 def standin():
     """-> the stand-in for CuPy, whose kernels and products do nothing."""
-    spec = importlib.util.spec_from_file_location("standin_cupy",
-                                                  ROOT / "tests" / "standin_cupy.py")
-    cupy = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cupy)
+    if "tests.standin_graphs" not in sys.modules:     # of this checkout, whichever is imported
+        sys.modules["tests.standin_graphs"] = _loaded("standin_graphs")
+    cupy = _loaded("standin_cupy")
 
     class Stubbed:
         """Launches nothing."""
@@ -54,6 +53,13 @@ def standin():
     cupy.ndarray.__float__ = lambda array: cupy.launched("to CPU") or 1.0     # nobody wrote a loss
     cupy.cuda.cublas.gemmEx = lambda *args: cupy.launched("gemmEx")
     return cupy
+
+
+def _loaded(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def stub_products(cupy):

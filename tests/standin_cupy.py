@@ -6,7 +6,7 @@ both are errors. It computes with NumPy, so results have the CPU's bits, and run
 emulator. Only functions that CuPy has are here (`FUNCTIONS`, compared with it where it is
 installed).
 
-`counted()` tells what a card would be asked to do.
+`counted()` tells what a card would be asked to do. CUDA graphs: standin_graphs.py.
 """
 
 import ctypes
@@ -19,6 +19,7 @@ import numpy as np
 from minisft.backend import bfloat16
 from minisft.backend.gpu import cuda as product
 from minisft.backend.gpu import emulator
+from tests import standin_graphs as graphs
 
 TYPES = ("bool_", "float16", "float32", "float64", "int32", "int64", "uint8", "uint16", "uint32",
          "uint64")
@@ -52,8 +53,8 @@ def counted():
 
 
 def launched(name):
-    """Counts it, within `counted`."""
-    if _count is not None:
+    """Counts it, within `counted`; what is recorded counts as one, when it is replayed."""
+    if _count is not None and graphs.recording is None:
         _count[name] += 1
 
 
@@ -81,14 +82,24 @@ class ndarray:     # noqa: N801  CuPy's name
         return None if self._here.base is None else ndarray(self._here.base)
 
     def __getitem__(self, index):
-        found = self._here[_taken(index)]
+        _refuse_masks(index)
+        taken = _taken(index)
+        found = self._here[taken]
         if isinstance(index, ndarray):
             launched("take")
+            found = graphs.made(lambda: self._here[taken], found)
         return _over(found)
 
     def __setitem__(self, index, value):
         launched("copy")
-        self._here[_taken(index)] = _taken(value)
+        _refuse_masks(index)
+        index, value = _taken(index), _taken(value)
+
+        def put():
+            self._here[index] = value
+
+        if not graphs.later(put):
+            put()
 
     def __len__(self):
         return len(self._here)
@@ -97,14 +108,17 @@ class ndarray:     # noqa: N801  CuPy's name
         return (self[i] for i in range(len(self)))
 
     def __float__(self):
+        graphs.refuse("a number is fetched")
         launched("to CPU")
         return float(self._here)
 
     def __int__(self):
+        graphs.refuse("a number is fetched")
         launched("to CPU")
         return int(self._here)
 
     def __bool__(self):
+        graphs.refuse("a number is fetched")
         launched("to CPU")
         return bool(self._here)
 
@@ -128,6 +142,12 @@ def _taken(a):
     return a
 
 
+def _refuse_masks(index):
+    for part in index if isinstance(index, tuple) else (index,):
+        if isinstance(part, ndarray) and part.dtype == bool:
+            graphs.refuse("how much a mask takes, the card must say")
+
+
 def _over(result):
     if isinstance(result, OF_NUMPY):     # a sum, too, stays on the card
         return ndarray(np.asarray(result))
@@ -136,12 +156,20 @@ def _over(result):
 
 def _wrapped(function, name):
     def call(*args, **options):
-        args = [_taken(a) for a in args]
-        result = function(*args, **{k: _taken(v) for k, v in options.items()})
+        if name in graphs.REFUSED:
+            graphs.refuse(name)
+        args, given = [_taken(a) for a in args], {k: _taken(v) for k, v in options.items()}
+        out = given.get("out")
+        if out is not None and graphs.later(lambda: function(*args, **given), out):
+            return options["out"]
+        result = function(*args, **given)
+        if out is None and not any(isinstance(a, np.ndarray) and isinstance(result, np.ndarray)
+                                   and np.may_share_memory(result, a) for a in args):
+            result = graphs.made(lambda: function(*args, **given), result)
         if _count is not None and name not in NO_LAUNCH and not (
                 name in MAY_COPY and np.may_share_memory(result, args[0])):
             _count["to CPU" if name == "tolist" else name] += 1
-        return options["out"] if options.get("out") is not None else _over(result)
+        return options["out"] if out is not None else _over(result)
 
     if hasattr(function, "reduceat"):
         call.reduceat = _wrapped(function.reduceat, name)
@@ -154,17 +182,17 @@ def _operators():
         plain, in_place = (getattr(operator, f"__{i}{name}__") for i in ("", "i"))
 
         def forward(self, other, plain=plain, name=name):
-            launched(name)
-            return _over(plain(self._here, _taken(other)))
+            return _calculated(plain, name, self._here, _taken(other))
 
         def backward(self, other, plain=plain, name=name):
-            launched(name)
-            return _over(plain(_taken(other), self._here))
+            return _calculated(plain, name, _taken(other), self._here)
 
         def inplace(self, other, plain=in_place, name=name):
             launched(name)
-            here = plain(self._here, _taken(other))
-            assert here is self._here
+            other = _taken(other)
+            if not graphs.later(lambda: plain(self._here, other)):
+                here = plain(self._here, other)
+                assert here is self._here
             return self
 
         yield f"__{name}__", forward
@@ -172,11 +200,20 @@ def _operators():
         yield f"__i{name}__", inplace
     for name in ("eq", "ne", "lt", "le", "gt", "ge"):
         plain = getattr(operator, f"__{name}__")
-        yield f"__{name}__", lambda self, other, plain=plain: _over(
-            plain(self._here, _taken(other)))
+        yield f"__{name}__", lambda self, other, plain=plain: _calculated(
+            plain, None, self._here, _taken(other))
     for name in ("neg", "invert", "abs"):
         plain = getattr(operator, f"__{name}__")
-        yield f"__{name}__", lambda self, plain=plain: _over(plain(self._here))
+        yield f"__{name}__", lambda self, plain=plain: _calculated(plain, None, self._here)
+
+
+def _calculated(plain, name, *sides):
+    """What an operator gives; None: it is not counted."""
+    if name in graphs.REFUSED:
+        graphs.refuse(name)
+    if name is not None:
+        launched(name)
+    return _over(graphs.made(lambda: plain(*sides), plain(*sides)))
 
 
 for _name, _function in _operators():
@@ -195,6 +232,7 @@ def asarray(a, dtype=None):
     """-> the array on the card: a copy of one of NumPy's."""
     if isinstance(a, ndarray):
         return a if dtype in (None, a.dtype) else a.astype(dtype)
+    graphs.refuse("an array is brought over")
     launched("to card")
     return ndarray(np.array(a, dtype=dtype))
 
@@ -202,6 +240,7 @@ def asarray(a, dtype=None):
 def asnumpy(a):
     """-> the array on the CPU, a copy."""
     if isinstance(a, ndarray):
+        graphs.refuse("an array is fetched")
         launched("to CPU")
     return a._here.copy() if isinstance(a, ndarray) else np.asarray(a)
 
@@ -218,7 +257,13 @@ class RawModule:
         """-> what launches the kernel of that name."""
         def launch(grid, block, args):
             launched(name)
-            emulator.run(self.library, name, grid, block, [_c_value(a) for a in args])
+            values = [_c_value(a) for a in args]
+
+            def run():
+                emulator.run(self.library, name, grid, block, values)
+
+            if not graphs.later(run, *args):
+                run()
         return launch
 
 
@@ -238,6 +283,13 @@ class cuda:     # noqa: N801
     is_available = staticmethod(lambda: True)
 
     get_cublas_handle = staticmethod(lambda: 0)
+    MemoryPool, using_allocator = graphs.MemoryPool, graphs.using_allocator
+    get_current_stream = staticmethod(lambda: graphs.Stream.stack[-1])
+
+    class Stream(graphs.Stream):
+        """Whose replays are counted."""
+
+        launched = staticmethod(launched)
 
     class Device:
         """An H100 says so."""
@@ -255,6 +307,8 @@ class cuda:     # noqa: N801
         def gemmEx(handle, turn_a, turn_b, m, n, k, alpha, a, kind_a, rows_a, b, kind_b, rows_b,     # noqa: N802
                    beta, c, kind_c, rows_c, compute, algorithm):
             """C (m,n) = alpha * op(A) (m,k) op(B) (k,n) + beta * C, all stored by columns."""
+            if graphs.recording is not None:
+                raise NotImplementedError("cuBLAS during stream capture")
             launched("gemmEx")
             assert algorithm == -1 and kind_a == kind_b in (0, 2, 14)
             assert compute == (68 if kind_a else 77)     # float32 only as TF32

@@ -7,117 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisft.backend import array, bfloat16
+from minisft.backend import array
 from minisft.backend.gpu import cublaslt, gemm
 from minisft.dispatch import mixed_precision
 from minisft.dispatch.matmul import FORMATS, rounded, widened
-from tests import standin_cupy
-
-
-def address(a):
-    """A pointer, byref or number as ctypes takes it -> where it points."""
-    return a if isinstance(a, int) else ctypes.cast(a, ctypes.c_void_p).value
-
-
-class StandIn:
-    """cuBLASLt's functions over memory of the CPU, as the header describes them."""
-
-    def __init__(self):
-        self.made, self.calls, self.algorithms, self.scale = {}, 0, 1, 1.0
-        self.n_made = 0
-
-    def _make(self, place, **fields):
-        self.n_made += 1
-        self.made[self.n_made] = fields
-        ctypes.c_uint64.from_address(address(place)).value = self.n_made
-        return 0
-
-    def _destroy(self, made):
-        del self.made[made]
-        return 0
-
-    cublasLtMatmulDescDestroy = cublasLtMatrixLayoutDestroy = _destroy     # noqa: N815
-    cublasLtMatmulPreferenceDestroy = _destroy     # noqa: N815
-
-    def cublasLtCreate(self, handle):     # noqa: N802
-        return self._make(handle)
-
-    def cublasLtMatmulDescCreate(self, place, compute, scale):     # noqa: N802
-        assert compute in (68, 77) and scale == 0
-        return self._make(place, attributes={}, compute=compute)
-
-    def cublasLtMatmulPreferenceCreate(self, place):     # noqa: N802
-        return self._make(place, attributes={})
-
-    def cublasLtMatrixLayoutCreate(self, place, kind, rows, columns, ld):     # noqa: N802
-        assert ld >= rows, "cuBLASLt refuses a leading dimension that is too small"
-        return self._make(place, kind=kind, rows=rows, columns=columns, ld=ld)
-
-    def cublasLtMatmulDescSetAttribute(self, made, name, value, size):     # noqa: N802
-        self.made[made]["attributes"][name] = int.from_bytes(
-            ctypes.string_at(address(value), size), "little")
-        return 0
-
-    cublasLtMatmulPreferenceSetAttribute = cublasLtMatmulDescSetAttribute     # noqa: N815
-
-    def cublasLtMatmulAlgoGetHeuristic(self, handle, desc, a, b, c, d, preference, asked,     # noqa: N802
-                                       found, count):
-        told = self.made[preference]["attributes"]
-        assert told[1] == 32 << 20 and asked == 1 and c == d
-        self.aligned = [told[name] for name in (5, 6, 7, 8)]
-        ctypes.c_int.from_address(address(count)).value = self.algorithms
-        ctypes.c_uint64.from_address(address(found)).value = 4711
-        return 0
-
-    def cublasLtMatmul(self, handle, desc, alpha, a, of_a, b, of_b, beta, c, of_c, d, of_d,     # noqa: N802
-                       algorithm, workspace, size, stream):
-        assert ctypes.c_uint64.from_address(algorithm).value == 4711 and size == 32 << 20
-        assert (c, of_c) == (d, of_d)
-        for pointer, limit in zip((a, b, c, d), self.aligned, strict=True):
-            assert pointer % limit == 0
-        told = self.made[desc]["attributes"]
-        left, right = (self._read(p, self.made[m], told[turn])
-                       for p, m, turn in ((a, of_a, 3), (b, of_b, 4)))
-        kind = self.made[of_d]["kind"]
-        out = self._stored(d, self.made[of_d], ctypes.c_uint16 if kind else ctypes.c_float)
-        assert self.made[desc]["compute"] == (68 if self.made[of_a]["kind"] else 77)
-        assert kind in (0, self.made[of_a]["kind"]) and not (kind and told[7] == 4)
-        factors = [ctypes.c_float.from_address(p).value for p in (alpha, beta)]
-        assert factors == [1, 0] and told[7] in (1, 4)
-        y = np.ascontiguousarray(self.scale * (left @ right))
-        out[...] = (y if not kind else bfloat16.to_bfloat16(y) if kind == 14 else
-                    y.astype(np.float16).view(np.uint16))
-        if told[7] == 4:
-            bias = ctypes.cast(told[8], ctypes.POINTER(ctypes.c_float))
-            out += np.ctypeslib.as_array(bias, (len(out),))[:, None]
-        self.calls += 1
-        return 0
-
-    @staticmethod
-    def _stored(pointer, made, kind):
-        return standin_cupy._columns(pointer, kind, (made["rows"], made["columns"]), made["ld"])
-
-    def _read(self, pointer, made, transposed):
-        stored = self._stored(pointer, made, ctypes.c_uint16 if made["kind"] else ctypes.c_uint32)
-        wide = standin_cupy.widened(stored, made["kind"])
-        return wide.T if transposed else wide
+from tests import standin_cublaslt, standin_cupy
 
 
 @pytest.fixture
-def lt(monkeypatch):
-    """A card whose cuBLASLt is the stand-in."""
-    made, runtime = StandIn(), standin_cupy.cuda.runtime
-    kept = gemm.planned, cublaslt._plan, cublaslt._handle, cublaslt._workspace
-    for function in kept:
-        function.cache_clear()
-    monkeypatch.setattr(array, "cupy", standin_cupy)
-    monkeypatch.setattr(cublaslt, "library", lambda cupy: made)
-    monkeypatch.setattr(runtime, "getDevice", lambda: 0, raising=False)
-    stream = type("Stream", (), {"ptr": 0})
-    monkeypatch.setattr(standin_cupy.cuda, "get_current_stream", lambda: stream, raising=False)
-    yield made
-    for function in kept:
-        function.cache_clear()
+def lt():
+    with standin_cublaslt.card() as made:
+        yield made
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "tf32"])
