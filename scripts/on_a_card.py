@@ -32,7 +32,7 @@ TESTS = ["tests/test_kernels.py", "tests/test_mixed_precision.py", "tests/test_t
 
 
 def products(shapes=SHAPES):
-    """-> a line for each product of 16-bit factors that is further off than its rounding allows.
+    """-> a line for each product that is further off than its rounding allows.
 
     Prints how many went to cuBLASLt. Errors are against float64 of the factors.
     """
@@ -47,7 +47,7 @@ def products(shapes=SHAPES):
     rng, wrong, n_tried = np.random.default_rng(0), [], 0
     for n, k, m in shapes:
         rows = rng.choice(n, min(n, 64), replace=False)
-        for name in ("bfloat16", "float16", "tf32"):
+        for name in FORMATS:
             x, w = (rounded(put(rng.standard_normal(s, dtype=np.float32)), FORMATS[name])
                     for s in ((n, k), (k, m)))
             bias = put(rng.standard_normal(m, dtype=np.float32))

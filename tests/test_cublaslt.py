@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minisft import ops
 from minisft.backend import array
 from minisft.backend.gpu import cublaslt, gemm
-from minisft.dispatch import mixed_precision
-from minisft.dispatch.matmul import FORMATS, rounded, widened
+from minisft.dispatch import linear, lora, mixed_precision
+from minisft.dispatch.matmul import FORMATS, matmul, rounded, widened
 from tests import standin_cublaslt, standin_cupy
 
 
@@ -20,7 +21,7 @@ def lt():
         yield made
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "float16", "tf32"])
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("n, k, m", [(1, 1, 1), (1, 5, 3), (7, 16, 13), (3, 1, 2)])
 def test_a_linear_map_is_that_of_the_formula(lt, rng, name, n, k, m):
     x, w, b, dy = (rng.standard_normal(s, dtype=np.float32) for s in ((n, k), (k, m), (m,), (n, m)))
@@ -28,16 +29,47 @@ def test_a_linear_map_is_that_of_the_formula(lt, rng, name, n, k, m):
     y, cache = mixed_precision.forward(array.to_gpu(x), low, array.to_gpu(b))
     tried = lt.calls
     dx, dw, _ = mixed_precision.backward(array.to_gpu(dy), cache)
-    assert tried == 9 and lt.calls == 11     # eight of them to see whether it can be trusted
-    if name != "tf32":
+    assert tried == 17 and lt.calls == 19     # 16 of them to see whether it can be trusted
+    has_16_bits = name in ("bfloat16", "float16")
+    if has_16_bits:
         y16, _ = mixed_precision.forward(array.to_gpu(x), low, round_y=True)
-        assert y16.dtype == FORMATS[name] and lt.calls == 12
+        assert y16.dtype == FORMATS[name] and lt.calls == 20
         wide = widened(y16)
     x, w, dy = (widened(rounded(a, FORMATS[name])).astype(np.float64) for a in (x, w, dy))
     for found, expected in ((y, x @ w + b), (dx, dy @ w.T), (dw, x.T @ dy)):
         np.testing.assert_allclose(array.to_cpu(found), expected, rtol=0, atol=1e-4)
-    if name != "tf32":
+    if has_16_bits:
         np.testing.assert_allclose(array.to_cpu(wide), x @ w, rtol=2.0**-8, atol=1e-4)
+
+
+def test_float32_goes_to_it_exactly(lt, rng):
+    """All 24 bits count, and the bias needs no launch of its own."""
+    x, w, b = (array.to_gpu(rng.standard_normal(shape, dtype=np.float32))
+               for shape in ((5, 7), (7, 3), (3,)))
+    assert linear.choose(x, w, b).name == "cuBLASLt" == lora.choose(x, w.T, w, 1.0).name
+    assert matmul.choose(x, w).load() is gemm.product
+    linear.forward(x, w, b)     # whether it can be trusted is seen
+    with standin_cupy.counted() as launches:
+        y, cache = linear.forward(x, w, b)
+        dx, dw, _ = linear.backward(y, cache, bias=False)
+    assert not launches
+    x, w, b, y = map(array.to_cpu, (x, w, b, y))
+    for found, expected in ((y, x @ w + b), (dx, y @ w.T), (dw, x.T @ y)):
+        np.testing.assert_allclose(array.to_cpu(found), expected, rtol=1e-6, atol=1e-6)
+    wide = array.to_gpu(np.ones((2, 2)))     # gradients are checked in float64
+    assert linear.choose(wide, wide).name == "formula"
+
+
+def test_adapters_in_float32_are_those_of_the_formula(lt, rng):
+    x, a, b, dy = (rng.standard_normal(shape, dtype=np.float32)
+                   for shape in ((5, 7), (2, 7), (3, 2), (5, 3)))
+    y, cache = lora.forward(*map(array.to_gpu, (x, a, b)), 0.5)
+    calls = lt.calls
+    gradients = lora.backward(array.to_gpu(dy), cache)
+    assert lt.calls == calls + 4
+    expected, cache = ops.lora.forward(x, a, b, 0.5)
+    for found, plain in zip((y, *gradients), (expected, *ops.lora.backward(dy, cache)), strict=True):
+        np.testing.assert_allclose(array.to_cpu(found), plain, rtol=1e-5, atol=1e-5)
 
 
 def test_columns_of_a_matrix_are_told_as_aligned_as_they_are(lt, rng):

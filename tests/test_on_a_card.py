@@ -26,11 +26,11 @@ def test_all_parts_fit_into_ten_minutes(tmp_path):
 
 def test_products_are_checked(monkeypatch, capsys):
     assert on_a_card.products(((5, 32, 7), (1, 3, 2))) == []
-    assert "36 products by what there is instead of cuBLASLt, 0 wrong" in capsys.readouterr().out
+    assert "48 products by what there is instead of cuBLASLt, 0 wrong" in capsys.readouterr().out
     module = sys.modules["minisft.dispatch.matmul"]     # the package's name is the function
     monkeypatch.setattr(module, "matmul", lambda a, b, bias=None: matmul(a, b))
     wrong = on_a_card.products(((5, 32, 7),))
-    assert len(wrong) == 9 and all("bias True" in line for line in wrong)
+    assert len(wrong) == 12 and all("bias True" in line for line in wrong)
 
 
 def test_a_part_that_fails_or_takes_too_long_is_told(tmp_path):

@@ -59,6 +59,11 @@ def on_cpu(site: Site, arguments: dict[str, Any]) -> str:
     return "" if site.on_cpu else "the arrays are CuPy's"
 
 
+def in_float32(site: Site, arguments: dict[str, Any]) -> str:
+    """All its floats are float32."""
+    return "" if site.float32 else NOT_FLOAT32
+
+
 def has_axis(name: str) -> Condition:
     """The array has at least one axis."""
     return lambda site, arguments: "" if arguments[name].ndim else f"{name} has no axis"

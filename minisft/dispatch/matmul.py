@@ -1,10 +1,10 @@
-"""Matrix products of 16-bit factors, and the rounding to them.
+"""Matrix products, those of 16-bit factors among them, and the rounding to them.
 
-Factors are bfloat16 or float16, sums and results float32. On a card cuBLASLt multiplies on tensor
-cores, or cuBLAS by its `gemmEx`, since `cupy.matmul` would round the result too and knows no
-bfloat16. NumPy has neither: on a CPU that multiplies bfloat16 numbers a compiled loop does,
-elsewhere the factors are widened again. Products of two 16-bit numbers fit float32, so that is the
-same arithmetic but for the order of the sums.
+Factors are float32, bfloat16 or float16, sums and results float32. On a card cuBLASLt multiplies,
+16 bits on tensor cores, or else cuBLAS: 16 bits by its `gemmEx`, since `cupy.matmul` would round
+the result too and knows no bfloat16. NumPy has neither: on a CPU that multiplies bfloat16 numbers a
+compiled loop does, elsewhere the factors are widened again. Products of two 16-bit numbers fit
+float32, so that is the same arithmetic but for the order of the sums.
 """
 
 from importlib import import_module
@@ -17,7 +17,7 @@ from minisft.backend.array import array_module
 from minisft.backend.cpu import processor
 from minisft.backend.gpu import gemm
 from minisft.backend.gpu.launch import bfloat16 as bfloat16_kernel
-from minisft.dispatch.conditions import compiled, kernels, on_cpu, on_gpu
+from minisft.dispatch.conditions import compiled, in_float32, kernels, on_cpu, on_gpu
 from minisft.dispatch.selection import FORMULA, Function, Implementation, Site
 
 BFLOAT16, FLOAT16, TF32 = np.dtype(np.uint16), np.dtype(np.float16), np.dtype(np.uint32)
@@ -86,6 +86,7 @@ def _to_bfloat16(x):
 
 matmul = Function("matmul", _product, [
     Implementation("tensor cores", (_rounded, on_gpu), lambda: gemm.product),
+    Implementation("cuBLASLt", (on_gpu, in_float32), lambda: gemm.product),
     Implementation("compiled", (_in_bfloat16, on_cpu, _processor, _into_float32),
                    lambda: _compiled_product),
     Implementation("widened", (_rounded,), lambda: _widened_product),

@@ -10,6 +10,7 @@
     naive kernel      the simple CUDA kernel of kernels/, where there are two
     fused kernel      the fast one
     tensor cores      a CUDA kernel for 16-bit numbers, or cuBLAS on 16-bit factors
+    cuBLASLt          products of float32 on a card, the bias added in the same launch
     16 bits           a linear map of 16-bit factors, or its adapter; "widened" multiplies them on a
                       CPU that has no instruction for it
 
@@ -25,6 +26,7 @@ import numpy as np
 
 from minisft import ops
 from minisft.backend.gpu import launch
+from minisft.backend.gpu import linear as gpu_linear
 from minisft.dispatch import attention_groups, attention_key_blocks, mixed_precision, shapes
 from minisft.dispatch.conditions import (
     all_ask,
@@ -32,6 +34,7 @@ from minisft.dispatch.conditions import (
     computes_in,
     has_axis,
     has_rows,
+    in_float32,
     kernels,
     kernels_in_16_bits,
     labels_are_classes,
@@ -39,6 +42,7 @@ from minisft.dispatch.conditions import (
     multiple,
     no_kernels,
     on_cpu,
+    on_gpu,
     own_score_words,
     own_words,
     packed_keys,
@@ -72,11 +76,13 @@ def _in_16_bits(name: str) -> Condition:
 
 linear = Operation("linear", ops.linear.forward, [
     Implementation("16 bits", (_in_16_bits("w"),), lambda: mixed_precision),
+    Implementation("cuBLASLt", (on_gpu, in_float32), lambda: gpu_linear),
     Implementation(FORMULA, (), lambda: ops.linear),     # NumPy's or CuPy's BLAS
 ], shapes.linear)
 
 lora = Operation("lora", ops.lora.forward, [
     Implementation("16 bits", (_in_16_bits("a"),), lambda: mixed_precision.lora),
+    Implementation("cuBLASLt", (on_gpu, in_float32), lambda: gpu_linear.lora),
     Implementation(FORMULA, (), lambda: ops.lora),     # the same
 ], shapes.lora)
 

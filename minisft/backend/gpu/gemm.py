@@ -1,4 +1,4 @@
-"""Matrix products of factors in 16 bits or TF32 on a card: cuBLASLt, or else cuBLAS's gemmEx; sums
+"""Matrix products on a card, of factors in 16 bits, TF32 or float32: cuBLASLt, or else cuBLAS; sums
 in float32."""
 
 import warnings
@@ -14,7 +14,7 @@ from minisft.backend.gpu.cublaslt import KINDS, ONE, ZERO, by_columns, compute_t
 
 
 def product(a: Array, b: Array, out: Array | None = None, bias: Array | None = None) -> Array:
-    """a (N,C), b (C,M), CuPy's, both bfloat16 (uint16), float16 or TF32 (uint32) -> (N,M) float32.
+    """a (N,C), b (C,M), CuPy's, of one dtype of KINDS -> (N,M) float32.
 
     `out` (N,M), contiguous, float32 or of the factors' type: where it goes. `bias` (M,) is added to
     float32.
@@ -23,14 +23,19 @@ def product(a: Array, b: Array, out: Array | None = None, bias: Array | None = N
     if a.size and b.size and planned(array.cupy):
         y = cublaslt.matmul(a, b, out, bias)
     if y is None:
-        y = gemm_ex(a, b, out)
+        y = cublas(a, b, out)
         if bias is not None:
             y += bias
     return y
 
 
+def cublas(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a (N,C), b (C,M), `out`: as `product`'s -> (N,M) float32 by cuBLAS."""
+    return array.cupy.matmul(a, b, out=out) if a.dtype == np.float32 else gemm_ex(a, b, out)
+
+
 def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
-    """a (N,C), b (C,M), as `product`'s -> (N,M) float32 by gemmEx.
+    """a (N,C), b (C,M), as `product`'s but for float32 -> (N,M) float32 by gemmEx.
 
     `out` as there. cuBLAS stores matrices by columns, so it computes y^T = b^T a^T.
     """
@@ -54,24 +59,25 @@ def gemm_ex(a: Array, b: Array, out: Array | None = None) -> Array:
 
 @cache
 def planned(cupy: Any) -> bool:
-    """-> whether products go to cuBLASLt: it is there, and multiplies as gemmEx does.
+    """-> whether products go to cuBLASLt: it is there, and multiplies as cuBLAS does.
 
-    Tried once, on a small product in every layout; a RuntimeWarning tells what went wrong.
+    Tried once, on small products in every layout; a RuntimeWarning tells what went wrong.
     """
     if cublaslt.library(cupy) is None:
         return False
     words = np.arange(16 * 32, dtype=np.float32).reshape(16, 32) % 7 - 3
-    a, b = (cupy.asarray(x.astype(np.float16)) for x in (words, words.T.copy()))
     bias = cupy.arange(16, dtype=np.float32)
     try:
-        for x in (a, b.T):
-            for w in (b, a.T):
-                found = cublaslt.matmul(x, w, bias=bias)
-                low = cublaslt.matmul(x, w, cupy.empty((16, 16), dtype=np.float16))
-                expected = gemm_ex(x, w)     # whole numbers, which float16 holds
-                if found is None or low is None or not bool(
-                        (found == expected + bias).all() & (low == expected).all()):
-                    raise RuntimeError("cuBLASLt: a product differs from cuBLAS's")
+        for dtype in (np.float16, np.float32):
+            a, b = (cupy.asarray(x.astype(dtype)) for x in (words, words.T.copy()))
+            for x in (a, b.T):
+                for w in (b, a.T):
+                    found = cublaslt.matmul(x, w, bias=bias)
+                    plain = cublaslt.matmul(x, w, cupy.empty((16, 16), dtype=dtype))
+                    expected = cublas(x, w)     # whole numbers, which float16 holds
+                    if found is None or plain is None or not bool(
+                            (found == expected + bias).all() & (plain == expected).all()):
+                        raise RuntimeError("cuBLASLt: a product differs from cuBLAS's")
     except RuntimeError as error:
         warnings.warn(f"{error}; products go to cuBLAS", RuntimeWarning, stacklevel=2)
         return False
