@@ -22,7 +22,7 @@ from minisft.data.read import read_examples
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import load_tokenizer, parse_cleaning_steps
 from minisft.io import adapters, checkpoint, hub
-from minisft.io.run_folder import environment
+from minisft.io.provenance import environment
 from minisft.models.adapters import LoraConfig, target_names
 from minisft.training.config import TrainingConfig
 from minisft.training.loop import train_step

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from minisft.backend.cpu import jit, row_blocks
 from minisft.errors import UserError
-from minisft.io import run_folder
+from minisft.io import provenance
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS, FAST = "minisft", "minisft[fast]"
@@ -166,7 +166,7 @@ def require_equal(ours, theirs, limit=1e-4):
 def machine(with_peer=True):
     """-> versions, processor, threads, BLAS, and what the peer makes of the processor."""
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    found = run_folder.environment() | {"blas": f"{blas['name']} {blas['version']}"}
+    found = provenance.environment() | {"blas": f"{blas['name']} {blas['version']}"}
     for name in ("numba", *(("torch", "transformers") if with_peer else ())):
         with suppress(PackageNotFoundError):
             found["versions"][name] = version(name)

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import real_sets
 from minisft.errors import UserError
-from minisft.io import run_folder
+from minisft.io import provenance
 from minisft.io.files import write_json
 
 PRECISIONS = "float32", "bfloat16"
@@ -52,7 +52,7 @@ def measured(args):
                if name not in ("sets", "seeds", "out")}
     out = Path(args.out)
     found = json.loads(out.read_text()) if out.exists() else {
-        "machine": run_folder.environment(), "options": options, "sets": {}, "runs": []}
+        "machine": provenance.environment(), "options": options, "sets": {}, "runs": []}
     if found["options"] != options:
         raise UserError(f"{out}: was measured with {found['options']}, expected {options}")
     for seed in args.seeds:

@@ -27,7 +27,7 @@ from minisft.errors import UserError
 from minisft.evaluation import metrics
 from minisft.evaluation.baselines import WORD
 from minisft.evaluation.comparison import SIGNIFICANCE
-from minisft.io import run_folder
+from minisft.io import provenance
 from minisft.io.files import write_json
 
 BASELINES = {"majority_class": "most frequent class", "naive_bayes": "naive Bayes",
@@ -74,7 +74,7 @@ def measured(parser, args):
         "text_column", "label_column", "train_texts", "whole", "max_tokens", "set")}
     out = Path(args.out)
     found = json.loads(out.read_text()) if out.exists() else {
-        "machine": run_folder.environment(), "options": options, "sets": {}, "runs": []}
+        "machine": provenance.environment(), "options": options, "sets": {}, "runs": []}
     if found["options"] != options:
         raise UserError(f"{out}: was measured with {found['options']}, expected {options}")
     for pair in args.sets:

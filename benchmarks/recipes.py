@@ -20,7 +20,7 @@ from benchmarks.real_sets import finetuned, given, read
 from minisft.data.read import stratified_subset, train_valid_split
 from minisft.errors import UserError
 from minisft.evaluation import metrics
-from minisft.io import run_folder
+from minisft.io import provenance
 from minisft.io.files import write_json
 
 BASE = "base"
@@ -77,10 +77,10 @@ def measured(args):
     """Arguments -> what --out holds at the end."""
     options = {name: getattr(args, name) for name in (
         "text_column", "label_column", "texts", "judged", "model", "set")}
-    options["file"] = run_folder.file_sha256(args.train)
+    options["file"] = provenance.file_sha256(args.train)
     out = Path(args.out)
     found = json.loads(out.read_text()) if out.exists() else {
-        "machine": run_folder.environment(), "options": options, "base": None, "runs": []}
+        "machine": provenance.environment(), "options": options, "base": None, "runs": []}
     if found["options"] != options:
         raise UserError(f"{out}: was measured with {found['options']}, expected {options}")
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ import numpy as np
 
 from minisft.data.read import read_examples
 from minisft.data.text import parse_cleaning_steps
-from minisft.io import run_folder
+from minisft.io import provenance
 from minisft.io.files import write_json
 from minisft.jobs.finetune import finetune
 from minisft.training.config import FinetuneConfig
@@ -38,7 +38,7 @@ def main(arguments=None):
     options = {name: json.loads(value) for name, _, value in (x.partition("=") for x in args.set)}
     out = Path(args.out)
     found = json.loads(out.read_text()) if out.exists() else {
-        "machine": run_folder.environment(), "options": options, "runs": []}
+        "machine": provenance.environment(), "options": options, "runs": []}
     if found["options"] != options:
         sys.exit(f"{out}: was measured with {found['options']}, not with {options}")
     for size in [None] if args.train == "toy" else args.sizes:

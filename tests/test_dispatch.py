@@ -217,7 +217,7 @@ NAMING = {
     "verify": "it compares implementations",
     "planning": "it counts what the implementations of attention do",
     "cli": "it asks for a version of the kernels, and says what runs",
-    "io.run_folder": "it records whether compiled loops ran",
+    "io.provenance": "it records whether compiled loops ran",
     "training.config": "it asks whether there is an emulator",
 }
 IMPLEMENTATIONS = re.compile(

@@ -11,7 +11,7 @@ from minisft import TextClassifier, dispatch, train
 from minisft.cli import main
 from minisft.data.dataset import TokenizedDataset
 from minisft.errors import DivergedError, UserError
-from minisft.io import run_folder
+from minisft.io import metrics_log, run_folder
 from minisft.io.model_folder import read_folder
 from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
@@ -256,7 +256,7 @@ def test_the_best_epoch_is_kept_and_the_run_goes_on(command, tmp_path, monkeypat
     """As a user would: the model is used, then the run goes on with a smaller rate."""
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     per_epoch = next(entry["step"] for entry in log_of(tmp_path / "whole")
-                     if not run_folder.is_step(entry))
+                     if not metrics_log.is_step(entry))
     out = tmp_path / "run"
     capsys.readouterr()
     with monkeypatch.context() as patch:
@@ -274,7 +274,7 @@ def test_the_best_epoch_is_kept_and_the_run_goes_on(command, tmp_path, monkeypat
     assert config["changes"] == [{"step": per_epoch, "part": "", "options": {"lr": [
         0.001, 0.0005]}}]
     assert f"| {per_epoch} | lr | 0.001 | 0.0005 |" in (out / "report.md").read_text()
-    rates, whole = ([entry["lr"] for entry in log_of(folder) if run_folder.is_step(entry)]
+    rates, whole = ([entry["lr"] for entry in log_of(folder) if metrics_log.is_step(entry)]
                     for folder in (out, tmp_path / "whole"))
     assert rates[:per_epoch] == whole[:per_epoch]
     assert np.allclose(rates[per_epoch:], np.array(whole[per_epoch:]) / 2)

@@ -16,7 +16,8 @@ WRITERS = {"write_text", "write_bytes", "savefig", "save", "save_file", "tofile"
 # (module, what it calls): why this is not the work of io/files.py
 EXEMPT = {
     ("io.files", "open"): "this is the writer",
-    ("io.run_folder", "open"): "metrics.jsonl, synced before a save, grows by a line a step",
+    ("io.run_folder", "open"): "the lock: a file that stays, and names who holds it",
+    ("io.metrics_log", "open"): "metrics.jsonl, synced before a save, grows by a line a step",
     ("evaluation.plots", "savefig"): "draws into the file that the writer has opened",
     ("backend.gpu.emulator", "write_text"): "source of a kernel, in a temporary folder",
     ("training.frozen_features", "memmap"): "a temporary file, gone with the process",

@@ -11,7 +11,7 @@ from minisft import ops
 from minisft.backend.cpu import jit
 from minisft.dispatch import layer_norm, softmax
 from minisft.errors import UserError
-from minisft.io import run_folder
+from minisft.io import provenance
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def no_numba(monkeypatch):
 
 
 def test_without_numba_the_formula_runs(rng, no_numba):
-    assert not jit.enabled() and run_folder.environment()["compiled"] is False
-    assert "numba" not in run_folder.environment()["versions"]
+    assert not jit.enabled() and provenance.environment()["compiled"] is False
+    assert "numba" not in provenance.environment()["versions"]
     s = rng.standard_normal((3, 4), dtype=np.float32)
     p, cache = softmax.forward(s)
     assert np.array_equal(p, ops.softmax.forward(s)[0])
@@ -52,14 +52,14 @@ def test_a_wish_that_is_none_is_told(rng, monkeypatch):
 
 def test_the_switches_switch(monkeypatch):
     pytest.importorskip("numba", reason="compiled loops need the extra fast")
-    machine = run_folder.environment()
+    machine = provenance.environment()
     assert jit.enabled() and machine["compiled"] and machine["versions"]["numba"]
     with jit.compiled(False):
         assert not jit.enabled()
         with jit.compiled(True):
             assert jit.enabled()
     monkeypatch.setenv("MINISFT_COMPILED", "off")
-    assert not jit.enabled() and run_folder.environment()["compiled"] is False
+    assert not jit.enabled() and provenance.environment()["compiled"] is False
 
 
 def test_numba_is_imported_when_the_first_operation_runs():

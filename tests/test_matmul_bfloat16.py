@@ -15,7 +15,7 @@ from minisft.backend.cpu import jit, processor, row_blocks
 from minisft.cli import main
 from minisft.data.batch import pack
 from minisft.dispatch import matmul, only, resolve_precision, to_bfloat16
-from minisft.io import run_folder
+from minisft.io import provenance
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 
@@ -178,7 +178,7 @@ def test_without_numba_or_the_instruction_it_is_refused(monkeypatch, capsys):
         error = capsys.readouterr().err
         assert error.startswith("minisft: --precision bfloat16: ") and error.count("\n") == 1
         assert resolve_precision("auto", "cpu") == "float32"
-        assert run_folder.environment()["bfloat16_products"] is False
+        assert provenance.environment()["bfloat16_products"] is False
     if jit.numba() is None:
         return
     monkeypatch.setattr(processor, "_features", lambda: {"avx512f": True})

@@ -14,6 +14,7 @@ from minisft.data.batch import pack
 from minisft.data.documents import encode_documents, read_documents
 from minisft.data.text import train_tokenizer
 from minisft.errors import UserError
+from minisft.io import metrics_log
 from minisft.io.model_folder import read_folder
 from minisft.jobs import pretrain
 from minisft.ops.cross_entropy import log_softmax
@@ -180,7 +181,7 @@ def test_folder_and_card(run):
 
 
 def test_resume_is_exact(run, text, tmp_path, monkeypatch):
-    out, real = tmp_path / "again", pretrain.run_folder.MetricsLog.__call__
+    out, real = tmp_path / "again", metrics_log.MetricsLog.__call__
     config = pretrain.PretrainConfig.from_options(
         text=(str(text),), out=str(out), quiet=True, epochs=3, layers=1, width=16, heads=2,
         context_length=16, vocab_size=280, batch_tokens=300, validate_every=3, lr=0.02,
@@ -192,7 +193,7 @@ def test_resume_is_exact(run, text, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.run_folder.MetricsLog, "__call__", stop_at_five)
+        patch.setattr(metrics_log.MetricsLog, "__call__", stop_at_five)
         with pytest.raises(Interrupted, match="again"):
             pretrain.pretrain(config, say=lambda line: None)
     assert main(["pretrain", "--resume", str(out)]) == 0

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,112 +70,6 @@ def test_start_follows_no_link(tmp_path):
     (tmp_path / "run" / "model").symlink_to(elsewhere)
     run_folder.create(tmp_path / "run", {})
     assert (elsewhere / "weights").exists() and not (tmp_path / "run" / "model").exists()
-
-
-def test_the_log_of_a_resumed_run_is_whole(tmp_path):
-    steps = [{"step": i, "epoch": 1, "loss": 0.1 * i, "lr": 0.1} for i in (1, 2, 3)]
-    epoch = {"epoch": 1, "step": 2, "train_loss": 0.2}
-    first = run_folder.MetricsLog(tmp_path)
-    for entry in (steps[0], steps[1], epoch, steps[2]):
-        first(entry)
-    first.close()
-    path = tmp_path / "metrics.jsonl"
-    whole = path.read_bytes()
-
-    def resumed(step, epoch):
-        log = run_folder.MetricsLog(tmp_path, step, epoch)
-        log.sync()
-        log.close()
-        return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-    assert resumed(3, 1) == [steps[0], steps[1], epoch, steps[2]]
-    assert resumed(2, 1) == [steps[0], steps[1], epoch]
-    assert resumed(2, 0) == steps[:2]      # saved before the epoch was scored
-    for torn in range(len(whole)):         # a death in the middle of a line
-        path.write_bytes(whole[:torn])
-        found = resumed(3, 1)
-        assert found == [steps[0], steps[1], epoch][:whole[:torn].count(b"\n")]
-    for odd in (b"[" * 10**5 + b"\n", b"3\n", b"{}\n", b"\xff\n"):
-        path.write_bytes(whole + odd)
-        assert len(resumed(9, 9)) == 4
-    assert resumed(0, 0) == []
-
-
-def test_the_log_follows_no_link(tmp_path):
-    (tmp_path / "theirs").write_text("theirs")
-    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "theirs")
-    with pytest.raises(UserError, match="metrics.jsonl: is a link"):
-        run_folder.MetricsLog(tmp_path)
-    (tmp_path / "metrics.jsonl").unlink()
-    os.link(tmp_path / "theirs", tmp_path / "metrics.jsonl")      # as a copy of a backup has them
-    log = run_folder.MetricsLog(tmp_path)
-    log({"step": 1, "epoch": 1})
-    log.close()
-    assert (tmp_path / "theirs").read_text() == "theirs"
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "epoch": 1}\n'
-
-
-def test_a_log_that_is_gone_is_told(tmp_path):
-    log = run_folder.MetricsLog(tmp_path)
-    log.sync()
-    (tmp_path / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match="metrics.jsonl: was removed or replaced while"):
-        log.sync()
-    (tmp_path / "metrics.jsonl").touch()      # of another run
-    with pytest.raises(UserError, match="was removed or replaced"):
-        log.sync()
-    log.close()
-
-
-def test_the_history_of_a_long_run_is_thinned(tmp_path):
-    log = run_folder.MetricsLog(tmp_path)
-    for i in range(1, 101):
-        log({"step": i, "epoch": 1, "loss": 1 / i, "lr": 0.1, "tokens": 9})
-    log({"step": 100, "epoch": 1, "train_loss": 0.5, "sample": "x"})
-    log.close()
-    assert [e["step"] for e in run_folder.read_history(tmp_path)["steps"]] == list(range(1, 101))
-    history = run_folder.read_history(tmp_path, most=20)
-    assert [e["step"] for e in history["steps"]] == list(range(1, 101, 4))
-    assert history["steps"][1] == {"step": 5, "loss": 1 / 5, "lr": 0.1}
-    assert history["epochs"] == [{"step": 100, "epoch": 1, "train_loss": 0.5, "sample": "x"}]
-
-
-def test_a_second_signal_waits_for_the_save():
-    with run_folder.catch_interrupts() as interrupts:
-        with interrupts.held():
-            for _ in range(3):
-                os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupts.received
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal of POSIX")
-def test_a_terminal_that_closes_is_heard_but_under_nohup():
-    with run_folder.catch_interrupts() as interrupts:
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert interrupts.received
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with run_folder.catch_interrupts() as interrupts:
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert not interrupts.received
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_machine_says_what_bits_depend_on(tmp_path):
-    found = run_folder.environment()
-    assert found["versions"]["numpy"] and found["processor"] and found["threads"]
-
-
-def test_fingerprint_sees_a_change(tmp_path):
-    file = tmp_path / "x.csv"
-    file.write_text("a")
-    first = run_folder.file_sha256(file)
-    file.write_text("b")
-    assert run_folder.file_sha256(file) != first and len(first) == 64
-    assert run_folder.file_sha256(None) is None
 
 
 LOCKING = pytest.mark.skipif(run_folder.fcntl is None, reason="the system has no flock")

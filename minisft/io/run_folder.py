@@ -6,22 +6,14 @@ import os
 import platform
 import re
 import shutil
-import signal
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from minisft import __version__
-from minisft.backend.cpu import jit, row_blocks
-from minisft.backend.cpu.processor import why_not_bfloat16
 from minisft.errors import UserError, setting, tell
-from minisft.io import hub
 from minisft.io.files import (
     CONFIG,
-    atomic_write,
     fenced,
     link_error,
     make_folder,
@@ -32,6 +24,7 @@ from minisft.io.files import (
     require_no_link,
     write_json,
 )
+from minisft.io.metrics_log import DAMAGED_METRICS, METRICS
 from minisft.io.weights import has_weights
 
 fcntl: Any
@@ -40,8 +33,6 @@ try:
 except ImportError:      # Windows
     fcntl = None
 
-METRICS = "metrics.jsonl"
-DAMAGED_METRICS = "metrics-damaged.jsonl"     # as a resumed run has found it
 RESULTS = "results.json"      # comes last: a run that has it is finished
 STATE = "training_state"
 ADAPTATION = "adaptation"     # the run before the classifier's, with a log and a state of its own
@@ -285,227 +276,3 @@ def _clear(folder):
             (path / LOCK).unlink(missing_ok=True)      # of a killed run: the whole is locked
             if not any(path.iterdir()):
                 path.rmdir()
-
-
-def _own_file(path):
-    """-> handle of a file to append to; one with a second name elsewhere is copied before."""
-    handle = open_in_place(path, os.O_RDWR | os.O_APPEND)
-    if os.fstat(handle).st_nlink == 1:
-        return handle
-    with os.fdopen(handle, "rb") as shared, atomic_write(path) as own:
-        shutil.copyfileobj(shared, own)
-    return open_in_place(path, os.O_RDWR | os.O_APPEND)
-
-
-class MetricsLog:
-    """metrics.jsonl, a line for each step and epoch; a resumed run keeps those up to its state.
-
-    Raises UserError, also where the file does not stay in the folder.
-    """
-
-    def __init__(self, folder: str | Path, step: int = 0, epoch: int = 0) -> None:
-        self.path = Path(folder) / METRICS
-        try:
-            # unbuffered: a line that was written is in the file, whatever happens then
-            self.file = os.fdopen(_own_file(self.path), "ab", buffering=0)
-            with open(self.path, "rb") as file:
-                length, self.checksum = _kept(file, step, epoch)
-            self.file.truncate(length)
-        except OSError as error:
-            raise self._cannot(error) from None
-
-    def __call__(self, entry: Mapping[str, Any]) -> None:
-        line = (json.dumps(entry) + "\n").encode()
-        self.checksum = zlib.crc32(line, self.checksum)
-        try:
-            while line:      # a full disk takes a part, and then says why
-                line = line[self.file.write(line):]
-        except OSError as error:
-            raise self._cannot(error) from None
-
-    def sync(self) -> None:
-        """What was logged is on disk."""
-        try:
-            os.fsync(self.file.fileno())
-            if os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
-                return
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise self._cannot(error) from None
-        raise UserError(f"{self.path}: was removed or replaced while the run went on")
-
-    def close(self) -> None:
-        self.file.close()
-
-    def _cannot(self, error):
-        return UserError(f"{self.path}: cannot be written ({error.strerror or error})")
-
-
-def is_step(entry: Mapping[str, Any]) -> bool:
-    """-> whether an entry of metrics.jsonl is a step; it is an epoch otherwise."""
-    return "train_loss" not in entry
-
-
-def set_aside_damaged_log(folder: str | Path, step: int, epoch: int,
-                          checksum: int | None) -> Path | None:
-    """A metrics.jsonl whose lines up to these numbers are not those that a state was saved with
-    -> its new name, or the old one where it is missing; None where they are."""
-    path = Path(folder) / METRICS
-    try:
-        with open(path, "rb") as file:
-            if checksum in (None, _kept(file, step, epoch)[1]):
-                return None
-    except FileNotFoundError:
-        return None if checksum in (None, 0) else path
-    damaged = path.with_name(DAMAGED_METRICS)
-    os.replace(path, damaged)
-    return damaged
-
-
-def _kept(file, step, epoch):
-    """-> length and CRC-32 of the lines up to these numbers; what a death tore, or came later, is
-    behind."""
-    length = checksum = 0
-    for line in file:
-        entry = _entry(line)
-        if entry is None or (entry["step"] > step if is_step(entry) else entry["epoch"] > epoch):
-            break
-        length += len(line)
-        checksum = zlib.crc32(line, checksum)
-    return length, checksum
-
-
-def _entry(line):
-    """-> the entry of a line of metrics.jsonl, None for what is none."""
-    try:
-        entry = json.loads(line)
-        whole = line.endswith(b"\n") and all(type(entry[key]) is int for key in ("step", "epoch"))
-    except (ValueError, RecursionError, TypeError, KeyError):
-        return None
-    return entry if whole else None
-
-
-def read_history(folder: str | Path, most: int = 50_000) -> dict[str, list[dict[str, Any]]]:
-    """-> {"steps", "epochs"} of metrics.jsonl; of very many steps every 2nd, 4th, ... alone."""
-    steps: list[dict[str, Any]] = []
-    epochs: list[dict[str, Any]] = []
-    stride = 1
-    with open(Path(folder) / METRICS, "rb") as file:
-        for entry in filter(None, map(_entry, file)):
-            if not is_step(entry):
-                epochs.append(entry)
-            elif (entry["step"] - 1) % stride == 0:
-                steps.append({key: entry.get(key) for key in ("step", "loss", "lr")})
-                if len(steps) == 2 * most:
-                    steps, stride = steps[::2], 2 * stride
-    return {"steps": steps, "epochs": epochs}
-
-
-def file_sha256(path: str | Path | None) -> str | None:
-    """-> sha256 of a file, None for no file; raises UserError."""
-    if path is None:
-        return None
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-
-
-def model_sha256(path: str | Path) -> str | None:
-    """-> sha256 of the names and contents of what is read of a model's folder, or of a file."""
-    if not (path := Path(path)).is_dir():
-        return file_sha256(path)
-    names = sorted(p.name for p in path.iterdir()
-                   if p.is_file() and any(p.match(pattern) for pattern in hub.PATTERNS))
-    return hashlib.sha256("".join(
-        f"{name} {file_sha256(path / name)}\n" for name in names).encode()).hexdigest()
-
-
-def environment() -> dict[str, Any]:
-    """-> what the bits of a run depend on besides its settings: versions, whether compiled loops
-    ran and the processor multiplied bfloat16 numbers, processor, threads."""
-    compiled = jit.enabled()
-    return {
-        "versions": {"minisft": __version__} | {name: version(name) for name in (
-            "numpy", "safetensors", "tokenizers", *(("numba",) if compiled else ()))},
-        "compiled": compiled,
-        "bfloat16_products": not why_not_bfloat16(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "threads": row_blocks.threads(),
-    }
-
-
-def environment_changes(config: dict[str, Any]) -> list[str]:
-    """config.json of a run -> what of `machine` has changed since the run began, as phrases."""
-    def flat(environment):
-        versions = environment.get("versions")     # numba's shows in "compiled loops"
-        versions = versions if isinstance(versions, dict) else {"versions": versions}
-        return {name: n for name, n in versions.items() if name != "numba"} | {
-            **{name: {"True": "on", "False": "off"}.get(str(environment.get(key)))
-               for name, key in (
-                ("compiled loops", "compiled"), ("bfloat16 products", "bfloat16_products"))},
-            **{name: environment.get(name)
-               for name in ("python", "platform", "processor", "threads")}}
-
-    before, now = flat(config), flat(environment())
-    return [f"{name} {before.get(name)}, now {now.get(name)}" for name in before | now
-            if before.get(name) != now.get(name)]
-
-
-def _processor():
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    except OSError:
-        pass
-    return platform.processor()
-
-
-class Interrupts:
-    """Signals that ask a run to end: the first is noted, a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.received = self._held = False
-
-    def record(self, number: int, frame: Any) -> None:
-        """The handler."""
-        if self.received and not self._held:
-            raise KeyboardInterrupt
-        self.received = True
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Whatever comes meanwhile is noted only: a save is not cut short."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-
-
-@contextmanager
-def catch_interrupts() -> Iterator[Interrupts]:
-    """-> Interrupts that hear Ctrl-C, SIGTERM and, of a terminal that closes, SIGHUP.
-
-    Signals can be caught in the main thread only; elsewhere none is heard. A SIGHUP that is ignored
-    (nohup) stays so.
-    """
-    interrupts, previous_handlers = Interrupts(), {}
-    try:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and not (
-                    name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
-                previous_handlers[number] = signal.signal(number, interrupts.record)
-    except ValueError:
-        pass
-    try:
-        yield interrupts
-    finally:
-        for number, handler in previous_handlers.items():
-            signal.signal(number, handler)

@@ -13,7 +13,7 @@ from minisft.errors import UserError, setting, tell
 from minisft.evaluation import comparison, plots, report
 from minisft.evaluation.document import Block, Heading, Paragraph, Picture, Table
 from minisft.evaluation.figures import Verdict, count
-from minisft.io import run_folder
+from minisft.io import provenance, run_folder
 from minisft.io.files import write_json
 from minisft.jobs import finetune as runner
 from minisft.jobs import seeds
@@ -73,7 +73,7 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = tell
 def _curve(config, folder, resume, files, say):
     if resume is not None:     # it may have got more sizes
         run_folder.write_config(folder, {**runner.record(config), "files": files,
-                                         **run_folder.environment()})
+                                         **provenance.environment()})
 
     first, n = config.training.seed, config.output.seeds
     planned = [seeds.PlannedRun(f"{size:,} training texts, seed {seed}:",

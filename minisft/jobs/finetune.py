@@ -21,7 +21,7 @@ from minisft.errors import DivergedError, UserError, setting, short_repr, tell
 from minisft.evaluation import plots, report
 from minisft.evaluation.document import one_line
 from minisft.evaluation.figures import Use, count, percent
-from minisft.io import adapters, hub, run_folder
+from minisft.io import adapters, hub, provenance, run_folder
 from minisft.io.files import write_text
 from minisft.io.model_folder import (
     Columns,
@@ -544,12 +544,12 @@ def fingerprints(config: FinetuneConfig, kept: dict | None,
                  resume: str | Path | None) -> dict[str, str | None]:
     """-> checksums of the data files, the model and the tokenizer; raises UserError when a resumed
     run began with others."""
-    files = {name: run_folder.file_sha256(getattr(config.data, name)) for name in FILES}
+    files = {name: provenance.file_sha256(getattr(config.data, name)) for name in FILES}
     chosen = config.model
     files["model"] = (None if chosen.model == "scratch" else
-                      run_folder.model_sha256(_place(chosen)))
+                      provenance.model_sha256(_place(chosen)))
     files["tokenizer"] = (None if chosen.tokenizer is None or not Path(chosen.tokenizer).exists()
-                          else run_folder.model_sha256(chosen.tokenizer))
+                          else provenance.model_sha256(chosen.tokenizer))
     for name, checksum in files.items():
         if kept is not None and kept["files"].get(name) != checksum:
             raise UserError(f"{config.options()[name]}: has changed since the run {resume} began, "

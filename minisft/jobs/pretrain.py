@@ -29,7 +29,7 @@ from minisft.evaluation.document import one_line
 from minisft.evaluation.evaluate import completion_loss
 from minisft.evaluation.figures import Use, Verdict, count
 from minisft.evaluation.model_card import write_card
-from minisft.io import run_folder
+from minisft.io import provenance, run_folder
 from minisft.io.model_folder import Preprocessing, save_tokenizer, write_folder
 from minisft.jobs.finetune import Say
 from minisft.models.generate import Sampler, generate
@@ -184,7 +184,7 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
     if resume is None and config.output.out is not None:
         run_folder.check_output_folder(config.output.out, config.output.overwrite)
     train, valid = _texts(data, config.training.seed)
-    files = {path: run_folder.file_sha256(path)
+    files = {path: provenance.file_sha256(path)
              for path in (*data.text, *([data.valid] if data.valid else []))}
     for path, checksum in files.items():
         if kept is not None and kept["files"].get(path) != checksum:
@@ -302,7 +302,7 @@ class Pretraining:
         for place in (folder, folder / "model"):      # the card shows them too
             plots.curves(history, place / "curves.png", best_step=best["step"])
         write_card(folder / "model" / "README.md", self.config, results, self.samples(3),
-                   run_folder.environment(), changes_of_run(folder))
+                   provenance.environment(), changes_of_run(folder))
         run_folder.require_present(folder)
         run_folder.write_results(folder, results)
         for line in headlines(results):

@@ -10,7 +10,7 @@ from minisft.errors import DivergedError, UserError, setting, tell
 from minisft.evaluation import comparison, metrics, plots, report
 from minisft.evaluation.document import Heading, Link, Note, Paragraph, Picture, Strong, Table
 from minisft.evaluation.figures import Use, Verdict, count, percent
-from minisft.io import run_folder
+from minisft.io import provenance, run_folder
 from minisft.jobs import finetune as runner
 from minisft.jobs.finetune import Say
 from minisft.training.config import FinetuneConfig, require_sound
@@ -140,7 +140,7 @@ def _run_or_read(run, resume, begin, tell):
     if begin is not None:
         folder, config = begin
         run_folder.create(folder, {**runner.record(config), "files": ready.files,
-                                   **run_folder.environment()})
+                                   **provenance.environment()})
     return runner.run(ready, tell, of_several=True)
 
 

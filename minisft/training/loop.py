@@ -19,13 +19,14 @@ from minisft.data.batch import token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.dispatch import FLOAT16
 from minisft.errors import DivergedError, UserError
-from minisft.io import run_folder
+from minisft.io import metrics_log, provenance, run_folder
 from minisft.io import training_state as states
 from minisft.io.files import read_json
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.training import changes, divergence, optim
 from minisft.training.averaging import Mean
 from minisft.training.config import TrainingConfig
+from minisft.training.interrupts import catch_interrupts
 from minisft.training.loss_scale import LossScale
 from minisft.training.saving import SaveInterval, Saver
 from minisft.training.state import State
@@ -44,7 +45,7 @@ class History:
         self.callback = callback
 
     def __call__(self, entry: Mapping[str, Any]) -> None:
-        kept = self.steps if run_folder.is_step(entry) else self.epochs
+        kept = self.steps if metrics_log.is_step(entry) else self.epochs
         kept.append(dict(entry))
         _call(self.callback, entry)
 
@@ -74,11 +75,11 @@ def begin(folder: Path, resume: Any, record: Mapping[str, Any], model: Model,
         # once more, under the lock: another run may have begun and ended here meanwhile
         run_folder.check_output_folder(folder, record["settings"]["overwrite"])
         run_folder.create(folder, {**record, "parameters": model.store.size,
-                                   **run_folder.environment()})
+                                   **provenance.environment()})
         return
     kept = read_json(folder / "config.json")
     changes.record(folder, kept, record, say)
-    if changed := run_folder.environment_changes(kept):
+    if changed := provenance.environment_changes(kept):
         say(f"note: not what the run began with: {'; '.join(changed)}; it goes on, without the "
             "certainty of the same bits")
 
@@ -93,9 +94,9 @@ def load_or_init_state(folder: Path | None, resume: Any, model: Model,
             raise UserError("the saved state is not what a run writes: epochs have ended, and none "
                             "is the best")
         say(f"resuming after step {state.step}")
-        log = folder / run_folder.METRICS
-        if found := run_folder.set_aside_damaged_log(folder, state.step, state.epoch,
-                                                     state.metrics_crc32):
+        log = folder / metrics_log.METRICS
+        if found := metrics_log.set_aside_damaged_log(folder, state.step, state.epoch,
+                                                      state.metrics_crc32):
             say(f"note: {log} is missing: the curves begin here" if found == log else
                 f"note: {log} is not as it was when the state was saved: it is called {found.name} "
                 "now, and the curves begin here")
@@ -115,7 +116,7 @@ def fit_in(folder: Path | None, model: Model, sequences: TokenizedDataset, confi
         history = History(log)
         fit(model, sequences, config, validate, state, optimizer, log=history, **options)
         return history.as_dict()
-    metrics = run_folder.MetricsLog(folder, state.step, state.epoch)
+    metrics = metrics_log.MetricsLog(folder, state.step, state.epoch)
 
     def both(entry):
         metrics(entry)
@@ -135,7 +136,7 @@ def fit_in(folder: Path | None, model: Model, sequences: TokenizedDataset, confi
         raise divergence.drop_useless_state(error, folder, model, state, validate) from None
     finally:
         metrics.close()
-    return run_folder.read_history(folder)
+    return metrics_log.read_history(folder)
 
 
 class BatchPlan(Sequence):
@@ -246,7 +247,7 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
     validate = divergence.checked(validate, state, optimizer, config)
     recent: deque[float] = deque(maxlen=20)
     with allocator.reused(), divergence.back_to_best(model, state), \
-            run_folder.catch_interrupts() as interrupts, tqdm(
+            catch_interrupts() as interrupts, tqdm(
             total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
             disable=not show_progress or None) as bar:     # none where stderr is a file
         saver = Saver(save, save_every or SaveInterval(), interrupts)

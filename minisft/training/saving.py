@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from minisft.errors import UserError, setting
-from minisft.io.run_folder import Interrupts
+from minisft.training.interrupts import Interrupts
 
 SAVE_EVERY_HELP = ("most steps, such as 500, or minutes, such as 10m, between two saves of the "
                    "state: what is lost at most where a run dies")
