@@ -194,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
         int k_stride, int v_stride, int causal, float scale,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        uint32_t step, uint32_t site) {
+        const uint32_t* __restrict__ step, uint32_t site) {
     constexpr int ROWS = FORWARD_ROWS, QUERIES = WARPS * ROWS, OWN = KEYS_OF_LANE;
     constexpr int TILE = OWN * KEYS;
     __shared__ __align__(16) float q_tile[QUERIES][PITCH], k_tile[TILE][PITCH];
@@ -284,7 +284,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
         int k_stride, int v_stride, int dq_stride, int causal, float scale,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        uint32_t step, uint32_t site) {
+        const uint32_t* __restrict__ step, uint32_t site) {
     constexpr int ROWS = BACKWARD_ROWS, QUERIES = WARPS * ROWS;
     __shared__ __align__(16) float q_tile[QUERIES][PITCH], dy_tile[QUERIES][PITCH];
     __shared__ __align__(16) float k_tile[KEYS][PITCH], v_tile[KEYS][PITCH];
@@ -362,7 +362,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
         const int* __restrict__ key_lengths, int q_stride, int k_stride, int v_stride,
         int dk_stride, int dv_stride, int causal, float scale,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        uint32_t step, uint32_t site, int first_sequence, int add) {
+        const uint32_t* __restrict__ step, uint32_t site, int first_sequence, int add) {
     constexpr int ROWS = BACKWARD_ROWS, QUERIES = WARPS * ROWS;
     __shared__ __align__(16) float q_tile[QUERIES][PITCH], dy_tile[QUERIES][PITCH];
     __shared__ __align__(16) float k_tile[KEYS][PITCH], v_tile[KEYS][PITCH];

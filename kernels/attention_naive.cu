@@ -62,7 +62,7 @@ extern "C" __global__ void attention_naive_output(
         const int* __restrict__ cu_seqlens, const int* __restrict__ key_starts,
         const int* __restrict__ key_lengths, const long long* __restrict__ offsets, int d,
         int v_stride, const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep,
-        uint32_t seed, uint32_t step, uint32_t site) {
+        uint32_t seed, const uint32_t* __restrict__ step, uint32_t site) {
     const Part at = part_of(cu_seqlens, key_starts, key_lengths, offsets);
     const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const int i = (blockIdx.x * blockDim.x + threadIdx.x) / d;
@@ -83,7 +83,7 @@ extern "C" __global__ void attention_naive_score_gradients(
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths,
         const long long* __restrict__ offsets, int d, int v_stride,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        uint32_t step, uint32_t site) {
+        const uint32_t* __restrict__ step, uint32_t site) {
     const Part at = part_of(cu_seqlens, key_starts, key_lengths, offsets);
     const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -126,7 +126,8 @@ extern "C" __global__ void attention_naive_key_gradients(
         const int* __restrict__ cu_seqlens, const int* __restrict__ key_starts,
         const int* __restrict__ key_lengths, const long long* __restrict__ offsets, int d,
         int q_stride, float scale, const uint32_t* __restrict__ example_ids, uint32_t threshold,
-        float keep, uint32_t seed, uint32_t step, uint32_t site, int first_sequence) {
+        float keep, uint32_t seed, const uint32_t* __restrict__ step, uint32_t site,
+        int first_sequence) {
     const Part at = part_of(cu_seqlens + first_sequence, key_starts + first_sequence,
                             key_lengths + first_sequence, offsets + first_sequence);
     const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};

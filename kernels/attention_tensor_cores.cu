@@ -171,7 +171,7 @@ attention_tensor_cores_forward(
         const int* __restrict__ cu_seqlens, const int* __restrict__ key_starts,
         const int* __restrict__ key_lengths, int q_stride, int k_stride, int v_stride, int causal,
         float scale, const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep,
-        uint32_t seed, uint32_t step, uint32_t site) {
+        uint32_t seed, const uint32_t* __restrict__ step, uint32_t site) {
     constexpr int TILE = FORWARD_TILE;
     __shared__ __align__(16) Row k_tile[2][TILE], v_tile[2][TILE];
     const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths);
@@ -269,7 +269,7 @@ attention_tensor_cores_backward_queries(
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
         int k_stride, int v_stride, int dq_stride, int causal, float scale,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        uint32_t step, uint32_t site) {
+        const uint32_t* __restrict__ step, uint32_t site) {
     constexpr int TILE = QUERIES_TILE;
     __shared__ __align__(16) Row k_tile[2][TILE], v_tile[2][TILE];
     const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths);
@@ -366,7 +366,7 @@ attention_tensor_cores_backward_keys(
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
         int k_stride, int v_stride, int dk_stride, int dv_stride, int causal, float scale,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        uint32_t step, uint32_t site, int first_sequence, int add) {
+        const uint32_t* __restrict__ step, uint32_t site, int first_sequence, int add) {
     constexpr int TILE = KEYS_TILE;
     __shared__ __align__(16) Row q_tile[2][TILE], dy_tile[2][TILE];
     __shared__ float2 of_query[2][TILE];     // lse and delta

@@ -143,19 +143,22 @@ __device__ __forceinline__ Words philox(uint32_t c0, uint32_t c1, uint32_t c2, u
 
 // The random words of attention's dropout (minisft/backend/random.py, Stream.scores): `site` is the
 // layer and the place in it, `threshold` the least word that is kept, `keep` what a kept weight is
-// multiplied by; `example_ids` holds each sequence's id in the data set, null without dropout.
+// multiplied by; `example_ids` holds each sequence's id in the data set, null without dropout. A
+// kernel gets the optimizer step by its address: a recorded launch finds the next step's there.
 struct ScoreDropout {
     const uint32_t* example_ids;
     uint32_t threshold;
     float keep;
-    uint32_t seed, step, site;
+    uint32_t seed;
+    const uint32_t* step;
+    uint32_t site;
 };
 
 // -> M of minisft/ops/attention.py for one score: 0, or `keep`
 __device__ __forceinline__ float score_mask(const ScoreDropout& drop, int sequence, int position,
                                             int head, int key) {
     if (!drop.example_ids) return 1.0f;
-    const Words w = philox(drop.step, drop.example_ids[sequence], position,
+    const Words w = philox(*drop.step, drop.example_ids[sequence], position,
                            (uint32_t)head << 20 | (uint32_t)key / 4, drop.seed, drop.site);
     const uint32_t low = key & 1 ? w.word[1] : w.word[0], high = key & 1 ? w.word[3] : w.word[2];
     return (key & 2 ? high : low) >= drop.threshold ? drop.keep : 0.0f;
@@ -165,7 +168,7 @@ __device__ __forceinline__ float score_mask(const ScoreDropout& drop, int sequen
 // kept
 __device__ __forceinline__ uint32_t four_kept(const ScoreDropout& drop, uint32_t example_id,
                                               int position, int head, int four) {
-    const Words w = philox(drop.step, example_id, position, (uint32_t)head << 20 | (uint32_t)four,
+    const Words w = philox(*drop.step, example_id, position, (uint32_t)head << 20 | (uint32_t)four,
                            drop.seed, drop.site);
     uint32_t kept = 0;
 #pragma unroll

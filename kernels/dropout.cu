@@ -12,12 +12,12 @@ extern "C" __global__ void dropout_apply(const float* __restrict__ x, float* __r
                                          const uint32_t* __restrict__ example_ids,
                                          const uint32_t* __restrict__ positions, int n, int width,
                                          uint32_t threshold, float keep, uint32_t seed,
-                                         uint32_t step, uint32_t site) {
+                                         const uint32_t* __restrict__ step, uint32_t site) {
     const int groups = (width + 3) / 4;
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (long long)n * groups) return;
     const int token = i / groups, group = i % groups;
-    const Words words = philox(step, example_ids[token], positions[token], group, seed, site);
+    const Words words = philox(*step, example_ids[token], positions[token], group, seed, site);
     for (int j = 0; j < 4; j++) {
         const int c = 4 * group + j;
         if (c >= width) continue;

@@ -47,9 +47,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_forwar
         const float* __restrict__ x, const float* __restrict__ more,
         const float* __restrict__ bias, const uint32_t* __restrict__ example_ids,
         const uint32_t* __restrict__ positions, uint32_t threshold, float keep, uint32_t seed,
-        uint32_t step, uint32_t site, const float* __restrict__ w, const float* __restrict__ b,
-        float* __restrict__ u, float* __restrict__ y, uint16_t* __restrict__ low,
-        float* __restrict__ mean, float* __restrict__ rstd, float eps) {
+        const uint32_t* __restrict__ step, uint32_t site, const float* __restrict__ w,
+        const float* __restrict__ b, float* __restrict__ u, float* __restrict__ y,
+        uint16_t* __restrict__ low, float* __restrict__ mean, float* __restrict__ rstd, float eps) {
     __shared__ float scratch[2][MOST_WARPS];
     const int row = blockIdx.x;
     const long long at = (long long)row * WIDTH;
@@ -64,7 +64,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_forwar
             if (bias) load_channels(shift, bias, c);
             for (int i = 0; i < 4; i++) a[i] += shift[i];
             if (example_ids)
-                drop_four(a, example_ids[row], positions[row], c, threshold, keep, seed, step,
+                drop_four(a, example_ids[row], positions[row], c, threshold, keep, seed, *step,
                           site);
             for (int i = 0; i < 4; i++) kept[quad][i] += a[i];
             store_channels(u + at, kept[quad], c);
@@ -106,8 +106,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_backwa
         const float* __restrict__ mean, const float* __restrict__ rstd,
         const float* __restrict__ residual, const uint32_t* __restrict__ example_ids,
         const uint32_t* __restrict__ positions, uint32_t threshold, float keep, uint32_t seed,
-        uint32_t step, uint32_t site, float* __restrict__ dx, float* __restrict__ copy,
-        uint16_t* __restrict__ low, float* __restrict__ parts, int sums, int n, int rows) {
+        const uint32_t* __restrict__ step, uint32_t site, float* __restrict__ dx,
+        float* __restrict__ copy, uint16_t* __restrict__ low, float* __restrict__ parts, int sums,
+        int n, int rows) {
     // two, by turns: a warp may be a row ahead of one that still reads
     __shared__ float2 scratch[2][MOST_WARPS];
     float weight[QUADS][4], dw[QUADS][4] = {}, db[QUADS][4] = {}, dbias[QUADS][4] = {};
@@ -145,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_backwa
                                                - normal[quad][i] * (both.y / WIDTH));     // (3)
             store_channels(dx + at, d, c);
             if (example_ids)
-                drop_four(d, example_ids[row], positions[row], c, threshold, keep, seed, step,
+                drop_four(d, example_ids[row], positions[row], c, threshold, keep, seed, *step,
                           site);
             if (low) store_rounded(low + at, d, c);
             else if (copy) store_channels(copy + at, d, c);

@@ -14,7 +14,7 @@ TABLE = json.loads(nvrtc.TABLE.read_text())
 ARCHITECTURES = [pytest.param(name, marks=() if name in ("sm_80", "sm_90") else pytest.mark.slow)
                  for name in nvrtc.ARCHITECTURES]
 # Bytes of spilled registers, in a thread: a few beside a bound that lets one block more in.
-MOST_SPILLED = {"sm_75": 96, "sm_80": 16, "sm_90": 32, "sm_120": 72}
+MOST_SPILLED = {"sm_75": 96, "sm_80": 16, "sm_90": 32, "sm_120": 88}
 
 
 @pytest.fixture(scope="module")

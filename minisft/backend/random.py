@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +77,8 @@ class Stream:
     seed: int
     step: int
     draw: Callable = field(default=draw_words, repr=False, compare=False)
+    # (1,) uint32 on a card, where kernels read the step's number in the place of `step`
+    place: Any = field(default=None, repr=False, compare=False)
 
     def tokens(self, layer: int, site: int, example_ids: Array, positions: Array,
                width: int) -> Array:

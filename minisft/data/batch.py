@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minisft.backend import array
+from minisft.backend.constants import IGNORE
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class Batch:
         numbers = {name: a for name in (*there, "first", "last", "token_example_ids")
                    if (a := getattr(self, name)) is not None}
         # a kernel adds the gradients of a row in the order of its tokens; sorting is quick here
-        numbers |= {"id_order": np.argsort(self.ids, kind="stable"),
-                    "position_order": np.argsort(self.positions, kind="stable")}
+        numbers |= {"id_order": order(self.ids), "position_order": order(self.positions)}
         flat = xp.asarray(np.concatenate(
             [np.ravel(a).astype(np.uint32).view(np.int32) for a in numbers.values()]))
         moved: dict[str, Any] = {}
@@ -70,6 +70,21 @@ class Batch:
     def lengths(self) -> np.ndarray:
         """-> tokens of each sequence (B,)."""
         return np.diff(self.cu_seqlens)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """-> the row of each sequence's first token (B,), on the CPU."""
+        return self.cu_seqlens[:-1]
+
+    @cached_property
+    def edges_of_one_each(self) -> np.ndarray:
+        """-> `cu_seqlens` where one token of each sequence asks (B+1,)."""
+        return np.arange(len(self.cu_seqlens))
+
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """-> the tokens that have a label (M,), on the CPU: no waiting for a card."""
+        return np.flatnonzero(self.labels != IGNORE)
 
     @cached_property
     def first(self) -> np.ndarray:
@@ -100,6 +115,13 @@ class Batch:
     def end_positions(self) -> np.ndarray:
         """-> the position behind each sequence's last token (B,), on the CPU."""
         return array.to_cpu(self.positions)[self.cu_seqlens[1:] - 1] + 1
+
+
+def order(numbers: np.ndarray) -> np.ndarray:
+    """Whole numbers of 0 or more (N,) -> their indices by size, equal ones as they stand (N,)."""
+    # NumPy counts numbers of 16 bits instead of comparing them, ten times as fast
+    small = numbers.astype(np.uint16) if numbers.max(initial=0) < 1 << 16 else numbers
+    return np.argsort(small, kind="stable")
 
 
 def pack(sequences: Sequence[Any], labels: Sequence[Any] | np.ndarray | None = None,

@@ -9,6 +9,7 @@ import numpy as np
 from minisft.backend import random
 from minisft.backend.constants import IGNORE
 from minisft.backend.gpu import cuda
+from minisft.backend.gpu.launch.packed import Placed
 from minisft.dispatch.selection import Condition, Site
 
 NOT_FLOAT32 = "not all of its numbers are float32"
@@ -123,6 +124,8 @@ def all_ask(site: Site, arguments: dict[str, Any]) -> str:
 
 def packed_keys(site: Site, arguments: dict[str, Any]) -> str:
     """The keys are those of a packed batch, not of a cache."""
+    if isinstance(arguments["key_lengths"], Placed):
+        return ""
     lengths = np.asarray(arguments["key_lengths"])
     packed = lengths.sum() == len(arguments["k"]) and np.array_equal(
         arguments["key_starts"], np.cumsum(lengths) - lengths)

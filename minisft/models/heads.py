@@ -116,20 +116,30 @@ class Model(Layer):
     def received(self, batch: Batch) -> Batch:
         """Batch -> the same where the model lies, once it is seen that the model can read it.
 
-        Raises ValueError for a token id that the vocabulary lacks, and for too long a text.
+        Raises ValueError as `check_tokens`.
         """
-        config = self.trunk.config
         # what lies on a card was seen before it went there: asking again would wait for the card
-        if isinstance(batch.ids, np.ndarray) and len(batch.ids):
-            low, high, last = batch.ids.min(), batch.ids.max(), batch.positions.max()
-            if low < 0 or high >= config.vocab_size:
-                wrong = low if low < 0 else high
-                raise ValueError(f"the batch holds the token id {wrong}, but the vocabulary has "
-                                 f"{config.vocab_size} tokens")
-            if last >= config.n_positions:
-                raise ValueError(f"a text of {last + 1} tokens, but the model takes "
-                                 f"{config.n_positions}")
+        if isinstance(batch.ids, np.ndarray):
+            self.check_tokens(batch)
         return batch.to(self.store.xp)
+
+    def check_tokens(self, batch: Batch) -> None:
+        """Raises ValueError for a token id that the vocabulary lacks, and for too long a text."""
+        if not len(batch.ids):
+            return
+        config = self.trunk.config
+        low, high, last = batch.ids.min(), batch.ids.max(), batch.positions.max()
+        if low < 0 or high >= config.vocab_size:
+            wrong = low if low < 0 else high
+            raise ValueError(f"the batch holds the token id {wrong}, but the vocabulary has "
+                             f"{config.vocab_size} tokens")
+        if last >= config.n_positions:
+            raise ValueError(f"a text of {last + 1} tokens, but the model takes "
+                             f"{config.n_positions}")
+
+    def check_labels(self, batch: Batch) -> None:
+        """Raises ValueError for labels that the model's loss does not take."""
+        raise NotImplementedError
 
     @staticmethod
     def require_labels(batch: Batch, n: int, classes: int, what: str) -> None:
@@ -291,14 +301,18 @@ class Classifier(Model):
         """dlogits (B,K) -> gradient of the embedded tokens (N,C), or None where layers freeze."""
         return self.trunk.backward(self.score.backward(dlogits))
 
+    def check_labels(self, batch: Batch) -> None:
+        """Raises ValueError unless each text has a label, a class or ignored."""
+        self.require_labels(batch, len(batch.lengths), len(self.label_names),
+                            "a class for each text")
+
     def loss(self, batch: Batch, stream: random.Stream | None = None, weights: Array = None,
              smoothing: float = 0.0) -> tuple[Array, Array, Array]:
         """Batch with labels (B,) -> loss summed over the texts, denominator, logits (B,K).
 
         Raises ValueError for a label that is no class.
         """
-        self.require_labels(batch, len(batch.lengths), len(self.label_names),
-                            "a class for each text")
+        self.check_labels(batch)
         batch = self.received(batch)
         logits = self.forward(batch, stream)
         (loss, denominator), self.loss_cache = cross_entropy.forward(
@@ -405,10 +419,16 @@ class LanguageModel(Model):
             dhidden = scattered(dhidden, rows, n)
         return self.trunk.backward(dhidden)
 
+    def check_labels(self, batch: Batch) -> None:
+        """Raises ValueError unless each token has a label, a token or ignored."""
+        self.require_labels(batch, len(batch.ids), self.trunk.config.vocab_size,
+                            "the next token of each token")
+
     def loss(self, batch: Batch, stream: random.Stream | None = None) -> tuple[Array, Array, Array]:
         """Batch with the next token of each token (N,) as labels -> summed loss, denominator,
         logits of the rows that count; `loss_backward` overwrites them."""
-        rows = self._labelled_rows(batch)
+        self.check_labels(batch)
+        rows = batch.labelled
         batch = self.received(batch)
         rows = batch.asarray(rows)
         logits = self.forward(batch, stream, rows)
@@ -420,7 +440,8 @@ class LanguageModel(Model):
                            scale: float = 1.0, **options: Any) -> tuple[Array, Array]:
         """As `Model`'s; the logits of many rows never exist whole (logit_blocks.py), and on a card
         the gradient takes their place at once."""
-        rows: Any = self._labelled_rows(batch)
+        self.check_labels(batch)
+        rows: Any = batch.labelled
         train = loss_in_place(self.trunk.wte.w.value)
         low = train is not None and self.trunk.wte.w.storage_dtype is not None
         parts = logit_blocks.blocks(len(rows), self.trunk.config.vocab_size, self.store.xp,
@@ -449,9 +470,3 @@ class LanguageModel(Model):
         if self.lm_head is not None:
             return self.lm_head.backward_columns(dlogits, cache, slice(None))
         return tied_logits_backward(dlogits, cache, self.trunk.wte.w)
-
-    def _labelled_rows(self, batch):
-        """-> the rows of a batch that have a label (M,), on the CPU: no waiting for a card."""
-        self.require_labels(batch, len(batch.ids), self.trunk.config.vocab_size,
-                            "the next token of each token")
-        return np.flatnonzero(batch.labels != IGNORE)

@@ -65,6 +65,10 @@ class TokenClassifier(Model):
         """dlogits (N,K) -> gradient of the embedded tokens (N,C), or None where layers freeze."""
         return self.trunk.backward(self.drop.backward(self.classifier.backward(dlogits)))
 
+    def check_labels(self, batch: Batch) -> None:
+        """Raises ValueError unless each token has a label, a class or ignored."""
+        self.require_labels(batch, len(batch.ids), len(self.label_names), "a class for each token")
+
     def loss(self, batch: Batch, stream: random.Stream | None = None, weights: Array = None,
              smoothing: float = 0.0) -> tuple[Array, Array, Array]:
         """Batch with a label for each token (N,), IGNORE where none counts -> loss summed over the
@@ -72,7 +76,7 @@ class TokenClassifier(Model):
 
         Raises ValueError for a label that is no class.
         """
-        self.require_labels(batch, len(batch.ids), len(self.label_names), "a class for each token")
+        self.check_labels(batch)
         batch = self.received(batch)
         logits = self.forward(batch, stream)
         (loss, denominator), self.loss_cache = cross_entropy.forward(

@@ -34,8 +34,8 @@ class MultiHeadAttention(Layer):
         rows: which tokens of the batch ask, one of each sequence; None for all. keys: starts and
         lengths of the sequences' keys, where they are not the batch's own tokens.
         """
-        cu_seqlens = batch.cu_seqlens if rows is None else np.arange(len(rows) + 1)
-        starts, lengths = (batch.cu_seqlens[:-1], batch.lengths) if keys is None else keys
+        cu_seqlens = batch.cu_seqlens if rows is None else batch.edges_of_one_each
+        starts, lengths = (batch.starts, batch.lengths) if keys is None else keys
         drop = None
         if stream is not None and self.rate:
             # without a causal mask the rows need not be the last of their sequences
@@ -121,11 +121,7 @@ class SelfAttention(MultiHeadAttention):
 
 
 class MLP(Layer):
-    """Two linear maps with GELU between them; the inner width is n_inner.
-
-    A backward needs three arrays of that width: GELU's input, its output and what its formula
-    keeps. Where that is cheap the input alone is kept, and GELU runs again.
-    """
+    """Two linear maps with GELU between them; the inner width is n_inner."""
 
     def __init__(self, name: str, config: Any, layer: int):
         inner, scale = config.n_inner or 4 * config.n_embd, config.initializer_range
@@ -142,22 +138,12 @@ class MLP(Layer):
         z, to_z = self.c_fc.forward_columns(x, slice(None), bias=not fused, round_y=low)
         h, cache = (gelu.forward(z, self.form, self.c_fc.b.value) if fused else
                     gelu.forward(z, self.form))
-        y = self.c_proj.forward(h, bias)
-        # erf costs NumPy a tenth of the block's products, the other ways 2% at most
-        again = not fused and (self.form == "tanh" or cache.implementation.name == "compiled")
-        if again:
-            self.c_proj.forget_input()
-        self.save_for_backward(z if again else cache, to_z, fused, low, bias, again)
-        return y
+        self.save_for_backward(cache, to_z, fused, low, bias)
+        return self.c_proj.forward(h, bias)
 
     def backward(self, dy: Array) -> Array:
         """dy (N,C) -> dx (N,C)."""
-        kept, to_z, fused, low, bias, again = self.pop_saved()
-        cache = kept
-        if again:
-            h, cache = gelu.forward(kept, self.form)
-            self.c_proj.recall_input(h)
-            del h     # so that the product's backward frees it
+        cache, to_z, fused, low, bias = self.pop_saved()
         dh = self.c_proj.backward(dy, bias=bias, round_dx=low)
         if not fused:
             dz = gelu.backward(dh, cache)

@@ -119,8 +119,8 @@ class Recorder:
             current.wait_event(self._stream.record())
 
     def _allocate(self, size):
-        """What the pool grows by. If it gets nothing it gives its free blocks back to the card, which
-        graphs need: they go first."""
+        """What the pool grows by. A pool that gets nothing gives its free blocks back to the card:
+        the graphs, which need them, go first."""
         cuda = array.cupy.cuda
         try:
             return cuda.MemoryPointer(cuda.Memory(size), 0)

@@ -1,5 +1,6 @@
 """Launches kernels/dropout.cu; the same calls as minisft/ops/dropout.py, in float32."""
 
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +25,17 @@ def mask_of(xp: ModuleType, words: random.Tokens, rate: float) -> dict[str, Any]
     return {"example_ids": _words(xp, words.example_ids),
             "positions": _words(xp, words.positions), "threshold": int(rate * 2**32),
             "keep": 1 / (1 - rate), "seed": words.stream.seed & random.WORD,
-            "step": words.stream.step & random.WORD, "site": words.layer << 16 | words.site}
+            "step": step_of(xp, words.stream), "site": words.layer << 16 | words.site}
+
+
+def step_of(xp: ModuleType, stream: random.Stream) -> Array:
+    """-> the step's number as kernels read it (1,) uint32."""
+    return _step(xp, stream.step & random.WORD) if stream.place is None else stream.place
+
+
+@lru_cache(maxsize=8)     # the same in all layers
+def _step(xp, step):
+    return xp.asarray(np.array([step], dtype=np.uint32))
 
 
 def backward(dy: Array, cache: tuple) -> Array:

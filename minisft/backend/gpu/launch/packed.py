@@ -10,6 +10,7 @@ import numpy as np
 from minisft.backend import random
 from minisft.backend.array import Array, address, array_module, to_cpu
 from minisft.backend.constants import ceil_div
+from minisft.backend.gpu.launch import dropout
 
 
 class Layout:
@@ -39,6 +40,34 @@ class Layout:
                        [(0, len(keys))])
 
 
+class Placed:
+    """Whole numbers of B sequences, or their edges (B+1,), that a card alone has, int32: recorded
+    launches find other sequences there each time.
+
+    `total`: of all tokens. `longest`: no sequence has more of them.
+    """
+
+    def __init__(self, there: Array, total: int, longest: int):
+        self.there, self.total, self.longest = there, total, longest
+
+    def __len__(self) -> int:
+        return len(self.there)
+
+
+class PlacedLayout:
+    """As `Layout`, of sequences of which each token is a key once."""
+
+    shares_keys = False
+
+    def __init__(self, cu_seqlens: Placed, starts: Placed, keys: Placed):
+        self.queries, self.keys = cu_seqlens, keys
+        self.last_query = cu_seqlens.total
+        self.last_key = self.total_keys = keys.total
+        self.sequences = {"cu_seqlens": cu_seqlens.there, "key_starts": starts.there,
+                          "key_lengths": keys.there}
+        self.rounds = [(0, len(keys))]
+
+
 class Packed:
     """Queries and keys of a batch, checked on the CPU; the kernels' arguments that follow from it.
 
@@ -49,7 +78,9 @@ class Packed:
                  key_lengths: Array, causal: bool, drop: tuple[float, random.Scores] | None):
         self.xp, (self.n_queries, self.heads, self.width) = array_module(q), q.shape
         self.n_keys, self.together = len(k), rows_apart(k)
-        at = _layout(self.xp, *map(_bytes, (cu_seqlens, key_starts, key_lengths)), bool(causal))
+        at = (PlacedLayout(cu_seqlens, key_starts, key_lengths) if isinstance(cu_seqlens, Placed)
+              else _layout(self.xp, *map(_bytes, (cu_seqlens, key_starts, key_lengths)),
+                           bool(causal)))
         if at.last_query > len(q) or at.last_key > len(k):
             raise ValueError(f"sequences reach to query {at.last_query} of {len(q)} and key "
                              f"{at.last_key} of {len(k)}")
@@ -62,18 +93,22 @@ class Packed:
     def _dropout(self, drop):
         """-> what ScoreDropout of kernels/device.cuh holds, by name."""
         if drop is None:
-            return {"example_ids": None, "threshold": 0, "keep": 1.0, "seed": 0, "step": 0,
+            return {"example_ids": None, "threshold": 0, "keep": 1.0, "seed": 0, "step": None,
                     "site": 0}
         rate, words = drop
-        stream = words.stream
-        return {"example_ids": _words(self.xp, _bytes(words.example_ids)),
+        ids = words.example_ids
+        return {"example_ids": (ids.there.view(np.uint32) if isinstance(ids, Placed) else
+                                _words(self.xp, _bytes(ids))),
                 "threshold": int(rate * 2**32), "keep": 1 / (1 - rate),
-                "seed": stream.seed & random.WORD, "step": stream.step & random.WORD,
+                "seed": words.stream.seed & random.WORD,
+                "step": dropout.step_of(self.xp, words.stream),
                 "site": words.layer << 16 | random.SCORES}
 
-    def grid(self, lengths: np.ndarray, numbers_a_block: int) -> tuple[int, int, int]:
-        """-> (pieces of the longest, heads, sequences)."""
-        return ceil_div(int(lengths.max(initial=0)), numbers_a_block), self.heads, len(lengths)
+    def grid(self, lengths: Any, numbers_a_block: int) -> tuple[int, int, int]:
+        """-> (pieces of the longest, heads, sequences); lengths (B,), or Placed."""
+        longest, n = ((lengths.longest, len(self.keys)) if isinstance(lengths, Placed) else
+                      (int(lengths.max(initial=0)), len(lengths)))
+        return ceil_div(longest, numbers_a_block), self.heads, n
 
     @property
     def each_key_once(self) -> bool:

@@ -16,7 +16,7 @@ from minisft.backend.gpu.launch import column_sums, dropout
 from minisft.backend.gpu.launch.layer_norm import BLOCKS, sizes_of
 
 NO_DROPOUT = {"example_ids": None, "positions": None, "threshold": 0, "keep": 1.0, "seed": 0,
-              "step": 0, "site": 0}
+              "step": None, "site": 0}
 
 
 def forward(x: Array, w: Array, b: Array, eps: float = 1e-5, more: Array | None = None,
