@@ -21,12 +21,16 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[1]
-CASES = {     # kind, precision, dropout
-    "classifier, bfloat16": ("Classifier", "bfloat16", 0.0),
-    "classifier, bfloat16, dropout": ("Classifier", "bfloat16", 0.1),
-    "classifier, float32": ("Classifier", "float32", 0.0),
-    "language model, bfloat16": ("LanguageModel", "bfloat16", 0.0),
+CASES = {     # kind, precision, dropout, whether the step is recorded (a CUDA graph)
+    "classifier, bfloat16": ("Classifier", "bfloat16", 0.0, False),
+    "classifier, bfloat16, dropout": ("Classifier", "bfloat16", 0.1, False),
+    "classifier, float32": ("Classifier", "float32", 0.0, False),
+    "language model, bfloat16": ("LanguageModel", "bfloat16", 0.0, False),
+    "classifier, replayed": ("Classifier", "bfloat16", 0.1, True),
+    "language model, replayed": ("LanguageModel", "bfloat16", 0.1, True),
 }
 TURNS = 3     # processes of each checkout
 
@@ -51,7 +55,18 @@ def standin():
     nowhere = SimpleNamespace(ptr=256)
     cupy.ndarray.data = property(lambda array: nowhere)     # an address that nobody reads
     cupy.ndarray.__float__ = lambda array: cupy.launched("to CPU") or 1.0     # nobody wrote a loss
+    cupy.asnumpy = lambda a: (a if isinstance(a, np.ndarray) else
+                              cupy.launched("to CPU") or np.ones(a.shape, a.dtype))
     cupy.cuda.cublas.gemmEx = lambda *args: cupy.launched("gemmEx")
+
+    class Stream(cupy.cuda.Stream):
+        """Whose graphs do nothing."""
+
+        def end_capture(self):
+            super().end_capture()
+            return SimpleNamespace(launch=lambda: cupy.launched("graph"))
+
+    cupy.cuda.Stream = Stream
     return cupy
 
 
@@ -87,15 +102,11 @@ def stub_products(cupy):
     cublaslt.library = lambda cupy: stubbed
     gemm.planned = lambda cupy: True
     cupy.cuda.runtime.getDevice = staticmethod(lambda: 0)
-    stream = SimpleNamespace(ptr=0)
-    cupy.cuda.get_current_stream = staticmethod(lambda: stream)
 
 
 def measured(steps):
     """-> {case: (milliseconds of CPU of each step, Counter of the launches of one)}, of the package
     that is imported."""
-    import numpy as np
-
     from minisft.backend import array
     from minisft.backend.random import Stream
     from minisft.data.dataset import TokenizedDataset
@@ -109,7 +120,8 @@ def measured(steps):
     stub_products(cupy)
     rng, found = np.random.default_rng(0), {}
     ids = [rng.integers(0, 97, n) for n in rng.integers(2, 4, 32)]
-    for name, (kind, precision, dropout) in CASES.items():
+    for name, (kind, precision, dropout, recorded) in CASES.items():
+        os.environ["MINISFT_CUDA_GRAPHS"] = "" if recorded else "off"
         config = GPT2Config(97, 16, 64, 12, 4).with_dropout(dropout)
         classifier = kind == "Classifier"
         model = heads.Classifier(config, "abcd") if classifier else heads.LanguageModel(config)

@@ -88,6 +88,8 @@ class ndarray:     # noqa: N801  CuPy's name
         if isinstance(index, ndarray):
             launched("take")
             found = graphs.made(lambda: self._here[taken], found)
+        elif isinstance(found, np.generic):     # a view, too
+            found = self._here[(*taken, ...) if isinstance(taken, tuple) else (taken, ...)]
         return _over(found)
 
     def __setitem__(self, index, value):
@@ -100,6 +102,13 @@ class ndarray:     # noqa: N801  CuPy's name
 
         if not graphs.later(put):
             put()
+
+    def set(self, a, stream=None):
+        """a of NumPy -> copied here."""
+        graphs.refuse("an array is brought over")
+        launched("to card")
+        assert type(a) is np.ndarray and (a.shape, a.dtype) == (self.shape, self.dtype)
+        self._here[...] = a
 
     def __len__(self):
         return len(self._here)
@@ -283,6 +292,7 @@ class cuda:     # noqa: N801
     is_available = staticmethod(lambda: True)
 
     get_cublas_handle = staticmethod(lambda: 0)
+    alloc_pinned_memory = bytearray
     MemoryPool, using_allocator = graphs.MemoryPool, graphs.using_allocator
     get_current_stream = staticmethod(lambda: graphs.Stream.stack[-1])
 

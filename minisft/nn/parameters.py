@@ -181,6 +181,8 @@ class Parameters:
             raise ValueError("two parameters have the same name")
         self.dtype, self.xp, self.compute_dtype = np.dtype(dtype), xp, None
         self.align = align
+        self.generation = 0     # of the buffers: another one lies elsewhere in memory
+        self._low: dict[bool, Array] = {}     # on a card, the buffers in 16 bits
         for p in parameters:
             p.value = xp.zeros(p.shape, dtype=dtype)
         self.train(lambda p: True)
@@ -199,8 +201,7 @@ class Parameters:
     @property
     def grads(self) -> Array:
         """-> all gradients (P,), in the order of `values`."""
-        for p in self.trainable:
-            p.write_zeros()
+        self.write_zeros()
         return self._grads
 
     @grads.setter
@@ -214,6 +215,7 @@ class Parameters:
 
     def train(self, is_trained: Callable[[Parameter], bool]) -> None:
         """is_trained(parameter) says which are; lays both buffers out anew."""
+        self.generation += 1
         self._ordered = sorted(self, key=lambda p: (p.layer, not p.decays))
         trained = [p for p in self._ordered if is_trained(p)]
         self.values, views = self._lay(trained)
@@ -276,9 +278,16 @@ class Parameters:
             p.compute_dtype, p.compute_value = self.compute_dtype, None
         self.compute_values: Array = None     # on a card all that are trained (P,), in 16 bits
         if self.compute_dtype is None or self.xp is np:
+            self._low.clear()
             return
         for buffer, trained in ((self.values, True), (self.frozen_values, False)):
-            flat = rounded(buffer, self.compute_dtype)
+            flat, kept = rounded(buffer, self.compute_dtype), self._low.get(trained)
+            if kept is not None and (kept.shape, kept.dtype) == (flat.shape, flat.dtype):
+                kept[...] = flat     # where recorded launches look for it
+                flat = kept
+            elif self.compute_dtype != TF32:
+                self._low[trained] = flat
+                self.generation += 1
             if trained and self.compute_dtype != TF32:     # whose bits are the values' own
                 self.compute_values = flat
             there = [p for p in self._ordered if p.trainable == trained]
@@ -338,3 +347,13 @@ class Parameters:
         """Sets every gradient to zero."""
         for p in self.trainable:
             p.zeroed = True
+
+    def write_zeros(self) -> None:
+        """Writes the zeros that zeroed gradients only stand for."""
+        for p in self.trainable:
+            p.write_zeros()
+
+    def mark_written(self) -> None:
+        """Every gradient has been written by somebody who did not say so."""
+        for p in self.trainable:
+            p.zeroed = False

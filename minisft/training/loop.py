@@ -23,7 +23,7 @@ from minisft.io import metrics_log, provenance, run_folder
 from minisft.io import training_state as states
 from minisft.io.files import read_json
 from minisft.models.heads import Classifier, LanguageModel
-from minisft.training import changes, divergence, optim
+from minisft.training import changes, divergence, optim, recorded
 from minisft.training.averaging import Mean
 from minisft.training.config import TrainingConfig
 from minisft.training.interrupts import catch_interrupts
@@ -196,13 +196,15 @@ def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int]
     factor = 1.0 if scale is None else scale.value
     model.store.zero_grad()
     total = denominator = 0.0
-    lengths = sequences.lengths
-    for piece in token_budget_batches(lengths, indices, config.micro_tokens):
-        loss, counted = model.loss_and_gradients(sequences.batch(piece, stream), stream, factor,
-                                                 **loss_options)
-        total, denominator = total + float(loss), denominator + float(counted)
+    squares = None
+    for i, piece in enumerate(token_budget_batches(sequences.lengths, indices,
+                                                   config.micro_tokens)):
+        loss, counted, squares = recorded.loss_and_gradients(
+            model, sequences.batch(piece, stream), stream, factor, loss_options, first=i == 0)
+        total, denominator = total + loss, denominator + counted
     denominator *= factor
-    mean, norm = total * factor / denominator, optim.gradient_norm(model.store) / denominator
+    norm = optim.gradient_norm(model.store) if squares is None else math.sqrt(squares)
+    mean, norm = total * factor / denominator, norm / denominator
     overflow = ""
     if proven is not None and math.isfinite(mean) and math.isfinite(norm):
         proven()
@@ -246,7 +248,7 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
         state.scale = LossScale()
     validate = divergence.checked(validate, state, optimizer, config)
     recent: deque[float] = deque(maxlen=20)
-    with allocator.reused(), divergence.back_to_best(model, state), \
+    with allocator.reused(), recorded.kept(model), divergence.back_to_best(model, state), \
             catch_interrupts() as interrupts, tqdm(
             total=total, initial=state.step, unit="step", desc="training", dynamic_ncols=True,
             disable=not show_progress or None) as bar:     # none where stderr is a file
