@@ -7,8 +7,9 @@ fastest ways are among the peers: compile, and its mode reduce-overhead (CUDA gr
 rounded up so that few are recorded).
 
 Of each side: the time of a step, how long the card was busy in it and with how many launches
-(CUPTI, through torch.profiler), and the most memory that its allocator has reserved. Where the card
-is busy for much less than the step, the CPU is what is waited for.
+(CUPTI, through torch.profiler; those of a recorded step, a CUDA graph, count one by one), and the
+most memory that its allocator has reserved. Where the card is busy for much less than the step, the
+CPU is what is waited for.
 
 Model FLOP utilisation as Chowdhery et al. 2022 ("PaLM", appendix B) count: 6 operations for each
 token and weight of a product, 12 T C for each token and layer of attention, over real tokens, over
@@ -29,6 +30,7 @@ from minisft.data.dataset import TokenizedDataset
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.ops.cross_entropy import IGNORE
+from minisft.training import recorded
 from minisft.training.config import TrainingConfig
 from minisft.training.loop import train_step
 from minisft.training.optim import AdamW
@@ -86,6 +88,8 @@ def _case(bench, kind, config, precision, items):
         first[name] = [float(a) for a in side.step(*items[0])]
         side.step(*items[1])
         reserved[name] = _reserved(bench, name == OURS) - before
+        if name == OURS and (steps := recorded.steps_of(side.model)):
+            reserved[name] += steps.recorder.total_bytes()     # a pool of their own
         return kept
 
     weights = join(OURS, lambda: Ours(kind, config, "gpu" if bench.card else "cpu", precision))
@@ -143,6 +147,9 @@ def profiled(bench, step, item):
     """-> seconds that the card was busy in a step, launches; None, None without card or PyTorch."""
     if not (bench.card and torch):
         return None, None
+    for _ in range(2):     # a step of a new size is run, then recorded, then replayed
+        step(*item)
+    _wait(bench)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step(*item)
         _wait(bench)

@@ -28,7 +28,7 @@ TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", 
 SHAPES = ((8192, 768, 2304), (8192, 768, 768), (8192, 768, 3072), (8192, 3072, 768),
           (1627, 768, 2304), (2048, 768, 50304))
 TESTS = ["tests/test_kernels.py", "tests/test_mixed_precision.py", "tests/test_tensor_cores.py",
-         "tests/test_device.py"]
+         "tests/test_graph.py", "tests/test_recorded.py", "tests/test_device.py"]
 
 
 def products(shapes=SHAPES):

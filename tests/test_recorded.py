@@ -103,6 +103,18 @@ def test_twenty_steps_have_the_bits_of_steps_as_they_are(card, monkeypatch, name
     assert max(norm for _, norm in ours[0]) > SETTINGS.max_grad_norm     # so some are clipped
 
 
+def test_an_adapter_is_recorded_in_16_bits(card, monkeypatch):
+    found = []
+    for way in (recorded.loss_and_gradients, as_it_is):
+        monkeypatch.setattr(recorded, "loss_and_gradients", way)
+        model = made(Classifier)
+        model.add_adapter(LoraConfig(r=8, lora_dropout=0.1))
+        found.append(trained(Classifier, {}, range(6), model=model)[0])
+        if way is not as_it_is:
+            assert recorded.steps_of(model).recorder.replays >= 3
+    assert same(*found)
+
+
 def test_pieces_add_up_in_recorded_steps(card, monkeypatch):
     settings = TrainingConfig(micro_tokens=30)
     ours, model, _ = trained(Classifier, {}, range(6), settings=settings)
@@ -211,7 +223,8 @@ def test_what_is_forgotten_is_found(card, monkeypatch, plant):
 def test_what_is_not_recorded_is_run(card, monkeypatch):
     bert = BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
                       intermediate_size=32, max_position_embeddings=100)
-    models = [BertClassifier(bert, "abc").to("cuda"), made(Classifier), made(Classifier)]
+    models = [BertClassifier(bert, "abc").to("cuda"), made(Classifier, "float32"),
+              made(Classifier)]
     models[1].add_adapter(LoraConfig(r=2))
     with cuda.kernels("fused"):
         for model in models[:2]:

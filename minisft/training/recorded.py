@@ -5,8 +5,8 @@ next goes to the card in one copy, to where the step reads it, and one copy brin
 denominator and the gradients' squares. What is decided upon these, and the optimizer's step, is not
 recorded. Recorded or not, a step of a bucket has the same bits.
 
-GPT-2's classifiers and language models are recorded where their products go to cuBLASLt. Adapters,
-kept features, other models and other kernels are not.
+GPT-2's classifiers and language models are recorded where their products go to cuBLASLt. Kept
+features, adapters in float32, other models and other kernels are not.
 """
 
 from collections.abc import Iterator, Mapping
@@ -62,8 +62,10 @@ def steps_of(model: Model) -> "Steps | None":
 def _can_be_recorded(model, batch):
     store = model.store
     return (graph.enabled() and store.xp is array.cupy and type(model) in MODELS
-            and type(model.trunk) is GPT2 and model.adapter is None and batch.hidden is None
-            and batch.labels is not None and store.dtype == np.float32
+            and type(model.trunk) is GPT2 and batch.hidden is None and batch.labels is not None
+            and store.dtype == np.float32
+            # in float32 some of an adapter's products are the formula's, CuPy's own
+            and (model.adapter is None or store.compute_dtype is not None)
             and cuda.version_for(store.values) == "fused"
             and gemm.planned(array.cupy)
             and (type(model) is not LanguageModel or len(batch.labelled) > 0))

@@ -47,7 +47,7 @@ class Recorder:
 
     def __init__(self, most: int = MOST):
         self.most = most
-        # None: run once, to be recorded next; False: not to be recorded
+        # None: run already, to be recorded next time; False: it cannot be recorded
         self.graphs: dict[Hashable, Any] = {}
         self.replays = 0
         self._stream: Any = None
@@ -62,8 +62,9 @@ class Recorder:
             cupy = array.cupy
             self._stream = cupy.cuda.Stream(non_blocking=True)
             self._pool = cupy.cuda.MemoryPool(self._allocate)
-        graph = self.graphs.get(key, False)
-        if graph is None:
+        graph = self.graphs.get(key)
+        if graph is None and key in self.graphs and \
+                sum(map(bool, self.graphs.values())) < self.most:
             graph = self._recorded(key, work)
         if graph:
             graph.launch()
@@ -72,8 +73,7 @@ class Recorder:
         # compiles and plans what recording must not, and leaves the pool as large as it needs
         with self._aside():
             work()
-        if key not in self.graphs and len(self.graphs) < self.most:
-            self.graphs[key] = None
+        self.graphs.setdefault(key, None)
 
     def total_bytes(self) -> int:
         """-> bytes of the card that its pool holds."""
