@@ -56,13 +56,13 @@ def test_labelled_tokens_are_rounded_up(rng, share):
     bucket = bucket_of(batch, 512, counts_labels=True)
     whole = filled(batch, bucket)
     assert bucket.tokens == 512 and bucket.labelled == -(-len(batch.labelled) // 128) * 128
-    if share:
-        count = len(batch.labelled)
-        assert len(set(whole.labelled.tolist())) == len(whole.labelled) == bucket.labelled
+    count = len(batch.labelled)
+    assert len(set(whole.labelled.tolist())) == len(whole.labelled) == bucket.labelled
+    if share == 1:     # then nothing is picked out: all, as they stand
+        assert whole.labelled.tolist() == list(range(512))
+    else:
         np.testing.assert_array_equal(whole.labelled[:count], batch.labelled)
         assert (whole.labels[whole.labelled[count:]] == IGNORE).all()
-    else:
-        assert len(whole.labelled) == bucket.labelled == 0
 
 
 @pytest.mark.parametrize("kind", [Classifier, LanguageModel])

@@ -7,7 +7,7 @@ import pytest
 
 from minisft.backend.constants import IGNORE
 from minisft.data.batch import pack
-from minisft.models import logit_blocks
+from minisft.models import heads, logit_blocks
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
 from minisft.nn import parameters
@@ -39,6 +39,16 @@ def small_blocks(monkeypatch):
     """Rows of logits at a time, and rows of a gradient that is added."""
     monkeypatch.setattr(logit_blocks, "ON_CPU", 7 * 60 * 8)
     monkeypatch.setattr(parameters, "ROWS_AT_ONCE", 17)
+
+
+def test_where_every_token_has_a_label_none_is_picked_out(rng, small_blocks, monkeypatch):
+    ids, model = [rng.integers(0, 60, n) for n in (13, 1, 20, 9)], LanguageModel(CONFIG, seed=1)
+    batch = pack(ids, ids)
+    wanted = gradients(model, lambda: whole(model, batch, 4.0))
+    monkeypatch.setattr(heads, "scattered", None)
+    found = gradients(model, lambda: model.loss_and_gradients(batch, None, 4.0))
+    for a, b in zip(found, wanted, strict=True):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
 
 
 @pytest.mark.parametrize("tied", [True, False])

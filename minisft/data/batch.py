@@ -83,7 +83,8 @@ class Batch:
 
     @cached_property
     def labelled(self) -> np.ndarray:
-        """-> the tokens that have a label (M,), on the CPU: no waiting for a card."""
+        """-> the tokens that have a label (M,), all of them in their order; on the CPU: no waiting
+        for a card."""
         return np.flatnonzero(self.labels != IGNORE)
 
     @cached_property

@@ -66,7 +66,9 @@ def filled(batch: Batch, bucket: Bucket) -> Batch:
         example_ids=_with(batch.example_ids, np.full(texts, PADDING)),
         labels=_with(labels, np.full(texts if of_texts else more, IGNORE)),
         types=None if batch.types is None else _with(batch.types, zeros))
-    if bucket.labelled:     # tokens without a label, the last first, stand in for those missing
+    if bucket.labelled == bucket.tokens:
+        vars(whole)["labelled"] = np.arange(bucket.tokens)
+    elif bucket.labelled:     # tokens without a label, the last first, stand in for those missing
         without = np.flatnonzero(whole.labels == IGNORE)[::-1]
         vars(whole)["labelled"] = _with(batch.labelled,
                                         without[:bucket.labelled - len(batch.labelled)])

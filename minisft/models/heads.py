@@ -450,13 +450,14 @@ class LanguageModel(Model):
             return super().loss_and_gradients(batch, stream, scale, **options)
         self.loss_cache = self.cache = None
         batch = self.received(batch)
-        hidden, rows = self.trunk.forward(batch, stream), batch.asarray(rows)
+        hidden, every = self.trunk.forward(batch, stream), len(rows) == len(batch.ids)
+        rows = slice(None) if every else batch.asarray(rows)
         labels: Any = batch.labels
         loss, denominator, dhidden = logit_blocks.loss_and_dhidden(
             hidden[rows], labels[rows], parts,
             partial(self._head, round_y=True) if low else self._head, self._head_backward, scale,
             train=train)
-        self.trunk.backward(scattered(dhidden, rows, len(hidden)))
+        self.trunk.backward(dhidden if every else scattered(dhidden, rows, len(hidden)))
         return loss, denominator
 
     def _head(self, hidden, round_y=False):
