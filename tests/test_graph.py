@@ -1,5 +1,7 @@
 """CUDA graphs: what is recorded, what is replayed, and what a recording refuses."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,6 +136,20 @@ def test_more_are_not_recorded(card):
     assert all(array.to_cpu(work.y).tolist() == [6.0] * 5 for work in works)
 
 
+@needs_compiler
+def test_a_recorder_that_nobody_needs_is_gone_at_once(card):
+    """Nothing in a circle keeps it, and the memory of its pool, until somebody collects."""
+    recorder, work = graph.Recorder(), Work(array.cupy)
+    for _ in range(3):
+        recorder.run("key", work)
+    gc.disable()
+    try:
+        recorder = weakref.ref(recorder)
+        assert recorder() is None
+    finally:
+        gc.enable()
+
+
 def test_without_a_card_and_where_it_is_off_work_runs(monkeypatch):
     calls, recorder = [], graph.Recorder()
     monkeypatch.setattr(array, "cupy", None)
@@ -169,12 +185,11 @@ def test_a_pool_that_must_give_memory_back_drops_its_graphs(monkeypatch, fails, 
                              runtime=SimpleNamespace(CUDARuntimeError=Refused)),
         get_default_memory_pool=lambda: SimpleNamespace(
             free_all_blocks=lambda: emptied.append(1))))
-    recorder = graph.Recorder()
-    recorder.graphs["key"] = "graph"
+    graphs = {"key": "graph"}
     if recorded:
-        assert recorder._allocate(512) == "memory"
+        assert graph._allocate(graphs, 512) == "memory"
     else:
         with pytest.raises(Refused):
-            recorder._allocate(512)
-    assert bool(recorder.graphs) == recorded and len(emptied) == freed
+            graph._allocate(graphs, 512)
+    assert bool(graphs) == recorded and len(emptied) == freed
     assert asked == [512] * min(fails + 1, 2)

@@ -250,3 +250,16 @@ def test_a_run_frees_what_it_recorded(card):
     loop.fit(model, texts, settings, None, State(), AdamW(model.store), show_progress=False,
              log=lambda entry: seen.append(recorded.steps_of(model).recorder.replays))
     assert seen[-1] > 0 and recorded.steps_of(model) is None
+
+
+@pytest.mark.parametrize("left, stays", [(999, False), (1000, True)])
+def test_a_validation_gets_memory_that_recorded_steps_hold(card, monkeypatch, left, stays):
+    ours, model, optimizer = trained(Classifier, {}, range(4))
+    with monkeypatch.context() as patch:
+        patch.setattr(graph.Recorder, "total_bytes", lambda self: 1000)
+        patch.setattr(array.cupy.cuda.runtime, "memGetInfo", lambda: (left, 2000), raising=False)
+        recorded.make_room(model)
+    assert (recorded.steps_of(model) is not None) == stays
+    again, _, _ = trained(Classifier, {}, range(4, 8), model=model, optimizer=optimizer)
+    whole, _, _ = trained(Classifier, {}, range(8))
+    assert same(whole, (ours[0] + again[0], again[1]))

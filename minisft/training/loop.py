@@ -311,6 +311,7 @@ def _finish_epoch(model, config, validate, state, log, show):
     report = {"epoch": state.epoch + 1, "step": state.step,
               "train_loss": state.loss_sum / state.index}
     if validate is not None:
+        recorded.make_room(model)
         with nullcontext() if state.mean is None else state.mean.within(model):
             report |= validate(model)
             if state.mean is not None:

@@ -54,6 +54,15 @@ def kept(model: Model) -> Iterator[None]:
         _steps.pop(model, None)
 
 
+def make_room(model: Model) -> None:
+    """Before other work, such as a validation: drops what was recorded where the card has less
+    memory left than that holds."""
+    steps = _steps.get(model)
+    if steps is not None and (held := steps.recorder.total_bytes()) and \
+            array.cupy.cuda.runtime.memGetInfo()[0] < held:
+        del _steps[model]
+
+
 def steps_of(model: Model) -> "Steps | None":
     """-> what was recorded for a model; None: nothing."""
     return _steps.get(model)

@@ -21,6 +21,7 @@ import os
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from minisft.backend import array
@@ -61,7 +62,8 @@ class Recorder:
         if self._stream is None:
             cupy = array.cupy
             self._stream = cupy.cuda.Stream(non_blocking=True)
-            self._pool = cupy.cuda.MemoryPool(self._allocate)
+            # not of a method: a pool in a circle would keep its memory
+            self._pool = cupy.cuda.MemoryPool(partial(_allocate, self.graphs))
         graph = self.graphs.get(key)
         if graph is None and key in self.graphs and \
                 sum(map(bool, self.graphs.values())) < self.most:
@@ -118,16 +120,17 @@ class Recorder:
         finally:
             current.wait_event(self._stream.record())
 
-    def _allocate(self, size):
-        """What the pool grows by. A pool that gets nothing gives its free blocks back to the card:
-        the graphs, which need them, go first."""
-        cuda = array.cupy.cuda
-        try:
-            return cuda.MemoryPointer(cuda.Memory(size), 0)
-        except cuda.runtime.CUDARuntimeError:
-            array.cupy.get_default_memory_pool().free_all_blocks()
-        try:
-            return cuda.MemoryPointer(cuda.Memory(size), 0)
-        except cuda.runtime.CUDARuntimeError:
-            self.graphs.clear()
-            raise
+
+def _allocate(graphs, size):
+    """What a pool grows by. A pool that gets nothing gives its free blocks back to the card: the
+    graphs, which need them, go first."""
+    cuda = array.cupy.cuda
+    try:
+        return cuda.MemoryPointer(cuda.Memory(size), 0)
+    except cuda.runtime.CUDARuntimeError:
+        array.cupy.get_default_memory_pool().free_all_blocks()
+    try:
+        return cuda.MemoryPointer(cuda.Memory(size), 0)
+    except cuda.runtime.CUDARuntimeError:
+        graphs.clear()
+        raise
