@@ -32,6 +32,8 @@ BUILDS = {
     "adamw": [{"FLOAT16": n} for n in (0, 1)],
     "attention": [{"HEAD_WIDTH": d, "DROPOUT": drop, "WIDE": wide} for d, drop, wide in (
         (16, 0, 1), (32, 0, 1), (64, 0, 1), (64, 1, 1), (64, 0, 0), (80, 0, 1), (128, 0, 1))],
+    "attention_decode": [{"HEAD_WIDTH": d, "FLOAT16": n} for d, n in (
+        (33, 0), (64, 0), (64, 1), (80, 0), (128, 0))],
     "attention_tensor_cores": [
         {"HEAD_WIDTH": d, "DROPOUT": drop, "FLOAT16": float16}
         for d, drop, float16 in ((16, 0, 0), (64, 0, 0), (64, 1, 0), (64, 0, 1), (64, 1, 1),
@@ -44,6 +46,7 @@ BUILDS = {
     "embedding": [{}],
     "gelu": [{"FLOAT16": n} for n in (0, 1)],
     "layer_norm": [{"WIDTH": c, "THREADS": t} for c, t in ((128, 32), (768, 192), (1600, 256))],
+    "next_token": [{"WIDE": n} for n in (0, 1)],
     "residual_layer_norm": [{"FLOAT16": f, "WIDTH": c, "THREADS": t} for f, c, t in
                             ((0, 130, 64), (0, 768, 192), (1, 768, 192), (0, 1600, 256))],
     "softmax": [{}],

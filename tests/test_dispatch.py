@@ -219,6 +219,7 @@ NAMING = {
     "cli": "it asks for a version of the kernels, and says what runs",
     "io.provenance": "it records whether compiled loops ran",
     "training.config": "it asks whether there is an emulator",
+    "models.device_decoding": "it records what kernels and cuBLASLt compute",
     "training.recorded": "it records what kernels and cuBLASLt compute",
 }
 IMPLEMENTATIONS = re.compile(

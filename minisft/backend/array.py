@@ -1,5 +1,6 @@
 """Which module an array belongs to, NumPy or CuPy. The only `import cupy` of the package."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -63,6 +64,25 @@ def to_gpu(x: Array) -> Array:
 def to_cpu(x: Array) -> np.ndarray:
     """array on either side -> the same array as numpy."""
     return x if cupy is None else cupy.asnumpy(x)
+
+
+def fetched(x: Array) -> Callable[[], np.ndarray]:
+    """array on either side -> what waits until the card comes to this, and gives what the array
+    held then as numpy: meanwhile the CPU may ask for more."""
+    if isinstance(x, np.ndarray):
+        copy = x.copy()
+        return lambda: copy
+    pinned = cupy.cuda.alloc_pinned_memory(x.nbytes)     # else the copy would be waited for
+    here = np.frombuffer(pinned, dtype=x.dtype, count=x.size).reshape(x.shape)
+    x.get(out=here, blocking=False)
+    event = cupy.cuda.Event(disable_timing=True)
+    event.record()
+
+    def wait() -> np.ndarray:
+        event.synchronize()
+        return here
+
+    return wait
 
 
 def address(x: Array) -> int:

@@ -209,6 +209,19 @@ def attention_in_16_bits(x: Any, width: int, dtype: Any) -> bool:
                             compute_dtype=dtype).name == "tensor cores"
 
 
+def decoding_kernels(x: Any, width: int) -> Any:
+    """Any float32 array of the model, a head's width -> what decodes one token a sequence on the
+    card: `attention` over a cache, `next_token`, and `bits` of ids that it never chooses; None
+    where attention does not run as a fused kernel.
+    """
+    q = x.ravel()[:width].reshape(1, 1, -1)
+    one = np.ones(1, dtype=np.int64)
+    if attention.choose(q, q, q, np.arange(2), one - 1, one).load() is not launch.attention:
+        return None
+    return SimpleNamespace(attention=launch.attention_decode.forward,
+                           next_token=launch.next_token.choose, bits=launch.next_token.bits)
+
+
 def _column_sums(x, out=None, add=False):
     """x (N,M) -> its sums over the rows (M,); `out` (M,): where they go, or are added."""
     sums = x.sum(axis=0)

@@ -39,7 +39,8 @@ ROUNDING_POINTS = (
     RoundingPoint("attention", "q", False, True, "GPU: head widths that are a multiple of 16 "
                   "up to 128; else float32"),
     RoundingPoint("attention", "k", False, True, "as q"),
-    RoundingPoint("attention", "v", False, True, "as q; the probabilities too, before they meet v"),
+    RoundingPoint("attention", "v", False, True, "as q; the probabilities too, before they meet "
+                  "v, but not those of a new token"),
     RoundingPoint("attention", "dy", False, True, "as q; the scores' gradients too"),
     RoundingPoint("layer_norm", "x", False, False, "the sums before it too; GPU: y is stored as "
                   "linear's x"),

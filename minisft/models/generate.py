@@ -9,6 +9,7 @@ import numpy as np
 from minisft.backend import random
 from minisft.backend.array import Array, array_module, to_cpu
 from minisft.data.batch import Batch, pack
+from minisft.models.device_decoding import DeviceDecoder, decodes_on_device
 from minisft.models.finite import require_finite
 from minisft.ops import softmax
 
@@ -47,6 +48,7 @@ class _BlockCache:
     kv_cache: KVCache
     keys: Array
     values: Array
+    packed = decodes = False     # as those of device_decoding.py
 
     def extend(self, k: Array, v: Array,
                batch: Batch) -> tuple[Array, Array, np.ndarray, np.ndarray]:
@@ -80,11 +82,20 @@ class Sampler:
         """logits (B,V), example_ids (B,), positions of the new tokens (B,) -> ids (B,)."""
         if self.temperature == 0:
             return logits.argmax(axis=-1)
+        logits = self.scaled(logits)
+        order = np.argsort(-logits, axis=-1, kind="stable")              # (B,V)
+        return self.draw(np.take_along_axis(logits, order, axis=-1), order, example_ids, positions)
+
+    def scaled(self, logits: np.ndarray) -> np.ndarray:
+        """logits (B,V) -> the same below the greatest and over the temperature, float64."""
         logits = logits.astype(np.float64)
         with np.errstate(over="ignore"):     # close to 0 all but the greatest become -inf
-            logits = (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
-        order = np.argsort(-logits, axis=-1, kind="stable")              # (B,V)
-        p, _ = softmax.forward(np.take_along_axis(logits, order, axis=-1))
+            return (logits - logits.max(axis=-1, keepdims=True)) / self.temperature
+
+    def draw(self, logits: np.ndarray, order: np.ndarray, example_ids: np.ndarray,
+             positions: np.ndarray) -> np.ndarray:
+        """logits (B,V), scaled and from the greatest on, their ids (B,V) -> as `next_token`."""
+        p, _ = softmax.forward(logits)
         if self.top_k:
             p[:, self.top_k:] = 0
         reached = np.cumsum(p, axis=-1) / p.sum(axis=-1, keepdims=True)
@@ -97,6 +108,36 @@ class Sampler:
         target = (words + 0.5) / 2.0**32 * reached[:, -1]
         chosen = (reached > target[:, None]).argmax(axis=-1)             # (B,)
         return np.take_along_axis(order, chosen[:, None], axis=-1)[:, 0]
+
+
+class Decoder:
+    """B sequences of a language model, a new token of each at a time."""
+
+    def __init__(self, model: Any, prompts: Sequence[np.ndarray], capacity: int,
+                 max_new_tokens: int, sampler: Sampler, unused_ids: Sequence[int] | np.ndarray):
+        self.model, self.sampler, self.unused = model, sampler, unused_ids
+        self.kv_cache = KVCache(model.trunk.config, len(prompts), capacity, model.store.values)
+        self.batch = pack(prompts)
+        self.ids = np.zeros(len(prompts), dtype=np.int64)     # the last of each sequence
+        self.positions = self.batch.end_positions
+        self.n_new = 0
+
+    def next_ids(self, alive: np.ndarray) -> np.ndarray:
+        """Sequences that have not ended -> the next token of each.
+
+        Raises NotFiniteError where a logit is not finite.
+        """
+        positions = self.positions[alive] + self.n_new
+        if self.n_new:
+            self.batch = Batch(self.ids[alive], positions - 1, np.arange(len(alive) + 1), alive)
+        self.kv_cache.slots = alive
+        logits = to_cpu(self.model.forward(self.batch, last_only=True, kv_cache=self.kv_cache))
+        require_finite(logits)
+        if len(self.unused):
+            logits[:, self.unused] = -np.inf
+        self.ids[alive] = ids = self.sampler.next_token(logits, alive, positions)
+        self.n_new += 1
+        return ids
 
 
 @dataclass(frozen=True)
@@ -130,40 +171,31 @@ def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sam
     """
     room = model.trunk.config.n_positions
     ends = end_token if isinstance(end_token, Collection) else (end_token,)
-    if max(len(p) for p in prompts) > room:
-        raise ValueError(f"a prompt of {max(len(p) for p in prompts)} tokens, but the model has "
-                         f"{room} positions")
-    capacity = min(room, max(len(p) for p in prompts) + max_new_tokens)
-    kv_cache = KVCache(model.trunk.config, len(prompts), capacity, model.store.values)
+    lengths = [len(p) for p in prompts]
+    if max(lengths) > room:
+        raise ValueError(f"a prompt of {max(lengths)} tokens, but the model has {room} positions")
+    decoder = (DeviceDecoder if decodes_on_device(model) else Decoder)(
+        model, prompts, min(room, max(lengths) + max_new_tokens), max_new_tokens, sampler,
+        unused_ids)
     new: list[list[int]] = [[] for _ in prompts]
     finish_reason = ["length"] * len(prompts)
-    batch = pack(prompts)
     alive = np.arange(len(prompts))
-    for _ in range(max_new_tokens):
-        kv_cache.slots = alive
-        logits = to_cpu(model.forward(batch, last_only=True, kv_cache=kv_cache))
-        require_finite(logits)
-        if len(unused_ids):
-            logits[:, unused_ids] = -np.inf
-        positions = batch.end_positions
-        ids = sampler.next_token(logits, alive, positions)
-        for slot, token, position in zip(alive, ids, positions, strict=True):
+    for n in range(max_new_tokens):
+        ids = decoder.next_ids(alive)
+        for slot, token in zip(alive.tolist(), ids.tolist(), strict=True):
             if token in ends:
                 finish_reason[slot] = "stop"
                 continue
-            new[slot].append(int(token))
+            new[slot].append(token)
             if on_token is not None:
-                on_token(int(slot), int(token))
-            if position >= room:
+                on_token(slot, token)
+            if lengths[slot] + n >= room:
                 finish_reason[slot] = "context"
         if progress is not None:
             progress(len(alive))
-        unfinished = np.array([finish_reason[slot] == "length" for slot in alive])
-        alive, ids, positions = (
-            alive[unfinished], ids[unfinished], positions[unfinished])
+        alive = alive[[finish_reason[slot] == "length" for slot in alive]]
         if not len(alive):
             break
-        batch = Batch(ids, positions, np.arange(len(alive) + 1), alive)
     for i, new_ids in enumerate(new):
         if len(new_ids) == max_new_tokens and finish_reason[i] == "context":
             finish_reason[i] = "length"

@@ -74,11 +74,14 @@ class SelfAttention(MultiHeadAttention):
         `kv_cache` (one block's of generate.KVCache) holds the keys and values of earlier tokens;
         those of this batch are written into it. Without `bias` somebody else adds that of c_proj.
         """
+        if kv_cache is not None and kv_cache.decodes:     # q, k and v are read where they lie
+            y = kv_cache.attend(self.c_attn.forward(x), self.c_proj.input_dtype)
+            return self.c_proj.forward(y, bias)
         width, heads = x.shape[-1], (self.n_head, x.shape[-1] // self.n_head)
         keys = parts = None
         # then q, k and v are rounded in one pass, and y goes on as it is to the product
-        low = kv_cache is None and self.c_proj.input_dtype is not None and attention_in_16_bits(
-            self.c_attn.b.value, heads[1], self.c_attn.w.compute_dtype)
+        low = (kv_cache is None or kv_cache.packed) and self.c_proj.input_dtype is not None and \
+            attention_in_16_bits(self.c_attn.b.value, heads[1], self.c_attn.w.compute_dtype)
         dtype = self.c_attn.w.compute_dtype if low else None
         if rows is None:
             qkv = rounded(self.c_attn.forward(x), dtype)

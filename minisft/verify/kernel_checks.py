@@ -20,6 +20,7 @@ from minisft.backend import bfloat16
 from minisft.backend.array import Array, to_cpu
 from minisft.backend.gpu.launch import adamw as adamw_launch
 from minisft.backend.gpu.launch import attention as attention_launch
+from minisft.backend.gpu.launch import attention_decode as attention_decode_launch
 from minisft.backend.gpu.launch import attention_naive as attention_naive_launch
 from minisft.backend.gpu.launch import attention_tensor_cores as tensor_cores_launch
 from minisft.backend.gpu.launch import bfloat16 as bfloat16_launch
@@ -29,6 +30,7 @@ from minisft.backend.gpu.launch import dropout as dropout_launch
 from minisft.backend.gpu.launch import embedding as embedding_launch
 from minisft.backend.gpu.launch import gelu as gelu_launch
 from minisft.backend.gpu.launch import layer_norm as layer_norm_launch
+from minisft.backend.gpu.launch import next_token as next_token_launch
 from minisft.backend.gpu.launch import residual_layer_norm as residual_layer_norm_launch
 from minisft.backend.gpu.launch import softmax as softmax_launch
 from minisft.backend.random import Scores, Stream, Tokens
@@ -304,6 +306,74 @@ def _attention(launcher, width, causal, kind, drop, size, put):
                     [2 * q, k, v], dy)
 
 
+def _attention_decode(dtype, width, chunk, size, put):
+    """A new token of each of three sequences; the first has no key yet, the last fills its place in
+    the cache. What lies behind their keys is no number. All is rounded before. `chunk`: keys of a
+    block."""
+    heads, capacity = 2, size + 3
+    lengths = np.array([0, size // 2, capacity - 1])
+    there = np.repeat(capacity * np.arange(3), lengths) + np.concatenate(
+        [np.arange(n) for n in lengths])
+    new = capacity * np.arange(3) + lengths     # rows of the cache
+    both = np.sort(np.concatenate([there, new]))
+
+    def store(a):
+        return a if dtype is None else rounded(a, dtype)
+
+    qkv, *old = normal((3, 3, heads, width), *[(3 * capacity, heads, width)] * 2)
+    qkv = qkv if dtype is None else widened(store(qkv))
+    caches, expected = [], []
+    for a, own in zip(old, qkv[:, 1:].swapaxes(0, 1), strict=True):
+        a = a if dtype is None else widened(store(a))
+        cache = np.full_like(a, np.nan)
+        cache[there] = a[there]
+        caches.append(put(store(cache)))
+        a[new] = own
+        expected.append(a[both])
+    y = attention_decode_launch.forward(put(qkv.reshape(3, -1)), *caches,
+                                        put(lengths.astype(np.int32)), dtype, chunk)
+    ours = [to_cpu(a) for a in (y, *caches)]
+    ours = ours if dtype is None else [widened(a) for a in ours]
+
+    def formula(kind):
+        starts = np.cumsum([0, *(lengths + 1)])[:-1]
+        q, k, v = (a.astype(kind) for a in (qkv[:, 0], *expected))
+        y, _ = attention.forward(q, k, v, np.arange(4), starts, lengths + 1)
+        return y.reshape(3, -1), k, v
+
+    return {name: three for name, *three in zip(
+        ("y", "keys", "values"), (ours[0], ours[1][both], ours[2][both]), formula(np.float32),
+        formula(np.float64), strict=True)}
+
+
+def _next_token(size, put):
+    """Rows within a wider array, at 16 bytes or not: drawn ones, with the largest twice, all equal,
+    with what is not finite, and with ids that no token has."""
+    (z,) = normal((6, size))
+    z[1, [size // 3, size - 1]] = 9
+    z[2] = 0.5
+    z[3, size // 2], z[4, -1] = np.nan, -np.inf
+    lengths = np.arange(6)
+    found = {}
+    for width in (size + 5, 8 * size):
+        for unused in ((), [size // 3] if size > 1 else ()):
+            whole = np.full((6, width), 100, np.float32)
+            whole[:, :size] = z
+            ids, chosen = (put(np.full(6, 7, np.int32)) for _ in range(2))
+            grown = put(lengths.astype(np.int32))
+            next_token_launch.choose(
+                put(whole)[:, :size], ids, chosen, grown, 5,
+                put(next_token_launch.bits(unused, size)) if len(unused) else None)
+            kept = z.copy()
+            kept[:, unused] = -np.inf
+            best = np.where(np.isnan(kept), -np.inf, kept).argmax(axis=1)
+            told = np.where(np.isfinite(z).all(axis=1), best, -1)
+            for name, ours, exact in (("ids", ids, best), ("chosen", chosen, told),
+                                      ("lengths", grown, np.minimum(lengths + 1, 4))):
+                found[f"{name} of {width}, {len(unused)} unused"] = ours, exact, exact
+    return found
+
+
 def _rounded(a):
     return bfloat16.from_bfloat16(bfloat16.to_bfloat16(a))
 
@@ -400,4 +470,13 @@ KERNEL_CHECKS = {check.name: check for check in [
     *_attention_checks(tensor_cores_launch.IN_BFLOAT16, "bfloat16", (16, 64, 128),
                        NOISE_OF_BFLOAT16),
     *_attention_checks(tensor_cores_launch.IN_FLOAT16, "float16", (32, 64, 80), NOISE_OF_FLOAT16),
+    *(KernelCheck(f"attention_decode ({name}, {width} channels{', joined' * bool(chunk)})",
+                  partial(_attention_decode, dtype, width, chunk), noise)
+      for name, dtype, noise, width, chunk in (
+          ("float32", None, NOISE, 64, None), ("float32", None, NOISE, 33, 32),
+          ("float32", None, NOISE, 128, None),
+          ("bfloat16", np.dtype(np.uint16), 2.0**-8, 64, 32),
+          ("bfloat16", np.dtype(np.uint16), 2.0**-8, 20, None),
+          ("float16", np.dtype(np.float16), 2.0**-10, 80, None))),
+    KernelCheck("next_token", _next_token),
 ]}

@@ -3,6 +3,7 @@
 from minisft.backend.gpu.launch import (
     adamw,
     attention,
+    attention_decode,
     attention_naive,
     attention_tensor_cores,
     bfloat16,
@@ -12,10 +13,11 @@ from minisft.backend.gpu.launch import (
     embedding,
     gelu,
     layer_norm,
+    next_token,
     residual_layer_norm,
     softmax,
 )
 
-__all__ = ["adamw", "attention", "attention_naive", "attention_tensor_cores",
+__all__ = ["adamw", "attention", "attention_decode", "attention_naive", "attention_tensor_cores",
            "bfloat16", "column_sums", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm",
-           "residual_layer_norm", "softmax"]
+           "next_token", "residual_layer_norm", "softmax"]
