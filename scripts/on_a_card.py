@@ -7,6 +7,7 @@
     products     cuBLASLt at the shapes of GPT-2, each layout, with a bias and without, in float64
     host         the CPU's part of a step, with kernels stubbed
     finetune     `minisft finetune --device gpu` in every precision
+    generation   python -m benchmarks.gpu_generation: tokens a second beside transformers
     benchmark    python -m benchmarks.gpu --quick: kernels and whole steps beside PyTorch
 
 A part that takes longer than its share is stopped and told, and the next one begins.
@@ -28,7 +29,8 @@ TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", 
 SHAPES = ((8192, 768, 2304), (8192, 768, 768), (8192, 768, 3072), (8192, 3072, 768),
           (1627, 768, 2304), (2048, 768, 50304))
 TESTS = ["tests/test_kernels.py", "tests/test_mixed_precision.py", "tests/test_tensor_cores.py",
-         "tests/test_graph.py", "tests/test_recorded.py", "tests/test_device.py"]
+         "tests/test_graph.py", "tests/test_recorded.py", "tests/test_device.py",
+         "tests/test_device_decoding.py"]
 
 
 def products(shapes=SHAPES):
@@ -78,12 +80,14 @@ def parts(args):
         for precision in (PRECISIONS[:1] if dry else PRECISIONS)}
     return {
         "tests": ([python, "-m", "pytest", "-q", "-m", "gpu", *TESTS,
-                   *(["--collect-only"] if dry else [])], 110),
+                   *(["--collect-only"] if dry else [])], 80),
         "products": ([python, __file__, "--products", *(["--dry-run"] if dry else [])], 20),
         "host": ([python, "-m", "benchmarks.gpu_host", "--steps", "1" if dry else "10"], 40),
         **tuned,
+        "generation": ([python, "-m", "benchmarks.gpu_generation", "--rounds", "3", *(
+            ["--dry-run", "--new-tokens", "4", "--peers"] if dry else [])], 80),
         "benchmark": ([python, "-m", "benchmarks.gpu", "--quick", "--out",
-                       str(args.out / "gpu.json"), *(["--dry-run"] if dry else [])], 300),
+                       str(args.out / "gpu.json"), *(["--dry-run"] if dry else [])], 250),
     }
 
 

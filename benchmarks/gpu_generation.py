@@ -1,0 +1,165 @@
+"""Greedy generation of GPT-2 124M on a card, beside transformers: tokens a second.
+
+    python -m benchmarks.gpu_generation                  one prompt, and eight, in bfloat16
+    python -m benchmarks.gpu_generation --peers eager    without the peer that compiles for a while
+    python -m benchmarks.gpu_generation --profile        and the launches of ours, by torch.profiler
+    python -m benchmarks.gpu_generation --dry-run        tiny, on the emulator
+
+The peers are `generate` of transformers as it is, and with a static cache, whose steps it compiles
+by torch.compile with CUDA graphs; their weights are bfloat16 throughout. All sides have the same
+random weights and go on from the same prompts, by turns. A time is that of a whole call, reading
+the prompts included. Without transformers ours runs alone.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from importlib.util import find_spec
+from statistics import median
+
+import numpy as np
+
+from benchmarks.gpu import emulated
+from minisft.backend import array
+from minisft.models.generate import Sampler, generate
+from minisft.models.gpt2 import GPT2Config
+from minisft.models.heads import LanguageModel
+
+PEERS = "eager", "static"
+OURS = "minisft"
+
+
+class Peer:
+    """`generate` of transformers, with the weights of one of our models."""
+
+    def __init__(self, model, device, precision, static):
+        import torch
+        import transformers
+
+        self.torch, self.device, config = torch, device, model.trunk.config
+        self.model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+            vocab_size=config.vocab_size, n_positions=config.n_positions, n_embd=config.n_embd,
+            n_layer=config.n_layer, n_head=config.n_head, bos_token_id=0, eos_token_id=0))
+        lacks = self.model.load_state_dict(
+            {f"transformer.{p.name}": torch.tensor(array.to_cpu(p.value)) for p in model.store},
+            strict=False)
+        if lacks.unexpected_keys:
+            raise RuntimeError(f"transformers has no {lacks.unexpected_keys}")
+        self.model.tie_weights()
+        self.model.to(device, getattr(torch, precision)).eval()
+        self.options = {"cache_implementation": "static"} if static else {}
+        if static and not hasattr(self.model, "get_compiled_call"):     # newer ones compile it
+            self.model.forward = torch.compile(self.model.forward, mode="reduce-overhead")
+
+    def tokens(self, prompts, new):
+        """Prompts of one length (B,T) -> `new` tokens for each (B,new)."""
+        ids = self.torch.from_numpy(prompts).to(self.device)
+        with self.torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = self.model.generate(
+                ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=new,
+                min_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0,
+                **self.options)
+        return found[:, prompts.shape[1]:].cpu().numpy()
+
+
+def sides(args, model):
+    """-> {name: tokens(prompts, new)}; says what is left out."""
+    made = {OURS: lambda prompts, new: np.array(
+        [g.ids for g in generate(model, list(prompts), new, Sampler(temperature=0))])}
+    if args.peers and not (find_spec("transformers") and find_spec("torch")):
+        print("transformers is not there: ours runs alone")
+    else:
+        device = "cpu" if args.dry_run else "cuda"
+        for name in args.peers:
+            made[f"transformers {name}"] = Peer(model, device, args.precision,
+                                                name == "static").tokens
+    return made
+
+
+def measured(made, prompts, new, rounds):
+    """-> {side: tokens a second of each round}, the sides by turns; says which tokens differ."""
+    first = {}
+    for name, tokens in made.items():
+        started = time.perf_counter()
+        first[name] = tokens(prompts, new)
+        said = "" if name == OURS else \
+            f", {np.mean(first[name] == first[OURS]):.0%} of the tokens as ours"
+        print(f"  {name}: first call {time.perf_counter() - started:.1f} s{said}", flush=True)
+    found = {name: [] for name in made}
+    for turn in range(rounds):
+        for name in list(made) if turn % 2 else reversed(made):
+            started = time.perf_counter()
+            made[name](prompts, new)
+            found[name].append(prompts.shape[0] * new / (time.perf_counter() - started))
+    return found
+
+
+def main(argv=None):
+    """Arguments -> exit code: 0, 2 without a card."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--precision", choices=("bfloat16", "float16", "float32"),
+                        default="bfloat16")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 8], help="of a case (1 8)")
+    parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
+    parser.add_argument("--profile", action="store_true", help="the launches of ours; PyTorch")
+    parser.add_argument("--dry-run", action="store_true", help="tiny, on the emulator")
+    args = parser.parse_args(argv)
+    if args.dry_run:
+        with emulated():
+            run(args, LanguageModel(GPT2Config(97, 64, 32, 2, 2)).to("cpu", args.precision))
+        return 0
+    if not array.gpu_available():
+        print("benchmarks.gpu_generation: no CUDA card that CuPy can use, expected one (or "
+              "--dry-run)", file=sys.stderr)
+        return 2
+    run(args, LanguageModel(GPT2Config.size("gpt2")).to("cuda", args.precision))
+    return 0
+
+
+def run(args, model):
+    """Prints the tokens a second of each case and side."""
+    made = sides(args, model)
+    for n in args.prompts:
+        prompts = np.random.default_rng(n).integers(0, model.trunk.config.vocab_size,
+                                                    (n, args.prompt_tokens))
+        print(f"{n} prompt{'s' * (n > 1)}, {args.new_tokens} new tokens, {args.precision}")
+        found = measured(made, prompts, args.new_tokens, args.rounds)
+        ours = median(found[OURS])
+        for name, speeds in found.items():
+            beside = "" if name == OURS else f"  ours is x{ours / median(speeds):.2f}"
+            print(f"  {name:<20} {median(speeds):10,.0f} tokens/s "
+                  f"({min(speeds):,.0f} to {max(speeds):,.0f}){beside}", flush=True)
+        if args.profile:
+            profile(made[OURS], prompts)
+
+
+def profile(tokens, prompts, few=8, many=72):
+    """Prints what the card does for a token: the difference of two calls."""
+    import torch
+    spent = {}
+    for new in (few, many):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+            tokens(prompts, new)
+            torch.cuda.synchronize()
+        for row in found.key_averages():
+            if row.device_type == torch.autograd.DeviceType.CUDA:
+                sign = 1 if new == many else -1
+                time_, count = spent.get(row.key, (0, 0))
+                spent[row.key] = (time_ + sign * row.self_device_time_total,
+                                  count + sign * row.count)
+    per = many - few
+    rows = sorted(spent.items(), key=lambda item: -item[1][0])
+    print(f"  busy {sum(t for _, (t, _) in rows) / per:.1f} us a token in "
+          f"{sum(n for _, (_, n) in rows) / per:.1f} launches")
+    for name, (time_, count) in rows:
+        if count > 0:
+            print(f"    {time_ / per:8.1f} us {count / per:6.1f} x {name[:100]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
