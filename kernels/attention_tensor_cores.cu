@@ -30,7 +30,6 @@
 // Blocks that a multiprocessor is to hold at once: it bounds the registers of a thread.
 #define FORWARD_BLOCKS (D > 64 ? 1 : DROPOUT ? 3 : 4)
 #define BACKWARD_BLOCKS (D > 64 ? 1 : 3)
-#define LOG2_E 1.44269504088896f
 
 typedef uint32_t Fragments[D / 16][4];       // a warp's rows of q, k, v, y or dy
 typedef float Sums[D / 8][4];                // rows of the warp, channels

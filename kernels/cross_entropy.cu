@@ -4,7 +4,8 @@
 // Computes, of minisft/ops/cross_entropy.py: (1), (2) and each row's part of (3) in
 // cross_entropy_forward; the sums of (3) in cross_entropy_sum; (4) in cross_entropy_backward.
 // cross_entropy_train is both for a step of a language model, without weights and smoothing: the
-// gradient takes the logits' place in the same launch, whose second reading finds the row in the
+// gradient takes the logits' place in the same launch. A thread keeps what it has read of a row in
+// registers, up to HELD accesses of 16 bytes; what a row has beyond that is read again, out of the
 // second-level cache. cross_entropy_train_16_bits does so where a product has stored the logits in
 // 16 bits.
 // A block owns one row of logits; cross_entropy_sum is one block.
@@ -14,6 +15,9 @@
 // and the row's gradient NaN.
 // Memory traffic: 4 bytes a logit forward (the maximum and the sum take one reading), 8 backward;
 // in one launch 8, or 4 in 16 bits.
+
+#define AT_ONCE 8     // logits of a thread that are on their way together
+#define HELD 7        // accesses of 16 bytes that a thread keeps: 28 of its registers
 
 // The weight of the row's label: 0 where it is ignored, NaN where it is no class.
 __device__ __forceinline__ float label_mass(int label, const float* weights, int k, int ignore) {
@@ -33,7 +37,15 @@ extern "C" __global__ void cross_entropy_forward(
     const int row = blockIdx.x;
     z += (long long)row * stride;
     Running mine = running_start();
-    for (int j = threadIdx.x; j < k; j += blockDim.x) mine = running_add(mine, z[j]);
+    for (int first = threadIdx.x; first < k; first += AT_ONCE * blockDim.x) {
+        float s[AT_ONCE];     // all on their way together
+        #pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int j = first + i * blockDim.x;
+            s[i] = j < k ? z[j] : -INFINITY;
+        }
+        mine = running_add(mine, s);
+    }
     const Running whole = block_join(mine, scratch);
     const float log_sum = logf(whole.sum);
 
@@ -90,72 +102,104 @@ extern "C" __global__ void cross_entropy_backward(
     const float on_label = dloss * (1.0f - smoothing) * label_mass(label, weights, k, ignore);
     const float scale = dloss * totals[row] / sums[row], largest = maxima[row];
     const float spread = label == ignore ? 0.0f : dloss * smoothing / k;
-    for (int j = threadIdx.x; j < k; j += blockDim.x) {
-        const float target = spread * (weights ? weights[j] : 1.0f) + (j == label ? on_label : 0);
-        dz[j] = expf(z[j] - largest) * scale - target;                              // (4)
+    for (int first = threadIdx.x; first < k; first += AT_ONCE * blockDim.x) {
+        float s[AT_ONCE];     // read before the first is written, which the compiler must not do
+        #pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int j = first + i * blockDim.x;
+            s[i] = j < k ? z[j] : 0.0f;
+        }
+        #pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int j = first + i * blockDim.x;
+            if (j >= k) break;
+            const float target = spread * (weights ? weights[j] : 1.0f)
+                                 + (j == label ? on_label : 0);
+            dz[j] = power_of_two(LOG2_E * (s[i] - largest)) * scale - target;       // (4)
+        }
     }
 }
 
-__device__ __forceinline__ float number(float v) { return v; }
-__device__ __forceinline__ float number(uint16_t v) { return from_16_bits(v); }
-__device__ __forceinline__ void put(float* to, float v) { *to = v; }
-__device__ __forceinline__ void put(uint16_t* to, float v) { *to = to_16_bits(v); }
-
-// What one access of 16 bytes brings.
-template <class T>
-struct __align__(16) Chunk {
-    T at[16 / sizeof(T)];
+// What the gradients of a row need.
+struct Row {
+    float largest, scale, target;
+    int label;
 };
+
+// Neighbouring logits from number `first` on -> their gradients.
+template <int N>
+__device__ __forceinline__ void gradients(float (&s)[N], int first, const Row& row) {
+    #pragma unroll
+    for (int i = 0; i < N; i++)
+        s[i] = power_of_two(LOG2_E * (s[i] - row.largest)) * row.scale
+               - (first + i == row.label ? row.target : 0.0f);                      // (4)
+}
 
 // A row: its loss and mass, and in the place of z its gradient. at_once: it begins at 16 bytes.
 template <class T>
 __device__ __forceinline__ void train_row(T* z, int label, float* loss, float* mass_out, int k,
                                           bool at_once, float dloss, int ignore,
                                           Running* scratch) {
-    const int many = 16 / sizeof(T), chunks = at_once ? k / many : 0;
+    constexpr int MANY = 16 / sizeof(T);
+    const int chunks = at_once ? k / MANY : 0, beyond = threadIdx.x + HELD * blockDim.x;
     const float mass = label_mass(label, nullptr, k, ignore);
     const float on_label = mass > 0 ? number(z[label]) : 0.0f;     // before anybody writes
+    uint4 *const words = (uint4*)z, held[HELD];
+    float s[MANY];
+    #pragma unroll
+    for (int n = 0; n < HELD; n++)
+        if (const int i = threadIdx.x + n * blockDim.x; i < chunks) held[n] = words[i];
     Running mine = running_start();
-    for (int i = threadIdx.x; i < chunks; i += blockDim.x) {
-        const Chunk<T> chunk = ((const Chunk<T>*)z)[i];
-        #pragma unroll
-        for (int n = 0; n < many; n++) mine = running_add(mine, number(chunk.at[n]));
+    #pragma unroll
+    for (int n = 0; n < HELD; n++) {
+        if ((int)(threadIdx.x + n * blockDim.x) >= chunks) break;
+        unpack(s, held[n]);
+        mine = running_add(mine, s);
     }
-    for (int j = many * chunks + threadIdx.x; j < k; j += blockDim.x)
+    for (int i = beyond; i < chunks; i += blockDim.x) {
+        unpack(s, words[i]);
+        mine = running_add(mine, s);
+    }
+    for (int j = MANY * chunks + threadIdx.x; j < k; j += blockDim.x)
         mine = running_add(mine, number(z[j]));
     const Running whole = block_join(mine, scratch);
     if (threadIdx.x == 0) {
         *loss = mass > 0 ? -mass * (on_label - whole.largest - logf(whole.sum)) : mass;  // (1), (3)
         *mass_out = mass;
     }
-    const float scale = dloss * mass / whole.sum, target = dloss * mass;
-    for (int i = threadIdx.x; i < chunks; i += blockDim.x) {
-        Chunk<T> chunk = ((const Chunk<T>*)z)[i];
-        #pragma unroll
-        for (int n = 0; n < many; n++)
-            put(&chunk.at[n], expf(number(chunk.at[n]) - whole.largest) * scale
-                              - (i * many + n == label ? target : 0.0f));           // (4)
-        ((Chunk<T>*)z)[i] = chunk;
+    const Row row = {whole.largest, dloss * mass / whole.sum, dloss * mass, label};
+    #pragma unroll
+    for (int n = 0; n < HELD; n++) {
+        const int i = threadIdx.x + n * blockDim.x;
+        if (i >= chunks) break;
+        unpack(s, held[n]);
+        gradients(s, MANY * i, row);
+        words[i] = packed(s);
     }
-    for (int j = many * chunks + threadIdx.x; j < k; j += blockDim.x)
-        put(&z[j], expf(number(z[j]) - whole.largest) * scale - (j == label ? target : 0.0f));
+    for (int i = beyond; i < chunks; i += blockDim.x) {
+        unpack(s, words[i]);
+        gradients(s, MANY * i, row);
+        words[i] = packed(s);
+    }
+    for (int j = MANY * chunks + threadIdx.x; j < k; j += blockDim.x) {
+        float one[1] = {number(z[j])};
+        gradients(one, j, row);
+        put(&z[j], one[0]);
+    }
 }
 
-extern "C" __global__ void cross_entropy_train(float* z, const int* __restrict__ labels,
-                                               float* __restrict__ losses,
-                                               float* __restrict__ masses, int k, int stride,
-                                               int at_once, float dloss, int ignore) {
+extern "C" __global__ void __launch_bounds__(1024) cross_entropy_train(
+        float* z, const int* __restrict__ labels, float* __restrict__ losses,
+        float* __restrict__ masses, int k, int stride, int at_once, float dloss, int ignore) {
     __shared__ Running scratch[MOST_WARPS];
     const int row = blockIdx.x;
     train_row(z + (long long)row * stride, labels[row], losses + row, masses + row, k, at_once,
               dloss, ignore, scratch);
 }
 
-extern "C" __global__ void cross_entropy_train_16_bits(uint16_t* z, const int* __restrict__ labels,
-                                                       float* __restrict__ losses,
-                                                       float* __restrict__ masses, int k,
-                                                       int stride, int at_once, float dloss,
-                                                       int ignore) {
+extern "C" __global__ void __launch_bounds__(1024) cross_entropy_train_16_bits(
+        uint16_t* z, const int* __restrict__ labels, float* __restrict__ losses,
+        float* __restrict__ masses, int k, int stride, int at_once, float dloss, int ignore) {
     __shared__ Running scratch[MOST_WARPS];
     const int row = blockIdx.x;
     train_row(z + (long long)row * stride, labels[row], losses + row, masses + row, k, at_once,

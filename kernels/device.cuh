@@ -58,6 +58,30 @@ __device__ __forceinline__ float2 block_sums(float a, float b, float2* scratch) 
     return make_float2(a, b);
 }
 
+#define LOG2_E 1.44269504088896f     // exp(x) = 2^(x log2(e))
+
+// 2^x, to two units in the last place; numbers below 1.2e-38 are zero.
+__device__ __forceinline__ float power_of_two(float x) {
+#ifdef EMULATOR
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+// -> 1 / x, to one unit in the last place; below 1.2e-38 it is zero.
+__device__ __forceinline__ float reciprocal(float x) {
+#ifdef EMULATOR
+    return 1.0f / x;
+#else
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
 // A running softmax over a row that is read once (Milakov and Gimelshein 2018, algorithm 3):
 // the largest score so far, and the sum of exp(score - largest).
 struct Running {
@@ -82,6 +106,19 @@ __device__ __forceinline__ Running running_join(Running a, Running b) {
 __device__ __forceinline__ Running running_add(Running a, float s) {
     if (s <= a.largest) return {a.largest, a.sum + exp_below(s, a.largest)};
     return {s, a.sum * exp_below(a.largest, s) + 1.0f};
+}
+
+// Several more at once: one question and one rescaling for all of them.
+template <int N>
+__device__ __forceinline__ Running running_add(Running a, const float (&s)[N]) {
+    float largest = a.largest;
+    #pragma unroll
+    for (int i = 0; i < N; i++) largest = fmaxf(largest, s[i]);
+    const float base = largest == -INFINITY ? 0.0f : largest;     // then they add 2^-inf each
+    float sum = a.sum * power_of_two(LOG2_E * (a.largest - base));
+    #pragma unroll
+    for (int i = 0; i < N; i++) sum += power_of_two(LOG2_E * (s[i] - base));
+    return {largest, sum};
 }
 
 __device__ __forceinline__ Running warp_join(Running a) {
@@ -233,15 +270,33 @@ __device__ __forceinline__ uint32_t pack_16_bits(float first, float second) {
 #endif
 }
 
-// 2^x, to two units in the last place; numbers below 1.2e-38 are zero.
-__device__ __forceinline__ float power_of_two(float x) {
-#ifdef EMULATOR
-    return exp2f(x);
-#else
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#endif
+// A number of either format, as float32.
+__device__ __forceinline__ float number(float v) { return v; }
+__device__ __forceinline__ float number(uint16_t v) { return from_16_bits(v); }
+__device__ __forceinline__ void put(float* to, float v) { *to = v; }
+__device__ __forceinline__ void put(uint16_t* to, float v) { *to = to_16_bits(v); }
+
+// What one access of 16 bytes brings, as numbers and back: four of float32, eight of 16 bits.
+__device__ __forceinline__ void unpack(float (&to)[4], const uint4& words) {
+    to[0] = __uint_as_float(words.x), to[1] = __uint_as_float(words.y);
+    to[2] = __uint_as_float(words.z), to[3] = __uint_as_float(words.w);
+}
+
+__device__ __forceinline__ void unpack(float (&to)[8], const uint4& words) {
+    const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+    #pragma unroll
+    for (int i = 0; i < 8; i++)
+        to[i] = from_16_bits((uint16_t)(i % 2 ? word[i / 2] >> 16 : word[i / 2] & 0xffff));
+}
+
+__device__ __forceinline__ uint4 packed(const float (&from)[4]) {
+    return make_uint4(__float_as_uint(from[0]), __float_as_uint(from[1]),
+                      __float_as_uint(from[2]), __float_as_uint(from[3]));
+}
+
+__device__ __forceinline__ uint4 packed(const float (&from)[8]) {
+    return make_uint4(pack_16_bits(from[0], from[1]), pack_16_bits(from[2], from[3]),
+                      pack_16_bits(from[4], from[5]), pack_16_bits(from[6], from[7]));
 }
 
 // Tensor cores, one warp: C (16, 8) += A (16, 16) @ B (16, 8), A and B in 16 bits, C in float32.

@@ -15,22 +15,27 @@
 
 #define QUADS (((WIDTH + 3) / 4 + THREADS - 1) / THREADS)     // of a thread: four channels each
 
+#define EVEN (WIDTH % (4 * THREADS) == 0)     // no thread has channels beyond the row
+
 // Rows whose width is no multiple of four begin anywhere, and go number by number.
 __device__ __forceinline__ void load_channels(float (&to)[4], const float* from, int c) {
-    if (WIDTH % 4 == 0 && c < WIDTH) load_four(to, from + c, 4);
+    if (WIDTH % 4 == 0) load_four(to, from + c, EVEN || c < WIDTH ? 4 : 0);
     else for (int i = 0; i < 4; i++) to[i] = c + i < WIDTH ? from[c + i] : 0.0f;
 }
 
 __device__ __forceinline__ void store_channels(float* to, const float (&from)[4], int c) {
-    if (WIDTH % 4 == 0 && c < WIDTH) store_four(to + c, from, 4);
+    if (WIDTH % 4 == 0) store_four(to + c, from, EVEN || c < WIDTH ? 4 : 0);
     else for (int i = 0; i < 4; i++) if (c + i < WIDTH) to[c + i] = from[i];
 }
 
 __device__ __forceinline__ void store_rounded(uint16_t* to, const float (&from)[4], int c) {
-    if (WIDTH % 4 == 0 && c < WIDTH)
-        *(uint2*)(to + c) = make_uint2(pack_16_bits(from[0], from[1]),
-                                       pack_16_bits(from[2], from[3]));
-    else for (int i = 0; i < 4; i++) if (c + i < WIDTH) to[c + i] = to_16_bits(from[i]);
+    if (WIDTH % 4 == 0) {
+        if (EVEN || c < WIDTH)
+            *(uint2*)(to + c) = make_uint2(pack_16_bits(from[0], from[1]),
+                                           pack_16_bits(from[2], from[3]));
+    } else {
+        for (int i = 0; i < 4; i++) if (c + i < WIDTH) to[c + i] = to_16_bits(from[i]);
+    }
 }
 
 // a *= M of four channels of a token
@@ -53,16 +58,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_forwar
     __shared__ float scratch[2][MOST_WARPS];
     const int row = blockIdx.x;
     const long long at = (long long)row * WIDTH;
-    float kept[QUADS][4], sum = 0.0f, squares = 0.0f;
+    float kept[QUADS][4], scale[QUADS][4], shift[QUADS][4], sum = 0.0f, squares = 0.0f;
     #pragma unroll
     for (int quad = 0; quad < QUADS; quad++) {
         const int c = 4 * (threadIdx.x + quad * THREADS);
         load_channels(kept[quad], x + at, c);
+        load_channels(scale[quad], w, c);     // on their way while the sums are made
+        load_channels(shift[quad], b, c);
         if (more) {
-            float a[4], shift[4] = {};
+            float a[4], added[4] = {};
             load_channels(a, more + at, c);
-            if (bias) load_channels(shift, bias, c);
-            for (int i = 0; i < 4; i++) a[i] += shift[i];
+            if (bias) load_channels(added, bias, c);
+            for (int i = 0; i < 4; i++) a[i] += added[i];
             if (example_ids)
                 drop_four(a, example_ids[row], positions[row], c, threshold, keep, seed, *step,
                           site);
@@ -84,13 +91,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_forwar
     #pragma unroll
     for (int quad = 0; quad < QUADS; quad++) {
         const int c = 4 * (threadIdx.x + quad * THREADS);
-        float scale[4], shift[4];
-        load_channels(scale, w, c);
-        load_channels(shift, b, c);
         for (int i = 0; i < 4; i++)
-            shift[i] += (kept[quad][i] - row_mean) * row_rstd * scale[i];           // (1), (2)
-        if (low) store_rounded(low + at, shift, c);
-        else store_channels(y + at, shift, c);
+            shift[quad][i] += (kept[quad][i] - row_mean) * row_rstd * scale[quad][i];     // (1), (2)
+        if (low) store_rounded(low + at, shift[quad], c);
+        else store_channels(y + at, shift[quad], c);
     }
     if (threadIdx.x == 0) {
         mean[row] = row_mean;
@@ -119,13 +123,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_backwa
     for (int row = first; row < end; row++) {
         const long long at = (long long)row * WIDTH;
         const float row_mean = mean[row], row_rstd = rstd[row];
-        float normal[QUADS][4], g[QUADS][4], sum_g = 0.0f, sum_gn = 0.0f;
+        float normal[QUADS][4], g[QUADS][4], d[QUADS][4], sum_g = 0.0f, sum_gn = 0.0f;
         #pragma unroll
         for (int quad = 0; quad < QUADS; quad++) {
             const int c = 4 * (threadIdx.x + quad * THREADS);
             float up[4];
             load_channels(up, dy + at, c);
             load_channels(normal[quad], x + at, c);
+            // on its way while the others wait for the sums
+            if (residual) load_channels(d[quad], residual + at, c);
+            else for (int i = 0; i < 4; i++) d[quad][i] = 0.0f;
             for (int i = 0; i < 4; i++) {
                 normal[quad][i] = c + i < WIDTH ? (normal[quad][i] - row_mean) * row_rstd : 0.0f;
                 g[quad][i] = up[i] * weight[quad][i];
@@ -139,18 +146,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_backwa
         #pragma unroll
         for (int quad = 0; quad < QUADS; quad++) {
             const int c = 4 * (threadIdx.x + quad * THREADS);
-            float d[4], before[4] = {};
-            if (residual) load_channels(before, residual + at, c);
             for (int i = 0; i < 4; i++)
-                d[i] = before[i] + row_rstd * (g[quad][i] - both.x / WIDTH
-                                               - normal[quad][i] * (both.y / WIDTH));     // (3)
-            store_channels(dx + at, d, c);
+                d[quad][i] += row_rstd * (g[quad][i] - both.x / WIDTH
+                                          - normal[quad][i] * (both.y / WIDTH));          // (3)
+            store_channels(dx + at, d[quad], c);
             if (example_ids)
-                drop_four(d, example_ids[row], positions[row], c, threshold, keep, seed, *step,
-                          site);
-            if (low) store_rounded(low + at, d, c);
-            else if (copy) store_channels(copy + at, d, c);
-            for (int i = 0; i < 4; i++) dbias[quad][i] += d[i];
+                drop_four(d[quad], example_ids[row], positions[row], c, threshold, keep, seed,
+                          *step, site);
+            if (low) store_rounded(low + at, d[quad], c);
+            else if (copy) store_channels(copy + at, d[quad], c);
+            for (int i = 0; i < 4; i++) dbias[quad][i] += d[quad][i];
         }
     }
     parts += (long long)blockIdx.x * sums * WIDTH;

@@ -44,7 +44,8 @@ BUILDS = {
     "cross_entropy": [{"FLOAT16": n} for n in (0, 1)],
     "dropout": [{}],
     "embedding": [{}],
-    "gelu": [{"FLOAT16": n} for n in (0, 1)],
+    "gelu": [{"FLOAT16": f, "FORM": form, "ALIGNED": at} for f, form, at in
+             ((0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 0))],
     "layer_norm": [{"WIDTH": c, "THREADS": t} for c, t in ((128, 32), (768, 192), (1600, 256))],
     "next_token": [{"WIDE": n} for n in (0, 1)],
     "residual_layer_norm": [{"FLOAT16": f, "WIDTH": c, "THREADS": t} for f, c, t in

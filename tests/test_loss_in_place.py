@@ -11,6 +11,7 @@ from minisft.dispatch import FORMATS, rounded
 from minisft.dispatch.matmul import widened
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
+from minisft.ops import cross_entropy as plain_cross_entropy
 from minisft.ops.cross_entropy import IGNORE
 from tests import standin_cupy
 
@@ -75,3 +76,30 @@ def test_a_label_that_is_no_class_gives_no_number(rng):
     z = rng.standard_normal((3, 4), dtype=np.float32)
     loss, _ = cross_entropy.train(z, np.array([0, 4, 2]))
     assert np.isnan(loss) and np.isnan(z[1]).all() and np.isfinite(z[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("order", emulator.ORDERS)
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_what_a_thread_cannot_keep_is_read_again(rng, monkeypatch, dtype, order):
+    monkeypatch.setattr(cross_entropy, "MOST_OF_TRAIN", 32)     # they keep 896 or 1,792 logits
+    z = 4 * rng.standard_normal((4, 2600), dtype=np.float32)
+    z[0, 100], z[1, 2000], z[2, :2500] = 1e4, 1e4, -np.inf
+    z = widened(rounded(z, np.dtype(dtype))) if dtype != np.float32 else z
+    labels = np.array([2599, 1, 2550, IGNORE])
+    (loss, mass), cache = plain_cross_entropy.forward(z.astype(np.float64), labels)
+    expected = plain_cross_entropy.backward(0.5, cache)
+    ours = rounded(z, np.dtype(dtype)) if dtype != np.float32 else z.copy()
+    with emulator.thread_order(order, seed=1):
+        found = cross_entropy.train(ours, labels, 0.5)
+    assert found[1] == mass == 3 and found[0] == pytest.approx(loss, rel=1e-6)
+    ours = widened(ours) if dtype != np.float32 else ours
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6 if dtype == np.float32 else
+                               2.0**-9)
+
+
+def test_a_logit_that_is_no_number_shows(rng):
+    z = rng.standard_normal((3, 70), dtype=np.float32)
+    z[0, 5], z[1, 6] = np.nan, np.inf
+    loss, _ = cross_entropy.train(z, np.array([0, 1, 2]))
+    assert np.isnan(loss) and np.isnan(z[0]).all() and np.isnan(z[1]).any()
+    assert np.isfinite(z[2]).all()

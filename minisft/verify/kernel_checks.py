@@ -224,27 +224,29 @@ def of_cross_entropy(launcher: Any, options: bool, size: int,
 
 
 def _cross_entropy_in_place(dtype, size, put):
-    """Rows within a wider array, as a padded table gives them, at 16 bytes or not. z is rounded
-    before, in the formula too; so is the gradient, but for its float32 sums."""
-    (z,) = normal((7, size))
-    z = widened(rounded(4 * z, dtype)) if dtype is not None else 4 * z
-    labels = np.random.default_rng(2).integers(0, size, 7)
-    labels[::3] = cross_entropy.IGNORE
+    """Rows within a wider array, as a padded table gives them, at 16 bytes or not, and long ones,
+    of which a thread keeps several pieces. z is rounded before, in the formula too; so is the
+    gradient, but for its float32 sums."""
     found = {}
-    for width in (size + 5, 8 * size):
+    for k, width in ((size, size + 5), (size, 8 * size), (60 * size, 64 * size)):
+        (z,) = normal((7, k))
+        z = widened(rounded(4 * z, dtype)) if dtype is not None else 4 * z
+        z[1, :k // 2] = -np.inf
+        labels = np.random.default_rng(2).integers(k // 2, k, 7)
+        labels[::3] = cross_entropy.IGNORE
         whole = np.zeros((7, width), np.float32)
-        whole[:, :size] = z
+        whole[:, :k] = z
         whole = put(whole if dtype is None else rounded(whole, dtype))
-        loss, mass = cross_entropy_launch.train(whole[:, :size], put(labels), 0.7)
+        loss, mass = cross_entropy_launch.train(whole[:, :k], put(labels), 0.7)
         dz = to_cpu(whole)
         dz = dz if dtype is None else widened(dz)
-        arrays = [loss, mass, dz[:, :size], dz[:, size:]]
+        arrays = [loss, mass, dz[:, :k], dz[:, k:]]
 
-        def formula(kind, arrays=arrays):
+        def formula(kind, arrays=arrays, z=z, labels=labels):
             (loss, mass), cache = cross_entropy.forward(z.astype(kind), labels)
             return loss, mass, cross_entropy.backward(0.7, cache), np.zeros(arrays[3].shape, kind)
 
-        found |= {f"{name} of {width}": three for name, *three in zip(
+        found |= {f"{name} of {k} in {width}": three for name, *three in zip(
             ("loss", "mass", "dz", "behind"), arrays, formula(np.float32), formula(np.float64),
             strict=True)}
     return found

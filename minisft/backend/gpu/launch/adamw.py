@@ -6,7 +6,7 @@ from math import sqrt
 
 import numpy as np
 
-from minisft.backend.array import Array, array_module
+from minisft.backend.array import Array, address, array_module
 from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 
@@ -29,8 +29,8 @@ def step(values: Array, grads: Array, m: Array, v: Array, t: int,
     """
     xp, (b1, b2) = array_module(values), betas
     for name, a in (("values", values), ("grads", grads), ("m", m), ("v", v), ("low", low)):
-        if a is not None and _address(a) % 16:
-            raise ValueError(f"adamw: {name} begins at {_address(a):#x}, expected a multiple of 16")
+        if a is not None and address(a) % 16:
+            raise ValueError(f"adamw: {name} begins at {address(a):#x}, expected a multiple of 16")
     launch("adamw", "adamw_step", (ceil_div(len(values), THREADS * A_THREAD),), (THREADS,),
            values=values, grads=grads, m=m, v=v, n=len(values),
            low=None if low is None else low.view(np.uint16),
@@ -58,10 +58,6 @@ def squares(grads: Array) -> Array:
     launch("adamw", "adamw_squares_sum", (1,), (THREADS,),
            parts=parts, squares=out, pieces=len(parts))
     return out
-
-
-def _address(a):
-    return a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr
 
 
 @lru_cache(maxsize=8)

@@ -5,12 +5,13 @@
 
 import numpy as np
 
-from minisft.backend.array import Array, array_module
+from minisft.backend.array import Array, address, array_module
 from minisft.backend.constants import IGNORE, ceil_div
 from minisft.backend.gpu.cuda import Rows, launch
 
 MOST_THREADS = 256
-MOST_OF_TRAIN = 1024     # one block reads a row of a whole vocabulary twice
+MOST_OF_TRAIN = 1024
+HELD = 7     # accesses of 16 bytes that a thread of train keeps, as in the kernel
 
 
 def forward(z: Array, labels: Array, weights: Array | None = None, smoothing: float = 0.0,
@@ -54,11 +55,11 @@ def train(z: Array, labels: Array, dloss: float = 1.0,
     losses, masses = (xp.empty(len(z), dtype=np.float32) for _ in range(2))
     out, low = xp.empty(2, dtype=np.float32), z.dtype != np.float32
     rows = Rows(z.view(np.uint16) if z.dtype == np.float16 else z)
-    many, begins = 16 // z.itemsize, z.ctypes.data if isinstance(z, np.ndarray) else z.data.ptr
-    threads = min(MOST_OF_TRAIN, 32 * ceil_div(z.shape[1], 32 * many))
+    many = 16 // z.itemsize
+    threads = min(MOST_OF_TRAIN, 32 * ceil_div(z.shape[1], 32 * many * HELD))
     launch("cross_entropy", "cross_entropy_train" + "_16_bits" * low, (len(z),), (threads,),
            z=rows, labels=labels, losses=losses, masses=masses, k=z.shape[1],
-           stride=rows.stride(), at_once=int(rows.stride() % many == 0 and begins % 16 == 0),
+           stride=rows.stride(), at_once=int(rows.stride() % many == 0 and address(z) % 16 == 0),
            dloss=float(dloss), ignore=ignore, defines={"FLOAT16": int(z.dtype == np.float16)})
     launch("cross_entropy", "cross_entropy_sum", (1,), (MOST_THREADS,),
            losses=losses, masses=masses, out=out, n=len(z))

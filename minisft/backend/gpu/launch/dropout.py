@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.array import Array, array_module
+from minisft.backend.array import Array, address, array_module
 from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 
-THREADS = 256
+MOST_THREADS = 256
 
 
 def forward(x: Array, words: random.Tokens, rate: float) -> tuple[Array, tuple]:
@@ -53,6 +53,7 @@ def _apply(x, mask):
     xp = array_module(x)
     x = xp.ascontiguousarray(x)
     y, (n, width) = xp.empty_like(x), x.shape
-    launch("dropout", "dropout_apply", (ceil_div(n * ceil_div(width, 4), THREADS),), (THREADS,),
-           x=x, y=y, n=n, width=width, **mask)
+    aligned = width % 4 == 0 and not (address(x) | address(y)) % 16
+    launch("dropout", "dropout_apply", (n,), (min(MOST_THREADS, 32 * ceil_div(width, 128)),),
+           x=x, y=y, width=width, aligned=int(aligned), **mask)
     return y

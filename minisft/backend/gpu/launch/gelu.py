@@ -6,15 +6,15 @@ float32 in any case.
 
 import numpy as np
 
-from minisft.backend.array import Array, array_module
+from minisft.backend.array import Array, address, array_module
 from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 from minisft.backend.gpu.launch.column_sums import column_sums
 
 FORMS = {"tanh": 0, "erf": 1}
 THREADS, ROWS = 128, 8     # threads and rows of a block
-BACKWARD_ROWS = 32         # with a bias: each block then writes a part of its gradient
-COLUMNS = 8                # of a thread, in 16 bits
+# Of the backward with a bias: each writes a part of its gradient, and too few let a card wait.
+BLOCKS = 768
 
 
 def forward(x: Array, form: str = "tanh", bias: Array | None = None) -> tuple[Array, tuple]:
@@ -25,7 +25,7 @@ def forward(x: Array, form: str = "tanh", bias: Array | None = None) -> tuple[Ar
     n, width = _shape(x)
     rows = _rows(n, ROWS)
     launch("gelu", f"gelu{_suffix(x)}_forward", _grid(x, n, width, rows), (THREADS,), x=_words(x),
-           b=bias, y=_words(y), n=n, width=width, rows=rows, form=FORMS[form], defines=_format(x))
+           b=bias, y=_words(y), n=n, width=width, rows=rows, defines=_defines(form, x, y))
     return y, (x, bias, form)
 
 
@@ -36,12 +36,13 @@ def backward(dy: Array, cache: tuple, out: Array | None = None) -> Array | tuple
     dy = xp.ascontiguousarray(dy)
     dx = xp.empty_like(dy)
     n, width = _shape(dy)
-    rows = _rows(n, ROWS if bias is None else BACKWARD_ROWS)
+    least = ROWS if bias is None else max(4, ceil_div(n * _grid(x, n, width, n)[0], BLOCKS))
+    rows = _rows(n, least)
     grid = _grid(x, n, width, rows)
     parts = None if bias is None else xp.empty((grid[1], width), dtype=bias.dtype)
     launch("gelu", f"gelu{_suffix(x)}_backward", grid, (THREADS,), dy=_words(dy), x=_words(x),
-           b=bias, dx=_words(dx), parts=parts, n=n, width=width, rows=rows, form=FORMS[form],
-           defines=_format(x))
+           b=bias, dx=_words(dx), parts=parts, n=n, width=width, rows=rows,
+           defines=_defines(form, x, dy, dx))
     return dx if parts is None else (dx, column_sums(parts, out))
 
 
@@ -54,8 +55,11 @@ def _words(a):
     return a.view(np.uint16) if a.dtype == np.float16 else a
 
 
-def _format(x):
-    return {"FLOAT16": int(x.dtype == np.float16)}
+def _defines(form, *arrays):
+    """Arrays of one shape and type -> the kernel's -D options."""
+    begins = [a.shape[-1] * a.itemsize for a in arrays] + [address(a) for a in arrays]
+    return {"FORM": FORMS[form], "FLOAT16": int(arrays[0].dtype == np.float16),
+            "ALIGNED": int(not any(begin % 16 for begin in begins))}
 
 
 def _shape(x):
@@ -67,5 +71,5 @@ def _rows(n, rows):
 
 
 def _grid(x, n, width, rows):
-    columns = 1 if x.dtype == np.float32 else COLUMNS
+    columns = 16 // x.itemsize     # of a thread
     return ceil_div(width, THREADS * columns), ceil_div(n, rows)

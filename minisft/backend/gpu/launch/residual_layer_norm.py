@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.array import Array, array_module
+from minisft.backend.array import Array, address, array_module
 from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 from minisft.backend.gpu.launch import column_sums, dropout
@@ -76,8 +76,7 @@ def _ready(a):
     """-> the array, contiguous and at a multiple of 16 bytes: so parameters lie on a card, but not
     on a CPU."""
     a = array_module(a).ascontiguousarray(a)
-    begins = a.ctypes.data if isinstance(a, np.ndarray) else a.data.ptr
-    return a.copy() if begins % 16 else a
+    return a.copy() if address(a) % 16 else a
 
 
 def _rounded_or_not(a, rounded, plain):
