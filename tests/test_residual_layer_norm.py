@@ -1,5 +1,7 @@
 """Residual sums that a norm's kernel adds: the same step as the plain sums', in fewer launches."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,8 @@ from minisft.models.adapters import LoraConfig
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.nn import blocks
-from minisft.nn.layers import Sum
+from minisft.nn.layers import LayerNorm, Sum
+from minisft.nn.parameters import Parameters
 from minisft.ops.cross_entropy import IGNORE
 from tests import standin_cupy
 
@@ -201,5 +204,20 @@ def test_arrays_may_begin_anywhere_in_memory(rng):
         u, y, cache = residual_layer_norm.forward(*map(convert, (x, w, b)), more=convert(more),
                                                   bias=convert(bias))
         dx, _ = residual_layer_norm.backward(convert(dy), cache, convert(x))
-        found.append((u, y, dx))
+        h, cache = gelu.forward(convert(more), "tanh", convert(bias))
+        found.append((u, y, dx, h, *gelu.backward(convert(dy), cache)))
     assert all(map(np.array_equal, *found))
+
+
+def test_what_is_added_is_not_kept(rng, monkeypatch):
+    """A backward needs the sums; what went into them would be a tenth of a step's memory."""
+    monkeypatch.setenv("MINISFT_CUDA", "emulate")
+    norm = LayerNorm("norm", 8, 0, 1e-5)
+    Parameters(norm.parameters())
+    x, more, dy = (a.copy() for a in rng.standard_normal((3, 5, 8), dtype=np.float32))
+    gone = weakref.ref(more)
+    norm.of_sum(Sum(x, more, None))
+    del more
+    assert gone() is None
+    gradient = norm.backward(dy)
+    assert np.array_equal(gradient.x, gradient.more)

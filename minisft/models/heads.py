@@ -450,8 +450,11 @@ class LanguageModel(Model):
             return super().loss_and_gradients(batch, stream, scale, **options)
         self.loss_cache = self.cache = None
         batch = self.received(batch)
+        # a card's pool keeps together for the logits what smaller arrays would break up
+        room = None if train is None else self._room_for_logits(len(rows), parts[0], low)
         hidden, every = self.trunk.forward(batch, stream), len(rows) == len(batch.ids)
         rows = slice(None) if every else batch.asarray(rows)
+        del room
         labels: Any = batch.labels
         loss, denominator, dhidden = logit_blocks.loss_and_dhidden(
             hidden[rows], labels[rows], parts,
@@ -459,6 +462,13 @@ class LanguageModel(Model):
             train=train)
         self.trunk.backward(dhidden if every else scattered(dhidden, rows, len(hidden)))
         return loss, denominator
+
+    def _room_for_logits(self, rows, part, low):
+        """-> an array as large as the logits of a block and two of hidden (rows,C), which come
+        before them."""
+        classes, width = self.trunk.wte.w.padded_product_value.shape
+        size = (part.stop - part.start) * classes * (2 if low else 4) + 8 * rows * width
+        return self.store.xp.empty(size, dtype=np.uint8)
 
     def _head(self, hidden, round_y=False):
         """hidden (M,C) -> logits (M,V), in 16 bits with `round_y`, cache."""

@@ -178,7 +178,8 @@ class LayerNorm(Layer):
             "drop": term.drop}
         x, y, cache = kernel.forward(x if term is None else term.x, self.w.value, self.b.value,
                                      self.eps, dtype=dtype, **options)
-        self.save_for_backward(kernel, cache, term)
+        # not the arrays of the Sum, which nobody needs any more
+        self.save_for_backward(kernel, cache, None if term is None else (term.bias, term.dtype))
         return x, y
 
     def backward(self, dy: Array, residual: Array = None) -> Any:
@@ -190,9 +191,9 @@ class LayerNorm(Layer):
         return dx if residual is None else residual + dx
 
     def _backward_of_sum(self, dy, kernel, cache, term, residual):
-        outs, add = _sums_of([self.w, self.b] if term is None else [self.w, self.b, term.bias])
-        dx, dmore = kernel.backward(dy, cache, residual, None if term is None else term.dtype,
-                                    outs, add, more=term is not None)
+        bias, dtype = (None, None) if term is None else term
+        outs, add = _sums_of([self.w, self.b] if term is None else [self.w, self.b, bias])
+        dx, dmore = kernel.backward(dy, cache, residual, dtype, outs, add, more=term is not None)
         return dx if term is None else Gradient(dx, dmore)
 
     def _backward(self, dy, cache):
