@@ -4,7 +4,7 @@
 // and each block's part of the bias's gradient; column_sums.cu adds the parts. In float32; between
 // two products in 16 bits gelu_16_bits_forward and _backward, which read what the one has stored
 // and write what the other takes.
-// A thread owns as many neighbouring columns as lie in 16 bytes, four or in 16 bits eight, in `rows`
+// A thread owns as many neighbouring columns as lie in 16 bytes, four or in 16 bits eight, in a few
 // rows: neighbouring threads read neighbouring numbers, and a column's sum never leaves its thread.
 // Shared memory: none.
 // Demands: contiguous arrays; b may be null (no bias), then so is `parts`. 16-bit arrays are

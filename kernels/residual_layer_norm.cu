@@ -92,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_forwar
     for (int quad = 0; quad < QUADS; quad++) {
         const int c = 4 * (threadIdx.x + quad * THREADS);
         for (int i = 0; i < 4; i++)
-            shift[quad][i] += (kept[quad][i] - row_mean) * row_rstd * scale[quad][i];     // (1), (2)
+            shift[quad][i] += (kept[quad][i] - row_mean) * row_rstd * scale[quad][i];    // (1), (2)
         if (low) store_rounded(low + at, shift[quad], c);
         else store_channels(y + at, shift[quad], c);
     }

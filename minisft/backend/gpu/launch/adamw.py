@@ -52,7 +52,7 @@ def squares(grads: Array) -> Array:
     """grads (P,) -> the sum of their squares (1,), always added in the same order."""
     xp = array_module(grads)
     parts = xp.empty(ceil_div(len(grads), NUMBERS), dtype=grads.dtype)
-    out = xp.zeros(1, dtype=grads.dtype)
+    out = xp.empty(1, dtype=grads.dtype)
     launch("adamw", "adamw_squares", (len(parts),), (THREADS,),
            grads=grads, parts=parts, n=len(grads), numbers=NUMBERS)
     launch("adamw", "adamw_squares_sum", (1,), (THREADS,),
