@@ -7,6 +7,7 @@
                       between the products
     key blocks        attention of long texts, block by block of their keys
     compiled          loops that Numba compiles, minisft/backend/cpu/compiled
+    few rows          a linear map of a few rows on a CPU, whose weights are read once
     naive kernel      the simple CUDA kernel of kernels/, where there are two
     fused kernel      the fast one
     tensor cores      a CUDA kernel for 16-bit numbers, or cuBLAS on 16-bit factors
@@ -27,7 +28,13 @@ import numpy as np
 from minisft import ops
 from minisft.backend.gpu import launch
 from minisft.backend.gpu import linear as gpu_linear
-from minisft.dispatch import attention_groups, attention_key_blocks, mixed_precision, shapes
+from minisft.dispatch import (
+    attention_groups,
+    attention_key_blocks,
+    few_rows,
+    mixed_precision,
+    shapes,
+)
 from minisft.dispatch.conditions import (
     all_ask,
     compiled,
@@ -77,6 +84,8 @@ def _in_16_bits(name: str) -> Condition:
 linear = Operation("linear", ops.linear.forward, [
     Implementation("16 bits", (_in_16_bits("w"),), lambda: mixed_precision),
     Implementation("cuBLASLt", (on_gpu, in_float32), lambda: gpu_linear),
+    Implementation("few rows", (compiled, few_rows.takes, few_rows.on_this_processor),
+                   lambda: few_rows),
     Implementation(FORMULA, (), lambda: ops.linear),     # NumPy's or CuPy's BLAS
 ], shapes.linear)
 

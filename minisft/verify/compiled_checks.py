@@ -44,6 +44,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
         gelu,
         layer_norm,
         matmul_bfloat16,
+        matmul_few_rows,
         softmax,
     )
     checks = [
@@ -66,7 +67,20 @@ def compiled_checks() -> dict[str, KernelCheck]:
         checks += [KernelCheck(f"compiled matmul_bfloat16 ({name})",
                                partial(_products, matmul_bfloat16, rows))
                    for name, rows in (("many rows", None), ("a row", 1), ("few rows", 5))]
+    if not processor.why_not_avx512():
+        checks.append(KernelCheck("compiled matmul_few_rows", partial(_few_rows, matmul_few_rows)))
     return {check.name: check for check in checks}
+
+
+def _few_rows(loops, size, put):
+    """Eight rows, and nine, with weights laid out both ways."""
+    found = {}
+    for rows in 8, 9:
+        x, w = normal((rows, 16 * size), (16 * size, 400))
+        wanted = x @ w, x.astype(np.float64) @ w.astype(np.float64)
+        for name, laid in (("", w), (" by columns", np.asfortranarray(w))):
+            found[f"y of {rows}{name}"] = loops.matmul(put(x), put(laid)), *wanted
+    return found
 
 
 def _products(loops, rows, size, put):

@@ -29,6 +29,12 @@ def why_not_bfloat16() -> str:
     return ""
 
 
+def why_not_avx512() -> str:
+    """-> why assembly of AVX-512 does not run here; "" where it does."""
+    return "" if _features().get("avx512f") else \
+        f"this processor ({platform.machine()}) has no AVX-512"
+
+
 def gains_by_bfloat16() -> bool:
     """-> whether those products are faster than float32's.
 
