@@ -1,4 +1,4 @@
-"""The linear map of a few rows: right, the same bits in any company, and refused where it must be."""
+"""The linear map of a few rows: right, the same bits in any company, refused where it must be."""
 
 from importlib import import_module
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from minisft.backend.cpu import row_blocks
+from minisft.backend.cpu import jit, row_blocks
 from minisft.backend.random import MLP_OUT, Stream
 from minisft.data.batch import Batch, pack
 from minisft.dispatch import only
@@ -352,6 +352,25 @@ def test_recomputed_blocks_give_the_same_bits(rng, kind, which):
         found.append((float(loss), model.store.grads.copy()))
     assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1])
     assert found[0][1].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("form", ["gelu_new", "gelu"])
+def test_gelu_run_again_changes_no_bit(rng, monkeypatch, form, dtype):
+    cheap = form == "gelu_new" or dtype == np.float32 and jit.enabled()
+    x, dy = rng.standard_normal((2, 40, WIDTH)).astype(dtype)
+    found = []
+    for forgets in (True, False):
+        if not forgets:
+            monkeypatch.setattr(Linear, "forget_input", lambda self: None)
+            monkeypatch.setattr(Linear, "recall_input", lambda self, x: None)
+        mlp = MLP("mlp", config(activation_function=form), layer=1)
+        store = Parameters(mlp.parameters(), dtype)
+        store.values[...] = np.linspace(-1, 1, store.size)
+        y = mlp.forward(x)
+        assert (mlp.c_proj.cache[0][0] is None) == (cheap and forgets)
+        found.append((y, mlp.backward(dy), store.grads.copy()))
+    assert all(np.array_equal(a, b) and a.any() for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("stream", [None, STREAM])

@@ -128,6 +128,13 @@ class Cache(tuple):
         made.shape = getattr(y, "shape", None)
         return made
 
+    def with_entry(self, place: int, entry: Any) -> "Cache":
+        """-> the same with another entry at this place."""
+        entries = (*self.entries[:place], entry, *self.entries[place + 1:])
+        made = Cache(entries, self.implementation, None)
+        made.shape = self.shape
+        return made
+
 
 class Operation:
     """An operation of `minisft/ops` as layers call it: the first implementation that applies.

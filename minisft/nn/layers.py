@@ -114,6 +114,16 @@ class Linear(Layer):
         (cache,) = self.pop_saved()
         return self.backward_columns(dy, cache, slice(None), bias, needs_dx, round_dx)
 
+    def forget_input(self) -> None:
+        """Drops the x of the last `forward`; `recall_input` must bring it before the backward."""
+        (cache,) = self.cache
+        self.cache = (cache.with_entry(0, None),)
+
+    def recall_input(self, x: Array) -> None:
+        """x (N,in), as the last `forward` had it."""
+        (cache,) = self.cache
+        self.cache = (cache.with_entry(0, rounded(x, cache[1].dtype)),)
+
     def forward_columns(self, x: Array, columns: slice, bias: bool = True,
                         round_y: bool = False) -> tuple[Array, Any]:
         """x (N,in) -> the outputs `columns` of y, cache; the caller keeps the cache.

@@ -60,6 +60,12 @@ class LoraLinear(Linear):
         it does not hold all."""
         self.step = batch, stream, rows
 
+    def forget_input(self) -> None:
+        """Keeps it: each of its two maps has one of its own, behind dropout or rounded."""
+
+    def recall_input(self, x: Array) -> None:
+        """It is there."""
+
     def forward_columns(self, x: Array, columns: slice, bias: bool = True,
                         round_y: bool = False) -> tuple[Array, Any]:
         """As `Linear`'s: x (N,in) -> the outputs `columns` of y, cache."""

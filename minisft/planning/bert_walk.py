@@ -37,7 +37,7 @@ class BertWalk(Walk):
 
     def block_forward(self, i):
         """Block i, from h.i.x to the x of what follows."""
-        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        allocate, free = self.tracker.allocate, self.tracker.free
         n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}."
         trained = i + 1 >= self.first_trainable_layer
         if out < n:
@@ -51,10 +51,9 @@ class BertWalk(Walk):
         allocate(f"{h}norms", 4 * out)
         allocate(f"{h}norm_1", out * c)
         allocate(f"{h}mlp.c_fc", out * self.inner)
-        allocate(f"{h}mlp.phi", out * self.inner)
-        allocate(f"{h}mlp.gelu", out * self.inner)
-        observe(row_blocks=row_blocks_of(out * self.inner))
+        self.gelu_forward(i)
         allocate("mlp", out * c)
+        self.forget_gelu(i)
         self.dropout_forward(f"{h}drop_2", out, trained)
         allocate(f"{h}x_2", out * c)
         free("dropped")
@@ -93,6 +92,7 @@ class BertWalk(Walk):
         free(f"{h}x_2")
         if f"{h}drop_2" in self.tracker.allocated:
             allocate("d mlp", out * c)
+        self.gelu_again(i)
         observe(gradient_of_gelu=out * inner)
         free(f"{h}mlp.gelu", f"{h}drop_2")
         allocate("d gelu", out * inner)

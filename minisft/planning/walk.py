@@ -79,7 +79,7 @@ class Walk:
 
     def block_forward(self, i):
         """Block i, from h.i.x to the x of what follows."""
-        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        allocate, free = self.tracker.allocate, self.tracker.free
         n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}."
         trained = i + 1 >= self.first_trainable_layer
         allocate(f"{h}norms", 2 * (n + out))
@@ -96,14 +96,39 @@ class Walk:
         allocate(f"{h}ln_2", out * c)
         allocate(f"{h}mlp.c_fc", out * self.inner)
         self.adapter_forward(i, "mlp.c_fc")
-        allocate(f"{h}mlp.tanh", out * self.inner)
-        allocate(f"{h}mlp.gelu", out * self.inner)
-        observe(row_blocks=row_blocks_of(out * self.inner))
+        self.gelu_forward(i)
         allocate("mlp", out * c)
         self.adapter_forward(i, "mlp.c_proj")
+        self.forget_gelu(i)
         self.dropout_forward(f"{h}drop_2", out, trained)
         allocate(f"h.{i + 1}.x", out * c)
         free("attention", "mlp", "dropped")
+
+    def gelu_forward(self, i):
+        """GELU's output, and tanh or Phi, which its formula keeps."""
+        values = self.step.rows_out(i) * self.inner
+        self.tracker.allocate(f"h.{i}.mlp.inside gelu", values)
+        self.tracker.allocate(f"h.{i}.mlp.gelu", values)
+        self.tracker.observe(row_blocks=row_blocks_of(values))
+
+    def forget_gelu(self, i):
+        """Where it runs again neither is kept, but for what an adapter reads."""
+        if self.gelu_runs_again:
+            self.tracker.free(f"h.{i}.mlp.inside gelu")
+            if not self.step.rank(i, "mlp.c_proj"):
+                self.tracker.free(f"h.{i}.mlp.gelu")
+
+    def gelu_again(self, i):
+        """The same before the backward."""
+        if self.gelu_runs_again:
+            if self.step.rank(i, "mlp.c_proj"):     # which has the output already
+                self.tracker.observe(gelu=2 * self.step.rows_out(i) * self.inner)
+            self.gelu_forward(i)
+
+    @property
+    def gelu_runs_again(self):
+        """-> whether nn/blocks.py keeps GELU's input alone."""
+        return self.step.config.gelu_form == "tanh"
 
     def adapter_forward(self, i, name):
         """The merged matrix for a moment; or what an adapter keeps, u, and for a moment its part
@@ -194,6 +219,7 @@ class Walk:
         out, c, inner, h = self.step.rows_out(i), self.c, self.inner, f"h.{i}."
         if f"{h}drop_2" in self.tracker.allocated:
             allocate("d mlp", out * c)
+        self.gelu_again(i)
         observe(gradient_of_gelu=self.gradient_of_input(i, "mlp.c_proj"))
         free(f"{h}mlp.gelu", f"{h}drop_2")
         allocate("d gelu", out * inner)
