@@ -28,9 +28,6 @@ __device__ constexpr int lanes_for(int n) {
     return lanes;
 }
 
-__device__ __forceinline__ float number(float v) { return v; }
-__device__ __forceinline__ float number(uint16_t v) { return from_16_bits(v); }
-
 // How the channels of a head lie on lanes: 16 bytes side by side on each, or one number where rows
 // are no multiple of 16 bytes; as many lanes as that takes, and where a warp is too small PIECES.
 template <typename NUMBER>
