@@ -8,6 +8,7 @@ import pytest
 from benchmarks import gpu_host
 from minisft.backend import array
 from minisft.backend.gpu import cublaslt, cuda, emulator, gemm
+from minisft.backend.gpu.graph import Recorder
 from minisft.data.batch import pack
 from minisft.dispatch import only
 from minisft.errors import UserError
@@ -16,12 +17,12 @@ from minisft.models.adapters import LoraConfig
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
-from tests import standin_cublaslt, standin_cupy
+from tests import standin_cublaslt, standin_cupy, standin_graphs
 
 needs_compiler = pytest.mark.skipif(emulator.compiler() is None,
                                     reason="no C++ compiler to emulate CUDA kernels")
 GREEDY, DRAWN = Sampler(temperature=0), Sampler(1.3, 9, 0.9, seed=5)
-# the last prompt stops at the end of the model's positions
+# the first prompt stops at the end of the model's positions
 OPTIONS = {"max_new_tokens": 10, "end_token": 3, "unused_ids": [5, 96]}
 PRECISIONS = "float32", "tf32", "bfloat16", "float16"
 
@@ -35,7 +36,7 @@ def model_of(rng, n_head=2, width=32, **options):
 
 @pytest.fixture
 def prompts(rng):
-    return [rng.integers(0, 97, n) for n in (1, 7, 20)]
+    return [rng.integers(0, 97, n) for n in (20, 1, 7)]
 
 
 def written(model, prompts, sampler):
@@ -126,6 +127,19 @@ def test_a_card_replays_its_steps(rng, monkeypatch, prompts, precision, sampler)
     assert precision != "float32" or found[""] == expected
     # of a token its ids, or what the sampler reads: whether all is finite, logits and their order
     assert fetched == (10 if sampler is GREEDY else 30)
+
+
+@needs_compiler
+def test_the_cpu_reads_a_token_when_the_next_is_on_its_way(rng, monkeypatch, prompts):
+    seen = []
+    run, wait = Recorder.run, standin_graphs.Event.synchronize
+    monkeypatch.setattr(Recorder, "run", lambda *args: (seen.append("step"), run(*args)))
+    monkeypatch.setattr(standin_graphs.Event, "synchronize", lambda event: (
+        seen.append("read"), wait(event)))
+    model = model_of(rng)
+    with standin_cublaslt.card():
+        generate(model.to("cuda"), prompts[1:], 4, GREEDY)
+    assert seen == ["step", "read"] * 3 + ["read"]
 
 
 @needs_compiler
