@@ -16,6 +16,7 @@ from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.data.text import CLEANING_STEPS, parse_cleaning_steps
 from minisft.dispatch import PRECISIONS
 from minisft.errors import UserError, as_flag, render, shown
+from minisft.io.files import lies_in
 from minisft.io.hub import ALLOW_HTTP_HELP, DOWNLOAD_HELP, REVISION_HELP
 from minisft.io.model_folder import read_folder
 from minisft.training.config import PRECISION_HELP, require_device
@@ -200,4 +201,6 @@ def output_file(args: argparse.Namespace) -> Path | None:
                         "--overwrite)")
     if out and args.file and realpath(out) == realpath(args.file):
         raise UserError(f"--out {out}: is the file that is read, expected another")
+    if out and out.exists() and lies_in(out, args.model):
+        raise UserError(f"--out {out}: lies in the folder of --model, expected a file elsewhere")
     return out

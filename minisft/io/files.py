@@ -47,6 +47,13 @@ def require_no_link(path: Path) -> None:
                     raise link_error(part)
 
 
+def lies_in(path: str | Path, folder: str | Path) -> bool:
+    """-> whether what is at a path is the folder or lies in it, whatever links lead there."""
+    place = Path(os.path.realpath(path))
+    return place.exists() and os.path.isdir(folder) and any(
+        os.path.samefile(part, folder) for part in (place, *place.parents))
+
+
 def link_error(path: Path) -> UserError:
     """-> what is said of a link in the folder of a run."""
     return UserError(f"{path}: is a link, expected what a run wrote itself: nothing is read or "

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from minisft.errors import UserError, setting, tell
 from minisft.io.files import (
     CONFIG,
     fenced,
+    lies_in,
     link_error,
     make_folder,
     make_new_folder,
@@ -61,9 +62,16 @@ def unused_path(parent: str | Path, name: str, suffix: str = "") -> Path:
     return path
 
 
-def check_output_folder(folder: str | Path, overwrite: bool) -> None:
-    """Raises UserError when the folder is not empty and may not be overwritten."""
+def check_output_folder(folder: str | Path, overwrite: bool,
+                        read: Iterable[tuple[str, str | Path | None]] = ()) -> None:
+    """Raises UserError when the folder is not empty and may not be overwritten, or holds what the
+    run reads. `read`: options and the files or folders that they name."""
     folder = Path(folder)
+    for name, path in read:
+        if overwrite and path is not None and lies_in(path, folder):
+            raise UserError(f"{setting(name)} {path}: lies in {folder}, which "
+                            f"{setting('overwrite')} clears before the run begins; expected "
+                            f"another {setting('out')}")
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, expected a folder or nothing")

@@ -64,7 +64,7 @@ def curve(config: CurveConfig, resume: str | Path | None = None, say: Say = tell
     files = runner.fingerprints(config, kept, resume)
     out = resume or config.output.out
     if resume is None and out is not None:
-        run_folder.check_output_folder(out, config.output.overwrite)
+        run_folder.check_output_folder(out, config.output.overwrite, runner.read_by(config))
     with run_folder.FolderLock(out or f"runs/{runner.run_name(config)}-curve", say,
                                unnamed=out is None) as folder:
         return _curve(config, folder, resume, files, say)

@@ -180,7 +180,8 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None, say: Say =
     require_sound(config)
     config = with_commit(config)
     if resume is None and config.output.out is not None:
-        run_folder.check_output_folder(config.output.out, config.output.overwrite)
+        run_folder.check_output_folder(config.output.out, config.output.overwrite,
+                                       read_by(config))
     # 1. Clean the texts, find the labels, hold out the validation part
     task = read_task(config)
     files = fingerprints(config, kept, resume)
@@ -538,6 +539,14 @@ def run_name(config: FinetuneConfig) -> str:
     model = Path(config.model.model).resolve()
     # a folder that a run left is called `model`: the run's own name says more
     return f"{data}-{model.parent.name if model.name == 'model' else model.name}"
+
+
+def read_by(config: FinetuneConfig) -> list[tuple[str, str | Path | None]]:
+    """-> the options that name what a run reads, and the files or folders that it reads."""
+    chosen = config.model
+    places = [] if chosen.model == "scratch" else [_place(chosen), hub.base_of(_place(chosen))]
+    return [*((name, getattr(config.data, name)) for name in FILES),
+            *(("model", place) for place in places), ("tokenizer", chosen.tokenizer)]
 
 
 def fingerprints(config: FinetuneConfig, kept: dict | None,

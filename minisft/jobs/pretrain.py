@@ -182,7 +182,9 @@ def pretrain(config: PretrainConfig, resume: str | Path | None = None, say: Say 
     config = config.replace(
         precision=resolve_precision(config.model.precision, config.model.device))
     if resume is None and config.output.out is not None:
-        run_folder.check_output_folder(config.output.out, config.output.overwrite)
+        run_folder.check_output_folder(
+            config.output.out, config.output.overwrite,
+            [*(("text", path) for path in data.text), ("valid", data.valid)])
     train, valid = _texts(data, config.training.seed)
     files = {path: provenance.file_sha256(path)
              for path in (*data.text, *([data.valid] if data.valid else []))}

@@ -53,7 +53,8 @@ def finetune(config: FinetuneConfig, resume: str | Path | None = None, say: Say 
     require_sound(config)
     config = runner.with_commit(config)
     if resume is None and config.output.out is not None:
-        run_folder.check_output_folder(config.output.out, config.output.overwrite)
+        run_folder.check_output_folder(config.output.out, config.output.overwrite,
+                                       runner.read_by(config))
     if kept is not None:
         runner.fingerprints(config, kept, resume)
     out = resume or config.output.out
