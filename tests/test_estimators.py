@@ -13,8 +13,12 @@ import pytest
 import minisft
 from minisft.cli import main
 from minisft.data import toy_news
+from minisft.data.pairs import PairDataset
 from minisft.errors import UserError
 from minisft.estimators import CompletionModel, TextClassifier
+from minisft.models.config import Seq2SeqConfig
+from minisft.models.seq2seq import EncoderDecoder
+from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.training.config import DataConfig, FinetuneConfig, ModelConfig, TrainingConfig
 
 TEXTS, LABELS = (list(part[:60]) for part in toy_news.generate("train"))
@@ -312,6 +316,68 @@ def test_train(kind):
     assert len(minisft.train(model, dataset(model), show_progress=False)["epochs"]) >= 3
     with pytest.raises(UserError, match="token_dropout is for TextClassifier"):
         minisft.train(model, dataset(model), minisft.TrainingConfig(token_dropout=0.1))
+
+
+PAIRS = {"vocab_size": 300, "d_model": 16, "max_position_embeddings": 16, "pad_token_id": 0,
+         "decoder_start_token_id": 299, "eos_token_id": 299,
+         **{f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (
+             ("layers", 1), ("attention_heads", 2), ("ffn_dim", 32))}}
+
+
+def pairs(n):
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(1, 299, 5) for _ in range(n)]
+    return PairDataset([np.append(row, 299) for row in ids], [], targets=ids, start=299, end=299)
+
+
+def test_train_of_a_translator(monkeypatch):
+    heard, loss = [], EncoderDecoder.loss
+    monkeypatch.setattr(EncoderDecoder, "loss", lambda *args, **options: (
+        heard.append(options), loss(*args, **options))[1])
+    model = EncoderDecoder(Seq2SeqConfig(**PAIRS))
+    epochs = minisft.train(model, pairs(40), minisft.TrainingConfig(epochs=3, lr=1e-2),
+                           validation=pairs(8), show_progress=False)["epochs"]
+    assert {"smoothing": 0.1} in heard and {} in heard     # training, and what is scored
+    assert epochs[2]["valid_loss"] < epochs[0]["valid_loss"]
+    for epoch in epochs:
+        assert epoch["valid_perplexity"] == pytest.approx(np.exp(epoch["valid_loss"]))
+        assert 0 <= epoch["valid_accuracy"] <= 1
+    heard.clear()
+    minisft.train(model, pairs(4), minisft.TrainingConfig(epochs=1, label_smoothing=0.0),
+                  show_progress=False)
+    assert heard == [{"smoothing": 0.0}] * len(heard) != []
+
+
+@pytest.mark.parametrize("kind", [TokenClassifier, SpanClassifier])
+def test_train_of_a_head_over_tokens_is_scored_by_its_loss(kind):
+    config = minisft.GPT2Config(vocab_size=300, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    model = kind(config, ["a", "b"]) if kind is TokenClassifier else kind(config)
+    words = dataset(model)
+    data = minisft.TokenizedDataset(words.ids, [np.array(row[:len(row)] % 2) for row in words.ids]
+                                    if kind is TokenClassifier else np.ones((20, 2), int))
+    epochs = minisft.train(model, data, minisft.TrainingConfig(epochs=2, lr=1e-2),
+                           validation=data, show_progress=False)["epochs"]
+    assert epochs[1]["valid_loss"] < epochs[0]["valid_loss"] < 2
+    assert epochs[1]["score"] == [-epochs[1]["valid_loss"]]
+
+
+def test_train_refuses_what_does_not_go_with_the_model():
+    shape = minisft.GPT2Config(vocab_size=300, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    language, translator = minisft.LanguageModel(shape), EncoderDecoder(Seq2SeqConfig(**PAIRS))
+    words, of_pairs, smooth = dataset(language), pairs(4), {"label_smoothing": 0.1}
+    balanced = {"class_weights": "balanced"}
+    for model, data, valid, options, message in (
+            (translator, words, None, {}, "dataset is a TokenizedDataset, expected a PairDataset"),
+            (translator, of_pairs, words, {}, "validation is a TokenizedDataset, expected a Pair"),
+            (language, of_pairs, None, {}, "dataset is a PairDataset, expected a TokenizedDataset"),
+            (translator, of_pairs, None, balanced, "class_weights is for a Classifier"),
+            (language, words, None, balanced, "class_weights is for a Classifier"),
+            (language, words, None, smooth, "label_smoothing is for a Classifier or an Enc")):
+        before = model.store.values.copy()
+        with pytest.raises(UserError, match=message):
+            minisft.train(model, data, minisft.TrainingConfig(**options), validation=valid,
+                          show_progress=False)
+        np.testing.assert_array_equal(before, model.store.values)
 
 
 def test_an_interruption_is_a_keyboard_interrupt():

@@ -129,10 +129,17 @@ def test_every_line_is_translated_in_its_place(run, tmp_path, monkeypatch, capsy
 def test_aligned_files_give_the_same_bits_as_a_table(tmp_path, rng):
     rows = sentences(rng, 40)
     source, target = write_lines(tmp_path, "a", rows)
-    for out, options in (("x", ["--train", write(tmp_path / "a.csv", rows)]),
-                         ("y", ["--train", source, "--train-target", target])):
+    table = write(tmp_path / "a.csv", rows)
+    for out, options in (
+            ("x", [word for name in ("train", "valid", "test") for word in (f"--{name}", table)]),
+            ("y", [word for name in ("train", "valid", "test") for word in (
+                f"--{name}", source, f"--{name}-target", target)])):
         assert main(["finetune", *SMALL, *options, "--epochs", "1", "--out",
                      str(tmp_path / out), "--beam-size", "1", "--compare", "none"]) == 0
+    report = (tmp_path / "y" / "report.md").read_text()
+    for kind in ("training", "validation", "test"):
+        assert f"| {kind} file | {source} and {target} |" in report
+    assert f"| training file | {tmp_path / 'a.csv'} |" in (tmp_path / "x" / "report.md").read_text()
     models = [read_folder(tmp_path / out / "model")[0] for out in "xy"]
     np.testing.assert_array_equal(*(model.store.values for model in models))
 

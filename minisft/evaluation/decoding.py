@@ -8,7 +8,9 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from minisft.backend.array import to_cpu
+from minisft.backend.cpu import allocator
 from minisft.data.batch import token_budget_batches
+from minisft.data.dataset import TokenizedDataset
 from minisft.data.pairs import PairDataset
 from minisft.data.text import encode_all
 from minisft.data.tokenizer import decode
@@ -20,8 +22,9 @@ from minisft.ops.cross_entropy import log_softmax
 DECODED_AT_ONCE = 64     # texts: enough to fill the matrix products, little memory
 
 
+@allocator.reused()
 @np.errstate(over="ignore", invalid="ignore")     # reported by one UserError
-def token_loss(model: EncoderDecoder, dataset: PairDataset, batch_tokens: int,
+def token_loss(model: EncoderDecoder, dataset: TokenizedDataset, batch_tokens: int,
                progress: str | None = None) -> dict[str, float]:
     """-> loss (nats a token, without smoothing), perplexity, accuracy of the next token given the
     right ones before it, how many tokens; UserError on NaN."""

@@ -14,10 +14,12 @@ from minisft.data.batch import pack, token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.tokenizer import decode, unused_token_ids
 from minisft.evaluation import metrics
+from minisft.evaluation.decoding import token_loss
 from minisft.models.finite import require_finite
 from minisft.models.generate import Sampler, generate
 from minisft.models.heads import Classifier, LanguageModel
-from minisft.models.token_heads import SpanClassifier, TokenClassifier
+from minisft.models.seq2seq import EncoderDecoder
+from minisft.models.token_heads import AnyModel, SpanClassifier, TokenClassifier
 from minisft.ops.cross_entropy import log_softmax
 
 # Prompts generated at the same time: enough to fill the matrix products, little memory.
@@ -70,9 +72,9 @@ def token_logits(model: TokenClassifier | SpanClassifier, dataset: TokenizedData
 
 @allocator.reused()
 @np.errstate(over="ignore", invalid="ignore")
-def completion_loss(model: LanguageModel, dataset: TokenizedDataset, batch_tokens: int,
+def completion_loss(model: Any, dataset: TokenizedDataset, batch_tokens: int,
                     progress: str | None = None) -> dict[str, float]:
-    """LanguageModel -> mean loss of the counted tokens, perplexity, how many; UserError on NaN.
+    """Model with a loss of tokens -> its mean, perplexity, how many count; UserError on NaN.
     """
     total = tokens = 0.0
     batches = token_budget_batches(dataset.lengths, range(len(dataset)), batch_tokens)
@@ -100,16 +102,21 @@ def generate_completions(model: LanguageModel, tokenizer: Tokenizer, prompts: Se
     return texts
 
 
-def validate(model: Classifier | LanguageModel, dataset: TokenizedDataset, batch_tokens: int,
+def validate(model: AnyModel, dataset: TokenizedDataset, batch_tokens: int,
              select: str) -> dict[str, Any]:
     """-> figures of the validation part, with the "score" by which `select` chooses an epoch.
 
-    `select` is "accuracy", "macro_f1", "loss" or "last"; a language model has its loss alone.
+    `select` is "accuracy", "macro_f1", "loss" or "last"; all but a classifier go by the loss.
     """
-    if isinstance(model, LanguageModel):
-        loss = completion_loss(model, dataset, batch_tokens)
-        return {"score": [-loss["loss"]], "valid_loss": loss["loss"],
-                "valid_perplexity": loss["perplexity"]}
+    if not isinstance(model, Classifier):
+        loss: Any = (token_loss(model, dataset, batch_tokens) if isinstance(model, EncoderDecoder)
+                     else completion_loss(model, dataset, batch_tokens))
+        found = {"score": [-loss["loss"]], "valid_loss": loss["loss"]}
+        if isinstance(model, LanguageModel | EncoderDecoder):
+            found["valid_perplexity"] = loss["perplexity"]
+        if "token_accuracy" in loss:
+            found["valid_accuracy"] = loss["token_accuracy"]
+        return found
     logp = log_probabilities(model, dataset.ids, batch_tokens, types=dataset.types,
                              features=dataset.features)
     figures = metrics.classification(dataset.labels, logp, model.label_names)

@@ -238,9 +238,10 @@ def _probability(p):
 
 
 def data_section(data):
-    """train_path, test_path, n_train, n_valid, n_test, labels, cut_*, cleaned, ... -> section."""
+    """train_path, valid_path, test_path, n_train, n_valid, n_test, labels, ... -> section."""
     shown = [
-        ("model", "model"), ("training file", "train_path"), ("test file", "test_path"),
+        ("model", "model"), ("training file", "train_path"), ("validation file", "valid_path"),
+        ("test file", "test_path"),
         ("training texts", "n_train"), ("validation texts", "n_valid"), ("test texts", "n_test"),
         ("rows skipped, which cannot be read", "bad_rows"), ("labels", "labels"),
         ("share of the largest class in training", "majority"),

@@ -353,8 +353,8 @@ def _finish(given, prepared, state, history, folder, adaptation, say):
         say("for comparison, the same architecture from random weights:")
         results["random_weights"] = _from_random_weights(prepared, answers)
     plots.curves(history, folder / "curves.png", best_step=state.best["step"])
-    description = {"model": f"{config.model.model}: {_shape(model)}"} | task.describe(
-        prepared.encoded) | {
+    description = {"model": f"{config.model.model}: {_shape(model)}",
+                   "valid_path": config.data.valid} | task.describe(prepared.encoded) | {
         "bad_rows": len(_bad_rows(task)) or None, "changes": changes_of_run(folder)}
     task.write(folder, results, examples, description, report.Settings(
         config.that_count(prepared.settings), given, type(config)().options()), history)

@@ -19,6 +19,7 @@ from minisft.errors import UserError, setting
 from minisft.evaluation import plots, report, translation_report
 from minisft.evaluation.answering import token_f1
 from minisft.evaluation.decoding import attention_of_one, token_loss, translate
+from minisft.evaluation.evaluate import validate
 from minisft.evaluation.figures import Verdict, count
 from minisft.evaluation.translation import has_sacrebleu, sentence_chrf, translation
 from minisft.evaluation.word_translation import WordTranslator
@@ -142,9 +143,8 @@ class Translation:
 
     def validate(self, model: EncoderDecoder, valid: PairDataset) -> dict:
         """-> figures of the validation part, with the score that chooses the best epoch."""
-        found = token_loss(model, valid, self.config.training.micro_tokens)
-        return {"score": [-found["loss"]], "valid_loss": found["loss"],
-                "valid_accuracy": found["token_accuracy"]}
+        training = self.config.training
+        return validate(model, valid, training.micro_tokens, training.select)
 
     def finished(self, model: EncoderDecoder, encoded: EncodedPairs,
                  preprocessing: Preprocessing) -> Preprocessing:
@@ -155,7 +155,7 @@ class Translation:
         """-> what the report says of the data."""
         data, test = self.config.data, self.test
         return {
-            "train_path": data.train, "test_path": None if test is None else data.test,
+            **{f"{name}_path": _files(data, name) for name in ("train", "valid", "test")},
             "n_train": len(self.train.sources), "n_valid": len(self.valid.sources),
             "n_test": None if test is None else len(test.sources),
             "cleaned": dict(self.train.cleaned),
@@ -202,6 +202,12 @@ def _read(data, name, clean):
     return read_pairs(path, data.source_column, data.target_column, target, clean, data.encoding,
                       not data.no_header, data.delimiter, data.skip_bad_rows,
                       data.max_compression_ratio)
+
+
+def _files(data, name):
+    """-> what the report calls the files that an option names, or None."""
+    files = getattr(data, name), getattr(data, f"{name}_target")
+    return None if files[0] is None else " and ".join(filter(None, files))
 
 
 def encode_sources(tokenizer: Tokenizer, texts: Sequence[str], preprocessing: Preprocessing,

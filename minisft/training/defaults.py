@@ -4,8 +4,10 @@ from math import ceil, sqrt
 
 from minisft.data.dataset import TokenizedDataset
 from minisft.dispatch import resolve_precision
-from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.token_heads import AnyModel
 from minisft.training.config import FinetuneConfig
+
+SMOOTHING = 0.1     # of a translator's labels: Vaswani et al. 2017, section 5.4
 
 
 def with_defaults(config: FinetuneConfig) -> FinetuneConfig:
@@ -18,7 +20,7 @@ def with_defaults(config: FinetuneConfig) -> FinetuneConfig:
               "dropout": None if not scratch else 0.1 if translates else 0.3,
               **({} if config.model.adapter is None else {
                   "rank": 8, "alpha": 2.0 * (config.model.rank or 8), "adapter_dropout": 0.0}),
-              "label_smoothing": {"classify": 0.0, "translate": 0.1}.get(config.data.task),
+              "label_smoothing": {"classify": 0.0, "translate": SMOOTHING}.get(config.data.task),
               "compare": "random" if config.data.train is None else "baselines"}
     return config.replace(**{
         name: value for name, value in values.items() if options[name] is None})
@@ -29,7 +31,7 @@ def default_cleaning(task: str) -> str:
     return "all" if task == "classify" else "none"
 
 
-def resolve_defaults(config: FinetuneConfig, model: Classifier | LanguageModel,
+def resolve_defaults(config: FinetuneConfig, model: AnyModel,
                      sequences: TokenizedDataset) -> FinetuneConfig:
     """-> the config with those options whose default depends on the model and the training texts.
 

@@ -23,12 +23,11 @@ from minisft.errors import DivergedError, UserError, setting
 from minisft.io import run_folder
 from minisft.io import training_state as states
 from minisft.models.finite import NotFiniteError
-from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.token_heads import AnyModel as Model
 from minisft.nn.layers import Layer
 from minisft.training.config import TrainingConfig
 from minisft.training.optim import Optimizer
 
-Model = Classifier | LanguageModel
 # what a backward gives, where it is more than dx
 GRADIENTS = {"linear": ("dx", "dw", "db"), "layer_norm": ("dx", "dw", "db"),
              "attention": ("dq", "dk", "dv"), "embedding": ("dw",)}

@@ -22,7 +22,7 @@ from minisft.errors import DivergedError, UserError
 from minisft.io import metrics_log, provenance, run_folder
 from minisft.io import training_state as states
 from minisft.io.files import read_json
-from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.token_heads import AnyModel as Model
 from minisft.training import changes, divergence, optim, recorded
 from minisft.training.averaging import Mean
 from minisft.training.config import TrainingConfig
@@ -31,7 +31,6 @@ from minisft.training.loss_scale import LossScale
 from minisft.training.saving import SaveInterval, Saver
 from minisft.training.state import State
 
-Model = Classifier | LanguageModel
 Validate = Callable[[Model], Mapping[str, Any]]
 Log = Callable[[Mapping[str, Any]], None]
 
