@@ -318,7 +318,8 @@ def test_heads_over_tokens_are_planned_from_their_files(capsys, tmp_path):
         "context": words, "qas": [{"id": "1", "question": "what ?", "answers": []}]}]}]}))
     plain = ["plan", "--model", str(tmp_path), "--batch-tokens", "64", "--texts"]
     for task, name, of_task in (("tag", "x.conllu", "tag with 5"), ("answer", "x.json", "answer")):
-        given = [*plain, str(tmp_path / name), "--task", task, "--classes", "5"]
+        given = [*plain, str(tmp_path / name), "--task", task,
+                 *(["--classes", "5"] if task == "tag" else [])]
         assert main(given) == 0
         shown = capsys.readouterr().out
         assert f"parameters; {of_task}, trains all" in shown and "1 text of" in shown

@@ -19,6 +19,9 @@ from minisft.errors import UserError, as_flag, render, shown
 from minisft.io.files import lies_in
 from minisft.io.hub import ALLOW_HTTP_HELP, DOWNLOAD_HELP, REVISION_HELP
 from minisft.io.model_folder import read_folder
+from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.seq2seq import EncoderDecoder
+from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.training.config import PRECISION_HELP, require_device
 from minisft.training.loop import Interrupted
 from minisft.training.options import Config
@@ -187,6 +190,42 @@ def add_table(parser: argparse.ArgumentParser, batch_tokens: int | None = 8192,
                         metavar="N", help=COMPRESSION_RATIO_HELP)
     parser.add_argument("--batch-tokens", type=whole(1), default=batch_tokens, metavar="N",
                         help=help)
+
+
+# What a person calls the models that a folder may hold, and the options that some alone use.
+KINDS = {Classifier: "a classifier of texts", LanguageModel: "a language model",
+         TokenClassifier: "a tagger", SpanClassifier: "a model of answers",
+         EncoderDecoder: "a translator"}
+USED_BY = {
+    **dict.fromkeys(("text_column", "pair_column", "label_column", "label_map"), (Classifier,)),
+    **dict.fromkeys(("prompt_column", "completion_column", "max_new_tokens", "separator"),
+                    (LanguageModel,)),
+    **dict.fromkeys(("word_column", "tag_column"), (TokenClassifier,)),
+    **dict.fromkeys(("source_column", "target_column", "test_target", "beam_size",
+                     "length_penalty"), (EncoderDecoder,)),
+    **dict.fromkeys(("no_header", "delimiter", "skip_bad_rows", "clean", "parse_special"),
+                    (Classifier, LanguageModel, EncoderDecoder))}
+# Those that say how a file is read.
+OF_FILE = ("text_column", "pair_column", "word_column", "source_column", "no_header", "encoding",
+           "delimiter", "max_compression_ratio", "skip_bad_rows")
+
+
+def require_used(args: argparse.Namespace, model: Any) -> None:
+    """Raises UserError for the first option that models of other kinds alone have a use for."""
+    for name, kinds in USED_BY.items():
+        if name in args.changed and not isinstance(model, kinds):
+            (found,) = (words for kind, words in KINDS.items() if isinstance(model, kind))
+            raise UserError(f"{as_flag(name)} is for {' or '.join(map(KINDS.get, kinds))}, "
+                            f"{args.model} is {found}")
+
+
+def require_file(args: argparse.Namespace, names: Sequence[str] = OF_FILE,
+                 file: str = "file") -> None:
+    """Raises UserError for the first option that has a use beside a file alone, which is missing.
+    """
+    for name in names:
+        if name in args.changed and getattr(args, file) is None:
+            raise UserError(f"{as_flag(name)} is for {as_flag(file)}, which is not given")
 
 
 def output_file(args: argparse.Namespace) -> Path | None:

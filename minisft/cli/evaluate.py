@@ -12,6 +12,7 @@ from minisft.cli.arguments import (
     add_table,
     chosen_preprocessing,
     read_model,
+    require_used,
     say,
     whole,
 )
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
     require_new_bad_rows(args)
     model, tokenizer, preprocessing = read_model(
         args, label_map=classify.parse_label_map(args.label_map))
+    require_used(args, model)
     room = model.trunk.config.n_positions
     preprocessing = chosen_preprocessing(args, dataclasses.replace(
         preprocessing, max_length=min(preprocessing.max_length or room, room)))

@@ -148,4 +148,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace | None:
     if rest:
         command.refuse(rest)
     args.command = words[0]
+    args.changed = {name for name, value in vars(args).items()
+                    if value != command.get_default(name)} - {"command"}
     return args

@@ -4,7 +4,7 @@ import argparse
 import re
 from typing import Any
 
-from minisft.cli.arguments import add_model, add_table, say, whole
+from minisft.cli.arguments import add_model, add_table, require_file, say, whole
 from minisft.cli.tables import chosen_columns, table_options
 from minisft.cli.terminal import show
 from minisft.data.answer_windows import answer_windows
@@ -30,6 +30,8 @@ EXAMPLES = ("minisft plan --model gpt2 --batch-tokens 2048",
 BASIC = ("model", "task", "classes", "batch_tokens", "lengths", "texts", "train_layers",
          "gradient_checkpointing")
 FILE_OPTION = "--texts"
+OF_TEXTS = ("text_column", "pair_column", "no_header", "encoding", "delimiter", "clean",
+            "max_compression_ratio", "max_length", "seed")
 MIB = 2**20
 
 
@@ -75,6 +77,9 @@ def run(args: argparse.Namespace) -> None:
     """Prints the plan."""
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise UserError(f"--dropout is {args.dropout}, expected a number in [0, 1)")
+    require_file(args, OF_TEXTS, "texts")
+    if "classes" in args.changed and args.task not in ("classify", "tag"):
+        raise UserError("--classes is for --task classify or --task tag")
     if args.adapter is None and (args.rank is not None or args.adapter_targets):
         raise UserError("--rank and --adapter-targets are for --adapter lora")
     if args.adapter is not None and args.train_layers in ("head", "bias"):

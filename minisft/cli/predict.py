@@ -22,6 +22,8 @@ from minisft.cli.arguments import (
     lines_of_stdin,
     output_file,
     read_model,
+    require_file,
+    require_used,
     say,
 )
 from minisft.cli.tables import (
@@ -76,12 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints or writes a row for each text."""
+    require_file(args)
     if args.text and args.file:
         raise UserError("give texts or --file, one of the two")
     if not args.text and not args.file:
         args.text = [line for line in lines_of_stdin() if line.strip()]
-    if args.pair_column is not None and not args.file:
-        raise UserError("--pair-column names a column of --file, expected one")
     require_new_bad_rows(args)
     out = output_file(args)
     few = not args.file and args.precision == "float32" and sum(map(len, args.text)) <= FEW_LETTERS
@@ -96,6 +97,7 @@ def _predict(args, out):
     if isinstance(model, EncoderDecoder):
         raise UserError(f"{args.model} is an encoder-decoder, which translates, expected a "
                         "classifier")
+    require_used(args, model)
     suffixes = {TokenClassifier: (".jsonl",), SpanClassifier: (".json",)}.get(
         type(model), (".csv", ".jsonl"))
     if out and out.suffix not in suffixes:

@@ -23,9 +23,6 @@ from minisft.models.token_heads import SpanClassifier, TokenClassifier
 def predict(args: argparse.Namespace, model: TokenClassifier | SpanClassifier,
             tokenizer: Tokenizer, preprocessing: Preprocessing) -> None:
     """Prints or writes the tags of each sentence, or the answer to each question."""
-    for name in ("pair_column", "skip_bad_rows"):
-        if getattr(args, name, None):
-            raise UserError(f"--{name.replace('_', '-')} is for a classifier of texts")
     run = _tags if isinstance(model, TokenClassifier) else _answers
     text, n, what = run(args, model, tokenizer, preprocessing)
     if args.out is None:

@@ -10,6 +10,7 @@ from minisft.cli.arguments import (
     lines_of_stdin,
     output_file,
     read_model,
+    require_file,
     say,
     whole,
 )
@@ -17,7 +18,7 @@ from minisft.cli.tables import naming_columns_of_training, report_table
 from minisft.cli.terminal import visible
 from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO, read_text
 from minisft.data.in_memory import without_unreadable
-from minisft.data.pairs import is_table, read_pairs, require_kinds
+from minisft.data.pairs import is_table, read_pairs, require_kinds, require_table
 from minisft.data.sequences import require_readable
 from minisft.data.text import clean
 from minisft.errors import UserError
@@ -66,6 +67,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints or writes a line for each text."""
+    require_file(args)
     if args.text and args.file:
         raise UserError("give texts or --file, one of the two")
     out = output_file(args)
@@ -101,6 +103,7 @@ def evaluate(args, model, tokenizer, preprocessing):
     """-> the figures, and the lines that show them; for the command `evaluate`."""
     require_penalty(args.length_penalty)
     require_kinds(args.test, args.test_target, "test_target")
+    require_table(args.changed, [args.test])
     columns = preprocessing.columns
     with naming_columns_of_training(columns):
         pairs = read_pairs(
@@ -141,6 +144,7 @@ def _texts(args, preprocessing):
         for note in pairs.notes:
             say(note)
         return pairs.sources, pairs.place
+    require_table(args.changed, [args.file])
     text = read_text(args.file, args.encoding, max_compression_ratio=args.max_compression_ratio)
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     return ([clean(line, preprocessing.clean)[0] for line in lines],

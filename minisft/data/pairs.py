@@ -5,7 +5,7 @@ come (Multi30k, Europarl).
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os.path import realpath
@@ -141,6 +141,15 @@ def _lines_of(path, encoding, escape, max_compression_ratio):
     """-> the lines of a file, without what ends them."""
     lines = read_text(path, encoding, escape, max_compression_ratio).split("\n")
     return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+
+
+def require_table(given: Collection[str], paths: Iterable[str | Path | None]) -> None:
+    """Raises UserError for the first of some options that tables alone have a use for, where no
+    file is one."""
+    files = [path for path in paths if path is not None]
+    for name in ("source_column", "target_column", "no_header", "delimiter"):
+        if name in given and not any(map(is_table, files)):
+            raise UserError(f"{setting(name)} is for a table, {files[0]} is plain lines of text")
 
 
 def require_kinds(path: str | Path, target_path: str | Path | None, target_setting: str) -> None:

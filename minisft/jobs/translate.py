@@ -9,7 +9,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minisft.data.in_memory import subset, without_unreadable
-from minisft.data.pairs import PairDataset, TextPairs, read_pairs, require_kinds
+from minisft.data.pairs import (
+    PairDataset,
+    TextPairs,
+    read_pairs,
+    require_kinds,
+    require_table,
+)
 from minisft.data.read import shared_texts, stratified_subset, train_valid_split
 from minisft.data.sequences import unreadable
 from minisft.data.special_tokens import END_OF_TEXT, SpecialTokens
@@ -72,6 +78,7 @@ class Translation:
         Pairs with the same source are held out together.
         """
         data, seed = config.data, config.training.seed
+        require_table(config.given(), (data.train, data.valid, data.test))
         train, valid, test = (_read(data, name, clean) for name in ("train", "valid", "test"))
         if data.train_texts is not None:
             train = subset(train, stratified_subset(train.path, None, len(train.sources),

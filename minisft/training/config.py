@@ -12,7 +12,7 @@ from minisft.dispatch import PRECISIONS
 from minisft.errors import UserError, setting
 from minisft.io import hub
 from minisft.training.optim import OPTIMIZERS, SCHEDULES
-from minisft.training.options import Config, counts, option, require_in_range
+from minisft.training.options import Config, option, require_in_range
 from minisft.training.saving import SAVE_EVERY_HELP, parse_save_every
 
 CLASSIFY, COMPLETE, TAG = ("task", "classify"), ("task", "complete"), ("task", "tag")
@@ -260,11 +260,13 @@ class OutputConfig:
         f"folder of its own below {setting('out')}, with the mean and its interval beside them",
         within=(1, 1000), type=int)
     compare: str | None = option(
-        None, "classify: what is measured beside the model on the same texts: random (the same "
-        "architecture from random weights, and baselines), baselines (the most frequent class, "
-        "naive Bayes and, where scikit-learn is installed, TF-IDF with logistic regression) or "
-        "none (default: random with toy-news, otherwise baselines)",
-        choices=("random", "baselines", "none"), only=CLASSIFY)
+        None, "classify, tag, answer, translate: what is measured beside the model on the same "
+        "texts: baselines (the most frequent class, naive Bayes and, where scikit-learn is "
+        "installed, TF-IDF with logistic regression; each word's most frequent tag; a window of "
+        "the question's words; a dictionary), random (classify: also the same architecture from "
+        "random weights) or none (default: random with toy-news, otherwise baselines)",
+        choices=("random", "baselines", "none"),
+        only=("task", "classify", "tag", "answer", "translate"))
     max_new_tokens: int = option(
         128, "complete: maximum length of a completion when testing", within=(1, None), type=int,
         only=COMPLETE)
@@ -301,6 +303,9 @@ ADAPTER = ("rank", "alpha", "adapter_dropout", "adapter_targets")      # options
 # What a pretrained model brings with it, and what it decides where its user does not.
 SCRATCH = ("layers", "width", "heads", "context_length", "vocab_size")
 OF_THE_MODEL = (*SCRATCH, "dropout", "max_length")
+# Tags and answers are read from other files than tables, and in windows where a text is long.
+NOT_OF_WORDS = {"skip_bad_rows": "tables", "no_header": "tables", "delimiter": "tables",
+                "truncate": "texts that are cut", "parse_special": "texts"}
 
 
 def require_sound(config: FinetuneConfig) -> None:
@@ -315,16 +320,18 @@ def require_sound(config: FinetuneConfig) -> None:
     if training.select == "last" and training.early_stopping:
         raise UserError(f"{setting('early_stopping')} waits for a better epoch, but "
                         f"{setting('select', 'last')} takes the last one whatever it is")
+    if training.adapt_epochs and data.task == "complete":
+        raise UserError(f"{setting('adapt_epochs')} is for {setting('task', 'classify')}: "
+                        "completing is next-token training already")
     known = config.option_fields()
-    for name in ("label_map", "pair_column", "token_dropout", "token_swap", "class_weights",
-                 "label_smoothing", "word_column", "tag_column", "source_column", "target_column",
-                 "train_target", "test_target", "valid_target", "beam_size", "length_penalty",
-                 "max_answer_length"):
-        only = known[name].metadata["only"]
-        if not counts(only, {"task": data.task}) and \
-                config.options()[name] != known[name].default:
+    for name in config.given():
+        only = known[name].metadata["only"] or ("",)
+        # a run's own settings hold what `compare` was where nothing was said
+        if only[0] == "task" and data.task not in only and name != "compare":
             raise UserError(f"{setting(name)} is for " + " or ".join(
                 setting(only[0], value) for value in only[1:]))
+    if config.output.compare == "random" and data.task != "classify":
+        raise UserError(f"{setting('compare', 'random')} is for {setting('task', 'classify')}")
     if data.task == "translate":
         _require_translation(config)
     if data.task in ("tag", "answer"):
@@ -333,23 +340,21 @@ def require_sound(config: FinetuneConfig) -> None:
         if data.clean not in (None, "none"):
             raise UserError(f"{setting('clean')} is for texts, {setting('task', data.task)} takes "
                             "what it reads as it stands")
-        if data.skip_bad_rows:
-            raise UserError(f"{setting('skip_bad_rows')} is for tables, not for "
-                            f"{setting('task', data.task)}")
+        for name, what in NOT_OF_WORDS.items():
+            if getattr(data, name) != getattr(DataConfig, name):
+                raise UserError(f"{setting(name)} is for {what}, not for "
+                                f"{setting('task', data.task)}")
     if model.pooling is not None and (model.model == "scratch" or data.task != "classify"):
         raise UserError(f"{setting('pooling')} is for a BERT that classifies: see "
                         f"{setting('model')}")
     if data.label_map and model.model == "scratch":
         raise UserError(f"{setting('label_map')} is for a model that has labels: see "
                         f"{setting('model')}")
-    for name in SCRATCH:
+    for name in (*SCRATCH, "initializer_range"):
         if model.model != "scratch" and getattr(model, name) != getattr(ModelConfig, name):
             raise UserError(f"{setting(name)} is for {setting('model', 'scratch')}, "
                             f"{model.model} has its own")
     _require_adapter(model, training)
-    if training.adapt_epochs and data.task != "classify":
-        raise UserError(f"{setting('adapt_epochs')} is for {setting('task', 'classify')}" + (
-            ": completing is next-token training already" if data.task == "complete" else ""))
 
 
 def _require_translation(config):
@@ -366,7 +371,8 @@ def _require_translation(config):
         raise UserError(f"{model.model} is no translator, expected {setting('model', 'scratch')} "
                         f"or the folder that a run of {setting('task', data.task)} left")
     if model.adapter is not None:
-        raise UserError(f"{setting('adapter')} is for GPT-2 and BERT")
+        raise UserError(f"{setting('adapter')} is for GPT-2 and BERT, expected none: a translator "
+                        "is trained as a whole")
     if model.initializer_range != ModelConfig.initializer_range:
         raise UserError(f"{setting('initializer_range')} is for GPT-2: a translator's initial "
                         "values go by the widths of each matrix")
