@@ -14,13 +14,15 @@ from minisft.backend.cpu import row_blocks
 from minisft.backend.random import Stream
 from minisft.cli import main
 from minisft.data.dataset import TokenizedDataset
+from minisft.data.pairs import PairDataset
 from minisft.data.text import train_tokenizer
 from minisft.dispatch import attention_groups, attention_key_blocks
 from minisft.io.checkpoint import save
 from minisft.io.model_folder import save_tokenizer
 from minisft.models.adapters import LoraConfig, from_layer_on
-from minisft.models.config import BertConfig, GPT2Config
+from minisft.models.config import BertConfig, GPT2Config, Seq2SeqConfig
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
+from minisft.models.seq2seq import EncoderDecoder
 from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.planning import operations
 from minisft.planning.memory import ITEM, Step, largest_of, plan
@@ -36,7 +38,20 @@ DEEP = GPT2Config(vocab_size=100, n_positions=64, n_embd=128, n_layer=6, n_head=
 WORDY = GPT2Config(vocab_size=9000, n_positions=128, n_embd=96, n_layer=2, n_head=3)
 BERT = BertConfig(vocab_size=300, hidden_size=256, num_hidden_layers=3, num_attention_heads=4,
                   intermediate_size=1024, max_position_embeddings=320)
+PAIRS = Seq2SeqConfig(
+    vocab_size=900, d_model=128, encoder_layers=3, decoder_layers=2, encoder_attention_heads=4,
+    decoder_attention_heads=2, encoder_ffn_dim=512, decoder_ffn_dim=384,
+    max_position_embeddings=320)
 STEPS = {
+    "pairs": Step(PAIRS, (20,) * 30, "translate", dropout=0.0, sources=(18,) * 30),
+    "pairs with dropout": Step(PAIRS, (21, 9, 33, 14) * 6, "translate", dropout=0.1,
+                               sources=(14, 12, 28, 19) * 6),
+    "pairs, many words": Step(replace(PAIRS, vocab_size=9000), (15,) * 20, "translate",
+                              dropout=0.0, sources=(40,) * 20),
+    "pairs, checkpointed": Step(PAIRS, (24,) * 30, "translate", gradient_checkpointing=True,
+                                dropout=0.1, sources=(24,) * 30),
+    "long pairs": Step(PAIRS, (320, 310, 40) * 2, "translate", dropout=0.1,
+                       sources=(300, 20, 280) * 2),
     "BERT": Step(BERT, (64,) * 24, dropout=0.0),
     "BERT, mixed lengths": Step(BERT, (3, 60, 17, 41, 9, 33) * 8, dropout=0.0),
     "BERT with dropout": Step(BERT, (64,) * 24, dropout=0.1),
@@ -85,7 +100,8 @@ STEPS = {
 def built(step, rng):
     """-> the model, its optimizer and its texts, as the plan describes them."""
     config = step.config if step.dropout is None else step.config.with_dropout(step.dropout)
-    model = (TokenClassifier(config, [str(k) for k in range(step.classes)]) if step.task == "tag"
+    model = (EncoderDecoder(config) if step.sources else
+             TokenClassifier(config, [str(k) for k in range(step.classes)]) if step.task == "tag"
              else SpanClassifier(config) if step.task == "answer" else
              BertClassifier(config, "ab") if isinstance(config, BertConfig) else
              Classifier(config, "ab") if step.task == "classify" else LanguageModel(config))
@@ -98,7 +114,9 @@ def built(step, rng):
     labels = {"classify": ([0, 1] * len(ids))[:len(ids)], "tag": [x % step.classes for x in ids],
               "answer": np.zeros((len(ids), 2), int)}.get(
                   step.task, [np.append(x[1:], -100) for x in ids])
-    sequences = TokenizedDataset(ids, labels)
+    sequences = TokenizedDataset(ids, labels) if not step.sources else PairDataset(
+        [rng.integers(0, config.vocab_size, n) for n in step.sources], [],
+        targets=[x[1:] for x in ids])
     if step.features and model.trunk.first_trainable_layer:
         sequences = with_features(sequences, model, step.tokens, 2**30)
     return model, AdamW(model.store), sequences
@@ -117,7 +135,7 @@ def measured(step, rng):
             start = tracemalloc.get_traced_memory()[0]
             tracemalloc.reset_peak()
             train_step(model, sequences, list(range(len(step.lengths))), optimizer, 1e-4,
-                       TrainingConfig(micro_tokens=step.tokens), Stream(0, t), {})
+                       TrainingConfig(micro_tokens=10**9), Stream(0, t), {})
         return state, tracemalloc.get_traced_memory()[1] - start
     finally:
         tracemalloc.stop()
@@ -204,7 +222,13 @@ TRAINED = [("all", True, 0), ("last:1", True, 0), ("last:2", False, 0), ("head",
            ("all", True, 2), ("last:2", False, 3), ("bias", True, 0)]     # the last three: GPT-2
 
 
+SMALL_PAIRS = Seq2SeqConfig(
+    vocab_size=37, d_model=12, encoder_layers=2, decoder_layers=3, encoder_attention_heads=3,
+    decoder_attention_heads=2, encoder_ffn_dim=20, decoder_ffn_dim=28, max_position_embeddings=32)
+
+
 @pytest.mark.parametrize("config, task, which, features, rank", [
+    (SMALL_PAIRS, "translate", "all", True, 0),
     *((SMALL, task, *trained) for task in ("classify", "complete") for trained in TRAINED),
     *((SMALL_BERT, "classify", *trained) for trained in TRAINED[:4]),
     *((config, task, *trained) for config in (SMALL, SMALL_BERT) for task in ("tag", "answer")
@@ -219,7 +243,8 @@ def test_products_are_those_that_a_step_computes(rng, monkeypatch, config, task,
     monkeypatch.setattr(attention_groups, "pad", lambda *args: pad(*args).view(Counted))
     step = Step(config, LENGTHS, task, train_layers=which,
                 gradient_checkpointing=gradient_checkpointing, dropout=0.0, features=features,
-                adapter=LoraConfig(r=rank) if rank else None)
+                adapter=LoraConfig(r=rank) if rank else None,
+                sources=(3, 7, 9, 1, 4) if task == "translate" else ())
     model, _, sequences = built(step, rng)
     if rank:
         step = replace(step, adapter=model.adapter)     # its blocks
@@ -345,6 +370,49 @@ def test_texts_are_counted_as_finetune_counts_them(capsys, tmp_path, options, sa
     assert main(["finetune", "--model", model, "--train", rows, "--valid", rows, "--epochs", "1",
                  "--compare", "none", "--quiet", "--out", str(tmp_path / "run"), *options]) == 0
     assert f"trained {6 * int(length)} tokens" in capsys.readouterr().out
+
+
+def test_a_translator_is_planned_as_it_is_trained(capsys, tmp_path, monkeypatch):
+    """From a table, from aligned lines, and from lengths alone."""
+    monkeypatch.chdir(tmp_path)
+    rows = [("one two three", "un"), ("one", "un deux trois quatre"), ("two one", "deux un")] * 3
+    Path("x.csv").write_text("en,fr\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    for side, texts in zip(("en", "fr"), zip(*rows, strict=True), strict=True):
+        Path(f"x.{side}").write_text("".join(f"{text}\n" for text in texts))
+    columns = ["--source-column", "en", "--target-column", "fr"]
+    lines = ["--train", "x.en", "--train-target", "x.fr", "--valid", "x.en", "--valid-target",
+             "x.fr"]
+    train = ["finetune", "--task", "translate", "--epochs", "1", "--quiet", "--beam-size", "1"]
+    assert main([*train, *lines, "--model", "scratch", "--layers", "1", "--width", "16", "--heads",
+                 "2", "--vocab-size", "270", "--context-length", "16", "--out", "run"]) == 0
+    found = []
+    for texts in (["x.csv", *columns], ["x.en", "--texts-target", "x.fr"]):
+        capsys.readouterr()
+        assert main(["plan", "--task", "translate", "--model", "run/model", "--batch-tokens",
+                     "1000", "--texts", *texts]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1]
+    (tokens,) = re.findall(r"9 pairs of \d+ to \d+ and \d+ to \d+ tokens, (\d+) tokens at once", found[0])
+    assert main([*train, *lines, "--model", "run/model", "--batch-tokens", "1000", "--out",
+                 "more"]) == 0
+    assert f"trained {tokens} tokens" in capsys.readouterr().out
+    assert "decoder.layers.*.encoder_attn.k_proj.weight" in found[0]
+    assert re.search(r"^cross.key +0.00 +0.00$", found[0], re.M)
+    assert main(["plan", "--task", "translate", "--model", "run/model", "--lengths", "8",
+                 "--batch-tokens", "40"]) == 0
+    assert "2 pairs of 8 and 8 tokens, 32 tokens at once" in capsys.readouterr().out
+    for options, told in (
+            (["--model", "minisft-gpt2"], "holds a GPT-2, expected an encoder-decoder"),
+            (["--model", "run/model", "--train-layers", "head"], "--train-layers is head"),
+            (["--model", "run/model", "--adapter", "lora"], "--adapter is for --task classify"),
+            (["--model", "run/model", "--texts", "x.en"], "expected a table"),
+            (["--model", "run/model", "--texts", "x.en", "--texts-target", "x.fr", *columns],
+             "--source-column is for a table"),
+            (["--model", "run/model", "--texts", "x.csv", "--text-column", "en"],
+             "--text-column is for --task classify or --task complete")):
+        assert main(["plan", "--task", "translate", *options]) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("options, told", [

@@ -137,6 +137,8 @@ LINES = ["--test", "a.en", "--test-target", "a.fr"]
     (["plan", "--seed", "3"], "--seed is for --texts, which is not given"),
     (["plan", "--task", "complete", "--classes", "3"],
      "--classes is for --task classify or --task tag"),
+    (["plan", "--task", "tag", "--texts", "a.conllu", "--delimiter", "tab"],
+     "--delimiter is for --task classify or --task complete or --task translate"),
     (["finetune", "--task", "translate", "--model", "scratch", "--train", "a.en",
       "--train-target", "a.fr", "--target-column", "fr"],
      "--target-column is for a table, a.en is plain lines of text"),

@@ -5,23 +5,23 @@ import re
 from typing import Any
 
 from minisft.cli.arguments import add_model, add_table, require_file, say, whole
-from minisft.cli.tables import chosen_columns, table_options
+from minisft.cli.tables import chosen_columns, pairs_of, table_options
 from minisft.cli.terminal import show
 from minisft.data.answer_windows import answer_windows
 from minisft.data.questions import read_questions
 from minisft.data.read import read_texts
 from minisft.data.sequences import encode_sequences
 from minisft.data.tagged import read_tagged
-from minisft.data.text import CLEANING_STEPS, load_tokenizer, parse_cleaning_steps
+from minisft.data.text import CLEANING_STEPS, encode_all, load_tokenizer, parse_cleaning_steps
 from minisft.data.word_pieces import windows
-from minisft.errors import UserError
+from minisft.errors import UserError, as_flag
 from minisft.evaluation.figures import Verdict, count
 from minisft.io.architectures import family_of
 from minisft.io.files import read_json
 from minisft.io.hub import CONFIG, base_of, resolve
 from minisft.io.model_folder import read_preprocessing
 from minisft.models.adapters import ALL, LoraConfig
-from minisft.models.config import SIZES, BertConfig, GPT2Config
+from minisft.models.config import SIZES, BertConfig, GPT2Config, Seq2SeqConfig
 from minisft.planning.memory import ITEM, Plan, Step, largest_of, plan
 from minisft.training.defaults import default_batch_tokens, default_cleaning
 
@@ -30,23 +30,37 @@ EXAMPLES = ("minisft plan --model gpt2 --batch-tokens 2048",
 BASIC = ("model", "task", "classes", "batch_tokens", "lengths", "texts", "train_layers",
          "gradient_checkpointing")
 FILE_OPTION = "--texts"
-OF_TEXTS = ("text_column", "pair_column", "no_header", "encoding", "delimiter", "clean",
-            "max_compression_ratio", "max_length", "seed")
+OF_TEXTS = ("text_column", "pair_column", "source_column", "target_column", "texts_target",
+            "no_header", "encoding", "delimiter", "clean", "max_compression_ratio", "max_length",
+            "seed")
+OF_TASKS = {
+    "classes": ("classify", "tag"), "adapter": ("classify", "complete", "tag", "answer"),
+    **dict.fromkeys(("text_column", "pair_column"), ("classify", "complete")),
+    **dict.fromkeys(("no_header", "delimiter"), ("classify", "complete", "translate")),
+    **dict.fromkeys(("source_column", "target_column", "texts_target"), ("translate",))}
 MIB = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The model, the batch, and what is trained."""
+    parser.usage = "minisft plan [--model NAME] [options]"
     add_model(parser, f"folder or name of a GPT-2 or BERT; of {', '.join(SIZES)} the shape is "
               "known here (default: the bundled small GPT-2)", default="minisft-gpt2")
-    parser.add_argument("--task", choices=("classify", "complete", "tag", "answer"),
+    parser.add_argument("--task", choices=("classify", "complete", "tag", "answer", "translate"),
                         default="classify", help="what is learnt, as in finetune")
     parser.add_argument("--classes", type=whole(2), default=2, metavar="N",
                         help="classify and tag: number of classes")
     parser.add_argument("--lengths", type=whole(1), default=None, metavar="N",
-                        help="tokens of each text (default: 128, or those of --texts)")
+                        help="tokens of each text, for translate of both sides (default: 128, or "
+                        "those of --texts)")
     parser.add_argument("--texts", metavar="FILE", help="a file of texts: of the batches of an "
                         "epoch the one that takes most memory is shown")
+    parser.add_argument("--texts-target", metavar="FILE", help="translate: file whose lines are "
+                        "the translations of the lines of --texts")
+    parser.add_argument("--source-column", metavar="NAME", help="translate: column of the text "
+                        "(default: as in training; source)")
+    parser.add_argument("--target-column", metavar="NAME", help="translate: column of its "
+                        "translation (default: as in training; target)")
     parser.add_argument("--clean", metavar="STEPS", help="cleaning of --texts, as in finetune: "
                         f"all, none, or some of {','.join(CLEANING_STEPS)} (default: all; "
                         "complete: none)")
@@ -78,14 +92,19 @@ def run(args: argparse.Namespace) -> None:
     if args.dropout is not None and not 0 <= args.dropout < 1:
         raise UserError(f"--dropout is {args.dropout}, expected a number in [0, 1)")
     require_file(args, OF_TEXTS, "texts")
-    if "classes" in args.changed and args.task not in ("classify", "tag"):
-        raise UserError("--classes is for --task classify or --task tag")
+    for name, tasks in OF_TASKS.items():
+        if name in args.changed and args.task not in tasks:
+            raise UserError(f"{as_flag(name)} is for " + " or ".join(
+                f"--task {task}" for task in tasks))
     if args.adapter is None and (args.rank is not None or args.adapter_targets):
         raise UserError("--rank and --adapter-targets are for --adapter lora")
     if args.adapter is not None and args.train_layers in ("head", "bias"):
         raise UserError(f"--train-layers {args.train_layers} beside --adapter: expected all or "
                         "last:K")
     folder, config = _shape(args)
+    if args.task == "translate" and args.train_layers != "all":
+        raise UserError(f"--train-layers is {args.train_layers}, expected all: a translator is "
+                        "trained as a whole")
     if args.task == "complete" and isinstance(config, BertConfig):
         raise UserError(f"--task complete: {args.model} is a BERT, expected a GPT-2")
     if isinstance(config, BertConfig):
@@ -100,13 +119,18 @@ def run(args: argparse.Namespace) -> None:
                    args.rank or 8, target_modules=tuple(args.adapter_targets) or ALL)}
     try:
         if args.texts is None:
-            step = Step(config, _equal(args, config), **options)
+            lengths = _equal(args, config)
+            step = Step(config, lengths, **options,
+                        sources=lengths if args.task == "translate" else ())
             planned = plan(step)
         else:
-            lengths = _lengths(args, folder, config)
+            lengths, sources = _lengths(args, folder, config)
+            tokens = sum(lengths) + sum(sources or ())
             step, planned = largest_of(
-                lengths, args.batch_tokens or default_batch_tokens(sum(lengths)), args.seed,
-                config, **options)
+                lengths, args.batch_tokens or default_batch_tokens(tokens), args.seed, config,
+                sources, **options)
+    except UserError:
+        raise
     except ValueError as error:      # --train-layers that the model does not have
         raise UserError(str(error)) from None
     first, *rest = lines(args.model, step, planned)
@@ -116,13 +140,16 @@ def run(args: argparse.Namespace) -> None:
 
 def _shape(args):
     """-> the model's folder or None, and its config."""
-    if args.model in SIZES and args.texts is None:
+    if args.model in SIZES and args.texts is None and args.task != "translate":
         return None, GPT2Config.size(args.model)
     folder = base_of(resolve(args.model, args.download, args.revision, args.allow_http))
     settings = read_json(folder / CONFIG)
     family = family_of(settings, folder / CONFIG)
-    if family.classifier is None:
-        raise UserError(f"{args.model} is an {family.config.TITLE}, expected a GPT-2 or a BERT")
+    if (family.config is Seq2SeqConfig) != (args.task == "translate"):
+        raise UserError(f"--task {args.task}: {args.model} holds an encoder-decoder, expected "
+                        "a GPT-2 or a BERT" if args.task != "translate"
+                        else f"--task translate: {args.model} holds a {family.config.TITLE}, "
+                        "expected an encoder-decoder, as finetune --task translate leaves it")
     return folder, family.config.from_dict(settings, folder / CONFIG)
 
 
@@ -133,11 +160,12 @@ def _equal(args, config):
         raise UserError(f"--lengths is {length}, but the model takes {config.n_positions} tokens")
     if args.task == "complete" and length == 1:
         raise UserError("--lengths is 1, expected more: a single token has no next one")
-    return (length,) * max(1, (args.batch_tokens or 2048) // length)
+    of_each = 2 * length if args.task == "translate" else length
+    return (length,) * max(1, (args.batch_tokens or 2048) // of_each)
 
 
 def _lengths(args, folder, config):
-    """-> the lengths of the file's texts, treated as `finetune` would."""
+    """-> the lengths of the file's texts, treated as `finetune` would, those of sources or None."""
     if args.lengths is not None:
         raise UserError("--lengths beside --texts: expected one of the two")
     room = min(args.max_length or config.n_positions, config.n_positions)
@@ -150,19 +178,29 @@ def _lengths(args, folder, config):
             answer_windows(tokenizer, read_questions(args.texts, *read), room)
             if args.task == "answer" else windows(tokenizer, read_tagged(
                 args.texts, None, None, None, read[0], False, read[1]).words, room))
-        return [len(ids) for ids in found.ids]
+        return [len(ids) for ids in found.ids], None
+    if args.task == "translate":
+        return _pairs(args, tokenizer, folder, room)
     columns = chosen_columns(args, read_preprocessing(folder, say).columns)
     clean = parse_cleaning_steps(args.clean or default_cleaning(args.task))
     examples = read_texts(args.texts, columns.text_column, clean, pair_column=columns.pair_column,
                           **table_options(args))[1]
     return [len(x) for x in encode_sequences(tokenizer, examples.texts, room,
-                                             pairs=examples.pairs)[0]]
+                                             pairs=examples.pairs)[0]], None
+
+
+def _pairs(args, tokenizer, folder, room):
+    """-> the lengths of the file's translations and of its texts, each with a token more."""
+    pairs = pairs_of(args, args.texts, args.texts_target, "texts_target",
+                     read_preprocessing(folder, say).columns,
+                     parse_cleaning_steps(args.clean or default_cleaning(args.task)))
+    return tuple([1 + min(len(row), room - 1) for row in encode_all(tokenizer, texts)[0]]
+                 for texts in (pairs.targets, pairs.sources))
 
 
 def lines(name: str, step: Step, planned: Plan) -> list[str]:
     """A model's name, its step and Plan -> the lines that show them."""
-    c, short, long = step.config, min(step.lengths), max(step.lengths)
-    shown = f"{short}" if short == long else f"{short} to {long}"
+    c, shown = step.config, _range(step.lengths)
     task = {"classify": f"classify into {step.classes}",
             "tag": f"tag with {step.classes}"}.get(step.task, step.task)
     return [
@@ -171,12 +209,20 @@ def lines(name: str, step: Step, planned: Plan) -> list[str]:
         f"{name}: {c.TITLE} of {count(c.n_layer, 'layer')}, width {c.n_embd}, "
         f"{sum(planned.weights.values()):,} parameters; {task}, trains {step.train_layers}"
         + ("" if step.adapter is None else f" through adapters of rank {step.adapter.r}"),
-        f"{count(len(step.lengths), 'text')} of {shown} tokens, {step.tokens:,} tokens at once", "",
+        f"{count(len(step.lengths), 'text')} of {shown} tokens, {step.tokens:,} tokens at once"
+        if not step.sources else
+        f"{count(len(step.lengths), 'pair')} of {_range(step.sources)} and {shown} tokens, "
+        f"{step.tokens + sum(step.sources):,} tokens at once", "",
         *_state(planned), "",
         f"{'kept for the backward':<34}{'MiB':>10}", *_parts(planned.kept), "",
         f"{'at the fullest moment':<34}{'MiB':>10}", *_parts(planned.at_peak),
         f"the largest temporary of all: {planned.largest[0]}, {_shown(planned.largest[1])} MiB", "",
         *_operations(planned.operations)]
+
+
+def _range(lengths):
+    short, long = min(lengths), max(lengths)
+    return f"{short}" if short == long else f"{short} to {long}"
 
 
 def _state(planned):
@@ -207,7 +253,7 @@ def _grouped(values):
     """Values by name -> the same, those of all blocks under one name."""
     made = {}
     for name, n in values.items():
-        name = re.sub(r"^(h|encoder\.layer)\.\d+\.", r"\1.*.", name)
+        name = re.sub(r"^(h|encoder\.layer|(?:en|de)coder\.layers)\.\d+\.", r"\1.*.", name)
         made[name] = made.get(name, 0) + n
     return made
 

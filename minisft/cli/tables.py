@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minisft.cli.arguments import say
+from minisft.data.pairs import read_pairs, require_kinds, require_table
 from minisft.data.read import MissingColumnError
 from minisft.data.table import bad_rows_csv
 from minisft.errors import UserError, as_flag
@@ -48,6 +49,17 @@ def table_options(args):
     return {"encoding": args.encoding, "header": not args.no_header, "delimiter": args.delimiter,
             "skip_bad_rows": getattr(args, "skip_bad_rows", False),
             "max_compression_ratio": args.max_compression_ratio}
+
+
+def pairs_of(args, path, target_path, target_setting, columns, steps):
+    """-> the TextPairs of a table, or of a file of lines and that of their translations; columns:
+    those of training."""
+    require_kinds(path, target_path, target_setting)
+    require_table(args.changed, [path])
+    with naming_columns_of_training(columns):
+        return read_pairs(path, args.source_column or columns.source_column or "source",
+                          args.target_column or columns.target_column or "target", target_path,
+                          steps, **table_options(args))
 
 
 def require_new_bad_rows(args):

@@ -14,11 +14,11 @@ from minisft.cli.arguments import (
     say,
     whole,
 )
-from minisft.cli.tables import naming_columns_of_training, report_table
+from minisft.cli.tables import naming_columns_of_training, pairs_of, report_table, table_options
 from minisft.cli.terminal import visible
 from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO, read_text
 from minisft.data.in_memory import without_unreadable
-from minisft.data.pairs import is_table, read_pairs, require_kinds, require_table
+from minisft.data.pairs import is_table, read_pairs, require_table
 from minisft.data.sequences import require_readable
 from minisft.data.text import clean
 from minisft.errors import UserError
@@ -102,15 +102,8 @@ def run(args: argparse.Namespace) -> None:
 def evaluate(args, model, tokenizer, preprocessing):
     """-> the figures, and the lines that show them; for the command `evaluate`."""
     require_penalty(args.length_penalty)
-    require_kinds(args.test, args.test_target, "test_target")
-    require_table(args.changed, [args.test])
-    columns = preprocessing.columns
-    with naming_columns_of_training(columns):
-        pairs = read_pairs(
-            args.test, args.source_column or columns.source_column or "source",
-            args.target_column or columns.target_column or "target", args.test_target,
-            preprocessing.clean, args.encoding, not args.no_header, args.delimiter,
-            args.skip_bad_rows, args.max_compression_ratio)
+    pairs = pairs_of(args, args.test, args.test_target, "test_target", preprocessing.columns,
+                     preprocessing.clean)
     if args.skip_bad_rows:
         pairs = without_unreadable(pairs, translate.unreadable_rows(
             pairs, tokenizer, preprocessing, model))
@@ -138,9 +131,7 @@ def _texts(args, preprocessing):
         columns = preprocessing.columns
         with naming_columns_of_training(columns):
             pairs = read_pairs(args.file, args.source_column or columns.source_column or "source",
-                               None, None, preprocessing.clean, args.encoding, not args.no_header,
-                               args.delimiter,
-                               max_compression_ratio=args.max_compression_ratio)
+                               None, None, preprocessing.clean, **table_options(args))
         for note in pairs.notes:
             say(note)
         return pairs.sources, pairs.place

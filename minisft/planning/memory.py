@@ -1,24 +1,26 @@
 """What a training step needs, before it runs: bytes by tensor, operations by formula.
 
-A MemoryTracker follows the step (walk.py, bert_walk.py): what a forward keeps stays allocated until
-its backward has used it, what a formula needs meanwhile is a temporary. The peak is the fullest
-moment. Sizes are counted in values, of `ITEM` bytes each. Compiled loops (extra `fast`) need no
-more than that.
+A MemoryTracker follows the step (walk.py, bert_walk.py, seq2seq_walk.py): what a forward keeps
+stays allocated until its backward has used it, what a formula needs meanwhile is a temporary. The
+peak is the fullest moment. Sizes are counted in values, of `ITEM` bytes each. Compiled loops (extra
+`fast`) need no more than that.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from minisft.backend import random
 from minisft.data.batch import token_budget_batches
 from minisft.models.adapters import LoraConfig, from_layer_on
-from minisft.models.config import BertConfig, GPT2Config
+from minisft.models.config import BertConfig, GPT2Config, Seq2SeqConfig
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
+from minisft.models.seq2seq import EncoderDecoder
 from minisft.models.token_heads import SpanClassifier, TokenClassifier
 from minisft.planning import operations
 from minisft.planning.bert_walk import BertWalk
+from minisft.planning.seq2seq_walk import Seq2SeqWalk
 from minisft.planning.walk import ITEM as ITEM
 from minisft.planning.walk import Walk
 
@@ -36,8 +38,8 @@ class Step:
     gradient of one matrix more.
     """
 
-    config: GPT2Config | BertConfig
-    lengths: tuple
+    config: GPT2Config | BertConfig | Seq2SeqConfig
+    lengths: tuple                # of translate: of the translations, as the decoder reads them
     task: str = "classify"        # or complete, a language model; tag or answer, heads over tokens
     classes: int = 2              # of classify and tag
     train_layers: str = "all"
@@ -45,11 +47,38 @@ class Step:
     dropout: float | None = None  # None: the config's
     features: bool = True         # frozen layers' outputs are computed once and kept
     adapter: LoraConfig | None = None     # in the blocks that train_layers names
+    sources: tuple = ()           # lengths of the texts that a decoder's block looks at
 
     @property
     def tokens(self) -> int:
         """-> N, the tokens of the batch."""
         return int(sum(self.lengths))
+
+    @property
+    def labels(self) -> int:
+        """-> tokens of which the next one is learnt."""
+        # the last token of a text has no next one, a translation ends with a token of its own
+        return {"complete": self.tokens - len(self.lengths), "translate": self.tokens}.get(
+            self.task, 0)
+
+    @property
+    def encoder(self) -> "Step":
+        """-> what an encoder-decoder's encoder does, as a step of its own."""
+        c = cast(Seq2SeqConfig, self.config)
+        return replace(self, lengths=self.sources, sources=(), config=BertConfig(
+            hidden_size=c.d_model, num_hidden_layers=c.encoder_layers,
+            num_attention_heads=c.encoder_attention_heads, intermediate_size=c.encoder_ffn_dim,
+            hidden_dropout_prob=c.dropout, attention_probs_dropout_prob=c.attention_dropout,
+            hidden_act=c.activation_function))
+
+    @property
+    def decoder(self) -> "Step":
+        """-> what its decoder does."""
+        c = cast(Seq2SeqConfig, self.config)
+        return replace(self, config=GPT2Config(
+            n_embd=c.d_model, n_layer=c.decoder_layers, n_head=c.decoder_attention_heads,
+            n_inner=c.decoder_ffn_dim, embd_pdrop=c.dropout, attn_pdrop=c.attention_dropout,
+            resid_pdrop=c.dropout, activation_function=c.activation_function))
 
     def rows_out(self, i: int) -> int:
         """-> tokens that leave block i: a classifier wants each text's last from the last one."""
@@ -119,7 +148,8 @@ class _Trained:
 def plan(step: Step) -> Plan:
     """Step -> Plan; raises ValueError for layers that the model does not have."""
     names, config = [str(k) for k in range(step.classes)], step.config
-    model: Any = (TokenClassifier(config, names, dtype=None) if step.task == "tag" else
+    model: Any = (EncoderDecoder(config, dtype=None) if isinstance(config, Seq2SeqConfig) else
+                  TokenClassifier(config, names, dtype=None) if step.task == "tag" else
                   SpanClassifier(config, dtype=None) if step.task == "answer" else
                   BertClassifier(config, names, dtype=None) if isinstance(config, BertConfig) else
                   Classifier(config, names, dtype=None) if step.task == "classify" else
@@ -133,7 +163,8 @@ def plan(step: Step) -> Plan:
     weights = {p.name: p.size for p in model.parameters()}
     trainable = {p.name: p.size for p in model.store.trainable}
     first_trainable = min(p.layer for p in model.store.trainable)
-    walk = (BertWalk if isinstance(step.config, BertConfig) else Walk)(step, first_trainable)
+    walk = {BertConfig: BertWalk, Seq2SeqConfig: Seq2SeqWalk}.get(type(config), Walk)(
+        step, first_trainable)
     walk.forward()
     kept = dict(walk.tracker.allocated)
     walk.backward()
@@ -143,11 +174,14 @@ def plan(step: Step) -> Plan:
                 first_trainable)
 
 
-def largest_of(lengths: np.ndarray, batch_tokens: int, seed: int, config: GPT2Config | BertConfig,
-               **options: Any) -> tuple[Step, Plan]:
-    """Lengths of all texts -> the Step of an epoch that needs most memory, and its Plan."""
+def largest_of(lengths: np.ndarray, batch_tokens: int, seed: int, config: Any,
+               sources: np.ndarray | None = None, **options: Any) -> tuple[Step, Plan]:
+    """Lengths of all texts, and of their sources where there are some -> the Step of an epoch that
+    needs most memory, and its Plan."""
     lengths = np.asarray(lengths)
+    whole = lengths if sources is None else lengths + np.asarray(sources)
     order = random.permutation(len(lengths), seed, 0)
-    steps = [Step(config, tuple(lengths[batch].tolist()), **options)
-             for batch in token_budget_batches(lengths, order, batch_tokens)]
+    steps = [Step(config, tuple(lengths[batch].tolist()), **options, sources=(
+        () if sources is None else tuple(np.asarray(sources)[batch].tolist())))
+        for batch in token_budget_batches(whole, order, batch_tokens)]
     return max(((step, plan(step)) for step in steps), key=lambda pair: pair[1].above)

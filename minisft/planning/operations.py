@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minisft.dispatch import attention_groups, attention_key_blocks
-from minisft.models.config import BertConfig
+from minisft.models.config import BertConfig, Seq2SeqConfig
 from minisft.nn.lora import is_merged
 
 # Operations for each value: (forward, backward)
@@ -38,18 +38,42 @@ class Product:
 
 def products(step: Any, first_trainable: int) -> list[Product]:
     """memory.Step, its first trainable layer -> Products of a step."""
+    c, width = step.config, step.config.n_embd
+    result = [product for side in sides(step) for product in _blocks(side, first_trainable)]
+    if step.token_outputs:
+        return result + _linear("head", step.tokens, width, step.token_outputs, True, True)
+    if isinstance(c, BertConfig):
+        result += _linear("pooler", len(step.lengths), width, width, True, True)
+    if step.task == "classify":
+        return result + _linear("score", len(step.lengths), width, step.classes, True, True)
+    result += _linear("head", step.labels, width, c.vocab_size, True, False)
+    if first_trainable == 0:      # the token table's gradient, (V,C) as it is
+        result.append(Product("head", c.vocab_size, step.labels, width, 1, True))
+    return result
+
+
+def sides(step: Any) -> list[Any]:
+    """-> the step itself; of an encoder-decoder those of its encoder and of its decoder."""
+    return [step.encoder, step.decoder] if isinstance(step.config, Seq2SeqConfig) else [step]
+
+
+def _blocks(step, first_trainable):
+    """-> the products of all blocks."""
     c, result = step.config, []
-    width, bert = c.n_embd, isinstance(c, BertConfig)
+    width, own_maps = c.n_embd, isinstance(c, BertConfig) or step.task == "translate"
     for i in range(first_block(step, first_trainable), c.n_layer):
         trained, n, out = i + 1 >= first_trainable, step.tokens, step.rows_out(i)
         again = trained and step.gradient_checkpointing
-        if bert:
+        if own_maps:
             linears = [("attn.query", out, width, width), ("attn.key", n, width, width),
                        ("attn.value", n, width, width)]
         elif out == n:
             linears = [("attn.c_attn", n, width, 3 * width)]
         else:
             linears = [("attn.c_attn", out, width, width), ("attn.c_attn", n, width, 2 * width)]
+        if m := sum(step.sources):
+            linears += [("cross.query", n, width, width), ("cross.key", m, width, width),
+                        ("cross.value", m, width, width), ("cross.c_proj", n, width, width)]
         linears += [("attn.c_proj", out, width, width), ("mlp.c_fc", out, width, inner(c)),
                     ("mlp.c_proj", out, inner(c), width)]
         for linear in linears:
@@ -58,16 +82,6 @@ def products(step: Any, first_trainable: int) -> list[Product]:
             if rank := step.rank(i, linear[0]):
                 result += _adapter(*linear[1:], rank, needs_dx, again)
         result += _attention(step, out < n, trained, again)
-    if step.token_outputs:
-        return result + _linear("head", step.tokens, width, step.token_outputs, True, True)
-    if bert:
-        result += _linear("pooler", len(step.lengths), width, width, True, True)
-    if step.task == "classify":
-        return result + _linear("score", len(step.lengths), width, step.classes, True, True)
-    counted = step.tokens - len(step.lengths)      # the last token of a text has no next one
-    result += _linear("head", counted, width, c.vocab_size, True, False)
-    if first_trainable == 0:      # the token table's gradient, (V,C) as it is
-        result.append(Product("head", c.vocab_size, counted, width, 1, True))
     return result
 
 
@@ -84,32 +98,33 @@ def operations(step: Any, first_trainable: int,
         add(p.name, *((0, p.operations) if p.backward else (p.operations, 0)))
     c = step.config
     width, bert = c.n_embd, isinstance(c, BertConfig)
+    tokens = step.tokens + sum(step.sources)
 
     def formula(name, values, counts, trained, again=False):
         add(name, counts[0] * values, trained * counts[1] * values + again * counts[0] * values)
 
-    for i in range(first_block(step, first_trainable), c.n_layer):
-        trained, out = i + 1 >= first_trainable, step.rows_out(i)
-        again = trained and step.gradient_checkpointing
-        scores = sum(p.m * p.n * p.times for p in _attention(step, out < step.tokens, False, False)
-                     if p.name == "attention scores")
-        for name, values, counts in (
-                ("layer_norm", ((out if bert else step.tokens) + out) * width, LAYER_NORM),
-                ("gelu", out * inner(c), GELU), ("softmax", scores, SOFTMAX),
-                ("residual sums", 2 * out * width, SUM)):
-            formula(name, values, counts, trained, again)
-    last = len(step.lengths) if step.task == "classify" else step.tokens
+    for side in sides(step):
+        for i in range(first_block(side, first_trainable), side.config.n_layer):
+            trained, n, out = i + 1 >= first_trainable, side.tokens, side.rows_out(i)
+            again, asked = trained and step.gradient_checkpointing, n * bool(side.sources)
+            scores = sum(p.m * p.n * p.times for p in _attention(side, out < n, False, False)
+                         if p.name == "attention scores")
+            for name, values, counts in (
+                    ("layer_norm", ((out if bert else n) + asked + out) * width, LAYER_NORM),
+                    ("gelu", out * inner(side.config), GELU), ("softmax", scores, SOFTMAX),
+                    ("residual sums", (2 * out + asked) * width, SUM)):
+                formula(name, values, counts, trained, again)
+    last = len(step.lengths) if step.task == "classify" else tokens
     if not bert:
         formula("layer_norm", last * width, LAYER_NORM, first_trainable <= c.n_layer + 1)
     elif not (first_trainable and step.features):
         formula("layer_norm", step.tokens * width, LAYER_NORM, first_trainable == 0)
-    if step.task == "complete":
-        formula("cross_entropy", (step.tokens - len(step.lengths)) * c.vocab_size, CROSS_ENTROPY,
-                True)
+    if step.labels:
+        formula("cross_entropy", step.labels * c.vocab_size, CROSS_ENTROPY, True)
     if step.token_outputs:
         formula("cross_entropy", step.tokens * step.token_outputs, CROSS_ENTROPY, True)
     if not (first_trainable and step.features):
-        formula("embeddings", step.tokens * width, SUM, first_trainable == 0)
+        formula("embeddings", tokens * width, SUM, first_trainable == 0)
     add("adamw", 0, ADAMW * trainable_parameters)
     return totals
 
@@ -158,10 +173,10 @@ def _adapter(rows, width_in, width_out, rank, dx, again):
 
 
 def _attention(step, last_only, trained, again):
-    """-> the products of one block's attention, texts of equal length together."""
+    """-> the products of one block's attention, or two, texts of equal length together."""
     heads, result = step.config.n_head, []
     d = step.config.n_embd // heads
-    for (q, k), texts in attended(step, last_only).items():
+    for (q, k), texts in (attended(step, last_only) + crossed(step)).items():
         times = texts * heads
         forward = [Product("attention scores", q, d, k, times),
                    Product("attention values", q, k, d, times)]
@@ -190,6 +205,16 @@ def attended(step: Any, last_only: bool) -> Counter[tuple[int, int]]:
     causal = not isinstance(step.config, BertConfig)     # then only later queries ask a block
     return Counter((int(n) - causal * start, min(keys, int(n) - start))
                    for n in lengths for start in range(0, int(n), keys))
+
+
+def crossed(step: Any) -> Counter[tuple[int, int]]:
+    """-> the same of a decoder block's attention to the sources: one text after the other, or
+    blocks of keys."""
+    keys = attention_key_blocks.KEYS
+    if max(step.lengths) <= attention_key_blocks.SHORT:
+        return Counter(zip(step.lengths, step.sources, strict=False))
+    return Counter((n, min(keys, m - start)) for n, m in zip(
+        step.lengths, step.sources, strict=False) for start in range(0, m, keys))
 
 
 def largest(step: Any, first_trainable: int,

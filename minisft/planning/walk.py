@@ -1,7 +1,7 @@
 """What a step holds at each moment: GPT-2's forward and backward.
 
-The methods follow models/gpt2.py and nn/blocks.py line by line; bert_walk.py has what BERT does
-in another way.
+The methods follow models/gpt2.py and nn/blocks.py line by line; bert_walk.py and seq2seq_walk.py
+have what BERT and an encoder-decoder do in another way.
 """
 
 
@@ -23,8 +23,9 @@ def row_blocks_of(values):
 class Walk:
     """One step's forward and backward, followed by a MemoryTracker."""
 
-    def __init__(self, step, first_trainable):
-        self.step, self.first_trainable_layer, self.tracker = step, first_trainable, MemoryTracker()
+    def __init__(self, step, first_trainable, tracker=None):
+        self.step, self.first_trainable_layer = step, first_trainable
+        self.tracker = tracker or MemoryTracker()
         c = step.config
         self.n, self.b, self.layers = step.tokens, len(step.lengths), c.n_layer
         self.c, self.inner, self.heads = c.n_embd, operations.inner(c), c.n_head
@@ -79,9 +80,13 @@ class Walk:
 
     def block_forward(self, i):
         """Block i, from h.i.x to the x of what follows."""
-        allocate, free = self.tracker.allocate, self.tracker.free
-        n, out, c, h = self.n, self.step.rows_out(i), self.c, f"h.{i}."
-        trained = i + 1 >= self.first_trainable_layer
+        self.attention_part(i)
+        self.mlp_part(i)
+
+    def attention_part(self, i):
+        """From h.i.x to h.i.x_1."""
+        allocate, n, out, c = self.tracker.allocate, self.n, self.step.rows_out(i), self.c
+        trained, h = i + 1 >= self.first_trainable_layer, f"h.{i}."
         allocate(f"{h}norms", 2 * (n + out))
         allocate(f"{h}ln_1", n * c)
         qkv = 3 * n * c if out == n else 2 * n * c + 2 * out * c
@@ -92,7 +97,12 @@ class Walk:
         self.adapter_forward(i, "attn.c_proj")
         self.dropout_forward(f"{h}drop_1", out, trained)
         allocate(f"{h}x_1", out * c)
-        free("dropped")
+        self.tracker.free("dropped")
+
+    def mlp_part(self, i):
+        """From there to the x of what follows."""
+        allocate, free = self.tracker.allocate, self.tracker.free
+        out, c, h = self.step.rows_out(i), self.c, f"h.{i}."
         allocate(f"{h}ln_2", out * c)
         allocate(f"{h}mlp.c_fc", out * self.inner)
         self.adapter_forward(i, "mlp.c_fc")
@@ -100,7 +110,7 @@ class Walk:
         allocate("mlp", out * c)
         self.adapter_forward(i, "mlp.c_proj")
         self.forget_gelu(i)
-        self.dropout_forward(f"{h}drop_2", out, trained)
+        self.dropout_forward(f"{h}drop_2", out, i + 1 >= self.first_trainable_layer)
         allocate(f"h.{i + 1}.x", out * c)
         free("attention", "mlp", "dropped")
 
@@ -215,6 +225,11 @@ class Walk:
 
     def block_backward(self, i):
         """Block i, from the dy of its output to that of its input."""
+        self.mlp_part_backward(i)
+        self.attention_part_backward(i)
+
+    def mlp_part_backward(self, i):
+        """From dy to dx_1."""
         allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
         out, c, inner, h = self.step.rows_out(i), self.c, self.inner, f"h.{i}."
         if f"{h}drop_2" in self.tracker.allocated:
@@ -231,6 +246,11 @@ class Walk:
         observe(gradients_of_norm=2 * out * c)
         free(f"{h}x_1")
         allocate("dx_1", out * c)
+
+    def attention_part_backward(self, i):
+        """From dx_1 to the dy of the block's input."""
+        allocate, free, observe = self.tracker.allocate, self.tracker.free, self.tracker.observe
+        out, c, h = self.step.rows_out(i), self.c, f"h.{i}."
         if f"{h}drop_1" in self.tracker.allocated:
             allocate("d attention", out * c)
         self.attention_backward(i)
