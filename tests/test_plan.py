@@ -392,7 +392,8 @@ def test_a_translator_is_planned_as_it_is_trained(capsys, tmp_path, monkeypatch)
                      "1000", "--texts", *texts]) == 0
         found.append(capsys.readouterr().out)
     assert found[0] == found[1]
-    (tokens,) = re.findall(r"9 pairs of \d+ to \d+ and \d+ to \d+ tokens, (\d+) tokens at once", found[0])
+    (tokens,) = re.findall(r"9 pairs of \d+ to \d+ and \d+ to \d+ tokens, (\d+) tokens",
+                           found[0])
     assert main([*train, *lines, "--model", "run/model", "--batch-tokens", "1000", "--out",
                  "more"]) == 0
     assert f"trained {tokens} tokens" in capsys.readouterr().out

@@ -159,7 +159,7 @@ def test_the_loops_options_work(tmp_path, rng, options):
 def test_no_attention_is_drawn_of_a_translation_beyond_the_model(run):
     folder, _ = run
     model, tokenizer, preprocessing = read_folder(folder / "model")
-    pairs = TextPairs(folder, ["one red cat sees two dogs"], ["un"], [1], {})
+    pairs = TextPairs(["one red cat sees two dogs"], ["un"], path=folder, lines=[1], cleaned={})
     dataset, _ = translate.encode(tokenizer, pairs, preprocessing, model)
     for text, drawn in (("z" * 24, True), ("z" * 25, False)):
         assert (decoding.attention_of_one(model, tokenizer, dataset, [text]) is not None) == drawn
@@ -207,7 +207,8 @@ def test_micro_steps_are_one_step(run):
     """A step in pieces has the gradient of the whole, and a pair's tokens are those of both."""
     folder, test = run
     model, tokenizer, preprocessing = read_folder(folder / "model")
-    pairs = TextPairs(folder, *map(list, zip(*test, strict=True)), list(range(30)), {})
+    pairs = TextPairs(*map(list, zip(*test, strict=True)), path=folder, lines=list(range(30)),
+                      cleaned={})
     dataset, cut = translate.encode(tokenizer, pairs, preprocessing, model)
     batch = dataset.batch([3, 5])
     assert dataset.lengths[[3, 5]].sum() == len(batch.ids) + len(batch.source.ids) and not cut
@@ -255,7 +256,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, rng, monkeypatch,
     (["--train", "a.csv", "--model", "scratch", "--test-target", "a.txt"],
      "--test-target is the file of translations beside --test"),
     (["--train", "a.csv", "--model", "scratch", "--train-layers", "head"], "expected all"),
-    (["--train", "a.csv", "--model", "scratch", "--adapter", "lora"], "--adapter"),
+    (["--train", "a.csv", "--model", "scratch", "--adapter", "lora"],
+     "--adapter is for GPT-2 and BERT, expected none: a translator is trained as a whole\n"),
     (["--train", "a.csv", "--model", "scratch", "--initializer-range", "0.1"],
      "--initializer-range is for GPT-2"),
     (["--train", "a.csv", "--model", "scratch", "--adapt-epochs", "1"],

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minisft.data.pairs import TextPairs
-from minisft.data.read import Examples, Prompts
+from minisft.data.read import Examples, Prompts, stratified_subset, train_valid_split
 from minisft.data.table import BadRow
 from minisft.data.text import clean_all
 from minisft.errors import UserError
@@ -96,8 +96,9 @@ def examples(texts: Texts, labels: np.ndarray, label_names: tuple[str, ...],
         if name not in label2id:
             raise UserError(f"{part}labels[{i}] is {name!r}, expected one of "
                             f"{', '.join(label_names)}")
-    return Examples(Path(f"{part}texts"), firsts, [label2id[name] for name in names], label_names,
-                    list(range(1, len(firsts) + 1)), cleaned, seconds)
+    return Examples(firsts, [label2id[name] for name in names], label_names, seconds,
+                    path=Path(f"{part}texts"), lines=list(range(1, len(firsts) + 1)),
+                    cleaned=cleaned)
 
 
 def prompts(texts: Iterable[str], completions: Iterable[str], steps: Sequence[str],
@@ -107,8 +108,8 @@ def prompts(texts: Iterable[str], completions: Iterable[str], steps: Sequence[st
     answers, _, counts = clean_texts(completions, steps, f"{part}completions", paired=False)
     if len(firsts) != len(answers):
         raise UserError(f"{len(firsts)} {part}prompts but {len(answers)} completions")
-    return Prompts(Path(f"{part}prompts"), firsts, answers, list(range(1, len(firsts) + 1)),
-                   cleaned + counts)
+    return Prompts(firsts, answers, path=Path(f"{part}prompts"),
+                   lines=list(range(1, len(firsts) + 1)), cleaned=cleaned + counts)
 
 
 def subset(rows: Rows, indices: np.ndarray) -> Rows:
@@ -116,6 +117,20 @@ def subset(rows: Rows, indices: np.ndarray) -> Rows:
     columns: dict[str, Any] = {name: [value[i] for i in indices] for name, value in
                                vars(rows).items() if isinstance(value, list)}
     return replace(rows, **columns)
+
+
+def training_parts(train: Rows, valid: Rows | None, texts: str, count: int | None,
+                   fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Rows, the attribute with their texts -> so many of them to train on (None: all), and those to
+    validate with: `valid`, or a fraction of the former; UserError where they are too few."""
+    if count is not None:
+        train = subset(train, stratified_subset(
+            train.path, getattr(train, "labels", None), len(getattr(train, texts)), count, seed))
+    if valid is None:
+        kept, held_out = train_valid_split(getattr(train, "labels", None), getattr(train, texts),
+                                           fraction, seed)
+        train, valid = subset(train, kept), subset(train, held_out)
+    return train, valid
 
 
 def without_unreadable(rows: Rows, reasons: Mapping[int, str]) -> Rows:

@@ -17,27 +17,18 @@ from minisft.backend import random
 from minisft.data.batch import Batch, pack_pairs
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.encoding import MAX_COMPRESSION_RATIO, fault, read_text
-from minisft.data.read import each_row, require_columns, require_not_blank, text_of
+from minisft.data.read import FileRows, each_row, require_columns, require_not_blank, text_of
 from minisft.data.table import SUFFIXES, BadRow, Table, read_table
 from minisft.data.text import clean_all
 from minisft.errors import UserError, setting, short_repr
 
 
 @dataclass(frozen=True)
-class TextPairs:
+class TextPairs(FileRows):
     """Texts to translate and their translations; targets are None where none were asked for."""
 
-    path: Path
     sources: list[str]
     targets: list[str] | None
-    lines: list[int]                   # the line in the file, from 1, where each row starts
-    cleaned: Counter[str]              # cleaning step -> how many texts it changed
-    notes: tuple[str, ...] = ()        # what a reader of the file should be told
-    bad_rows: tuple[BadRow, ...] = ()  # those that were skipped
-
-    def place(self, n: int) -> str:
-        """-> where the text of index n stands."""
-        return f"{self.path}, line {self.lines[n]}"
 
 
 @dataclass(frozen=True)
@@ -104,8 +95,9 @@ def read_pairs(path: str | Path, source_column: str, target_column: str | None,
 
     table, rows = each_row(table, read_row, skip_bad_rows)
     columns = list(map(list, zip(*rows, strict=True)))
-    return TextPairs(table.path, columns[0], columns[1] if len(columns) == 2 else None,
-                     table.lines, cleaned, table.notes, table.bad_rows)
+    return TextPairs(columns[0], columns[1] if len(columns) == 2 else None, path=table.path,
+                     lines=table.lines, cleaned=cleaned, notes=table.notes,
+                     bad_rows=table.bad_rows)
 
 
 def _lines(path, target_path, encoding, skip_bad_rows, max_compression_ratio):

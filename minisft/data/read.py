@@ -16,23 +16,29 @@ from minisft.data.text import CLEANING_STEPS, clean, clean_all
 from minisft.errors import UserError, setting, short_repr
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Texts to classify: labels are indices into label_names, None if no label was asked for."""
+@dataclass(frozen=True, kw_only=True)
+class FileRows:
+    """What the rows of all files have in common."""
 
     path: Path
-    texts: list[str]
-    labels: list[int] | None
-    label_names: tuple[str, ...] | None
     lines: list[int]                   # the line in the file, from 1, where each row starts
     cleaned: Counter[str]              # cleaning step -> how many texts it changed
-    pairs: list[str] | None = None     # the second text of each, where there are two
     notes: tuple[str, ...] = ()        # what a reader of the file should be told
     bad_rows: tuple[BadRow, ...] = ()  # those that were skipped
 
     def place(self, n: int) -> str:
-        """-> where the text of index n stands."""
+        """-> where the row of index n stands."""
         return f"{self.path}, line {self.lines[n]}"
+
+
+@dataclass(frozen=True)
+class Examples(FileRows):
+    """Texts to classify: labels are indices into label_names, None if no label was asked for."""
+
+    texts: list[str]
+    labels: list[int] | None
+    label_names: tuple[str, ...] | None
+    pairs: list[str] | None = None     # the second text of each, where there are two
 
     @property
     def full_texts(self) -> list[str]:
@@ -43,20 +49,11 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class Prompts(FileRows):
     """Texts to continue, and how; completions are None where no column was asked for."""
 
-    path: Path
     prompts: list[str]
     completions: list[str] | None
-    lines: list[int]                   # the line in the file, from 1, where each row starts
-    cleaned: Counter[str]              # cleaning step -> how many texts it changed
-    notes: tuple[str, ...] = ()        # what a reader of the file should be told
-    bad_rows: tuple[BadRow, ...] = ()  # those that were skipped
-
-    def place(self, n: int) -> str:
-        """-> where the prompt of index n stands."""
-        return f"{self.path}, line {self.lines[n]}"
 
 
 class MissingColumnError(UserError):
@@ -184,8 +181,9 @@ def read_texts(path: str | Path, text_columns: Sequence[str],
         indices = _label_indices(table, labels, label_names)
         table = replace(table, notes=(*table.notes, *_similar_labels(table.path, set(labels))))
     return table, Examples(
-        table.path, texts, indices, None if label_names is None else tuple(label_names),
-        table.lines, cleaned, None if pair_column is None else pairs, table.notes, table.bad_rows)
+        texts, indices, None if label_names is None else tuple(label_names),
+        None if pair_column is None else pairs, path=table.path, lines=table.lines,
+        cleaned=cleaned, notes=table.notes, bad_rows=table.bad_rows)
 
 
 def _label_indices(table, labels, label_names):
@@ -269,8 +267,8 @@ def read_prompts(path: str | Path, prompt_columns: Sequence[str], completion_col
 
     table, rows = each_row(table, read_row, skip_bad_rows)
     prompts, completions = map(list, zip(*rows, strict=True))
-    return Prompts(table.path, prompts, None if completion_column is None else completions,
-                   table.lines, counts, table.notes, table.bad_rows)
+    return Prompts(prompts, None if completion_column is None else completions, path=table.path,
+                   lines=table.lines, cleaned=counts, notes=table.notes, bad_rows=table.bad_rows)
 
 
 def _key(text):

@@ -13,14 +13,8 @@ from tokenizers import Tokenizer
 from minisft.data import toy_news
 from minisft.data.augment import Augmentation
 from minisft.data.dataset import TokenizedDataset
-from minisft.data.in_memory import subset, without_unreadable
-from minisft.data.read import (
-    Examples,
-    read_examples,
-    shared_texts,
-    stratified_subset,
-    train_valid_split,
-)
+from minisft.data.in_memory import training_parts, without_unreadable
+from minisft.data.read import Examples, read_examples, shared_texts
 from minisft.data.sequences import (
     encode_sequences,
     require_readable,
@@ -78,13 +72,8 @@ class Classification:
             train = _read(data.train, None, data, clean)
             test, valid = (None if path is None else _read(path, train.label_names, data, clean)
                            for path in (data.test, data.valid))
-        if data.train_texts is not None:
-            train = subset(train, stratified_subset(train.path, train.labels, len(train.texts),
-                                                   data.train_texts, config.training.seed))
-        if valid is None:
-            kept, held_out = train_valid_split(train.labels, train.texts, data.valid_fraction,
-                                               config.training.seed)
-            train, valid = subset(train, kept), subset(train, held_out)
+        train, valid = training_parts(train, valid, "texts", data.train_texts,
+                                      data.valid_fraction, config.training.seed)
         return cls(config, train, valid, test)
 
     @property

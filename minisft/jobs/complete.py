@@ -9,14 +9,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minisft.data.dataset import TokenizedDataset
-from minisft.data.in_memory import subset, without_unreadable
-from minisft.data.read import (
-    Prompts,
-    read_prompts,
-    shared_texts,
-    stratified_subset,
-    train_valid_split,
-)
+from minisft.data.in_memory import training_parts, without_unreadable
+from minisft.data.read import Prompts, read_prompts, shared_texts
 from minisft.data.sequences import leading_ids, require_readable, unreadable
 from minisft.data.text import END_OF_TEXT, encode_all
 from minisft.data.tokenizer import decode
@@ -170,13 +164,8 @@ class Completion:
             path, list(data.prompt_column), data.completion_column, clean, data.encoding,
             not data.no_header, data.delimiter, data.skip_bad_rows, data.max_compression_ratio)
             for path in (data.train, data.valid, data.test))
-        if data.train_texts is not None:
-            train = subset(train, stratified_subset(train.path, None, len(train.prompts),
-                                                   data.train_texts, config.training.seed))
-        if valid is None:
-            kept, held_out = train_valid_split(None, train.prompts, data.valid_fraction,
-                                               config.training.seed)
-            train, valid = subset(train, kept), subset(train, held_out)
+        train, valid = training_parts(train, valid, "prompts", data.train_texts,
+                                      data.valid_fraction, config.training.seed)
         return cls(config, train, valid, test)
 
     @property

@@ -9,8 +9,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from minisft.data.dataset import TokenizedDataset
-from minisft.data.in_memory import subset
-from minisft.data.read import shared_texts, stratified_subset, train_valid_split
+from minisft.data.in_memory import training_parts
+from minisft.data.read import shared_texts
 from minisft.data.sequences import require_readable
 from minisft.data.tagged import TaggedSentences, is_bio, read_tagged
 from minisft.data.word_pieces import Windows, windows
@@ -60,13 +60,8 @@ class Tagging:
             names = names if path is None else parts[-1].label_names
         train, test, valid = (None if part is None else replace(part, label_names=names)
                               for part in (train, *parts))
-        if data.train_texts is not None:
-            train = subset(train, stratified_subset(train.path, None, len(train.words),
-                                                   data.train_texts, config.training.seed))
-        if valid is None:
-            kept, held_out = train_valid_split(None, train.texts, data.valid_fraction,
-                                               config.training.seed)
-            train, valid = subset(train, kept), subset(train, held_out)
+        train, valid = training_parts(train, valid, "texts", data.train_texts,
+                                      data.valid_fraction, config.training.seed)
         return cls(config, train, valid, test)
 
     @property

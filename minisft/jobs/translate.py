@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 from tokenizers import Tokenizer
 
-from minisft.data.in_memory import subset, without_unreadable
+from minisft.data.in_memory import training_parts, without_unreadable
 from minisft.data.pairs import (
     PairDataset,
     TextPairs,
@@ -16,7 +16,7 @@ from minisft.data.pairs import (
     require_kinds,
     require_table,
 )
-from minisft.data.read import shared_texts, stratified_subset, train_valid_split
+from minisft.data.read import shared_texts
 from minisft.data.sequences import unreadable
 from minisft.data.special_tokens import END_OF_TEXT, SpecialTokens
 from minisft.data.text import encode_all
@@ -77,15 +77,11 @@ class Translation:
 
         Pairs with the same source are held out together.
         """
-        data, seed = config.data, config.training.seed
+        data = config.data
         require_table(config.given(), (data.train, data.valid, data.test))
         train, valid, test = (_read(data, name, clean) for name in ("train", "valid", "test"))
-        if data.train_texts is not None:
-            train = subset(train, stratified_subset(train.path, None, len(train.sources),
-                                                   data.train_texts, seed))
-        if valid is None:
-            kept, held_out = train_valid_split(None, train.sources, data.valid_fraction, seed)
-            train, valid = subset(train, kept), subset(train, held_out)
+        train, valid = training_parts(train, valid, "sources", data.train_texts,
+                                      data.valid_fraction, config.training.seed)
         return cls(config, train, valid, test)
 
     @property
