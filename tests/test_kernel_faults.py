@@ -28,7 +28,7 @@ CHECKS = {"attention_tensor_cores": "attention (bfloat16, 64 channels, dropout, 
 
 # Each .cu without one of its barriers, by number; those of device.cuh where they are used.
 BARRIERS = [(file, "device.cuh" in place, number)
-            for file, place, numbers in [("attention", "attention.cu", range(10)),
+            for file, place, numbers in [("attention", "attention.cu", range(13)),
                                          ("attention_tensor_cores", "the same", range(3)),
                                          ("attention_decode", "attention_decode.cu", [0]),
                                          ("column_sums", "column_sums.cu", [0]),
@@ -41,16 +41,23 @@ BARRIERS = [(file, "device.cuh" in place, number)
 
 # (file, what stands there, what is planted), found by the values
 FAULTS = {
-    "forgotten rescale": ("attention", "out[r][column] *= rescale;", ";"),
+    "forgotten rescale": ("attention", "out[r][n][i] *= rescale;", ";"),
     "sum not rescaled": ("attention", "sum[r] *= rescale;", ";"),
-    "mask one to the right": ("attention", "key <= mine + r + at.shift", "key <= mine + r + 1"),
-    "mask aligned to the start": ("attention", "(!causal || key <= query + at.shift)", "true"),
-    "delta left out": ("attention", "dp[0][r] - row_delta[r]", "dp[0][r]"),
-    "softmax saw the mask": ("attention", "p_tile[warp * ROWS + r][lane] = weight;",
-                             "p_tile[warp * ROWS + r][lane] = p;"),
+    "mask one to the right": ("attention", "key > last + r * ROW_GROUPS",
+                              "key > last + r * ROW_GROUPS + 1"),
+    "mask left out of the keys": ("attention", "if (causal && of_warp + OF_WARP - 1 >",
+                                  "if (false && of_warp + OF_WARP - 1 >"),
+    "delta left out": ("attention", "dp[r][j] - row_delta[r]", "dp[r][j]"),
+    "softmax saw the mask": ("attention", "s[r][j] = p * m;", ";"),
     "one word of four": ("attention", "w.word[i] >= drop", "w.word[0] >= drop"),
-    "draw of another row": ("attention", "(drawn >> turn & ", "(drawn & "),
-    "second half of the keys": ("attention", "own[WARP * o][piece", "own[0][piece"),
+    "draw of another query": ("attention", "(threadIdx.x & 14) | (j & 1) | (j & 2) << 3",
+                              "threadIdx.x & 14"),
+    "a lane's first column for all": ("attention", "+ j * COLUMN_GROUPS * PITCH];", "];"),
+    "rows where columns are looked for": ("attention",
+                                          "COLUMNS ? of_column(place, four) : of_row(row, four)",
+                                          "COLUMNS ? of_column(place, four) : four"),
+    "columns side by side": ("attention", "COLUMNS ? row_of_tile<either(COLUMNS, 1)>(row) : row",
+                             "row"),
     "rounds before not rescaled": ("attention_decode", "out[i] *= rescale;", ";"),
     "sum of rounds before not rescaled": ("attention_decode", "{top, mine.sum * rescale}",
                                           "{top, mine.sum}"),
@@ -70,8 +77,9 @@ FAULTS = {
     "longer than the cache": ("next_token", "min(lengths[blockIdx.x] + 1, capacity - 1)",
                               "lengths[blockIdx.x] + 1"),
     "wrong word of four": ("attention_naive", "key & 1 ? w.word[1] : w.word[0]", "w.word[0]"),
-    "log of the sum left out": ("attention", "largest[r] + logf(total)", "largest[r]"),
-    "scale left out": ("attention", "sum[r][column] * scale", "sum[r][column]"),
+    "log of the sum left out": ("attention", "largest[r] * scale + logf(total)",
+                                "largest[r] * scale"),
+    "scale left out": ("attention", "sum[r][n][i] *= scale;", ";"),
     "wrong fragment map": ("attention_tensor_cores", "word % 2 * 8;\n            const int c",
                            "word / 2 * 8;\n            const int c"),
     "wrong pieces": ("attention_tensor_cores", "[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8]",
@@ -142,6 +150,7 @@ FAULTS = {
 # Faults that leave the values right: found by a sanitizer.
 HIDDEN = {
     "unguarded store": ("address", "attention",
+<<<<<<< HEAD
                         "        if (mine + r >= at.n_queries) continue;\n"
                         "        for (int column = 0; column < COLUMNS; column++)\n"
                         "            if (const int c = channel(column); c < D) y",
@@ -152,7 +161,15 @@ HIDDEN = {
     "unguarded load": ("address", "attention", "exists = first + row < n;", "exists = true;"),
     "shared memory too small": ("address", "attention", "p_tile[QUERIES][KEYS];",
                                 "p_tile[QUERIES - 1][KEYS];"),
+=======
+                        " + at.head;\n        if (query >= at.n_queries) continue;", " + at.head;"),
+    "unguarded load": ("address", "attention", "exists = ALL || first + row < n;",
+                       "exists = true;"),
+    "shared memory too small": ("address", "attention", "w_tile[WARPS * W::FOURS_OF_WARP];",
+                                "w_tile[WARPS * W::FOURS_OF_WARP - 1];"),
+>>>>>>> 247c227 (Give a lane of float32 attention a larger piece)
     "one scratch for every row": ("thread", "layer_norm", "scratch[row % 2]", "scratch[0]"),
+    "one place for two warps": ("thread", "attention", "+ threadIdx.x / WARP * FOURS_OF_WARP", ""),
     "a barrier of the tiles": ("thread", "attention",
                                "__syncthreads();     // all have done with the tiles before", ""),
     "unguarded copy": ("address", "attention_tensor_cores",
@@ -198,17 +215,17 @@ def test_every_barrier_is_needed(monkeypatch, file, of_device, number):
 
 
 @needs_compiler
+@pytest.mark.parametrize("file", ["attention", "attention_tensor_cores"])
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("change", ["", "after the barrier"])
-def test_every_wait_for_copies_is_needed(monkeypatch, number, change):
+def test_every_wait_for_copies_is_needed(monkeypatch, file, number, change):
     """Also before the barrier: a thread waits for its own copies only."""
-    text = SOURCE("attention_tensor_cores")
+    text = SOURCE(file)
     waits = list(re.finditer(r"copies_wait\(\);\n\s*__syncthreads\(\);", text))
     assert len(waits) == 3
     wait = waits[number]
     swapped = "__syncthreads();" + " copies_wait();" * bool(change)
-    assert is_found(monkeypatch, "attention_tensor_cores",
-                    text[:wait.start()] + swapped + text[wait.end():])
+    assert is_found(monkeypatch, file, text[:wait.start()] + swapped + text[wait.end():])
 
 
 @needs_compiler

@@ -5,7 +5,9 @@ from minisft.backend.array import Array
 from minisft.backend.gpu.cuda import Rows, launch
 from minisft.backend.gpu.launch import packed
 
-THREADS, WARPS, KEYS, WIDEST = 128, 4, 32, 128
+THREADS, WIDEST = 64, 128
+# rows of a block, of heads of up to 64 channels and of wider ones; as attention.cu defines them
+QUERIES, BACKWARD_QUERIES, KEYS = (64, 32), (64, 16), (48, 24)
 
 
 def forward(q: Array, k: Array, v: Array, cu_seqlens: Array, key_starts: Array, key_lengths: Array,
@@ -20,7 +22,7 @@ def forward(q: Array, k: Array, v: Array, cu_seqlens: Array, key_starts: Array, 
     at = packed.Packed(q, k, cu_seqlens, key_starts, key_lengths, causal, drop)
     y = at.xp.empty(q.shape, dtype=q.dtype)
     lse = at.xp.empty(q.shape[:2], dtype=q.dtype)
-    _launch("forward", at, q, k, v, at.grid(at.queries, _queries(at.width, 8, 4)), y=y, lse=lse)
+    _launch("forward", at, q, k, v, at.grid(at.queries, QUERIES[at.width > 64]), y, y=y, lse=lse)
     return y, (q, k, v, y, lse, at)
 
 
@@ -29,29 +31,24 @@ def backward(dy: Array, cache: tuple) -> tuple[Array, Array, Array]:
     q, k, v, y, lse, at = cache
     dy, delta = at.xp.ascontiguousarray(dy), at.xp.empty_like(lse)
     dq, dk, dv = at.gradients(dy.dtype)
-    _launch("backward_queries", at, q, k, v, at.grid(at.queries, _queries(at.width, 8, 2)), dy,
-            dy=dy, y=y, lse=lse, delta=delta, dq=Rows(dq), dq_stride=Rows(dq).stride())
-    tiles, heads, _ = at.grid(at.keys, KEYS)
+    _launch("backward_queries", at, q, k, v, at.grid(at.queries, BACKWARD_QUERIES[at.width > 64]),
+            dy, y, dq, dy=dy, y=y, lse=lse, delta=delta, dq=Rows(dq), dq_stride=Rows(dq).stride())
+    tiles, heads, _ = at.grid(at.keys, KEYS[at.width > 64])
     for first, count in at.rounds():
-        _launch("backward_keys", at, q, k, v, (tiles, heads, count), dy, dy=dy, lse=lse,
-                delta=delta, dk=Rows(dk), dv=Rows(dv), dk_stride=Rows(dk).stride(),
+        _launch("backward_keys", at, q, k, v, (tiles, heads, count), dy, dk, dv, dy=dy,
+                lse=lse, delta=delta, dk=Rows(dk), dv=Rows(dv), dk_stride=Rows(dk).stride(),
                 dv_stride=Rows(dv).stride(), first_sequence=first,
                 add=int(not at.each_key_once))
     return dq, dk, dv
 
 
-def _queries(width, rows, rows_of_wide_heads):
-    """-> the queries of a tile; as attention.cu defines them."""
-    return WARPS * (rows if width <= 64 else rows_of_wide_heads)
-
-
-def _launch(name, at, q, k, v, grid, *loaded, **arguments):
+def _launch(name, at, q, k, v, grid, *in_fours, **arguments):
     """Runs one of the kernels on what all three take, and on `arguments`.
 
-    loaded: what it loads beside q, k and v.
+    in_fours: what it reads or writes four numbers at once beside q, k and v.
     """
     inputs = {"q": Rows(q), "k": Rows(k), "v": Rows(v)}
-    wide = at.width % 4 == 0 and packed.begin_at_16_bytes(q, k, v, *loaded)
+    wide = at.width % 4 == 0 and packed.begin_at_16_bytes(q, k, v, *in_fours)
     launch("attention", f"attention_{name}", grid, (THREADS,),
            defines={"HEAD_WIDTH": at.width, "DROPOUT": int(at.drops), "WIDE": int(wide)},
            **inputs, **{f"{key}_stride": rows.stride() for key, rows in inputs.items()},
