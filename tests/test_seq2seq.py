@@ -14,10 +14,12 @@ from minisft.backend.random import Stream
 from minisft.data.batch import Batch, pack, pack_pairs
 from minisft.data.special_tokens import SpecialTokens
 from minisft.errors import UserError
+from minisft.models import logit_blocks, seq2seq
 from minisft.models.config import Seq2SeqConfig
+from minisft.models.heads import tied_logits
 from minisft.models.seq2seq import EncoderDecoder, sinusoids
 from minisft.models.translate import greedy
-from minisft.nn import blocks
+from minisft.nn import blocks, parameters
 from minisft.nn.cross_attention import Attention
 from minisft.nn.layers import Dropout, Layer
 from minisft.ops.cross_entropy import IGNORE
@@ -66,6 +68,26 @@ def test_gradients_of_the_loss(rng, options, stream):
         lambda: float(model.loss(batch, stream, **options)[0]),
         {p.name: p.value for p in model.store}, {p.name: p.grad for p in model.store}, 1)
     gradcheck.require(rows, gradcheck.MODEL_LIMIT)
+
+
+@pytest.mark.parametrize("options", [{}, {"smoothing": 0.2}])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_loss_in_blocks_of_rows(rng, monkeypatch, options, frozen):
+    model, batch, seen = model_of(rng), batch_of(), []
+    if frozen:
+        model.train_layers("last:1")
+    loss, denominator, _, _, gradients = run(model, batch, STREAM, **options)
+    monkeypatch.setattr(logit_blocks, "ON_CPU", 3 * 13 * 8)
+    monkeypatch.setattr(parameters, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(seq2seq, "tied_logits",
+                        lambda h, table: (seen.append(len(h)), tied_logits(h, table))[1])
+    model.store.zero_grad()
+    found = model.loss_and_gradients(batch, STREAM, **options)
+    assert found == pytest.approx((loss, denominator), rel=1e-14)
+    assert len(seen) > 1 and max(seen) <= 3 and sum(seen) == denominator
+    assert abs(model.store.grads - gradients).max() <= 1e-12 * abs(gradients).max() > 0
+    with pytest.raises(TypeError, match="weight"):
+        model.loss_and_gradients(batch, weight=1)
 
 
 def test_a_later_target_token_changes_no_earlier_logit(rng):

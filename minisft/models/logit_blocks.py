@@ -29,12 +29,12 @@ def blocks(rows: int, classes: int, xp: Any, itemsize: int = 4) -> list[slice]:
 def loss_and_dhidden(hidden: Array, labels: Array, parts: list[slice],
                      head: Callable[[Array], tuple[Array, Any]],
                      head_backward: Callable[[Array, Any], Array], scale: float,
-                     train: Any = None) -> tuple[Array, Array, Array]:
+                     train: Any = None, **options: Any) -> tuple[Array, Array, Array]:
     """hidden (M,C), labels (M,), blocks of rows -> summed loss, denominator, dhidden (M,C).
 
     head(hidden) -> logits, cache; head_backward(dlogits, cache) -> dhidden, and adds the gradients
     of the head's own parameters. All gradients are those of `scale` times the loss. `train`: what
-    `dispatch.loss_in_place` gave.
+    `dispatch.loss_in_place` gave; without it `cross_entropy` takes the options.
     """
     dhidden = array_module(hidden).empty_like(hidden) if len(parts) > 1 else None
     sums = []
@@ -43,7 +43,7 @@ def loss_and_dhidden(hidden: Array, labels: Array, parts: list[slice],
         if train is not None:
             one, counted = train(logits, labels[part], scale)
         else:
-            (one, counted), saved = cross_entropy.forward(logits, labels[part])
+            (one, counted), saved = cross_entropy.forward(logits, labels[part], **options)
             logits = cross_entropy.backward(scale, saved, saved[0])
             del saved
         sums.append((one, counted))

@@ -13,6 +13,7 @@ from minisft.backend import random
 from minisft.backend.array import Array, array_module
 from minisft.data.batch import Batch
 from minisft.dispatch import cross_entropy, embedding
+from minisft.models import logit_blocks
 from minisft.models.adapters import LoraConfig
 from minisft.models.config import Seq2SeqConfig
 from minisft.models.heads import Model, scattered, tied_logits, tied_logits_backward
@@ -249,9 +250,7 @@ class EncoderDecoder(Model):
 
         Raises ValueError for a label that is no token.
         """
-        self.require_labels(batch, len(batch.ids), self.trunk.config.vocab_size,
-                            "the next token of each token")
-        rows = np.flatnonzero(batch.labels != IGNORE)     # on the CPU: no waiting
+        rows = self._labelled_rows(batch)
         batch = self.received(batch)
         rows = batch.asarray(rows)
         logits = self.forward(batch, stream, rows)
@@ -259,3 +258,28 @@ class EncoderDecoder(Model):
         (loss, denominator), self.loss_cache = cross_entropy.forward(
             logits, labels[rows], None, smoothing)
         return loss, denominator, logits
+
+    def loss_and_gradients(self, batch: Batch, stream: random.Stream | None = None,
+                           scale: float = 1.0, **options: Any) -> tuple[Array, Array]:
+        """As `Model`'s; the logits of many rows never exist whole (logit_blocks.py)."""
+        rows, table = self._labelled_rows(batch), self.trunk.shared.w
+        parts = logit_blocks.blocks(len(rows), self.trunk.config.vocab_size, self.store.xp,
+                                    self.store.dtype.itemsize)
+        if len(parts) < 2:
+            return super().loss_and_gradients(batch, stream, scale, **options)
+        self.loss_cache = self.cache = None
+        batch = self.received(batch)
+        source: Any = batch.source
+        hidden = self.trunk.decode(batch, self.trunk.encode(source, stream), stream)
+        rows, labels = batch.asarray(rows), batch.labels
+        loss, denominator, dhidden = logit_blocks.loss_and_dhidden(
+            hidden[rows], labels[rows], parts, lambda h: tied_logits(h, table),
+            lambda dlogits, cache: tied_logits_backward(dlogits, cache, table), scale, **options)
+        self.trunk.backward(scattered(dhidden, rows, len(hidden)))
+        return loss, denominator
+
+    def _labelled_rows(self, batch):
+        """-> the rows of a batch that have a label (M,), on the CPU: no waiting for a card."""
+        self.require_labels(batch, len(batch.ids), self.trunk.config.vocab_size,
+                            "the next token of each token")
+        return np.flatnonzero(batch.labels != IGNORE)
