@@ -102,6 +102,26 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_forwar
     }
 }
 
+// What the backward reads of a row.
+struct Row {
+    float up[QUADS][4], u[QUADS][4], above[QUADS][4], mean, rstd;
+};
+
+__device__ __forceinline__ Row load_row(const float* dy, const float* u, const float* residual,
+                                        const float* mean, const float* rstd, int row) {
+    Row it;
+    it.mean = mean[row], it.rstd = rstd[row];
+    #pragma unroll
+    for (int quad = 0; quad < QUADS; quad++) {
+        const int c = 4 * (threadIdx.x + quad * THREADS);
+        load_channels(it.up[quad], dy + (long long)row * WIDTH, c);
+        load_channels(it.u[quad], u + (long long)row * WIDTH, c);
+        if (residual) load_channels(it.above[quad], residual + (long long)row * WIDTH, c);
+        else for (int i = 0; i < 4; i++) it.above[quad][i] = 0.0f;
+    }
+    return it;
+}
+
 // x is u of the forward. `residual` may be null. The gradient of `more` goes to `copy`, or rounded
 // to `low`, or is not written where both are null. parts (blocks, sums, WIDTH): each block's dw, db
 // and, with sums = 3, the bias's.
@@ -120,42 +140,41 @@ extern "C" __global__ void __launch_bounds__(THREADS) residual_layer_norm_backwa
     for (int quad = 0; quad < QUADS; quad++)
         load_channels(weight[quad], w, 4 * (threadIdx.x + quad * THREADS));
     const int first = blockIdx.x * rows, end = min(n, first + rows);
+    Row next = load_row(dy, x, residual, mean, rstd, first);
     for (int row = first; row < end; row++) {
+        const Row now = next;     // the next is on its way while this one's sums are waited for
+        if (row + 1 < end) next = load_row(dy, x, residual, mean, rstd, row + 1);
         const long long at = (long long)row * WIDTH;
-        const float row_mean = mean[row], row_rstd = rstd[row];
-        float normal[QUADS][4], g[QUADS][4], d[QUADS][4], sum_g = 0.0f, sum_gn = 0.0f;
+        float normal[QUADS][4], g[QUADS][4], sum_g = 0.0f, sum_gn = 0.0f;
         #pragma unroll
         for (int quad = 0; quad < QUADS; quad++) {
             const int c = 4 * (threadIdx.x + quad * THREADS);
-            float up[4];
-            load_channels(up, dy + at, c);
-            load_channels(normal[quad], x + at, c);
-            // on its way while the others wait for the sums
-            if (residual) load_channels(d[quad], residual + at, c);
-            else for (int i = 0; i < 4; i++) d[quad][i] = 0.0f;
             for (int i = 0; i < 4; i++) {
-                normal[quad][i] = c + i < WIDTH ? (normal[quad][i] - row_mean) * row_rstd : 0.0f;
-                g[quad][i] = up[i] * weight[quad][i];
+                const float up = now.up[quad][i];
+                normal[quad][i] = c + i < WIDTH ? (now.u[quad][i] - now.mean) * now.rstd : 0.0f;
+                g[quad][i] = up * weight[quad][i];
                 sum_g += g[quad][i];
                 sum_gn += g[quad][i] * normal[quad][i];
-                dw[quad][i] += up[i] * normal[quad][i];                            // (4)
-                db[quad][i] += up[i];
+                dw[quad][i] += up * normal[quad][i];                               // (4)
+                db[quad][i] += up;
             }
         }
         const float2 both = block_sums(sum_g, sum_gn, scratch[row % 2]);
         #pragma unroll
         for (int quad = 0; quad < QUADS; quad++) {
             const int c = 4 * (threadIdx.x + quad * THREADS);
+            float d[4];
             for (int i = 0; i < 4; i++)
-                d[quad][i] += row_rstd * (g[quad][i] - both.x / WIDTH
-                                          - normal[quad][i] * (both.y / WIDTH));          // (3)
-            store_channels(dx + at, d[quad], c);
+                d[i] = now.above[quad][i]                                          // (3)
+                       + now.rstd * (g[quad][i] - both.x / WIDTH
+                                     - normal[quad][i] * (both.y / WIDTH));
+            store_channels(dx + at, d, c);
             if (example_ids)
-                drop_four(d[quad], example_ids[row], positions[row], c, threshold, keep, seed,
+                drop_four(d, example_ids[row], positions[row], c, threshold, keep, seed,
                           *step, site);
-            if (low) store_rounded(low + at, d[quad], c);
-            else if (copy) store_channels(copy + at, d[quad], c);
-            for (int i = 0; i < 4; i++) dbias[quad][i] += d[quad][i];
+            if (low) store_rounded(low + at, d, c);
+            else if (copy) store_channels(copy + at, d, c);
+            for (int i = 0; i < 4; i++) dbias[quad][i] += d[i];
         }
     }
     parts += (long long)blockIdx.x * sums * WIDTH;
