@@ -152,24 +152,13 @@ FAULTS = {
 # Faults that leave the values right: found by a sanitizer.
 HIDDEN = {
     "unguarded store": ("address", "attention",
-<<<<<<< HEAD
-                        "        if (mine + r >= at.n_queries) continue;\n"
-                        "        for (int column = 0; column < COLUMNS; column++)\n"
-                        "            if (const int c = channel(column); c < D) y",
-                        "        for (int column = 0; column < COLUMNS; column++)\n"
-                        "            if (const int c = channel(column); c < D) y"),
-    "key behind the cache": ("address", "attention_decode", "(key < end ? key : first) * stride",
-                             "key * stride"),
-    "unguarded load": ("address", "attention", "exists = first + row < n;", "exists = true;"),
-    "shared memory too small": ("address", "attention", "p_tile[QUERIES][KEYS];",
-                                "p_tile[QUERIES - 1][KEYS];"),
-=======
                         " + at.head;\n        if (query >= at.n_queries) continue;", " + at.head;"),
     "unguarded load": ("address", "attention", "exists = ALL || first + row < n;",
                        "exists = true;"),
     "shared memory too small": ("address", "attention", "w_tile[WARPS * W::FOURS_OF_WARP];",
                                 "w_tile[WARPS * W::FOURS_OF_WARP - 1];"),
->>>>>>> 247c227 (Give a lane of float32 attention a larger piece)
+    "key behind the cache": ("address", "attention_decode", "(key < end ? key : first) * stride",
+                             "key * stride"),
     "one scratch for every row": ("thread", "layer_norm", "scratch[row % 2]", "scratch[0]"),
     "one place for two warps": ("thread", "attention", "+ threadIdx.x / WARP * FOURS_OF_WARP", ""),
     "a barrier of the tiles": ("thread", "attention",
