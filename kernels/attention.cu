@@ -46,7 +46,6 @@
 #define KEYS_ROWS 3
 #define KEYS_COLUMNS 2
 #endif
-#define LOG2_E 1.4426950408889634f
 
 // The larger one: room for two arrays that are never there at the same time.
 __device__ constexpr int either(int a, int b) { return a > b ? a : b; }
