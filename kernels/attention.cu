@@ -285,7 +285,7 @@ struct Weights {
     }
 };
 
-// -> `keep` where a bit is set, else 0; by whole words, since 32 scores have more bits than a thread
+// -> `keep` where a bit is set, else 0; by whole words: 32 scores have more bits than a thread
 // has predicates
 __device__ __forceinline__ float factor(float keep, uint32_t kept, int bit) {
     return __uint_as_float(__float_as_uint(keep) & -(kept >> bit & 1));
