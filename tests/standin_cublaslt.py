@@ -79,8 +79,9 @@ class CublasLt:
         # a recorded product keeps what it was told, whatever its description is told afterwards
         told, *sides, out = (copy.deepcopy(self.made[m]) for m in (desc, of_a, of_b, of_d))
         compute, told = told["compute"], told["attributes"]
-        assert factors == [1, 0] and told[7] in (1, 4)
-        assert out["kind"] in (0, sides[0]["kind"]) and not (out["kind"] and told[7] == 4)
+        assert factors in ([1, 0], [1, 1]) and told[7] in (1, 4)
+        assert out["kind"] in (0, sides[0]["kind"])
+        assert not (out["kind"] and (told[7] == 4 or factors[1]))
         assert compute == 68 or not sides[0]["kind"]
 
         def multiply():
@@ -89,6 +90,8 @@ class CublasLt:
             y = np.ascontiguousarray(self.scale * (left @ right))
             kind = out["kind"]
             place = self._stored(d, out, ctypes.c_uint16 if kind else ctypes.c_float)
+            if factors[1]:
+                y += place
             place[...] = (y if not kind else bfloat16.to_bfloat16(y) if kind == 14 else
                           y.astype(np.float16).view(np.uint16))
             if told[7] == 4:

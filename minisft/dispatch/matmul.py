@@ -100,6 +100,11 @@ to_bfloat16 = Function("to_bfloat16", _to_bfloat16, [
 ])
 
 
+def adds_to_out(a: Any, b: Any) -> bool:
+    """-> whether `matmul(a, b, out, add=True)` adds to a float32 `out`, with no array of its own."""
+    return matmul.choose(a, b).load() is gemm.product
+
+
 def resolve_precision(precision: str, device: str) -> str:
     """A precision, cpu or cuda -> the same; of "auto" bfloat16 where that is the faster one.
 

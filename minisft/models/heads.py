@@ -11,6 +11,7 @@ from minisft.backend.array import DEVICES, Array, array_module, device_name, req
 from minisft.data.batch import Batch
 from minisft.data.special_tokens import SpecialTokens
 from minisft.dispatch import (
+    adds_to_out,
     FORMATS,
     PRECISIONS,
     cross_entropy,
@@ -243,7 +244,9 @@ def tied_logits_backward(dlogits: Array, cache: Any, table: Parameter) -> Array:
     dlogits = rounded(dlogits, w.dtype)
     dhidden = matmul(dlogits, w.T)
     if table.trainable:
-        table.add_product(lambda rows, out: matmul(dlogits[:, rows].T, hidden, out))
+        table.add_product(
+            lambda rows, out, **add: matmul(dlogits[:, rows].T, hidden, out, **add),
+            adds_to_out(dlogits, hidden))
     return dhidden
 
 

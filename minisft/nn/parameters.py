@@ -127,9 +127,13 @@ class Parameter:
         self.zeroed = False
         return self._grad
 
-    def add_product(self, product: Callable[[slice, Array], Array]) -> None:
+    def add_product(self, product: Callable[..., Array], adds: bool = False) -> None:
         """product(rows, where to put them or None) -> those rows of a gradient with the rows of
-        zeros, which is added: if some are there already, part by part, to need little memory."""
+        zeros, which is added: if some are there already, part by part, to need little memory, or
+        `adds` says that product(rows, gradient, add=True) does so."""
+        if adds and not self.zeroed:
+            product(slice(None), self._padded_grad, add=True)
+            return
         if self.zeroed:
             self.zeroed = False
             product(slice(None), self._padded_grad)

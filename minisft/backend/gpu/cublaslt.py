@@ -118,11 +118,12 @@ class Plan:
             self.lt.cublasLtMatmulDescDestroy(self.description)
 
 
-def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = None) -> Array:
+def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = None,
+           add: bool = False) -> Array:
     """a (N,C), b (C,M), CuPy's, of one dtype -> (N,M) float32; None where cuBLASLt has no way.
 
-    `out` (N,M), contiguous, float32 or of that dtype: where it goes. `bias` (M,) float32 is added
-    to float32. Raises RuntimeError where cuBLASLt fails.
+    `out` (N,M), contiguous, float32 or of that dtype: where it goes; with `add` it is added to what
+    `out` holds. `bias` (M,) float32 is added to float32. Raises RuntimeError where cuBLASLt fails.
     """
     cupy = array.cupy
     lt = library(cupy)
@@ -142,8 +143,8 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
     stream = cupy.cuda.get_current_stream().ptr
     of_b, of_a, of_y = plan.layouts
     _done(lt.cublasLtMatmul(
-        _handle(cupy, device), plan.description, ONE, pointers[0], of_b, pointers[1], of_a, ZERO,
-        pointers[2], of_y, pointers[2], of_y, ctypes.addressof(plan.algorithm),
+        _handle(cupy, device), plan.description, ONE, pointers[0], of_b, pointers[1], of_a,
+        ONE if add else ZERO, pointers[2], of_y, pointers[2], of_y, ctypes.addressof(plan.algorithm),
         _workspace(cupy, device, stream).data.ptr, WORKSPACE, stream))
     return y
 

@@ -13,17 +13,21 @@ from minisft.backend.gpu import cublaslt
 from minisft.backend.gpu.cublaslt import KINDS, ONE, ZERO, by_columns, compute_type
 
 
-def product(a: Array, b: Array, out: Array | None = None, bias: Array | None = None) -> Array:
+def product(a: Array, b: Array, out: Array | None = None, bias: Array | None = None,
+            add: bool = False) -> Array:
     """a (N,C), b (C,M), CuPy's, of one dtype of KINDS -> (N,M) float32.
 
-    `out` (N,M), contiguous, float32 or of the factors' type: where it goes. `bias` (M,) is added to
-    float32.
+    `out` (N,M), contiguous, float32 or of the factors' type: where it goes; with `add` it is added to
+    what a float32 `out` holds. `bias` (M,) is added to float32.
     """
     y = None
     if a.size and b.size and planned(array.cupy):
-        y = cublaslt.matmul(a, b, out, bias)
+        y = cublaslt.matmul(a, b, out, bias, add)
     if y is None:
-        y = cublas(a, b, out)
+        y = cublas(a, b, None if add else out)
+        if add:
+            out += y
+            y = out
         if bias is not None:
             y += bias
     return y
@@ -74,9 +78,11 @@ def planned(cupy: Any) -> bool:
                 for w in (b, a.T):
                     found = cublaslt.matmul(x, w, bias=bias)
                     plain = cublaslt.matmul(x, w, cupy.empty((16, 16), dtype=dtype))
+                    added = cublaslt.matmul(x, w, cupy.ones((16, 16), dtype=np.float32), add=True)
                     expected = cublas(x, w)     # whole numbers, which float16 holds
-                    if found is None or plain is None or not bool(
-                            (found == expected + bias).all() & (plain == expected).all()):
+                    if any(y is None for y in (found, plain, added)) or not bool(
+                            (found == expected + bias).all() & (plain == expected).all()
+                            & (added == expected + 1).all()):
                         raise RuntimeError("cuBLASLt: a product differs from cuBLAS's")
     except RuntimeError as error:
         warnings.warn(f"{error}; products go to cuBLAS", RuntimeWarning, stacklevel=2)
