@@ -22,6 +22,7 @@ import numpy as np
 
 from benchmarks.gpu import emulated
 from minisft.backend import array
+from minisft.dispatch import only
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
@@ -66,15 +67,24 @@ class Peer:
 
 def sides(args, model):
     """-> {name: tokens(prompts, new)}; says what is left out."""
-    made = {OURS: lambda prompts, new: np.array(
-        [g.ids for g in generate(model, list(prompts), new, Sampler(temperature=0))])}
-    if args.peers and not (find_spec("transformers") and find_spec("torch")):
+    def ours(prompts, new):
+        return np.array([g.ids for g in generate(model, list(prompts), new,
+                                                 Sampler(temperature=0))])
+
+    def by_cublaslt(prompts, new):
+        with only("tensor cores", "cuBLASLt", "widened", operations=("matmul",)):
+            return ours(prompts, new)
+
+    made = {OURS: ours}
+    if "cublaslt" in args.peers:
+        made["minisft, cuBLASLt"] = by_cublaslt
+    peers = [name for name in PEERS if name in args.peers]
+    if peers and not (find_spec("transformers") and find_spec("torch")):
         print("transformers is not there: ours runs alone")
-    else:
-        device = "cpu" if args.dry_run else "cuda"
-        for name in args.peers:
-            made[f"transformers {name}"] = Peer(model, device, args.precision,
-                                                name == "static").tokens
+        return made
+    for name in peers:
+        made[f"transformers {name}"] = Peer(model, "cpu" if args.dry_run else "cuda",
+                                            args.precision, name == "static").tokens
     return made
 
 
@@ -105,7 +115,8 @@ def main(argv=None):
     parser.add_argument("--prompt-tokens", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
+    parser.add_argument("--peers", nargs="*", choices=(*PEERS, "cublaslt"), default=PEERS,
+                        help="eager and static; cublaslt: ours without its kernel for few rows")
     parser.add_argument("--profile", action="store_true", help="the launches of ours; PyTorch")
     parser.add_argument("--dry-run", action="store_true", help="tiny, on the emulator")
     args = parser.parse_args(argv)
