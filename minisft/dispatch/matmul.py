@@ -119,7 +119,7 @@ to_bfloat16 = Function("to_bfloat16", _to_bfloat16, [
 
 
 def adds_to_out(a: Any, b: Any) -> bool:
-    """-> whether `matmul(a, b, out, add=True)` adds to a float32 `out`, with no array of its own."""
+    """-> whether `matmul(a, b, out, add=True)` adds to a float32 `out`, and needs no array more."""
     return matmul.choose(a, b).load() is gemm.product
 
 

@@ -11,9 +11,9 @@ from minisft.backend.array import DEVICES, Array, array_module, device_name, req
 from minisft.data.batch import Batch
 from minisft.data.special_tokens import SpecialTokens
 from minisft.dispatch import (
-    adds_to_out,
     FORMATS,
     PRECISIONS,
+    adds_to_out,
     cross_entropy,
     linear,
     loss_in_place,

@@ -144,8 +144,9 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
     of_b, of_a, of_y = plan.layouts
     _done(lt.cublasLtMatmul(
         _handle(cupy, device), plan.description, ONE, pointers[0], of_b, pointers[1], of_a,
-        ONE if add else ZERO, pointers[2], of_y, pointers[2], of_y, ctypes.addressof(plan.algorithm),
-        _workspace(cupy, device, stream).data.ptr, WORKSPACE, stream))
+        ONE if add else ZERO, pointers[2], of_y, pointers[2], of_y,
+        ctypes.addressof(plan.algorithm), _workspace(cupy, device, stream).data.ptr, WORKSPACE,
+        stream))
     return y
 
 

@@ -17,8 +17,8 @@ def product(a: Array, b: Array, out: Array | None = None, bias: Array | None = N
             add: bool = False) -> Array:
     """a (N,C), b (C,M), CuPy's, of one dtype of KINDS -> (N,M) float32.
 
-    `out` (N,M), contiguous, float32 or of the factors' type: where it goes; with `add` it is added to
-    what a float32 `out` holds. `bias` (M,) is added to float32.
+    `out` (N,M), contiguous, float32 or of the factors' type: where it goes; with `add` it is
+    added to what a float32 `out` holds. `bias` (M,) is added to float32.
     """
     y = None
     if a.size and b.size and planned(array.cupy):
