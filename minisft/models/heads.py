@@ -246,7 +246,7 @@ def tied_logits_backward(dlogits: Array, cache: Any, table: Parameter) -> Array:
     if table.trainable:
         table.add_product(
             lambda rows, out, **add: matmul(dlogits[:, rows].T, hidden, out, **add),
-            adds_to_out(dlogits, hidden))
+            adds_to_out(dlogits.T, hidden))
     return dhidden
 
 
