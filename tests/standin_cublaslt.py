@@ -80,8 +80,7 @@ class CublasLt:
         told, *sides, out = (copy.deepcopy(self.made[m]) for m in (desc, of_a, of_b, of_d))
         compute, told = told["compute"], told["attributes"]
         assert factors in ([1, 0], [1, 1]) and told[7] in (1, 4)
-        assert out["kind"] in (0, sides[0]["kind"])
-        assert not (out["kind"] and (told[7] == 4 or factors[1]))
+        assert out["kind"] in (0, sides[0]["kind"]) and not (out["kind"] and factors[1])
         assert compute == 68 or not sides[0]["kind"]
 
         def multiply():
@@ -89,14 +88,15 @@ class CublasLt:
                            for p, made, turn in zip((a, b), sides, (3, 4), strict=True))
             y = np.ascontiguousarray(self.scale * (left @ right))
             kind = out["kind"]
+            if told[7] == 4:     # of the type of the result
+                bias = np.ctypeslib.as_array(ctypes.cast(told[8], ctypes.POINTER(
+                    ctypes.c_uint16 if kind else ctypes.c_float)), (len(y),))
+                y += (standin_cupy.widened(bias, kind) if kind else bias)[:, None]
             place = self._stored(d, out, ctypes.c_uint16 if kind else ctypes.c_float)
             if factors[1]:
                 y += place
             place[...] = (y if not kind else bfloat16.to_bfloat16(y) if kind == 14 else
                           y.astype(np.float16).view(np.uint16))
-            if told[7] == 4:
-                bias = ctypes.cast(told[8], ctypes.POINTER(ctypes.c_float))
-                place += np.ctypeslib.as_array(bias, (len(place),))[:, None]
 
         self.calls += 1
         if not standin_graphs.later(multiply):

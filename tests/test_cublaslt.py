@@ -31,17 +31,18 @@ def test_a_linear_map_is_that_of_the_formula(lt, rng, name, n, k, m):
     y, cache = mixed_precision.forward(array.to_gpu(x), low, array.to_gpu(b))
     tried = lt.calls
     dx, dw, _ = mixed_precision.backward(array.to_gpu(dy), cache)
-    assert tried == 25 and lt.calls == 27     # 24 of them to see whether it can be trusted
+    assert tried == 33 and lt.calls == 35     # 32 of them to see if it can be trusted
     has_16_bits = name in ("bfloat16", "float16")
     if has_16_bits:
-        y16, _ = mixed_precision.forward(array.to_gpu(x), low, round_y=True)
-        assert y16.dtype == FORMATS[name] and lt.calls == 28
-        wide = widened(y16)
+        low_b = rounded(array.to_gpu(b), FORMATS[name])
+        y16, _ = mixed_precision.forward(array.to_gpu(x), low, low_b, round_y=True)
+        assert y16.dtype == FORMATS[name] and lt.calls == 36
+        wide, b16 = widened(y16), array.to_cpu(widened(low_b))
     x, w, dy = (widened(rounded(a, FORMATS[name])).astype(np.float64) for a in (x, w, dy))
     for found, expected in ((y, x @ w + b), (dx, dy @ w.T), (dw, x.T @ dy)):
         np.testing.assert_allclose(array.to_cpu(found), expected, rtol=0, atol=1e-4)
     if has_16_bits:
-        np.testing.assert_allclose(array.to_cpu(wide), x @ w, rtol=2.0**-8, atol=1e-4)
+        np.testing.assert_allclose(array.to_cpu(wide), x @ w + b16, rtol=2.0**-8, atol=1e-4)
 
 
 def test_float32_goes_to_it_exactly(lt, rng):
@@ -120,6 +121,10 @@ def test_a_few_rows_go_to_a_kernel(lt, rng, name):
         low = array.to_gpu(np.zeros((n, 24), x.dtype))
         assert matmul(on_card[:n], weights, low) is low
         np.testing.assert_allclose(widened(array.to_cpu(low)), exact[:n], rtol=1e-2, atol=1e-3)
+        low_bias = rounded(bias, x.dtype)
+        assert matmul(on_card[:n], weights, low, array.to_gpu(low_bias)) is low
+        np.testing.assert_allclose(widened(array.to_cpu(low)), exact[:n] + widened(low_bias),
+                                   rtol=1e-2, atol=1e-3)
 
 
 def test_columns_of_a_matrix_are_told_as_aligned_as_they_are(lt, rng):
@@ -157,6 +162,13 @@ def test_where_there_is_no_algorithm_cublas_multiplies(lt, rng):
     y = gemm.product(x, w, bias=bias)
     assert lt.calls == calls
     np.testing.assert_array_equal(array.to_cpu(y), array.to_cpu(gemm.gemm_ex(x, w) + bias))
+    for dtype in (np.uint16, np.float16):
+        x, w, bias = (rounded(array.to_gpu(a), np.dtype(dtype)) for a in (
+            *rng.standard_normal((2, 4, 4), dtype=np.float32), np.ones(4, np.float32)))
+        out = standin_cupy.zeros((4, 4), dtype=dtype)
+        assert gemm.product(x, w, out, bias) is out and lt.calls == calls
+        np.testing.assert_array_equal(array.to_cpu(out), array.to_cpu(
+            rounded(gemm.gemm_ex(x, w) + 1, out.dtype)))
 
 
 def test_what_multiplies_wrongly_is_not_trusted(lt, rng):

@@ -7,6 +7,7 @@ from minisft.backend import array, bfloat16
 from minisft.backend.constants import IGNORE
 from minisft.backend.gpu import cuda
 from minisft.data.batch import pack
+from minisft.dispatch import linear as dispatch_linear
 from minisft.dispatch import matmul, mixed_precision
 from minisft.dispatch.matmul import FLOAT16, FORMATS, rounded, widened
 from minisft.models.bert import BertConfig
@@ -56,6 +57,13 @@ def test_a_linear_map_is_that_of_rounded_factors(rng, name, n, k, m):
     for ours, exact in zip(found, (y, dx, dw, dy.astype(np.float64).sum(axis=0)), strict=True):
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-5 * max(1, np.abs(exact).max()))
+    low_b = rounded(b, low.dtype)
+    stored, _ = mixed_precision.forward(x, low, low_b, round_y=True)     # rounded once
+    exact = wide[0] @ wide[1] + widened(low_b)
+    assert stored.dtype == low.dtype
+    np.testing.assert_allclose(widened(stored), exact, rtol=HALVES[name], atol=1e-5)
+    with pytest.raises(ValueError, match="b is float32, but y is to have 16 bits"):
+        dispatch_linear.forward(x, low, b, round_y=True)
     plain = linear.forward(x, w, b)[0]     # and rounding costs what it should, no more, no less
     error = np.abs(found[0] - plain).max() / (np.abs(x) @ np.abs(w)).max()
     assert error <= 2.1 * HALVES[name] and (k < 16 or error > 0)

@@ -6,7 +6,8 @@ import pytest
 from test_emulator import needs_compiler
 
 from minisft.backend.gpu import cuda, emulator
-from minisft.backend.gpu.launch import attention_tensor_cores
+from minisft.backend.gpu.launch import attention_tensor_cores, column_sums
+from minisft.dispatch.matmul import rounded
 from minisft.verify.kernel_checks import KERNEL_CHECKS
 
 # C (M,8) = A (M,K) @ B (K,8) in 16 bits: a warp a tile of 16 rows.
@@ -225,6 +226,12 @@ def test_the_instructions_compile(architecture, defines):
 
 
 @needs_compiler
+def test_columns_in_16_bits_are_summed_in_pairs():
+    with pytest.raises(ValueError, match="7 columns in 16 bits, expected an even number"):
+        column_sums.column_sums(np.zeros((3, 7), np.uint16))
+
+
+@needs_compiler
 def test_attention_refuses_rows_that_begin_between_16_bytes():
     q, k, v = np.zeros((3, 4, 1, 16), np.uint16)
     where = np.array([0, 4]), np.array([0]), np.array([4])
@@ -235,6 +242,36 @@ def test_attention_refuses_rows_that_begin_between_16_bytes():
         for arrays in ((wrong, k, v), (q, wrong, v), (q, k, wrong)):
             with pytest.raises(ValueError, match="begins at no multiple of 16 bytes"):
                 attention_tensor_cores.forward(*arrays, *where)
+
+
+@needs_compiler
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kind", [np.uint16, np.float16])
+def test_gradients_in_16_bits_are_those_in_float32_rounded(rng, kind, causal):
+    qkv, dy = (rounded(rng.standard_normal(shape, dtype=np.float32), np.dtype(kind))
+               for shape in ((70, 3, 2, 16), (70, 2, 16)))
+    lengths = np.array([33, 1, 36])
+    edges = np.append(0, np.cumsum(lengths))
+    _, cache = attention_tensor_cores.forward(*qkv.swapaxes(0, 1), edges, edges[:-1], lengths,
+                                              causal)
+    plain = attention_tensor_cores.backward(dy, cache)
+    low = np.zeros_like(qkv)
+    found = attention_tensor_cores.backward(dy, cache, low.swapaxes(0, 1))
+    for part, ours, expected in zip(low.swapaxes(0, 1), found, plain, strict=True):
+        assert expected.dtype == np.float32 and np.array_equal(ours, part)
+        assert np.array_equal(part, rounded(expected, low.dtype))
+
+
+@needs_compiler
+def test_gradients_that_sequences_add_to_are_float32(rng):
+    q, k, v = rounded(rng.standard_normal((3, 9, 1, 16), dtype=np.float32), np.dtype(np.uint16))
+    for starts, lengths in (([0, 4], [5, 5]), ([0, 4], [4, 4])):     # a shared key, an unused one
+        _, cache = attention_tensor_cores.forward(
+            q[:8], k, v, np.array([0, 4, 8]), np.array(starts), np.array(lengths))
+        with pytest.raises(ValueError, match="several sequences, or to none, are float32"):
+            attention_tensor_cores.backward(q[:8], cache, (q[:8].copy(), k.copy(), v.copy()))
+        dq, dk, dv = attention_tensor_cores.backward(q[:8], cache)
+        assert dk.dtype == dv.dtype == np.float32 and dv.any()
 
 
 @needs_compiler

@@ -66,15 +66,16 @@ def _loops() -> Any:
 
 
 def _product(a, b, out=None, bias=None):
-    """a (N,C), b (C,M) -> (N,M); `out` (N,M), contiguous: where it goes; bias (M,) is added to
-    float32."""
+    """a (N,C), b (C,M) -> (N,M); `out` (N,M), contiguous: where it goes; bias (M,), of its type, is
+    added before it is rounded."""
     return _plus(array_module(a).matmul(a, b, out=out), bias)
 
 
 def _widened_product(a, b, out=None, bias=None):
     if out is None or out.dtype == np.float32:
         return _plus(np.matmul(widened(a), widened(b), out=out), bias)
-    out[...] = rounded(np.matmul(widened(a), widened(b)), out.dtype)
+    y = np.matmul(widened(a), widened(b))
+    out[...] = rounded(y if bias is None else y + widened(bias), out.dtype)
     return out
 
 

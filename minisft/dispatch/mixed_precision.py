@@ -15,7 +15,7 @@ from minisft.dispatch.matmul import matmul, rounded
 
 def forward(x, w, b=None, round_y=False):
     """x (N,C) float32, or rounded already, w (C,M) in 16 bits, b (M,) float32 or None -> y (N,M)
-    float32, cache. `round_y`: y in 16 bits, without a bias.
+    float32, cache. `round_y`: y in 16 bits, and so is b.
     """
     x = rounded(x, w.dtype)
     return _product(x, w, round_y, b), (x, w)                     # (1)
@@ -34,9 +34,8 @@ def backward(dy, cache, bias=True, out=None, round_dx=False):
 
 
 def _product(a, b, in_16_bits, bias=None):
-    if not in_16_bits:
-        return matmul(a, b, bias=bias)
-    return matmul(a, b, array_module(a).empty((a.shape[0], b.shape[1]), dtype=a.dtype))
+    out = array_module(a).empty((a.shape[0], b.shape[1]), dtype=a.dtype) if in_16_bits else None
+    return matmul(a, b, out, bias)
 
 
 def _lora_forward(x, a, b, scale):

@@ -55,7 +55,7 @@ from minisft.dispatch.conditions import (
     packed_keys,
     widest,
 )
-from minisft.dispatch.matmul import BFLOAT16, FLOAT16, TF32, matmul, to_bfloat16
+from minisft.dispatch.matmul import BFLOAT16, FLOAT16, TF32, matmul, to_bfloat16, widened
 from minisft.dispatch.row_blocks import RowBlocks
 from minisft.dispatch.selection import (
     FORMULA,
@@ -208,7 +208,7 @@ attention = Operation("attention", ops.attention.forward, [
 def attention_in_16_bits(x: Any, width: int, dtype: Any) -> bool:
     """Any float32 vector of the model, a head's width, the format of its products -> whether
     `attention` of a packed batch takes q, k, v and dy in that format, and gives y in it; its
-    backward then takes `out`, where the float32 gradients go.
+    backward then takes `out`, where the gradients go, in float32 or in that format.
     """
     if dtype is None:
         return False
@@ -232,8 +232,9 @@ def decoding_kernels(x: Any, width: int) -> Any:
 
 
 def _column_sums(x, out=None, add=False):
-    """x (N,M) -> its sums over the rows (M,); `out` (M,): where they go, or are added."""
-    sums = x.sum(axis=0)
+    """x (N,M), also in 16 bits -> its sums over the rows (M,), float32; `out` (M,): where they go,
+    or are added."""
+    sums = (widened(x) if x.dtype in (BFLOAT16, FLOAT16) else x).sum(axis=0)
     if out is None:
         return sums
     out[...] = out + sums if add else sums
@@ -241,7 +242,8 @@ def _column_sums(x, out=None, add=False):
 
 
 column_sums = Function("column_sums", _column_sums, [
-    Implementation("fused kernel", (KERNELS,), lambda: launch.column_sums.column_sums),
+    Implementation("fused kernel", (kernels_in_16_bits("x", "fused", "naive"),),
+                   lambda: launch.column_sums.column_sums),
     Implementation(FORMULA, (), lambda: _column_sums),
 ])
 

@@ -30,7 +30,8 @@ class RoundingPoint:
 ROUNDING_POINTS = (
     RoundingPoint("linear", "x", True, True, "kept rounded for the backward"),
     RoundingPoint("linear", "w", True, True, "the weight itself stays float32 beside its copy"),
-    RoundingPoint("linear", "b", False, False),
+    RoundingPoint("linear", "b", False, False, "GPU: rounded where the product stores attention's "
+                  "q, k and v"),
     RoundingPoint("linear", "dy", True, True, "in dx and dw; db sums dy as it is"),
     RoundingPoint("lora", "x", True, True, "kept rounded for the backward"),
     RoundingPoint("lora", "a", True, True, "the product of x and a too, before it meets b"),
@@ -41,7 +42,8 @@ ROUNDING_POINTS = (
     RoundingPoint("attention", "k", False, True, "as q"),
     RoundingPoint("attention", "v", False, True, "as q; the probabilities too, before they meet "
                   "v, but not those of a new token"),
-    RoundingPoint("attention", "dy", False, True, "as q; the scores' gradients too"),
+    RoundingPoint("attention", "dy", False, True, "as q; the scores' gradients too; GPU: GPT-2's "
+                  "dq, dk and dv are stored as linear's dy"),
     RoundingPoint("layer_norm", "x", False, False, "the sums before it too; GPU: y is stored as "
                   "linear's x"),
     RoundingPoint("gelu", "x", False, True, "GPU: stored by the product before it, unless an "

@@ -19,14 +19,14 @@ def _expect(operation: str, name: str, found: tuple, expected: tuple) -> None:
 
 
 def linear(x: Any, w: Any, b: Any = None, round_y: bool = False) -> None:
-    """x (N,C), w (C,M), b (M,) or None, but not where y is to have 16 bits."""
+    """x (N,C), w (C,M), b (M,) or None, in 16 bits where y is to have them."""
     if x.ndim != 2 or w.ndim != 2:
         raise ValueError(f"linear: x has shape {x.shape} and w {w.shape}, expected (N,C) and (C,M)")
     _expect("linear", "w", w.shape, (x.shape[1], w.shape[1]))
     if b is not None:
         _expect("linear", "b", b.shape, (w.shape[1],))
-        if round_y:
-            raise ValueError("linear: a bias, but y is to have 16 bits; expected one of them")
+        if round_y and b.itemsize != 2:
+            raise ValueError(f"linear: b is {b.dtype}, but y is to have 16 bits; expected as many")
 
 
 def lora(x: Any, a: Any, b: Any, scale: float) -> None:

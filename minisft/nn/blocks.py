@@ -79,16 +79,17 @@ class SelfAttention(MultiHeadAttention):
             return self.c_proj.forward(y, bias)
         width, heads = x.shape[-1], (self.n_head, x.shape[-1] // self.n_head)
         keys = parts = None
-        # then q, k and v are rounded in one pass, and y goes on as it is to the product
+        # then q, k and v are stored in 16 bits, and y goes on as it is to the product
         low = (kv_cache is None or kv_cache.packed) and self.c_proj.input_dtype is not None and \
             attention_in_16_bits(self.c_attn.b.value, heads[1], self.c_attn.w.compute_dtype)
         dtype = self.c_attn.w.compute_dtype if low else None
+        low = low and self.c_attn.gives_16_bits     # else two maps are added first
         if rows is None:
-            qkv = rounded(self.c_attn.forward(x), dtype)
+            qkv = rounded(self.c_attn.forward(x, round_y=low), dtype)
             q, k, v = qkv.reshape(len(x), 3, *heads).swapaxes(0, 1)
         else:
-            q, q_saved = self.c_attn.forward_columns(x[rows], slice(width))
-            kv, kv_saved = self.c_attn.forward_columns(x, slice(width, None))
+            q, q_saved = self.c_attn.forward_columns(x[rows], slice(width), round_y=low)
+            kv, kv_saved = self.c_attn.forward_columns(x, slice(width, None), round_y=low)
             q, kv = rounded(q, dtype).reshape(-1, *heads), rounded(kv, dtype)
             k, v = kv.reshape(len(x), 2, *heads).swapaxes(0, 1)
             parts = q_saved, kv_saved
@@ -107,9 +108,10 @@ class SelfAttention(MultiHeadAttention):
             dq, *dkv = self.attend_backward(dy.reshape(shape))
             whole = side_by_side(*([dq, *dkv] if rows is None else dkv))
         else:     # the kernels write where the product reads
-            whole = xp.empty((n, 3 if rows is None else 2, *shape[1:]), dtype=np.float32)
+            stored = dtype if self.c_attn.gives_16_bits else np.float32
+            whole = xp.empty((n, 3 if rows is None else 2, *shape[1:]), dtype=stored)
             *dq, dk, dv = whole.swapaxes(0, 1)
-            dq = dq[0] if dq else xp.empty(shape, dtype=np.float32)
+            dq = dq[0] if dq else xp.empty(shape, dtype=stored)
             self.attend_backward(dy.reshape(shape), out=(dq, dk, dv))
         if rows is None:
             return self.c_attn.backward(whole.reshape(n, -1), needs_dx)

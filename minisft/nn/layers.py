@@ -102,9 +102,9 @@ class Linear(Layer):
         """-> whether it can give y and dx in 16 bits, as products on a card can."""
         return self.w.storage_dtype is not None
 
-    def forward(self, x: Array, bias: bool = True) -> Array:
-        """x (N,in) -> y (N,out); without `bias` somebody else adds it."""
-        y, cache = self.forward_columns(x, slice(None), bias)
+    def forward(self, x: Array, bias: bool = True, round_y: bool = False) -> Array:
+        """x (N,in) -> y (N,out); `bias` and `round_y` as of `forward_columns`."""
+        y, cache = self.forward_columns(x, slice(None), bias, round_y)
         self.save_for_backward(cache)
         return y
 
@@ -128,18 +128,23 @@ class Linear(Layer):
                         round_y: bool = False) -> tuple[Array, Any]:
         """x (N,in) -> the outputs `columns` of y, cache; the caller keeps the cache.
 
-        Without `bias` somebody else adds it, and its gradient. `round_y`: y in 16 bits.
+        Without `bias` somebody else adds it, and its gradient. `round_y`: y in 16 bits, and so is
+        the bias.
         """
-        b = self.b.value[columns] if bias and self.b is not None else None
+        b = None
+        if bias and self.b is not None:
+            b = (self.b.product_value if round_y else self.b.value)[columns]
         options = {"round_y": True} if round_y else {}
         return linear.forward(x, self.w.product_value[:, columns], b, **options)
 
     def backward_columns(self, dy: Array, cache: Any, columns: slice, bias: bool = True,
                          needs_dx: bool = True, round_dx: bool = False) -> Array:
-        """dy (N,columns) -> dx (N,in), or None as `backward`; `round_dx`: in 16 bits."""
+        """dy (N,columns), also in 16 bits -> dx (N,in), or None as `backward`; `round_dx`: in 16
+        bits."""
         b = self.b if bias and self.b is not None and self.b.trainable else None
         w = cache[1]
-        if b is not None and column_sums.choose(dy).name == "fused kernel":
+        if b is not None and (dy.itemsize == 2 or
+                              column_sums.choose(dy).name == "fused kernel"):
             out = b.first_grad() if columns == slice(None) else None
             column_sums(dy, b.grad[columns] if out is None else out, add=out is None)
             b = None

@@ -12,6 +12,7 @@ most twice the error of the same formula in float32, plus 1e-6 (bfloat16: plus 2
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from minisft.backend.gpu.launch import residual_layer_norm as residual_layer_nor
 from minisft.backend.gpu.launch import softmax as softmax_launch
 from minisft.backend.random import Scores, Stream, Tokens
 from minisft.dispatch import only
-from minisft.dispatch.matmul import rounded, widened
+from minisft.dispatch.matmul import BFLOAT16, FLOAT16, rounded, widened
 from minisft.nn.parameters import Parameter, Parameters
 from minisft.ops import (
     attention,
@@ -262,15 +263,18 @@ def _cross_entropy_in_place(dtype, size, put):
     return found
 
 
-def _column_sums(size, put):
+def _column_sums(dtype, size, put):
     """By one launch and by two, and where the columns go to three arrays, one of them unwanted."""
     found = {}
+    size += size % 2 * (dtype is not None)
     for rows in (size, 70 * size):
         (x,) = normal((rows, 3 * size))
+        given = put(x if dtype is None else rounded(x, dtype))
+        x = x if dtype is None else widened(rounded(x, dtype))
         plain, exact = (x.astype(kind).sum(axis=0) for kind in (np.float32, np.float64))
-        found[f"sums of {rows} rows"] = column_sums_launch.column_sums(put(x)), plain, exact
+        found[f"sums of {rows} rows"] = column_sums_launch.column_sums(given), plain, exact
         first, third = (put(x[0, :size].copy()) for _ in range(2))
-        column_sums_launch.into(put(x), [first, None, third], add=True)
+        column_sums_launch.into(given, [first, None, third], add=True)
         for name, ours, part in (("first", first, slice(size)),
                                  ("third", third, slice(-size, None))):
             found[f"{name} of {rows} rows"] = (ours, plain[part] + x[0, :size],
@@ -299,8 +303,9 @@ def of_dropout(launcher: Any, size: int, put: Callable) -> dict[str, tuple[Array
 
 
 def _attention(launcher, width, causal, kind, drop, size, put):
-    """kind: "", "few queries" (the last of each sequence, or two), or "foreign keys" (sequences of
-    their own, which share some, leave some out, and may be shorter)."""
+    """kind: "", "few queries" (the last of each sequence, or two), "sharp" (large scores, so that
+    few keys have all the weight), or "foreign keys" (sequences of their own, which share some,
+    leave some out, and may be shorter)."""
     heads, keys = 2, [1, size // 2 + 1, size]
     queries = {"few queries": [min(2, n) for n in keys],
                "foreign keys": [1, 1, size] if causal else [2, size, size // 2 + 1]}.get(kind, keys)
@@ -315,7 +320,7 @@ def _attention(launcher, width, causal, kind, drop, size, put):
     return compare(("y", "dq", "dk", "dv"), put,
                     (lambda *qkv: launcher.forward(*qkv, *rest), launcher.backward),
                     (lambda *qkv: attention.forward(*qkv, *rest), attention.backward),
-                    [2 * q, k, v], dy)
+                    [(32 if kind == "sharp" else 2) * q, k, v], dy)
 
 
 def _attention_decode(dtype, width, chunk, size, put):
@@ -461,6 +466,14 @@ def _attention_checks(launcher, name, widths, noise=NOISE):
                               partial(_attention, launcher, width, causal, kind, drop), noise)
 
 
+def _gradients_in_16_bits(launcher):
+    def backward(dy, cache):
+        q, *_, at = cache
+        return tuple(map(widened, tensor_cores_launch.backward(
+            rounded(dy, q.dtype), cache, at.gradients(q.dtype))))
+    return SimpleNamespace(forward=launcher.forward, backward=backward)
+
+
 KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("softmax (naive)", partial(of_softmax, softmax_launch.naive)),
     KernelCheck("softmax (fused)", partial(of_softmax, softmax_launch.fused)),
@@ -485,9 +498,11 @@ KERNEL_CHECKS = {check.name: check for check in [
     *(KernelCheck(f"cross_entropy (in place, {name})",
                   partial(_cross_entropy_in_place, dtype), noise)
       for name, dtype, noise in (("float32", None, NOISE),
-                                 ("bfloat16", np.dtype(np.uint16), 2.0**-8),
-                                 ("float16", np.dtype(np.float16), 2.0**-10))),
-    KernelCheck("column_sums", _column_sums),
+                                 ("bfloat16", BFLOAT16, 2.0**-8),
+                                 ("float16", FLOAT16, 2.0**-10))),
+    KernelCheck("column_sums", partial(_column_sums, None)),
+    KernelCheck("column_sums (bfloat16)", partial(_column_sums, BFLOAT16)),
+    KernelCheck("column_sums (float16)", partial(_column_sums, FLOAT16)),
     KernelCheck("embedding", _embedding),
     KernelCheck("dropout", partial(of_dropout, dropout_launch)),
     KernelCheck("adamw", partial(of_adamw, _clipped_step)),
@@ -497,6 +512,12 @@ KERNEL_CHECKS = {check.name: check for check in [
     *_attention_checks(tensor_cores_launch.IN_BFLOAT16, "bfloat16", (16, 64, 128),
                        NOISE_OF_BFLOAT16),
     *_attention_checks(tensor_cores_launch.IN_FLOAT16, "float16", (32, 64, 80), NOISE_OF_FLOAT16),
+    *(KernelCheck(f"attention ({name} gradients too, {kind})",
+                  partial(_attention, _gradients_in_16_bits(launcher), 64, True, kind, False),
+                  noise)
+      for name, launcher, kind, noise in (
+          ("bfloat16", tensor_cores_launch.IN_BFLOAT16, "sharp", NOISE_OF_BFLOAT16),
+          ("float16", tensor_cores_launch.IN_FLOAT16, "few queries", NOISE_OF_FLOAT16))),
     *(KernelCheck(f"attention_decode ({name}, {width} channels{', joined' * bool(chunk)})",
                   partial(_attention_decode, dtype, width, chunk), noise)
       for name, dtype, noise, width, chunk in (

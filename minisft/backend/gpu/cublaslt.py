@@ -123,7 +123,8 @@ def matmul(a: Array, b: Array, out: Array | None = None, bias: Array | None = No
     """a (N,C), b (C,M), CuPy's, of one dtype -> (N,M) float32; None where cuBLASLt has no way.
 
     `out` (N,M), contiguous, float32 or of that dtype: where it goes; with `add` it is added to what
-    `out` holds. `bias` (M,) float32 is added to float32. Raises RuntimeError where cuBLASLt fails.
+    `out` holds. `bias` (M,), of the type of the result, is added before that is rounded. Raises
+    RuntimeError where cuBLASLt fails.
     """
     cupy = array.cupy
     lt = library(cupy)

@@ -9,8 +9,10 @@ import numpy as np
 
 from minisft.backend import array
 from minisft.backend.array import Array
+from minisft.backend.bfloat16 import from_bfloat16
 from minisft.backend.gpu import cublaslt
 from minisft.backend.gpu.cublaslt import KINDS, ONE, ZERO, by_columns, compute_type
+from minisft.backend.gpu.launch.bfloat16 import to_bfloat16
 
 
 def product(a: Array, b: Array, out: Array | None = None, bias: Array | None = None,
@@ -18,18 +20,25 @@ def product(a: Array, b: Array, out: Array | None = None, bias: Array | None = N
     """a (N,C), b (C,M), CuPy's, of one dtype of KINDS -> (N,M) float32.
 
     `out` (N,M), contiguous, float32 or of the factors' type: where it goes; with `add` it is
-    added to what a float32 `out` holds. `bias` (M,) is added to float32.
+    added to what a float32 `out` holds. `bias` (M,), of the type of the result, is added before
+    that is rounded.
     """
     y = None
     if a.size and b.size and planned(array.cupy):
         y = cublaslt.matmul(a, b, out, bias, add)
-    if y is None:
-        y = cublas(a, b, None if add else out)
-        if add:
-            out += y
-            y = out
-        if bias is not None:
-            y += bias
+    if y is not None:
+        return y
+    if bias is not None and bias.dtype != np.float32:
+        low = bias.dtype == np.uint16
+        y = cublas(a, b) + (from_bfloat16(bias) if low else bias)
+        out[...] = to_bfloat16(y) if low else y
+        return out
+    y = cublas(a, b, None if add else out)
+    if add:
+        out += y
+        y = out
+    if bias is not None:
+        y += bias
     return y
 
 
@@ -77,12 +86,14 @@ def planned(cupy: Any) -> bool:
             for x in (a, b.T):
                 for w in (b, a.T):
                     found = cublaslt.matmul(x, w, bias=bias)
+                    low = cublaslt.matmul(x, w, cupy.empty((16, 16), dtype=dtype),
+                                          bias.astype(dtype))
                     plain = cublaslt.matmul(x, w, cupy.empty((16, 16), dtype=dtype))
                     added = cublaslt.matmul(x, w, cupy.ones((16, 16), dtype=np.float32), add=True)
                     expected = cublas(x, w)     # whole numbers, which float16 holds
-                    if any(y is None for y in (found, plain, added)) or not bool(
-                            (found == expected + bias).all() & (plain == expected).all()
-                            & (added == expected + 1).all()):
+                    if any(y is None for y in (found, low, plain, added)) or not bool(
+                            ((found == expected + bias) & (low == expected + bias)
+                             & (plain == expected) & (added == expected + 1)).all()):
                         raise RuntimeError("cuBLASLt: a product differs from cuBLAS's")
     except RuntimeError as error:
         warnings.warn(f"{error}; products go to cuBLAS", RuntimeWarning, stacklevel=2)

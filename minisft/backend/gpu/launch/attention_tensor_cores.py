@@ -1,7 +1,7 @@
 """Launches kernels/attention_tensor_cores.cu; the calls of minisft/ops/attention.py in 16 bits.
 
 Arrays are bfloat16, which NumPy has no type for (uint16, the upper halves of float32 numbers), or
-float16. Gradients come out in float32.
+float16. Gradients come out in float32 or, where asked for, in the same 16 bits.
 """
 
 from typing import Any
@@ -15,7 +15,11 @@ from minisft.backend.gpu.cuda import Rows, launch
 from minisft.backend.gpu.launch import packed
 from minisft.backend.gpu.launch.bfloat16 import to_bfloat16
 
-THREADS, BLOCK_ROWS, WIDEST = 128, 64, 128
+WIDEST = 128
+WARP, WARP_ROWS = 32, 32     # threads; rows that they own, half as many of wide heads
+# Warps of a block: with more the rows of a tile are loaded for more of them at once, but the last
+# block of a text has more idle ones. Few below so many tokens a text, on average.
+WARPS, FEW_WARPS, LONG = 4, 2, 128
 
 
 def forward(q: Array, k: Array, v: Array, cu_seqlens: Array, key_starts: Array, key_lengths: Array,
@@ -31,24 +35,30 @@ def forward(q: Array, k: Array, v: Array, cu_seqlens: Array, key_starts: Array, 
                          f"{WIDEST}")
     at = packed.Packed(q, k, cu_seqlens, key_starts, key_lengths, causal, drop)
     y, lse = at.xp.empty(q.shape, dtype=q.dtype), at.xp.empty(q.shape[:2], dtype=np.float32)
-    _launch("forward", at, q, k, v, at.grid(at.queries, BLOCK_ROWS), y=_words(y), lse=lse)
+    _launch("forward", at, q, k, v, at.queries, y=_words(y), lse=lse)
     return y, (q, k, v, y, lse, at)
 
 
 def backward(dy: Array, cache: tuple, out: tuple[Array, Array, Array] | None = None) -> \
         tuple[Array, Array, Array]:
-    """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D) in float32; `out`: where they go."""
+    """dy (Nq,H,D) -> dq (Nq,H,D), dk and dv (Nk,H,D) in float32.
+
+    `out`: where they go, in float32 or in the type of q. Raises ValueError for 16 bits where
+    sequences share keys, whose gradients are added up.
+    """
     q, k, v, y, lse, at = cache
     dy = _words(at.xp.ascontiguousarray(dy))
     delta = at.xp.empty_like(lse)
     dq, dk, dv = at.gradients(np.float32, out)
-    _launch("backward_queries", at, q, k, v, at.grid(at.queries, BLOCK_ROWS), dy=dy, y=_words(y),
-            lse=lse, delta=delta, dq=Rows(dq), dq_stride=Rows(dq).stride())
-    tiles, heads, _ = at.grid(at.keys, BLOCK_ROWS)
+    if dk.dtype != np.float32 and not at.each_key_once:
+        raise ValueError("gradients of keys that belong to several sequences, or to none, are "
+                         f"float32, not {dk.dtype}")
+    _launch("backward_queries", at, q, k, v, at.queries, dy=dy, y=_words(y), lse=lse,
+            delta=delta, **_gradient("dq", dq))
     for first, count in at.rounds():
-        _launch("backward_keys", at, q, k, v, (tiles, heads, count), dy=dy, lse=lse, delta=delta,
-                dk=Rows(dk), dv=Rows(dv), dk_stride=Rows(dk).stride(),
-                dv_stride=Rows(dv).stride(), first_sequence=first, add=int(not at.each_key_once))
+        _launch("backward_keys", at, q, k, v, at.keys, count, dy=dy, lse=lse, delta=delta,
+                **_gradient("dk", dk), **_gradient("dv", dv), first_sequence=first,
+                add=int(not at.each_key_once))
     return dq, dk, dv
 
 
@@ -80,14 +90,26 @@ def _words(x):
     return x.view(np.uint16)
 
 
-def _launch(name, at, q, k, v, grid, **arguments):
+def _gradient(name, x):
+    """-> the kernels' arguments for a gradient that they write, in float32 or in 16 bits."""
+    low = x.dtype != np.float32
+    rows = Rows(_words(x) if low else x)
+    return {name: None if low else rows, f"{name}_low": rows if low else None,
+            f"{name}_stride": rows.stride()}
+
+
+def _launch(name, at, q, k, v, lengths, sequences=None, **arguments):
     """Runs one of the kernels on what all three take, and on `arguments`."""
     inputs = {"q": Rows(_words(q)), "k": Rows(_words(k)), "v": Rows(_words(v))}
     if not packed.begin_at_16_bytes(q, k, v, *(a for a in (arguments.get("dy"),) if a is not None)):
         raise ValueError("a row of q, k, v or dy begins at no multiple of 16 bytes, which are "
                          "copied at once")
-    launch("attention_tensor_cores", f"attention_tensor_cores_{name}", grid, (THREADS,),
+    warps = FEW_WARPS if at.n_queries < LONG * len(at.keys) else WARPS
+    tiles, heads, whole = at.grid(lengths, warps * (WARP_ROWS if at.width <= 64 else
+                                                    WARP_ROWS // 2))
+    launch("attention_tensor_cores", f"attention_tensor_cores_{name}",
+           (heads, tiles, whole if sequences is None else sequences), (WARP * warps,),
            defines={"HEAD_WIDTH": at.width, "DROPOUT": int(at.drops),
-                    "FLOAT16": int(q.dtype == np.float16)},
+                    "FLOAT16": int(q.dtype == np.float16), "WARPS": warps},
            **inputs, **{f"{key}_stride": rows.stride() for key, rows in inputs.items()},
            **arguments, **at.sequences, causal=at.causal, scale=at.scale, **at.dropout)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from minisft.backend.array import Array, array_module
+from minisft.backend.bfloat16 import from_bfloat16
 from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import Rows, launch
 from minisft.backend.gpu.launch.packed import begin_at_16_bytes
@@ -27,11 +28,14 @@ def product(a: Array, b: Array, out: Array | None = None, bias: Array | None = N
     """a (N,C), b (C,M), both bfloat16 (uint16) or float16 -> (N,M) float32, for what `why_not` has
     nothing against.
 
-    `out` (N,M), contiguous, float32 or of the factors' type: where it goes. `bias` (M,) float32.
+    `out` (N,M), contiguous, float32 or of the factors' type: where it goes. `bias` (M,), of
+    the type of the result.
     """
     (n, k), m, rows = a.shape, b.shape[1], Rows(b.view(np.uint16))
     y = array_module(a).empty((n, m), dtype=np.float32) if out is None else out
     is_low = y.dtype != np.float32
+    if bias is not None and is_low:     # a few thousand numbers
+        bias = from_bfloat16(bias) if bias.dtype == np.uint16 else bias.astype(np.float32)
     launch("few_rows", "few_rows", (ceil_div(m, COLUMNS),), (THREADS,), x=a.view(np.uint16),
            w=rows, bias=bias, y=None if is_low else y, low=y.view(np.uint16) if is_low else None,
            k=k, m=m, stride=rows.stride(),
