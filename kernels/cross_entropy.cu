@@ -4,12 +4,12 @@
 // Computes, of minisft/ops/cross_entropy.py: (1), (2) and each row's part of (3) in
 // cross_entropy_forward; the sums of (3) in cross_entropy_sum; (4) in cross_entropy_backward.
 // cross_entropy_train is both for a step of a language model, without weights and smoothing: the
-// gradient takes the logits' place in the same launch. A thread keeps what it has read of a row in
-// registers, up to HELD accesses of 16 bytes; what a row has beyond that is read again, out of the
-// second-level cache. cross_entropy_train_16_bits does so where a product has stored the logits in
-// 16 bits.
+// gradient takes the logits' place in the same launch. A thread keeps what it has read of a row, HELD
+// accesses of 16 bytes in registers and LAID in shared memory; what a row has beyond that is read
+// again, out of the second-level cache. cross_entropy_train_16_bits does so where a product has
+// stored the logits in 16 bits.
 // A block owns one row of logits; cross_entropy_sum is one block.
-// Shared memory: 256 bytes and less, a few numbers a warp.
+// Shared memory: 512 bytes and less, a few numbers a warp; to train 40 KB more.
 // Demands: float32 logits in rows `stride` numbers apart, int32 labels, contiguous; weights may be
 // null; blockDim.x is a multiple of 32. A label that is neither `ignore` nor a class makes the loss
 // and the row's gradient NaN.
@@ -17,7 +17,9 @@
 // in one launch 8, or 4 in 16 bits.
 
 #define AT_ONCE 8     // logits of a thread that are on their way together
-#define HELD 7        // accesses of 16 bytes that a thread keeps: 28 of its registers
+#define HELD 7        // accesses of 16 bytes that a thread keeps in 28 of its registers
+#define LAID 5        // and in shared memory: with TRAIN_THREADS two blocks find room
+#define TRAIN_THREADS 512
 
 // The weight of the row's label: 0 where it is ignored, NaN where it is no class.
 __device__ __forceinline__ float label_mass(int label, const float* weights, int k, int ignore) {
@@ -138,29 +140,42 @@ __device__ __forceinline__ void gradients(float (&s)[N], int first, const Row& r
 // A row: its loss and mass, and in the place of z its gradient. at_once: it begins at 16 bytes.
 template <class T>
 __device__ __forceinline__ void train_row(T* z, int label, float* loss, float* mass_out, int k,
-                                          bool at_once, float dloss, int ignore,
-                                          Running* scratch) {
+                                          bool at_once, float dloss, int ignore) {
+    __shared__ Running scratch[MOST_WARPS];
+    __shared__ __align__(16) uint4 laid[LAID][TRAIN_THREADS];     // a thread's own are its alone
     constexpr int MANY = 16 / sizeof(T);
-    const int chunks = at_once ? k / MANY : 0, beyond = threadIdx.x + HELD * blockDim.x;
+    const int threads = blockDim.x, chunks = at_once ? k / MANY : 0;
+    const int beyond = threadIdx.x + (HELD + LAID) * threads;
     const float mass = label_mass(label, nullptr, k, ignore);
     const float on_label = mass > 0 ? number(z[label]) : 0.0f;     // before anybody writes
     uint4 *const words = (uint4*)z, held[HELD];
-    float s[MANY];
+    #pragma unroll
+    for (int n = 0; n < LAID; n++)
+        if (const int i = threadIdx.x + (HELD + n) * threads; i < chunks)
+            copy_ahead(&laid[n][threadIdx.x], words + i, true);
     #pragma unroll
     for (int n = 0; n < HELD; n++)
-        if (const int i = threadIdx.x + n * blockDim.x; i < chunks) held[n] = words[i];
+        if (const int i = threadIdx.x + n * threads; i < chunks) held[n] = words[i];
+    float s[MANY];
     Running mine = running_start();
     #pragma unroll
     for (int n = 0; n < HELD; n++) {
-        if ((int)(threadIdx.x + n * blockDim.x) >= chunks) break;
+        if ((int)threadIdx.x + n * threads >= chunks) break;
         unpack(s, held[n]);
         mine = running_add(mine, s);
     }
-    for (int i = beyond; i < chunks; i += blockDim.x) {
+    copies_wait();
+    #pragma unroll
+    for (int n = 0; n < LAID; n++) {
+        if ((int)threadIdx.x + (HELD + n) * threads >= chunks) break;
+        unpack(s, laid[n][threadIdx.x]);
+        mine = running_add(mine, s);
+    }
+    for (int i = beyond; i < chunks; i += threads) {
         unpack(s, words[i]);
         mine = running_add(mine, s);
     }
-    for (int j = MANY * chunks + threadIdx.x; j < k; j += blockDim.x)
+    for (int j = MANY * chunks + threadIdx.x; j < k; j += threads)
         mine = running_add(mine, number(z[j]));
     const Running whole = block_join(mine, scratch);
     if (threadIdx.x == 0) {
@@ -170,38 +185,44 @@ __device__ __forceinline__ void train_row(T* z, int label, float* loss, float* m
     const Row row = {whole.largest, dloss * mass / whole.sum, dloss * mass, label};
     #pragma unroll
     for (int n = 0; n < HELD; n++) {
-        const int i = threadIdx.x + n * blockDim.x;
+        const int i = threadIdx.x + n * threads;
         if (i >= chunks) break;
         unpack(s, held[n]);
         gradients(s, MANY * i, row);
         words[i] = packed(s);
     }
-    for (int i = beyond; i < chunks; i += blockDim.x) {
+    #pragma unroll
+    for (int n = 0; n < LAID; n++) {
+        const int i = threadIdx.x + (HELD + n) * threads;
+        if (i >= chunks) break;
+        unpack(s, laid[n][threadIdx.x]);
+        gradients(s, MANY * i, row);
+        words[i] = packed(s);
+    }
+    for (int i = beyond; i < chunks; i += threads) {
         unpack(s, words[i]);
         gradients(s, MANY * i, row);
         words[i] = packed(s);
     }
-    for (int j = MANY * chunks + threadIdx.x; j < k; j += blockDim.x) {
+    for (int j = MANY * chunks + threadIdx.x; j < k; j += threads) {
         float one[1] = {number(z[j])};
         gradients(one, j, row);
         put(&z[j], one[0]);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(1024) cross_entropy_train(
+extern "C" __global__ void __launch_bounds__(TRAIN_THREADS) cross_entropy_train(
         float* z, const int* __restrict__ labels, float* __restrict__ losses,
         float* __restrict__ masses, int k, int stride, int at_once, float dloss, int ignore) {
-    __shared__ Running scratch[MOST_WARPS];
     const int row = blockIdx.x;
     train_row(z + (long long)row * stride, labels[row], losses + row, masses + row, k, at_once,
-              dloss, ignore, scratch);
+              dloss, ignore);
 }
 
-extern "C" __global__ void __launch_bounds__(1024) cross_entropy_train_16_bits(
+extern "C" __global__ void __launch_bounds__(TRAIN_THREADS) cross_entropy_train_16_bits(
         uint16_t* z, const int* __restrict__ labels, float* __restrict__ losses,
         float* __restrict__ masses, int k, int stride, int at_once, float dloss, int ignore) {
-    __shared__ Running scratch[MOST_WARPS];
     const int row = blockIdx.x;
     train_row(z + (long long)row * stride, labels[row], losses + row, masses + row, k, at_once,
-              dloss, ignore, scratch);
+              dloss, ignore);
 }

@@ -135,13 +135,17 @@ FAULTS = {
     "mass left out of the scale": ("cross_entropy", "dloss * mass / whole.sum,",
                                    "dloss / whole.sum,"),
     "last logits left out": ("cross_entropy", "for (int j = MANY * chunks + threadIdx.x; j < k; "
-                             "j += blockDim.x)\n        mine", "for (int j = k; j < k; j++)\n"
+                             "j += threads)\n        mine", "for (int j = k; j < k; j++)\n"
                              "        mine"),
     "label's class one off": ("cross_entropy", "j == label ?", "j == label + 1 ?"),
     "label's class one off, in place": ("cross_entropy", "first + i == row.label",
                                         "first + i == row.label + 1"),
     "another piece of the row": ("cross_entropy", "unpack(s, held[n]);\n        gradients",
                                  "unpack(s, held[0]);\n        gradients"),
+    "another piece, of shared memory": (
+        "cross_entropy", "laid[n][threadIdx.x]);\n        gradients",
+        "laid[0][threadIdx.x]);\n        gradients"),
+    "logits in shared memory not waited for": ("cross_entropy", "    copies_wait();", ""),
     "sum not rescaled for several": ("cross_entropy", "a.sum * power_of_two(LOG2_E * "
                                      "(a.largest - base))", "a.sum"),
     "nothing but -inf so far": ("cross_entropy", "largest == -INFINITY ? 0.0f : largest",

@@ -10,8 +10,7 @@ from minisft.backend.constants import IGNORE, ceil_div
 from minisft.backend.gpu.cuda import Rows, launch
 
 MOST_THREADS = 256
-MOST_OF_TRAIN = 1024
-HELD = 7     # accesses of 16 bytes that a thread of train keeps, as in the kernel
+MOST_OF_TRAIN, KEPT = 512, 12     # threads; accesses of 16 bytes that each keeps, as in the kernel
 
 
 def forward(z: Array, labels: Array, weights: Array | None = None, smoothing: float = 0.0,
@@ -56,7 +55,7 @@ def train(z: Array, labels: Array, dloss: float = 1.0,
     out, low = xp.empty(2, dtype=np.float32), z.dtype != np.float32
     rows = Rows(z.view(np.uint16) if z.dtype == np.float16 else z)
     many = 16 // z.itemsize
-    threads = min(MOST_OF_TRAIN, 32 * ceil_div(z.shape[1], 32 * many * HELD))
+    threads = min(MOST_OF_TRAIN, 32 * ceil_div(z.shape[1], 32 * many * KEPT))
     launch("cross_entropy", "cross_entropy_train" + "_16_bits" * low, (len(z),), (threads,),
            z=rows, labels=labels, losses=losses, masses=masses, k=z.shape[1],
            stride=rows.stride(), at_once=int(rows.stride() % many == 0 and address(z) % 16 == 0),

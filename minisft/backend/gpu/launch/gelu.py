@@ -12,9 +12,9 @@ from minisft.backend.gpu.cuda import launch
 from minisft.backend.gpu.launch.column_sums import column_sums
 
 FORMS = {"tanh": 0, "erf": 1}
-THREADS, ROWS = 128, 8     # threads and rows of a block
+THREADS, ROWS = 128, 4     # threads and rows of a block
 # Of the backward with a bias: each writes a part of its gradient, and too few let a card wait.
-BLOCKS = 768
+BLOCKS = 1024
 
 
 def forward(x: Array, form: str = "tanh", bias: Array | None = None) -> tuple[Array, tuple]:
