@@ -1,26 +1,27 @@
 """Greedy generation of GPT-2 124M on a card, beside transformers: tokens a second.
 
     python -m benchmarks.gpu_generation                  one prompt, and eight, in bfloat16
-    python -m benchmarks.gpu_generation --peers eager    without the peer that compiles for a while
-    python -m benchmarks.gpu_generation --profile        and the launches of ours, by torch.profiler
+    python -m benchmarks.gpu_generation --peers          ours alone, in seconds
+    python -m benchmarks.gpu_generation --profile        and its launches, by torch.profiler
     python -m benchmarks.gpu_generation --dry-run        tiny, on the emulator
 
-The peers are `generate` of transformers as it is, and with a static cache, whose steps it compiles
-by torch.compile with CUDA graphs; their weights are bfloat16 throughout. All sides have the same
-random weights and go on from the same prompts, by turns. A time is that of a whole call, reading
-the prompts included. Without transformers ours runs alone.
+The peers are `generate` of transformers as it is (eager), and with a static cache, whose steps it
+compiles by torch.compile with CUDA graphs (static); their weights are bfloat16 throughout. All
+sides have the same random weights and go on from the same prompts, by turns. A time is that of a
+whole call, reading the prompts included. Without transformers ours runs alone.
 """
 
 import argparse
+import os
 import sys
 import time
 import warnings
+from functools import partial
 from importlib.util import find_spec
 from statistics import median
 
 import numpy as np
 
-from benchmarks.gpu import emulated
 from minisft.backend import array
 from minisft.dispatch import only
 from minisft.models.generate import Sampler, generate
@@ -29,6 +30,18 @@ from minisft.models.heads import LanguageModel
 
 PEERS = "eager", "static"
 OURS = "minisft"
+DRAWN = 1_048_583     # numbers, which the weights repeat: drawing 124 million takes long
+
+say = partial(print, flush=True)
+
+
+def random_model(config):
+    """-> LanguageModel; initial values of a usual size, made quickly."""
+    model = LanguageModel(config, seed=None)
+    drawn = np.random.default_rng(0).standard_normal(DRAWN, dtype=np.float32)
+    for p in model.store:
+        p.value[...] = p.fill + p.scale * np.resize(drawn, p.shape)
+    return model
 
 
 class Peer:
@@ -65,8 +78,8 @@ class Peer:
         return found[:, prompts.shape[1]:].cpu().numpy()
 
 
-def sides(args, model):
-    """-> {name: tokens(prompts, new)}; says what is left out."""
+def our_sides(args, model):
+    """-> {name: tokens(prompts, new)}."""
     def ours(prompts, new):
         return np.array([g.ids for g in generate(model, list(prompts), new,
                                                  Sampler(temperature=0))])
@@ -75,78 +88,40 @@ def sides(args, model):
         with only("tensor cores", "cuBLASLt", "widened", operations=("matmul",)):
             return ours(prompts, new)
 
-    made = {OURS: ours}
-    if "cublaslt" in args.peers:
-        made["minisft, cuBLASLt"] = by_cublaslt
-    peers = [name for name in PEERS if name in args.peers]
-    if peers and not (find_spec("transformers") and find_spec("torch")):
-        print("transformers is not there: ours runs alone")
-        return made
-    for name in peers:
-        made[f"transformers {name}"] = Peer(model, "cpu" if args.dry_run else "cuda",
-                                            args.precision, name == "static").tokens
-    return made
+    return {OURS: ours} | ({"minisft, cuBLASLt": by_cublaslt} if args.cublaslt else {})
 
 
-def measured(made, prompts, new, rounds):
-    """-> {side: tokens a second of each round}, the sides by turns; says which tokens differ."""
+def peers(args, model):
+    """-> the same of the peers; says when there are none."""
+    if args.peers and not (find_spec("transformers") and find_spec("torch")):
+        say("transformers is not there: ours runs alone")
+        return {}
+    if args.peers:
+        say("importing torch and transformers")
+    return {f"transformers {name}": Peer(model, "cpu" if args.dry_run else "cuda", args.precision,
+                                         name == "static").tokens for name in args.peers}
+
+
+def measure(case, sides, prompts, args):
+    """Prints the tokens a second of each side, the sides by turns."""
+    say(case)
     first = {}
-    for name, tokens in made.items():
+    for name, tokens in sides.items():
         started = time.perf_counter()
-        first[name] = tokens(prompts, new)
+        first[name] = tokens(prompts, args.new_tokens)
         said = "" if name == OURS else \
             f", {np.mean(first[name] == first[OURS]):.0%} of the tokens as ours"
-        print(f"  {name}: first call {time.perf_counter() - started:.1f} s{said}", flush=True)
-    found = {name: [] for name in made}
-    for turn in range(rounds):
-        for name in list(made) if turn % 2 else reversed(made):
+        say(f"  {name}: first call {time.perf_counter() - started:.1f} s{said}")
+    found = {name: [] for name in sides}
+    for turn in range(args.rounds):
+        for name in list(sides) if turn % 2 else reversed(sides):
             started = time.perf_counter()
-            made[name](prompts, new)
-            found[name].append(prompts.shape[0] * new / (time.perf_counter() - started))
-    return found
-
-
-def main(argv=None):
-    """Arguments -> exit code: 0, 2 without a card."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--precision", choices=("bfloat16", "float16", "float32"),
-                        default="bfloat16")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 8], help="of a case (1 8)")
-    parser.add_argument("--prompt-tokens", type=int, default=32)
-    parser.add_argument("--new-tokens", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", nargs="*", choices=(*PEERS, "cublaslt"), default=PEERS,
-                        help="eager and static; cublaslt: ours without its kernel for few rows")
-    parser.add_argument("--profile", action="store_true", help="the launches of ours; PyTorch")
-    parser.add_argument("--dry-run", action="store_true", help="tiny, on the emulator")
-    args = parser.parse_args(argv)
-    if args.dry_run:
-        with emulated():
-            run(args, LanguageModel(GPT2Config(97, 64, 32, 2, 2)).to("cpu", args.precision))
-        return 0
-    if not array.gpu_available():
-        print("benchmarks.gpu_generation: no CUDA card that CuPy can use, expected one (or "
-              "--dry-run)", file=sys.stderr)
-        return 2
-    run(args, LanguageModel(GPT2Config.size("gpt2")).to("cuda", args.precision))
-    return 0
-
-
-def run(args, model):
-    """Prints the tokens a second of each case and side."""
-    made = sides(args, model)
-    for n in args.prompts:
-        prompts = np.random.default_rng(n).integers(0, model.trunk.config.vocab_size,
-                                                    (n, args.prompt_tokens))
-        print(f"{n} prompt{'s' * (n > 1)}, {args.new_tokens} new tokens, {args.precision}")
-        found = measured(made, prompts, args.new_tokens, args.rounds)
-        ours = median(found[OURS])
-        for name, speeds in found.items():
-            beside = "" if name == OURS else f"  ours is x{ours / median(speeds):.2f}"
-            print(f"  {name:<20} {median(speeds):10,.0f} tokens/s "
-                  f"({min(speeds):,.0f} to {max(speeds):,.0f}){beside}", flush=True)
-        if args.profile:
-            profile(made[OURS], prompts)
+            sides[name](prompts, args.new_tokens)
+            found[name].append(len(prompts) * args.new_tokens / (time.perf_counter() - started))
+    for name, speeds in found.items():
+        beside = "" if name == OURS else f"  ours is x{median(found[OURS]) / median(speeds):.2f}"
+        say(f"  {name:<20} {median(speeds):10,.0f} tokens/s "
+            f"({min(speeds):,.0f} to {max(speeds):,.0f}){beside}")
 
 
 def profile(tokens, prompts, few=8, many=72):
@@ -165,11 +140,50 @@ def profile(tokens, prompts, few=8, many=72):
                                   count + sign * row.count)
     per = many - few
     rows = sorted(spent.items(), key=lambda item: -item[1][0])
-    print(f"  busy {sum(t for _, (t, _) in rows) / per:.1f} us a token in "
-          f"{sum(n for _, (_, n) in rows) / per:.1f} launches")
+    say(f"  {len(prompts)} prompts: busy {sum(t for _, (t, _) in rows) / per:.1f} us a token in "
+        f"{sum(n for _, (_, n) in rows) / per:.1f} launches")
     for name, (time_, count) in rows:
         if count > 0:
-            print(f"    {time_ / per:8.1f} us {count / per:6.1f} x {name[:100]}")
+            say(f"    {time_ / per:8.1f} us {count / per:6.1f} x {name[:100]}")
+
+
+def main(argv=None):
+    """Arguments -> exit code: 0, 2 without a card."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--precision", choices=("bfloat16", "float16", "float32"),
+                        default="bfloat16")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 8], help="of a case (1 8)")
+    parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
+    parser.add_argument("--cublaslt", action="store_true",
+                        help="also ours without its kernel for few rows")
+    parser.add_argument("--profile", action="store_true", help="the launches of ours; PyTorch")
+    parser.add_argument("--dry-run", action="store_true", help="tiny, on the emulator")
+    args = parser.parse_args(argv)
+    if args.dry_run:
+        os.environ["MINISFT_CUDA"] = "emulate"
+    elif not array.gpu_available():
+        print("benchmarks.gpu_generation: no CUDA card that CuPy can use, expected one (or "
+              "--dry-run)", file=sys.stderr)
+        return 2
+    config = GPT2Config(97, 64, 32, 2, 2) if args.dry_run else GPT2Config.size("gpt2")
+    model = random_model(config).to("cpu" if args.dry_run else "cuda", args.precision)
+    sides = our_sides(args, model)
+    cases = {f"{n} prompt{'s' * (n > 1)}, {args.new_tokens} new tokens, {args.precision}":
+             np.random.default_rng(n).integers(0, config.vocab_size, (n, args.prompt_tokens))
+             for n in args.prompts}
+    for case, prompts in cases.items():
+        measure(case, sides, prompts, args)
+    if args.profile:
+        for prompts in cases.values():
+            profile(sides[OURS], prompts)
+    beside = peers(args, model)
+    if beside:
+        for case, prompts in cases.items():
+            measure(case, {OURS: sides[OURS]} | beside, prompts, args)
+    return 0
 
 
 if __name__ == "__main__":
