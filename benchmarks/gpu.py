@@ -32,7 +32,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.gpu_attention import record_attention
-from benchmarks.gpu_step import PRECISIONS, record_steps
+from benchmarks.gpu_step import KINDS, PEERS, PRECISIONS, record_steps
 from minisft.backend import array
 from minisft.backend.gpu import cuda
 from minisft.backend.gpu.launch import (
@@ -230,6 +230,12 @@ def main(argv=None):
     parser.add_argument("--dry-run", action="store_true", help="tiny, on the emulator")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and lengths, steps in "
                         "bfloat16 alone")
+    parser.add_argument("--only", choices=("kernels", "steps"), help="the one or the other")
+    parser.add_argument("--steps-of", nargs="+", choices=KINDS, default=KINDS, help="all")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, help="of the steps: all, or "
+                        "bfloat16 with --quick")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS, help="of the steps: "
+                        "all; each case of compile takes minutes")
     parser.add_argument("--out", metavar="FILE", help="write the results as JSON, and beside it a "
                         "picture")
     args = parser.parse_args(argv)
@@ -246,13 +252,16 @@ def main(argv=None):
         with emulated():
             failed += record_steps(bench, GPT2Config(97, 16, 32, 1, 2).with_dropout(0.0), rounds=1)
     else:
-        memory_bound(bench, 8192)
-        loss_and_step(bench, 2048, 50257, 124_439_808)
-        record_attention(bench, (128, 1024) if args.quick else (128, 256, 512, 1024, 2048, 4096),
-                         16384)
-        save(bench, args.out, failed)     # what follows takes longest
-        failed += record_steps(bench, rounds=bench.rounds,
-                               precisions=("bfloat16",) if args.quick else PRECISIONS)
+        if args.only != "steps":
+            memory_bound(bench, 8192)
+            loss_and_step(bench, 2048, 50257, 124_439_808)
+            record_attention(bench, (128, 1024) if args.quick else
+                             (128, 256, 512, 1024, 2048, 4096), 16384)
+            save(bench, args.out, failed)     # what follows takes longest
+        if args.only != "kernels":
+            failed += record_steps(bench, rounds=bench.rounds, precisions=args.precision or (
+                ("bfloat16",) if args.quick else PRECISIONS), kinds=args.steps_of,
+                peers=args.peers)
     for line in failed:
         print(f"wrong: {line}")
     save(bench, args.out, failed)

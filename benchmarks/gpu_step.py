@@ -47,6 +47,9 @@ PEAKS = {"H200": (67, 989), "H100 PCIe": (51, 756), "H100": (67, 989), "A100": (
 LIMITS = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 2e-2}     # of first loss and norm, relative
 PRECISIONS = "float32", "tf32", "bfloat16"
 OURS = "minisft"
+KINDS = "classifier", "language model"
+PEERS = "eager", "compile", "reduce-overhead"
+UNTIMED = 2     # a step of a new size is run, then recorded, by us and by reduce-overhead
 ROUND_TO = 32     # tokens to which reduce-overhead's texts are padded: one graph a length
 
 
@@ -66,17 +69,17 @@ class Ours:
                           self.optimizer, RATE, self.config, None, {})
 
 
-def record_steps(bench, config=None, rounds=20, precisions=PRECISIONS):
+def record_steps(bench, config=None, rounds=20, precisions=PRECISIONS, kinds=KINDS, peers=PEERS):
     """Measures every case; -> what was wrong. `config`: of a tiny model, for trying it out."""
     failed, config = [], config or GPT2Config.size("gpt2").with_dropout(0.0)
-    for kind in ("classifier", "language model"):
-        items = _items(kind, config, bench.card, rounds + 3)
+    for kind in kinds:
+        items = _items(kind, config, bench.card, rounds)
         for precision in precisions:
-            failed += _case(bench, kind, config, precision, items)
+            failed += _case(bench, kind, config, precision, items, peers)
     return failed
 
 
-def _case(bench, kind, config, precision, items):
+def _case(bench, kind, config, precision, items, peers=PEERS):
     sides, first, reserved = {}, {}, {}
 
     def join(name, make):
@@ -86,7 +89,7 @@ def _case(bench, kind, config, precision, items):
         kept = copy.deepcopy(side.model) if name == OURS and torch else None     # for the peers
         sides[name] = side.step
         first[name] = [float(a) for a in side.step(*items[0])]
-        side.step(*items[1])
+        side.step(*items[-1])
         reserved[name] = _reserved(bench, name == OURS) - before
         if name == OURS and (steps := recorded.steps_of(side.model)):
             reserved[name] += steps.recorder.total_bytes()     # a pool of their own
@@ -101,6 +104,8 @@ def _case(bench, kind, config, precision, items):
                                        "round_to": ROUND_TO}
         tf32 = precision == "tf32"
         for name, options in ways.items():
+            if name not in peers:
+                continue
             join(f"torch {name}", partial(Peer, weights, device, "float32" if tf32 else precision,
                                           lr=RATE, tf32=tf32, **options))
     wrong = [f"{kind} {precision}: the first {what} of {name} is {theirs:.6f}, ours {ours:.6f}"
@@ -108,12 +113,12 @@ def _case(bench, kind, config, precision, items):
              for what, theirs, ours in zip(("loss", "gradient norm"), found, first[OURS],
                                            strict=True)
              if not abs(theirs / ours - 1) <= LIMITS[precision]]
-    seconds = _by_turns(bench, sides, items[1:])
-    tokens = sum(len(x) for ids, _ in items[3:] for x in ids) / len(items[3:])
-    work = sum(operations(config, kind, [len(x) for x in ids]) for ids, _ in items[3:])
+    seconds = _by_turns(bench, sides, items)
+    tokens = sum(len(x) for ids, _ in items for x in ids) / len(items)
+    work = sum(operations(config, kind, [len(x) for x in ids]) for ids, _ in items)
     peak = peak_of(bench, precision)
     for name, found in seconds.items():
-        rate = work / len(items[3:]) / median(found) / 1e12
+        rate = work / len(items) / median(found) / 1e12
         busy, launches = profiled(bench, sides[name], items[-1])
         bench.results.append({
             "name": f"{kind} step, {precision}", "side": name, "seconds": median(found),
@@ -159,7 +164,11 @@ def profiled(bench, step, item):
 
 
 def _by_turns(bench, sides, items):
-    """-> {side: seconds of each item but the first two}, each side leading by turns."""
+    """-> {side: seconds of each item}, each side leading by turns; every item came before."""
+    for _ in range(UNTIMED):
+        for item in items:
+            for step in sides.values():
+                step(*item)
     seconds = {name: [] for name in sides}
     for turn, item in enumerate(items):
         for name in list(sides) if turn % 2 else reversed(sides):
@@ -169,7 +178,7 @@ def _by_turns(bench, sides, items):
             sides[name](*item)
             _wait(bench)
             seconds[name].append(time.perf_counter() - started)
-    return {name: found[2:] for name, found in seconds.items()}
+    return seconds
 
 
 def _wait(bench):
