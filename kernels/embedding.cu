@@ -2,39 +2,110 @@
 // unlike with atomics.
 //
 // Computes (2) of minisft/ops/embedding.py. (1) is a plain copy of rows and needs no kernel.
-// Grid: (tokens, pieces of the channels). `order` lists the tokens by id, equal ids in their order;
-// the block of the first token of an id owns that row of dw and adds up all its tokens, the blocks
-// of the others have nothing to do. A thread owns one channel. Shared memory: none.
-// Demands: float32 dy, dw, int32 ids (of each token) and order, contiguous; what dw holds is added
-// to.
+// `order` lists the tokens by id, equal ids in their order. A block owns PIECE tokens of that list,
+// so that a word that is everywhere takes many blocks. It adds up each id's tokens among them, and
+// what is a whole id goes into dw. An id may have begun in an earlier piece or go on in the next:
+// these sums go to `parts` (pieces, 2, width), the first and the last of the piece, which
+// embedding_backward_joined adds up in the order of the pieces.
+// A thread owns four channels. Shared memory: none, lanes hand each other ids and tokens.
+// Demands: float32 dy, dw, int32 ids (of each token) and order, contiguous; whole warps in a block;
+// `aligned`: rows begin at 16 bytes. What dw holds is added to.
 // Memory traffic: 4 bytes a number of dy, read once, and 8 a number of the rows of dw that occur.
 
-#define AT_ONCE 8     // tokens of an id
+#define PIECE 16
+#define AT_ONCE 8     // rows that are on their way together
+
+// Four channels of a row, or as many as there are.
+__device__ __forceinline__ void load_channels(float (&to)[4], const float* row, int c, int width,
+                                              int aligned) {
+    if (aligned) load_four(to, row + c, 4);
+    else for (int i = 0; i < 4; i++) to[i] = c + i < width ? row[c + i] : 0.0f;
+}
+
+__device__ __forceinline__ void store_channels(float* row, const float (&from)[4], int c, int width,
+                                               int aligned) {
+    if (aligned) store_four(row + c, from, 4);
+    else for (int i = 0; i < 4; i++) if (c + i < width) row[c + i] = from[i];
+}
+
+__device__ __forceinline__ void add_channels(float* row, const float (&sum)[4], int c, int width,
+                                             int aligned) {
+    float there[4];
+    load_channels(there, row, c, width, aligned);
+    for (int i = 0; i < 4; i++) there[i] += sum[i];
+    store_channels(row, there, c, width, aligned);                                  // (2)
+}
 
 extern "C" __global__ void embedding_backward(const float* __restrict__ dy,
                                               const int* __restrict__ ids,
                                               const int* __restrict__ order,
-                                              float* __restrict__ dw, int n, int width) {
-    const int first = blockIdx.x, id = ids[order[first]];
-    const int c = blockIdx.y * blockDim.x + threadIdx.x;
-    if (c >= width || (first > 0 && ids[order[first - 1]] == id)) return;
-    float sum = 0.0f;
-    // A few tokens at a time: to know an id, to know the next one, and to read each row are waits
-    // that do not depend on each other.
-    for (int i = first, same = 1; same; i += AT_ONCE) {
-        int token[AT_ONCE];
+                                              float* __restrict__ dw, float* __restrict__ parts,
+                                              int n, int width, int aligned) {
+    const int begin = blockIdx.x * PIECE, count = min(PIECE, n - begin), lane = threadIdx.x % WARP;
+    const int c = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
+    // lane i has the token before the piece's token i, and that one's id; -1 where there is none
+    const int at = begin + lane - 1;
+    const int mine = lane < count + 2 && at >= 0 && at < n ? order[at] : -1;
+    const int own_id = mine >= 0 ? ids[mine] : -1;
+    const int before = __shfl_sync(ALL_LANES, own_id, 0);
+    const int after = __shfl_sync(ALL_LANES, own_id, count + 1);
+    parts += 2ll * blockIdx.x * width;
+    float sum[4] = {};
+    int id = before, from = 0;     // of the run, and where it begins in the piece
+    for (int first = 0; first < count; first += AT_ONCE) {
+        float row[AT_ONCE][4];
         #pragma unroll
-        for (int j = 0; j < AT_ONCE; j++) token[j] = i + j < n ? order[i + j] : -1;
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int token = __shfl_sync(ALL_LANES, mine, min(first + i, count - 1) + 1);
+            if (c < width) load_channels(row[i], dy + (long long)token * width, c, width, aligned);
+        }
         #pragma unroll
-        for (int j = 0; j < AT_ONCE; j++)
-            if (token[j] >= 0 && ids[token[j]] != id) token[j] = -1;
-        float part[AT_ONCE];
-        #pragma unroll
-        for (int j = 0; j < AT_ONCE; j++)
-            part[j] = token[j] >= 0 ? dy[(long long)token[j] * width + c] : 0.0f;
-        #pragma unroll
-        for (int j = 0; j < AT_ONCE; j++) sum += part[j];
-        same = token[AT_ONCE - 1] >= 0;
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int next = __shfl_sync(ALL_LANES, own_id, min(first + i, count - 1) + 1);
+            if (first + i >= count || c >= width) continue;
+            if (next != id && first + i > 0) {
+                // the run is over: an id of an earlier piece, or a whole one
+                if (from == 0 && id == before) store_channels(parts, sum, c, width, aligned);
+                else add_channels(dw + (long long)id * width, sum, c, width, aligned);
+                for (int j = 0; j < 4; j++) sum[j] = 0.0f;
+                from = first + i;
+            }
+            id = next;
+            for (int j = 0; j < 4; j++) sum[j] += row[i][j];
+        }
     }
-    dw[(long long)id * width + c] += sum;                                           // (2)
+    if (c >= width) return;
+    if (from == 0 && id == before) store_channels(parts, sum, c, width, aligned);
+    else if (id == after) store_channels(parts + width, sum, c, width, aligned);
+    else add_channels(dw + (long long)id * width, sum, c, width, aligned);
+}
+
+// The id that begins in a piece and goes on in the next.
+extern "C" __global__ void embedding_backward_joined(const int* __restrict__ ids,
+                                                     const int* __restrict__ order,
+                                                     float* __restrict__ dw,
+                                                     const float* __restrict__ parts, int n,
+                                                     int width, int aligned) {
+    const int end = (blockIdx.x + 1) * PIECE, begin = end - PIECE;
+    const int c = 4 * (blockIdx.y * blockDim.x + threadIdx.x);
+    if (end >= n || c >= width) return;
+    const int id = ids[order[end - 1]];
+    if (ids[order[end]] != id || (begin > 0 && ids[order[begin - 1]] == id)) return;
+    float sum[4];
+    load_channels(sum, parts + (2ll * blockIdx.x + 1) * width, c, width, aligned);
+    for (int first = end, same = 1; same; first += AT_ONCE * PIECE) {
+        float part[AT_ONCE][4];
+        #pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int start = first + i * PIECE;
+            same = start < n && ids[order[start]] == id;
+            if (same) load_channels(part[i], parts + 2ll * (start / PIECE) * width, c, width,
+                                    aligned);
+            else for (int j = 0; j < 4; j++) part[i][j] = 0.0f;
+        }
+        #pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            for (int j = 0; j < 4; j++) sum[j] += part[i][j];
+    }
+    add_channels(dw + (long long)id * width, sum, c, width, aligned);
 }

@@ -163,8 +163,16 @@ FAULTS = {
     "sums of eight columns mixed": ("gelu", "sum[i] += d[i];", "sum[i] += d[0];"),
     "last warp's rows left out": ("column_sums", "i < warps; i++", "i < warps - 1; i++"),
     "added where it should not": ("column_sums", "add ? *to + sum : sum", "*to + sum"),
-    "a few tokens of an id": ("embedding", "same = token[AT_ONCE - 1] >= 0", "same = 0"),
-    "tokens of the next id": ("embedding", "&& ids[token[j]] != id", "&& false"),
+    "id of an earlier piece": ("embedding", "from == 0 && id == before", "false"),
+    "id that goes on": ("embedding", "else if (id == after)", "else if (false)"),
+    "tokens of the next id": ("embedding", "next != id && first + i > 0", "false"),
+    "sum not begun anew": ("embedding", "sum[j] = 0.0f;\n                from", ";\n"
+                           "                from"),
+    "the piece after the next": ("embedding", "int first = end, same", "int first = end + PIECE, "
+                                 "same"),
+    "a few pieces of an id": ("embedding", "same; first += AT_ONCE * PIECE",
+                              "same; first = n"),
+    "joined once more": ("embedding", "(begin > 0 && ids[order[begin - 1]] == id)", "false"),
     "ten rounds, not nine": ("dropout", "round < 10", "round < 9"),
     "no bias correction": ("adamw", "sqrtf(square[i]) * v_root", "sqrtf(square[i])"),
     "group of the number before": ("adamw", "ends[group] <= first + i", "ends[group] < first + i"),

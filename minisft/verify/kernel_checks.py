@@ -283,15 +283,21 @@ def _column_sums(dtype, size, put):
 
 
 def _embedding(size, put):
-    (dy,) = normal((size, size))
-    ids = np.random.default_rng(2).integers(0, 5, size) ** 2
-    shape = (20, size)
-    ours = embedding_launch.backward(put(dy), (put(ids), shape))
-    given = embedding_launch.backward(put(dy), (put(ids), shape),
-                                      order=put(np.argsort(ids, kind="stable")))
-    plain, exact = (embedding.backward(dy.astype(kind), (ids, shape))
-                    for kind in (np.float32, np.float64))
-    return {"dw": (ours, plain, exact), "dw, in an order": (given, plain, exact)}
+    """A few tokens, and many of which half are one word."""
+    found, rng = {}, np.random.default_rng(2)
+    for n in (size, 10 * size):
+        (dy,) = normal((n, size))
+        ids, shape = rng.integers(0, 5, n) ** 2, (20, size)
+        if n > size:
+            ids[rng.random(n) < 0.5] = 4
+        ours = embedding_launch.backward(put(dy), (put(ids), shape))
+        given = embedding_launch.backward(put(dy), (put(ids), shape),
+                                          order=put(np.argsort(ids, kind="stable")))
+        plain, exact = (embedding.backward(dy.astype(kind), (ids, shape))
+                        for kind in (np.float32, np.float64))
+        found |= {f"dw of {n} tokens": (ours, plain, exact),
+                  f"dw of {n} tokens, in an order": (given, plain, exact)}
+    return found
 
 
 def of_dropout(launcher: Any, size: int, put: Callable) -> dict[str, tuple[Array, Array, Array]]:

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from minisft.backend.array import Array, array_module
+from minisft.backend.array import Array, address, array_module
 from minisft.backend.constants import ceil_div
 from minisft.backend.gpu.cuda import launch
 
-THREADS = 128     # channels of a block
+PIECE = 16     # tokens of a block, as in the kernel
+MOST_THREADS = 256
 
 
 def backward(dy: Array, cache: tuple, out: Array | None = None,
@@ -21,7 +22,15 @@ def backward(dy: Array, cache: tuple, out: Array | None = None,
     ids = xp.ascontiguousarray(xp.asarray(ids).astype(np.int32, copy=False))
     if order is None:
         order = xp.argsort(ids, kind="stable")
-    n, width = dy.shape
-    launch("embedding", "embedding_backward", (n, ceil_div(width, THREADS)), (THREADS,),
-           dy=dy, ids=ids, order=order.astype(np.int32, copy=False), dw=dw, n=n, width=width)
+    order = order.astype(np.int32, copy=False)
+    (n, width), pieces = dy.shape, ceil_div(len(dy), PIECE)
+    parts = xp.empty((pieces, 2, width), dtype=dy.dtype)
+    threads = min(MOST_THREADS, 32 * ceil_div(width, 128))
+    aligned = width % 4 == 0 and not any(address(a) % 16 for a in (dy, dw, parts))
+    some = {"ids": ids, "order": order, "dw": dw, "parts": parts, "n": n, "width": width,
+            "aligned": int(aligned)}
+    across = ceil_div(width, 4 * threads)
+    launch("embedding", "embedding_backward", (pieces, across), (threads,), dy=dy, **some)
+    launch("embedding", "embedding_backward_joined", (max(pieces - 1, 0), across), (threads,),
+           **some)
     return dw
