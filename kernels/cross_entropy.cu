@@ -4,10 +4,10 @@
 // Computes, of minisft/ops/cross_entropy.py: (1), (2) and each row's part of (3) in
 // cross_entropy_forward; the sums of (3) in cross_entropy_sum; (4) in cross_entropy_backward.
 // cross_entropy_train is both for a step of a language model, without weights and smoothing: the
-// gradient takes the logits' place in the same launch. A thread keeps what it has read of a row, HELD
-// accesses of 16 bytes in registers and LAID in shared memory; what a row has beyond that is read
-// again, out of the second-level cache. cross_entropy_train_16_bits does so where a product has
-// stored the logits in 16 bits.
+// gradient takes the logits' place in the same launch. A thread keeps what it has read of a row,
+// HELD accesses of 16 bytes in registers and LAID in shared memory; what a row has beyond that is
+// read again, out of the second-level cache. cross_entropy_train_16_bits does so where a product
+// has stored the logits in 16 bits.
 // A block owns one row of logits; cross_entropy_sum is one block.
 // Shared memory: 512 bytes and less, a few numbers a warp; to train 40 KB more.
 // Demands: float32 logits in rows `stride` numbers apart, int32 labels, contiguous; weights may be
