@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks import harness, sides, texts
 from minisft.backend.cpu import row_blocks
 from minisft.backend.cpu.processor import why_not_bfloat16
+from minisft.data.batch import BATCH_TOKENS
 from minisft.data.read import read_texts
 from minisft.data.sequences import encode_sequences
 from minisft.data.text import load_tokenizer
@@ -31,7 +32,7 @@ from minisft.io import checkpoint, hub
 from minisft.io.files import read_json
 from minisft.io.model_folder import Preprocessing, write_folder
 
-BATCH_TOKENS, AT_ONCE = 8192, 32
+AT_ONCE = 32
 NAMES = "0", "1", "2", "3"
 
 
@@ -85,7 +86,7 @@ def ours(model, tokenizer, max_tokens):
         def probabilities(found):
             model.store.set_compute_dtype(FORMATS[precision])
             ids, types, _ = encode_sequences(tokenizer, found, max_tokens)
-            return np.exp(log_probabilities(model, ids, BATCH_TOKENS, types=types))
+            return np.exp(log_probabilities(model, ids, BATCH_TOKENS["cpu"], types=types))
         return probabilities
     return {precision: step(precision) for precision in harness.PRECISIONS}
 

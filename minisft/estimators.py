@@ -16,7 +16,9 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from minisft.backend.array import device_name
 from minisft.data import in_memory
+from minisft.data.batch import BATCH_TOKENS
 from minisft.data.in_memory import Texts
 from minisft.data.read import sorted_label_names, train_valid_split
 from minisft.data.sequences import encode_sequences, require_readable
@@ -267,7 +269,8 @@ class TextClassifier(Estimator):
             self.tokenizer_, firsts, min(self.preprocessing_.max_length or room, room),
             self.preprocessing_.truncate, seconds, self.preprocessing_.parse_special)
         require_readable(ids, self.tokenizer_, self.model_.trunk.config, "texts[{}]".format, types)
-        logp = log_probabilities(self.model_, ids, self.micro_tokens, types=types)
+        at_once = min(self.micro_tokens, BATCH_TOKENS[device_name(self.device)])
+        logp = log_probabilities(self.model_, ids, at_once, types=types)
         return np.exp(logp)[:, self._columns]
 
     def score(self, texts: Texts, labels: Iterable[Any],

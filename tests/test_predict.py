@@ -54,6 +54,16 @@ def test_probabilities_are_the_model_s(model, capsys):
     assert [row["text"] for row in rows] == ["free money", 'a, "b"\nc']      # as it was given
 
 
+@pytest.mark.parametrize("options, most", [((), 2048), (("--batch-tokens", 9000), 9000)])
+def test_a_cpu_computes_what_its_caches_hold(model, monkeypatch, tmp_path, options, most):
+    (tmp_path / "x.csv").write_text("text\n" + "twelve chars\n" * 600)
+    seen, forward = [], Classifier.forward
+    monkeypatch.setattr(Classifier, "forward",
+                        lambda self, batch: (seen.append(len(batch.ids)), forward(self, batch))[1])
+    assert predict(model, "--file", tmp_path / "x.csv", *options) == 0
+    assert sum(seen) == 7200 and max(seen) == min(most // 12 * 12, 7200)
+
+
 @pytest.mark.parametrize("text, loaded", [("short", False), ("long " * 1000, True)])
 def test_numba_is_loaded_only_where_its_loops_pay(model, text, loaded):
     pytest.importorskip("numba", reason="compiled loops need the extra fast")

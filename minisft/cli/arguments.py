@@ -12,6 +12,7 @@ from typing import Any
 from minisft.backend.array import DEVICES, device_name
 from minisft.backend.gpu import cuda
 from minisft.cli.terminal import show
+from minisft.data.batch import BATCH_TOKENS
 from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.data.text import CLEANING_STEPS, parse_cleaning_steps
 from minisft.dispatch import PRECISIONS
@@ -106,6 +107,8 @@ def add_download(parser: argparse.ArgumentParser) -> None:
 def read_model(args: argparse.Namespace, **options: Any) -> tuple[Any, Any, Any]:
     """What `add_model` adds -> model, tokenizer, Preprocessing; options as `checkpoint.load`."""
     require_device(args.device, args.precision)
+    if getattr(args, "batch_tokens", 0) is None:
+        args.batch_tokens = BATCH_TOKENS[args.device]
     return read_folder(args.model, args.download, args.device, say, args.precision,
                        revision=args.revision, allow_http=args.allow_http, **options)
 
@@ -172,9 +175,9 @@ def say(line):
     print(f"minisft: {shown(line)}", file=sys.stderr)
 
 
-def add_table(parser: argparse.ArgumentParser, batch_tokens: int | None = 8192,
-              help: str = "maximum tokens computed at once") -> None:
-    """How a file of texts is read; --batch-tokens with its default and help."""
+def add_table(parser: argparse.ArgumentParser, help: str = "maximum tokens computed at once "
+              "(default: {cpu} on a CPU, {cuda} on a card)".format(**BATCH_TOKENS)) -> None:
+    """How a file of texts is read; --batch-tokens with its help."""
     parser.add_argument("--text-column", nargs="+", metavar="NAME", help="column of the text; "
                         "several are joined by a space (default: as in training; text)")
     parser.add_argument("--pair-column", metavar="NAME", help="column of a second text, which "
@@ -188,8 +191,7 @@ def add_table(parser: argparse.ArgumentParser, batch_tokens: int | None = 8192,
                         "or what the rows plainly have)")
     parser.add_argument("--max-compression-ratio", type=whole(1), default=MAX_COMPRESSION_RATIO,
                         metavar="N", help=COMPRESSION_RATIO_HELP)
-    parser.add_argument("--batch-tokens", type=whole(1), default=batch_tokens, metavar="N",
-                        help=help)
+    parser.add_argument("--batch-tokens", type=whole(1), metavar="N", help=help)
 
 
 # What a person calls the models that a folder may hold, and the options that some alone use.

@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="0: frozen layers are computed anew in every step")
     parser.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, metavar="N",
                         help="seed of the order of --texts")
-    add_table(parser, batch_tokens=None, help="maximum tokens of an optimizer step (default: as "
+    add_table(parser, help="maximum tokens of an optimizer step (default: as "
               "in finetune, 2048, or an eighth of --texts if that is less)")
 
 
