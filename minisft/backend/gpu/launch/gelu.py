@@ -14,7 +14,7 @@ from minisft.backend.gpu.launch.column_sums import column_sums
 FORMS = {"tanh": 0, "erf": 1}
 THREADS, ROWS = 128, 4     # threads and rows of a block
 # Of the backward with a bias: each writes a part of its gradient, and too few let a card wait.
-BLOCKS = 1024
+BLOCKS = {2: 1024, 4: 2048}     # by the bytes of a number
 
 
 def forward(x: Array, form: str = "tanh", bias: Array | None = None) -> tuple[Array, tuple]:
@@ -36,8 +36,8 @@ def backward(dy: Array, cache: tuple, out: Array | None = None) -> Array | tuple
     dy = xp.ascontiguousarray(dy)
     dx = xp.empty_like(dy)
     n, width = _shape(dy)
-    least = ROWS if bias is None else max(4, ceil_div(n * _grid(x, n, width, n)[0], BLOCKS))
-    rows = _rows(n, least)
+    across = _grid(x, n, width, max(n, 1))[0]
+    rows = _rows(n, ROWS if bias is None else max(ROWS, ceil_div(n * across, BLOCKS[x.itemsize])))
     grid = _grid(x, n, width, rows)
     parts = None if bias is None else xp.empty((grid[1], width), dtype=bias.dtype)
     launch("gelu", f"gelu{_suffix(x)}_backward", grid, (THREADS,), dy=_words(dy), x=_words(x),
