@@ -18,7 +18,7 @@
 
 #define AT_ONCE 8     // logits of a thread that are on their way together
 #define HELD 8        // accesses of 16 bytes that a thread keeps in 32 of its registers
-#define LAID 5        // and in shared memory: 53,248 logits of 16 bits a block, of which two find room
+#define LAID 5        // and in shared memory: two blocks find room, each with 53,248 logits
 #define TRAIN_THREADS 512
 
 // The weight of the row's label: 0 where it is ignored, NaN where it is no class.
