@@ -18,7 +18,7 @@ from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.training import divergence, optim
 from minisft.training.config import TrainingConfig
-from minisft.training.loop import fit, make_optimizer
+from minisft.training.loop import fit, make_optimizer, train_step
 from minisft.training.saving import Saver
 from minisft.training.state import State
 
@@ -231,6 +231,14 @@ def test_the_python_api_raises_the_same_error(sequences):
     with pytest.raises(DivergedError, match="lr 1e"):
         train(classifier(), sequences, TrainingConfig(lr=1e30, warmup_ratio=0.0, batch_tokens=40),
               show_progress=False)
+
+
+def test_a_step_of_its_own_rate_is_told_by_it(sequences):
+    model, config = classifier(), replace(SOUND, lr=None)
+    optimizer = make_optimizer(model, config)
+    with pytest.raises(DivergedError, match=r"lr 1e\+30: a step changes"):
+        for _ in range(3):
+            train_step(model, sequences, range(5), optimizer, 1e30, config, None, {})
 
 
 TINY = ["--model", "scratch", "--layers", "1", "--width", "16", "--heads", "2", "--vocab-size",

@@ -338,6 +338,7 @@ def _reach(optimizer, config):
 def _of_the_update(store, optimizer, config):
     """The rate or the decay, by what each makes of the weights in one step."""
     lr, decay = optimizer.last_lr or config.lr, config.weight_decay
+    asked = lr if config.lr is None else config.lr     # a step may be told without an option
     # of the initial values: what the weights were before they went wrong is gone
     usual = sqrt(sum(p.size * (p.scale**2 + p.fill**2) for p in store) / store.size) or 1.0
     if config.optimizer == "sgd":
@@ -345,7 +346,7 @@ def _of_the_update(store, optimizer, config):
         step, growth = lr * length / (usual * sqrt(store.size)), lr * decay / 2
     else:      # Adam's step is the rate, whatever the gradient is; a decay in it overflows alone
         step, growth = lr / usual, lr * decay / 2 if config.optimizer == "adamw" else decay / 1e30
-    rate = f"{setting('lr')} {config.lr:.3g}"
+    rate = f"{setting('lr')} {asked:.3g}"
     if growth > max(step, 1):
         return (f"{setting('weight_decay')} {decay:.3g} with {rate}: a step multiplies the weights "
                 f"by {1 - lr * decay:.3g}" if config.optimizer != "adam" else
@@ -357,4 +358,4 @@ def _of_the_update(store, optimizer, config):
     if not config.max_grad_norm:
         return (f"the norm of the gradients, which {setting('max_grad_norm')} 0 does not limit",
                 f"{setting('max_grad_norm')} 1, or a smaller {setting('lr')}")
-    return f"too high an {setting('lr')} (now {config.lr:.3g})", f"a smaller {setting('lr')}"
+    return f"too high an {setting('lr')} (now {asked:.3g})", f"a smaller {setting('lr')}"
