@@ -50,18 +50,19 @@
 // The larger one: room for two arrays that are never there at the same time.
 __device__ constexpr int either(int a, int b) { return a > b ? a : b; }
 
-// One head of one sequence. Query i sees key j <= i + shift if causal, else all of them.
+// One head of one sequence. Query i stands at position i + shift and sees key j <= i + shift if
+// causal, else all of them. Queries are a sequence's last or, with `from_start`, its first.
 struct Part {
     int sequence, head, n_queries, n_keys, shift;
     long long first_query, first_key;
 };
 
 __device__ __forceinline__ Part part_of(int sequence, const int* cu_seqlens, const int* key_starts,
-                                        const int* key_lengths) {
+                                        const int* key_lengths, int from_start) {
     const int first = cu_seqlens[sequence], n_queries = cu_seqlens[sequence + 1] - first;
     const int n_keys = key_lengths[sequence];
-    return {sequence, (int)blockIdx.y, n_queries, n_keys, n_keys - n_queries, first,
-            key_starts[sequence]};
+    return {sequence, (int)blockIdx.y, n_queries, n_keys, from_start ? 0 : n_keys - n_queries,
+            first, key_starts[sequence]};
 }
 
 // Which of the warp's groups a lane is. Lanes that differ in bit 0 have the same columns, those
@@ -328,14 +329,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
         int k_stride, int v_stride, int causal, float scale,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        const uint32_t* __restrict__ step, uint32_t site) {
+        const uint32_t* __restrict__ step, uint32_t site, int from_start) {
     constexpr int ROWS = FORWARD_ROWS, COLUMNS = FORWARD_COLUMNS;
     constexpr int OF_WARP = ROW_GROUPS * ROWS, QUERIES = WARPS * OF_WARP;
     constexpr int TILE = COLUMN_GROUPS * COLUMNS;
     using P = Weights<ROWS, COLUMNS>;
     __shared__ float4 q_tile[QUERIES * PITCH], v_tile[TILE * PITCH];
     __shared__ float4 k_tile[either(TILE * PITCH, WARPS * P::FOURS_OF_WARP)];     // and then P
-    const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths);
+    const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths,
+                            DROPOUT && from_start);
     const int warp = threadIdx.x / WARP;
     // under a causal mask the last tiles have the most work: they start first
     const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES, of_warp = first + warp * OF_WARP;
@@ -430,14 +432,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
         int k_stride, int v_stride, int dq_stride, int causal, float scale,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        const uint32_t* __restrict__ step, uint32_t site) {
+        const uint32_t* __restrict__ step, uint32_t site, int from_start) {
     constexpr int ROWS = QUERIES_ROWS, COLUMNS = QUERIES_COLUMNS;
     constexpr int OF_WARP = ROW_GROUPS * ROWS, QUERIES = WARPS * OF_WARP;
     constexpr int TILE = COLUMN_GROUPS * COLUMNS;
     using DS = Weights<ROWS, COLUMNS>;
     __shared__ float4 q_tile[QUERIES * PITCH], dy_tile[QUERIES * PITCH], k_tile[TILE * PITCH];
     __shared__ float4 v_tile[either(TILE * PITCH, WARPS * DS::FOURS_OF_WARP)];     // and then dS
-    const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths);
+    const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths,
+                            DROPOUT && from_start);
     const int warp = threadIdx.x / WARP;
     const int first = (gridDim.x - 1 - blockIdx.x) * QUERIES, of_warp = first + warp * OF_WARP;
     if (first >= at.n_queries) return;
@@ -557,7 +560,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
         const int* __restrict__ key_lengths, int q_stride, int k_stride, int v_stride,
         int dk_stride, int dv_stride, int causal, float scale,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        const uint32_t* __restrict__ step, uint32_t site, int first_sequence, int add) {
+        const uint32_t* __restrict__ step, uint32_t site, int from_start, int first_sequence,
+        int add) {
     constexpr int ROWS = KEYS_ROWS, COLUMNS = KEYS_COLUMNS;
     constexpr int OF_WARP = ROW_GROUPS * ROWS, KEYS = WARPS * OF_WARP;
     constexpr int TILE = COLUMN_GROUPS * COLUMNS;
@@ -565,7 +569,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
     __shared__ float4 k_tile[KEYS * PITCH], v_tile[KEYS * PITCH];
     __shared__ float4 q_tile[TILE * PITCH], dy_tile[TILE * PITCH];
     __shared__ float4 w_tile[WARPS * W::FOURS_OF_WARP];     // first P, then dS
-    const Part at = part_of(first_sequence + blockIdx.z, cu_seqlens, key_starts, key_lengths);
+    const Part at = part_of(first_sequence + blockIdx.z, cu_seqlens, key_starts, key_lengths,
+                            DROPOUT && from_start);
     const int warp = threadIdx.x / WARP;
     const int first = blockIdx.x * KEYS, of_warp = first + warp * OF_WARP;
     if (first >= at.n_keys) return;

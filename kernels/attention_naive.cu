@@ -13,12 +13,13 @@
 
 // One head of one sequence, and where it lies among the packed rows.
 struct Part {
-    int sequence, head, n_queries, n_keys, shift;     // query i sees key j <= i + shift, if causal
+    int sequence, head, n_queries, n_keys, shift;     // as in attention.cu
     long long first_query, first_key, scores;
 };
 
 __device__ __forceinline__ Part part_of(const int* cu_seqlens, const int* key_starts,
-                                        const int* key_lengths, const long long* offsets) {
+                                        const int* key_lengths, const long long* offsets,
+                                        int from_start = 0) {
     Part at;
     at.sequence = blockIdx.z;
     at.head = blockIdx.y;
@@ -26,7 +27,7 @@ __device__ __forceinline__ Part part_of(const int* cu_seqlens, const int* key_st
     at.n_queries = cu_seqlens[at.sequence + 1] - cu_seqlens[at.sequence];
     at.first_key = key_starts[at.sequence];
     at.n_keys = key_lengths[at.sequence];
-    at.shift = at.n_keys - at.n_queries;
+    at.shift = from_start ? 0 : at.n_keys - at.n_queries;
     at.scores = offsets[at.sequence] + (long long)at.head * at.n_queries * at.n_keys;
     return at;
 }
@@ -62,8 +63,8 @@ extern "C" __global__ void attention_naive_output(
         const int* __restrict__ cu_seqlens, const int* __restrict__ key_starts,
         const int* __restrict__ key_lengths, const long long* __restrict__ offsets, int d,
         int v_stride, const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep,
-        uint32_t seed, const uint32_t* __restrict__ step, uint32_t site) {
-    const Part at = part_of(cu_seqlens, key_starts, key_lengths, offsets);
+        uint32_t seed, const uint32_t* __restrict__ step, uint32_t site, int from_start) {
+    const Part at = part_of(cu_seqlens, key_starts, key_lengths, offsets, from_start);
     const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const int i = (blockIdx.x * blockDim.x + threadIdx.x) / d;
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) % d;
@@ -83,8 +84,8 @@ extern "C" __global__ void attention_naive_score_gradients(
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths,
         const long long* __restrict__ offsets, int d, int v_stride,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        const uint32_t* __restrict__ step, uint32_t site) {
-    const Part at = part_of(cu_seqlens, key_starts, key_lengths, offsets);
+        const uint32_t* __restrict__ step, uint32_t site, int from_start) {
+    const Part at = part_of(cu_seqlens, key_starts, key_lengths, offsets, from_start);
     const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= at.n_queries) return;
@@ -126,10 +127,10 @@ extern "C" __global__ void attention_naive_key_gradients(
         const int* __restrict__ cu_seqlens, const int* __restrict__ key_starts,
         const int* __restrict__ key_lengths, const long long* __restrict__ offsets, int d,
         int q_stride, float scale, const uint32_t* __restrict__ example_ids, uint32_t threshold,
-        float keep, uint32_t seed, const uint32_t* __restrict__ step, uint32_t site,
+        float keep, uint32_t seed, const uint32_t* __restrict__ step, uint32_t site, int from_start,
         int first_sequence) {
     const Part at = part_of(cu_seqlens + first_sequence, key_starts + first_sequence,
-                            key_lengths + first_sequence, offsets + first_sequence);
+                            key_lengths + first_sequence, offsets + first_sequence, from_start);
     const ScoreDropout drop = {example_ids, threshold, keep, seed, step, site};
     const int j = (blockIdx.x * blockDim.x + threadIdx.x) / d;
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) % d;

@@ -42,16 +42,18 @@ typedef uint32_t Fragments[PAIRS][D / 16][4];     // a warp's rows of q, k, v, y
 typedef float Sums[PAIRS][D / 8][4];              // rows of the warp, channels
 typedef uint16_t Row[PITCH];                      // of a tile
 
+// As in attention.cu.
 struct Part {
     int sequence, n_queries, n_keys, shift;
     long long first_query, first_key;
 };
 
 __device__ __forceinline__ Part part_of(int sequence, const int* cu_seqlens, const int* key_starts,
-                                        const int* key_lengths) {
+                                        const int* key_lengths, int from_start) {
     const int first = cu_seqlens[sequence], n_queries = cu_seqlens[sequence + 1] - first;
     const int n_keys = key_lengths[sequence];
-    return {sequence, n_queries, n_keys, n_keys - n_queries, first, key_starts[sequence]};
+    return {sequence, n_queries, n_keys, from_start ? 0 : n_keys - n_queries, first,
+            key_starts[sequence]};
 }
 
 // Where a lane stands in fragments: rows g + 8 r for the lines r, columns 2 t and 2 t + 1 of eight
@@ -251,10 +253,11 @@ attention_tensor_cores_forward(
         const int* __restrict__ cu_seqlens, const int* __restrict__ key_starts,
         const int* __restrict__ key_lengths, int q_stride, int k_stride, int v_stride, int causal,
         float scale, const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep,
-        uint32_t seed, const uint32_t* __restrict__ step, uint32_t site) {
+        uint32_t seed, const uint32_t* __restrict__ step, uint32_t site, int from_start) {
     constexpr int STEP = FORWARD_STEP;
     __shared__ __align__(128) Row tiles[2][2][TILE];     // of keys and of values
-    const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths);
+    const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths,
+                            DROPOUT && from_start);
     const int head = blockIdx.x, heads = gridDim.x, g = g_of_lane(), t = t_of_lane();
     // under a causal mask the last tiles have the most work: they start first
     const int first = (gridDim.y - 1 - blockIdx.y) * BLOCK_ROWS;
@@ -363,10 +366,11 @@ attention_tensor_cores_backward_queries(
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
         int k_stride, int v_stride, int dq_stride, int causal, float scale,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        const uint32_t* __restrict__ step, uint32_t site) {
+        const uint32_t* __restrict__ step, uint32_t site, int from_start) {
     constexpr int STEP = QUERIES_STEP;
     __shared__ __align__(128) Row tiles[2][2][TILE];     // of keys and of values
-    const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths);
+    const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths,
+                            DROPOUT && from_start);
     const int head = blockIdx.x, heads = gridDim.x, g = g_of_lane(), t = t_of_lane();
     const int first = (gridDim.y - 1 - blockIdx.y) * BLOCK_ROWS;
     const int mine = first + threadIdx.x / WARP * ROWS;
@@ -459,11 +463,13 @@ attention_tensor_cores_backward_keys(
         const int* __restrict__ key_lengths, int q_stride, int k_stride, int v_stride,
         int dk_stride, int dv_stride, int causal, float scale,
         const uint32_t* __restrict__ example_ids, uint32_t threshold, float keep, uint32_t seed,
-        const uint32_t* __restrict__ step, uint32_t site, int first_sequence, int add) {
+        const uint32_t* __restrict__ step, uint32_t site, int from_start, int first_sequence,
+        int add) {
     constexpr int STEP = KEYS_STEP;
     __shared__ __align__(128) Row tiles[2][2][TILE];     // of queries and of dy
     __shared__ float2 of_query[2][TILE];                 // lse and delta
-    const Part at = part_of(first_sequence + blockIdx.z, cu_seqlens, key_starts, key_lengths);
+    const Part at = part_of(first_sequence + blockIdx.z, cu_seqlens, key_starts, key_lengths,
+                            DROPOUT && from_start);
     const int head = blockIdx.x, heads = gridDim.x, g = g_of_lane(), t = t_of_lane();
     const int first = blockIdx.y * BLOCK_ROWS, mine = first + threadIdx.x / WARP * ROWS;
     if (first >= at.n_keys) return;

@@ -10,6 +10,7 @@ from minisft.backend.gpu.launch import dropout
 from minisft.backend.random import Stream
 from minisft.data.buckets import bucket_of, filled
 from minisft.data.dataset import TokenizedDataset
+from minisft.errors import DivergedError
 from minisft.models.adapters import LoraConfig
 from minisft.models.bert import BertConfig
 from minisft.models.gpt2 import GPT2Config
@@ -25,9 +26,12 @@ from tests import standin_cublaslt
 pytestmark = pytest.mark.skipif(emulator.compiler() is None,
                                 reason="no C++ compiler to emulate CUDA kernels")
 CONFIG = GPT2Config(97, 100, 32, 2, 2).with_dropout(0.1)
+BERT = BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                  intermediate_size=64, max_position_embeddings=100)
 KINDS = {"classifier": (Classifier, {"weights": np.float32([1, 0.5, 2]), "smoothing": 0.1}),
          "language model": (LanguageModel, {}),
-         "token classifier": (TokenClassifier, {"weights": np.float32([1, 0.5, 2])})}
+         "token classifier": (TokenClassifier, {"weights": np.float32([1, 0.5, 2])}),
+         "BERT": (BertClassifier, {"smoothing": 0.1})}
 SETTINGS = TrainingConfig(micro_tokens=10**9, max_grad_norm=0.5)
 LONG = 5     # every so many steps one has longer texts, and so another bucket
 
@@ -48,20 +52,24 @@ def card(request, monkeypatch):
 
 def made(kind, precision="bfloat16"):
     names = () if kind is LanguageModel else ("abc",)
-    return kind(CONFIG, *names, seed=1).to("cuda", precision)
+    config = BERT if kind is BertClassifier else CONFIG
+    return kind(config, *names, seed=1).to("cuda", precision)
 
 
 def texts_of(rng, kind, t, n=7):
     """-> texts of a step: few of very different lengths, and in some steps more."""
     ids = [rng.integers(0, 97, n) for n in rng.integers(2, 90 if t % LONG == 1 else 14, n)]
-    if kind is Classifier:
+    types = None
+    if kind is BertClassifier and t % 2:
+        types = [np.arange(len(row)) // 5 % 2 for row in ids]
+    if kind in (Classifier, BertClassifier):
         labels = rng.integers(0, 3, len(ids)).tolist()
     elif kind is LanguageModel:
         labels = [np.append(np.where(np.arange(1, len(row)) < 2, IGNORE, row[1:]), IGNORE)
                   for row in ids]
     else:
         labels = [np.where(rng.random(len(row)) < 0.5, row % 3, IGNORE) for row in ids]
-    return TokenizedDataset(ids, labels)
+    return TokenizedDataset(ids, labels, types)
 
 
 def as_it_is(model, batch, stream, scale, options, first):
@@ -217,14 +225,16 @@ def test_what_is_forgotten_is_found(card, monkeypatch, plant):
         theirs, _, _ = trained(Classifier, {}, range(8), settings=settings)
     assert same(trained(Classifier, {}, range(8), settings=settings)[0], theirs)
     plant(monkeypatch)
-    assert not same(trained(Classifier, {}, range(8), settings=settings)[0], theirs)
+    try:
+        ours, _, _ = trained(Classifier, {}, range(8), settings=settings)
+    except DivergedError:     # what is not written is whatever was there
+        return
+    assert not same(ours, theirs)
 
 
 def test_what_is_not_recorded_is_run(card, monkeypatch):
-    bert = BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                      intermediate_size=32, max_position_embeddings=100)
-    models = [BertClassifier(bert, "abc").to("cuda"), made(Classifier, "float32"),
-              made(Classifier)]
+    models = [BertClassifier(BERT, "abc", pooling="mean").to("cuda"),
+              made(Classifier, "float32"), made(Classifier)]
     models[1].add_adapter(LoraConfig(r=2))
     with cuda.kernels("fused"):
         for model in models[:2]:

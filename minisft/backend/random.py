@@ -140,15 +140,15 @@ class Scores:
     cu_seqlens: np.ndarray     # of the queries
     n_head: int
     xp: ModuleType = np     # of the words
-    positions: np.ndarray | None = None     # of the queries; None: the last of each text's keys
+    from_start: bool = False     # queries are the first of each text's tokens, not the last
 
     def __call__(self, b: int, n_keys: int, block: slice | None = None,
                  queries: slice = slice(None)) -> Array:
         """sequence, its number of keys -> words (H,Tq,Tk) uint32; or of a slice of keys, which
         starts at a multiple of four, and a slice of queries."""
         start, stop = self.cu_seqlens[b], self.cu_seqlens[b + 1]
-        positions = (self.xp.arange(n_keys - (stop - start), n_keys) if self.positions is None else
-                     self.positions[start:stop])
+        before = 0 if self.from_start else n_keys - (stop - start)
+        positions = self.xp.arange(before, before + stop - start)
         first, last = (0, n_keys) if block is None else (block.start, block.stop)
         return self.stream.scores(self.layer, self.example_ids[b], positions[queries], self.n_head,
                                   last, first)

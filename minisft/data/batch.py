@@ -49,6 +49,8 @@ class Batch:
                    if (a := getattr(self, name)) is not None}
         # a kernel adds the gradients of a row in the order of its tokens; sorting is quick here
         numbers |= {"id_order": order(self.ids), "position_order": order(self.positions)}
+        if self.types is not None:
+            numbers["type_order"] = order(self.types)
         flat = xp.asarray(np.concatenate(
             [np.ravel(a).astype(np.uint32).view(np.int32) for a in numbers.values()]))
         moved: dict[str, Any] = {}
@@ -108,6 +110,11 @@ class Batch:
         return self.asarray(np.repeat(self.example_ids, self.lengths))
 
     @cached_property
+    def text_example_ids(self) -> np.ndarray:
+        """-> the example id of each sequence (B,)."""
+        return self.asarray(self.example_ids)
+
+    @cached_property
     def id_order(self) -> np.ndarray | None:
         """-> the tokens by their ids, equal ids in their order (N,), on a card; else None."""
         return None
@@ -115,6 +122,11 @@ class Batch:
     @cached_property
     def position_order(self) -> np.ndarray | None:
         """-> the same by their positions."""
+        return None
+
+    @cached_property
+    def type_order(self) -> np.ndarray | None:
+        """-> the same by their types."""
         return None
 
     @cached_property

@@ -96,11 +96,10 @@ def own_words(site: Site, arguments: dict[str, Any]) -> str:
 
 
 def own_score_words(site: Site, arguments: dict[str, Any]) -> str:
-    """There is no dropout, or its words are Philox's for the last queries of each sequence."""
+    """There is no dropout, or its words are Philox's, which the implementation can make itself."""
     drop = arguments.get("drop")
-    return "" if drop is None or (isinstance(drop[1], random.Scores) and
-                                  drop[1].positions is None) else \
-        "its random words are not those of each sequence's last queries"
+    return "" if drop is None or isinstance(drop[1], random.Scores) else \
+        "its random words are given, not made"
 
 
 def labels_are_classes(site: Site, arguments: dict[str, Any]) -> str:

@@ -34,7 +34,8 @@ class Embeddings(Layer):
     def forward(self, batch: Batch, stream: random.Stream | None = None) -> Array:
         """Batch of N tokens -> y (N,C)."""
         types = batch.asarray(np.zeros(len(batch.ids), int)) if batch.types is None else batch.types
-        x = self.word.forward(batch.ids, batch.id_order) + self.type.forward(types)
+        x = self.word.forward(batch.ids, batch.id_order) + self.type.forward(types,
+                                                                            batch.type_order)
         x = self.norm.forward(x + self.position.forward(batch.positions, batch.position_order))
         return self.drop.forward(x, stream, batch.token_example_ids, batch.positions)
 

@@ -365,7 +365,7 @@ class BertClassifier(Classifier):
         hidden = self.trunk.forward(batch, stream, self.pruned)
         pooled = self.pooler.forward(hidden, batch)
         # one mask a text: its first position stands for the whole
-        example_ids = batch.asarray(batch.example_ids)
+        example_ids = batch.text_example_ids
         pooled = self.drop.forward(pooled, stream, example_ids, 0 * example_ids)
         return self.classifier.forward(pooled)
 

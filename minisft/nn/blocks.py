@@ -31,18 +31,17 @@ class MultiHeadAttention(Layer):
                causal: bool, rows: Array = None, keys: Any = None) -> Array:
         """q (Nq,H,D), k and v (Nk,H,D) -> y (Nq,H,D); `attend_backward` finds what it needs.
 
-        rows: which tokens of the batch ask, one of each sequence; None for all. keys: starts and
-        lengths of the sequences' keys, where they are not the batch's own tokens.
+        rows: which tokens of the batch ask, the last of each sequence or, without a causal mask,
+        the first; None for all. keys: starts and lengths of the sequences' keys, where they are not
+        the batch's own tokens.
         """
         cu_seqlens = batch.cu_seqlens if rows is None else batch.edges_of_one_each
         starts, lengths = (batch.starts, batch.lengths) if keys is None else keys
         drop = None
         if stream is not None and self.rate:
-            # without a causal mask the rows need not be the last of their sequences
-            positions = None if causal or rows is None else batch.positions[rows]
             drop = self.rate, random.Scores(
                 dispatched(stream), self.layer, batch.example_ids, cu_seqlens, self.n_head,
-                array_module(batch.ids), positions)
+                array_module(batch.ids), from_start=rows is not None and not causal)
         weight = next(self._parts(Linear)).w     # those of a model are of one kind
         y, self.attended = attention.forward(
             q, k, v, cu_seqlens, starts, lengths, causal, drop,

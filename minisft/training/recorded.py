@@ -5,8 +5,8 @@ next goes to the card in one copy, to where the step reads it, and one copy brin
 denominator and the gradients' squares. What is decided upon these, and the optimizer's step, is not
 recorded. Recorded or not, a step of a bucket has the same bits.
 
-GPT-2's classifiers and language models are recorded where their products go to cuBLASLt. Kept
-features, adapters in float32, other models and other kernels are not.
+GPT-2's and BERT's classifiers and language models are recorded where their products go to cuBLASLt.
+Kept features, pooling by the mean, adapters in float32, other models and other kernels are not.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,11 +25,11 @@ from minisft.backend.random import WORD, Stream
 from minisft.data.batch import Batch, order
 from minisft.data.buckets import Bucket, bucket_of, filled
 from minisft.dispatch import squared_norm
-from minisft.models.gpt2 import GPT2
-from minisft.models.heads import Classifier, LanguageModel, Model
+from minisft.models.bert import Bert
+from minisft.models.heads import BertClassifier, Classifier, LanguageModel, Model
 from minisft.models.token_heads import TokenClassifier
 
-MODELS = Classifier, LanguageModel, TokenClassifier
+MODELS = Classifier, BertClassifier, LanguageModel, TokenClassifier
 
 
 def loss_and_gradients(model: Any, batch: Batch, stream: Stream | None, scale: float,
@@ -71,7 +71,8 @@ def steps_of(model: Model) -> "Steps | None":
 def _can_be_recorded(model, batch):
     store = model.store
     return (graph.enabled() and store.xp is array.cupy and type(model) in MODELS
-            and type(model.trunk) is GPT2 and batch.hidden is None and batch.labels is not None
+            and (type(model) is not BertClassifier or model.pooling == "first")
+            and batch.hidden is None and batch.labels is not None
             and store.dtype == np.float32
             # in float32 some of an adapter's products are the formula's, CuPy's own
             and (model.adapter is None or store.compute_dtype is not None)
@@ -93,6 +94,8 @@ class Steps:
         """As `loss_and_gradients`."""
         model.check_tokens(batch)
         model.check_labels(batch)
+        if batch.types is None and type(model.trunk) is Bert:
+            batch = replace(batch, types=np.zeros(len(batch.ids), np.int64))
         bucket = bucket_of(batch, model.trunk.config.n_positions, type(model) is LanguageModel)
         place = self._place(bucket, batch)
         if not first:
@@ -165,8 +168,9 @@ class Place:
             cu_seqlens=placed("cu_seqlens"),     # type: ignore[arg-type]
             example_ids=placed("example_ids"),     # type: ignore[arg-type]
             labels=there.pop("labels"), types=there.pop("types", None))
+        example_ids: Any = self.batch.example_ids
         vars(self.batch).update(there, lengths=lengths, starts=starts, edges_of_one_each=one_each,
-                                first=starts.there)
+                                first=starts.there, text_example_ids=example_ids.there)
 
     def bring(self, batch: Batch, step: int) -> None:
         """Batch of the bucket, number of the step -> there, once the card has done what is asked of
@@ -186,6 +190,7 @@ def _parts(batch, step):
              "edges_of_one_each": batch.edges_of_one_each, "example_ids": batch.example_ids,
              "token_example_ids": np.repeat(batch.example_ids, batch.lengths),
              "id_order": order(batch.ids), "position_order": order(batch.positions),
+             "type_order": None if batch.types is None else order(batch.types),
              "labelled": vars(batch).get("labelled")}
     return {name: a for name, a in parts.items() if a is not None}
 

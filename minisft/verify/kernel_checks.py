@@ -309,9 +309,9 @@ def of_dropout(launcher: Any, size: int, put: Callable) -> dict[str, tuple[Array
 
 
 def _attention(launcher, width, causal, kind, drop, size, put):
-    """kind: "", "few queries" (the last of each sequence, or two), "sharp" (large scores, so that
-    few keys have all the weight), or "foreign keys" (sequences of their own, which share some,
-    leave some out, and may be shorter)."""
+    """kind: "", "few queries" (the last of each sequence, or two; without a mask the first),
+    "sharp" (large scores, so that few keys have all the weight), or "foreign keys" (sequences of
+    their own, which share some, leave some out, and may be shorter)."""
     heads, keys = 2, [1, size // 2 + 1, size]
     queries = {"few queries": [min(2, n) for n in keys],
                "foreign keys": [1, 1, size] if causal else [2, size, size // 2 + 1]}.get(kind, keys)
@@ -321,7 +321,8 @@ def _attention(launcher, width, causal, kind, drop, size, put):
     cu_seqlens = np.cumsum([0, *queries])
     q, k, v, dy = map(_rounded, normal(*[(n, heads, width) for n in
                                          (sum(queries), n_keys, n_keys, sum(queries))]))
-    words = Scores(STREAM, 2, np.array([7, 2**31, 9]), cu_seqlens, heads)
+    words = Scores(STREAM, 2, np.array([7, 2**31, 9]), cu_seqlens, heads,
+                   from_start=kind == "few queries" and not causal)
     rest = cu_seqlens, starts, np.array(keys), causal, (RATE, words) if drop else None
     return compare(("y", "dq", "dk", "dv"), put,
                     (lambda *qkv: launcher.forward(*qkv, *rest), launcher.backward),
@@ -465,7 +466,8 @@ def _clipped_step(values, grads, m, v, t, groups, scale, limit):
 def _attention_checks(launcher, name, widths, noise=NOISE):
     kinds = [(width, number % 2 == 1, "few queries" if number % 3 == 2 else "")
              for number, width in enumerate(widths)]
-    for width, drop, kind in [*kinds, (widths[0], True, "foreign keys")]:
+    for width, drop, kind in [*kinds, (widths[0], True, "few queries"),
+                              (widths[0], True, "foreign keys")]:
         what = f"{name}, {width} channels{', dropout' * drop}{f', {kind}' if kind else ''}"
         for causal in (True, False):
             yield KernelCheck(f"attention ({what}, {'causal' if causal else 'all keys'})",

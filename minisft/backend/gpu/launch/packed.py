@@ -94,7 +94,7 @@ class Packed:
         """-> what ScoreDropout of kernels/device.cuh holds, by name."""
         if drop is None:
             return {"example_ids": None, "threshold": 0, "keep": 1.0, "seed": 0, "step": None,
-                    "site": 0}
+                    "site": 0, "from_start": 0}
         rate, words = drop
         ids = words.example_ids
         return {"example_ids": (ids.there.view(np.uint32) if isinstance(ids, Placed) else
@@ -102,7 +102,7 @@ class Packed:
                 "threshold": int(rate * 2**32), "keep": 1 / (1 - rate),
                 "seed": words.stream.seed & random.WORD,
                 "step": dropout.step_of(self.xp, words.stream),
-                "site": words.layer << 16 | random.SCORES}
+                "site": words.layer << 16 | random.SCORES, "from_start": int(words.from_start)}
 
     def grid(self, lengths: Any, numbers_a_block: int) -> tuple[int, int, int]:
         """-> (pieces of the longest, heads, sequences); lengths (B,), or Placed."""
