@@ -8,7 +8,7 @@ from minisft.dispatch import only
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.nn.blocks import MLP, Block, SelfAttention
-from minisft.nn.layers import Dropout, Embedding, LayerNorm, Linear
+from minisft.nn.layers import Dropout, Embedding, Layer, LayerNorm, Linear, no_grad
 from minisft.nn.parameters import Parameters
 from minisft.verify import gradcheck
 
@@ -352,6 +352,28 @@ def test_recomputed_blocks_give_the_same_bits(rng, kind, which):
         found.append((float(loss), model.store.grads.copy()))
     assert found[0][0] == found[1][0] and np.array_equal(found[0][1], found[1][1])
     assert found[0][1].any()
+
+
+def caches(layer):
+    """-> how many layers in this one keep something."""
+    return (layer.cache is not None or layer.attended is not None) + sum(
+        map(caches, layer._parts(Layer)))
+
+
+@pytest.mark.parametrize("kind", [Classifier, LanguageModel])
+def test_where_no_backward_comes_blocks_keep_nothing(rng, kind):
+    batch = batch_of(rng) if kind is Classifier else next_tokens(rng)
+    model = model_of(rng, kind)
+    logits = model.loss(batch)[2].copy()
+    assert all(map(caches, model.trunk.h))
+    with no_grad():
+        assert np.array_equal(model.loss(batch)[2], logits)
+        assert not any(map(caches, model.trunk.h))
+        with pytest.raises(RuntimeError, match="backward needs a forward of its own"):
+            model.loss_backward()
+    model.loss(batch)
+    model.loss_backward()
+    assert all(p.grad.any() for p in model.store.trainable if not p.name.endswith("c_attn.bias"))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

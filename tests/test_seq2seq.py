@@ -21,7 +21,7 @@ from minisft.models.seq2seq import EncoderDecoder, sinusoids
 from minisft.models.translate import greedy
 from minisft.nn import blocks, parameters
 from minisft.nn.cross_attention import Attention
-from minisft.nn.layers import Dropout, Layer
+from minisft.nn.layers import Dropout, Layer, no_grad
 from minisft.ops.cross_entropy import IGNORE
 from minisft.training.optim import AdamW
 from minisft.verify import gradcheck
@@ -88,6 +88,20 @@ def test_the_loss_in_blocks_of_rows(rng, monkeypatch, options, frozen):
     assert abs(model.store.grads - gradients).max() <= 1e-12 * abs(gradients).max() > 0
     with pytest.raises(TypeError, match="weight"):
         model.loss_and_gradients(batch, weight=1)
+
+
+def test_where_no_backward_comes_blocks_keep_nothing(rng):
+    model, batch = model_of(rng), batch_of()
+    logits = model.loss(batch)[2].copy()
+
+    def kept():
+        return [block.mlp.cache is not None for block in model.trunk.blocks]
+
+    assert all(kept())
+    with no_grad():
+        assert np.array_equal(model.loss(batch)[2], logits) and not any(kept())
+    model.loss(batch)
+    assert all(kept())
 
 
 def test_a_later_target_token_changes_no_earlier_logit(rng):

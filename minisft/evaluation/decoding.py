@@ -17,12 +17,14 @@ from minisft.data.tokenizer import decode
 from minisft.models.finite import require_finite
 from minisft.models.seq2seq import EncoderDecoder
 from minisft.models.translate import beam_search, greedy
+from minisft.nn.layers import no_grad
 from minisft.ops.cross_entropy import log_softmax
 
 DECODED_AT_ONCE = 64     # texts: enough to fill the matrix products, little memory
 
 
 @allocator.reused()
+@no_grad()
 @np.errstate(over="ignore", invalid="ignore")     # reported by one UserError
 def token_loss(model: EncoderDecoder, dataset: TokenizedDataset, batch_tokens: int,
                progress: str | None = None) -> dict[str, float]:

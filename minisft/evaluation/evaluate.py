@@ -20,6 +20,7 @@ from minisft.models.generate import Sampler, generate
 from minisft.models.heads import Classifier, LanguageModel
 from minisft.models.seq2seq import EncoderDecoder
 from minisft.models.token_heads import AnyModel, SpanClassifier, TokenClassifier
+from minisft.nn.layers import no_grad
 from minisft.ops.cross_entropy import log_softmax
 
 # Prompts generated at the same time: enough to fill the matrix products, little memory.
@@ -27,6 +28,7 @@ GENERATION_BATCH = 32
 
 
 @allocator.reused()
+@no_grad()
 @np.errstate(over="ignore", invalid="ignore")     # reported by one UserError
 def log_probabilities(model: Classifier, ids: Sequence[np.ndarray], batch_tokens: int,
                       progress: str | None = None, types: Sequence[np.ndarray] | None = None,
@@ -53,6 +55,7 @@ def log_probabilities(model: Classifier, ids: Sequence[np.ndarray], batch_tokens
 
 
 @allocator.reused()
+@no_grad()
 @np.errstate(over="ignore", invalid="ignore")
 def token_logits(model: TokenClassifier | SpanClassifier, dataset: TokenizedDataset,
                  batch_tokens: int, progress: str | None = None) -> list[np.ndarray]:
@@ -71,6 +74,7 @@ def token_logits(model: TokenClassifier | SpanClassifier, dataset: TokenizedData
 
 
 @allocator.reused()
+@no_grad()
 @np.errstate(over="ignore", invalid="ignore")
 def completion_loss(model: Any, dataset: TokenizedDataset, batch_tokens: int,
                     progress: str | None = None) -> dict[str, float]:

@@ -18,7 +18,7 @@ from minisft.models.adapters import LoraConfig
 from minisft.models.config import Seq2SeqConfig
 from minisft.models.heads import Model, scattered, tied_logits, tied_logits_backward
 from minisft.nn.cross_attention import DecoderBlock, EncoderBlock
-from minisft.nn.layers import Dropout, Layer, LayerNorm
+from minisft.nn.layers import Dropout, Layer, LayerNorm, backward_comes
 from minisft.nn.parameters import Parameter
 from minisft.ops.cross_entropy import IGNORE
 
@@ -139,6 +139,8 @@ class Seq2Seq(Layer):
         x = self.encoder.embeddings.forward(source, None if first else stream)
         for i, block in enumerate(self.encoder.layers):
             x = block.forward(x, source, stream if self.config.block_layer(i) >= first else None)
+            if not backward_comes():
+                block.clear_cache()
         return self.encoder.layer_norm.forward(x)                                       # (1)
 
     def decode(self, batch: Batch, m: Array, stream: random.Stream | None = None,
@@ -150,6 +152,8 @@ class Seq2Seq(Layer):
             trained = self.config.block_layer(before + j) >= first
             x = block.forward(x, m, batch, stream if trained else None,
                               None if state is None else state[j])
+            if not backward_comes():
+                block.clear_cache()
         return self.decoder.layer_norm.forward(x)                                       # (2)
 
     def backward(self, dy: Array) -> Array:

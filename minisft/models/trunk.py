@@ -5,7 +5,7 @@ from typing import Any
 from minisft.backend.array import Array
 from minisft.backend.random import Stream
 from minisft.data.batch import Batch
-from minisft.nn.layers import Layer, Sum
+from minisft.nn.layers import Layer, Sum, backward_comes
 
 
 class Trunk(Layer):
@@ -50,7 +50,7 @@ class Trunk(Layer):
                 x = block.forward(x, batch, stream if trained else None,
                                   self._rows(batch, pruned, i),
                                   None if kv_cache is None else kv_cache[i])
-            if not trained:
+            if not (trained and backward_comes()):
                 block.clear_cache()     # no backward comes so far down
         return x
 

@@ -4,6 +4,8 @@ The numbers of the layers are those of models/config.py: 0 the embeddings, then 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,26 @@ from minisft.dispatch import (
 from minisft.nn.parameters import Parameter
 
 INITIAL_SCALE = 0.02
+
+_backward_comes = ContextVar("backward_comes", default=True)
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Within it no backward comes: what a block saves for one it drops when it has run.
+
+    Blocks then compute in the same memory one after the other, which caches hold.
+    """
+    token = _backward_comes.set(False)
+    try:
+        yield
+    finally:
+        _backward_comes.reset(token)
+
+
+def backward_comes() -> bool:
+    """-> whether blocks keep what a backward needs."""
+    return _backward_comes.get()
 
 
 class Layer:
