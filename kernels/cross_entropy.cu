@@ -17,8 +17,8 @@
 // in one launch 8, or 4 in 16 bits.
 
 #define AT_ONCE 8     // logits of a thread that are on their way together
-#define HELD 7        // accesses of 16 bytes that a thread keeps in 28 of its registers
-#define LAID 5        // and in shared memory: with TRAIN_THREADS two blocks find room
+#define HELD 8        // accesses of 16 bytes that a thread keeps in 32 of its registers
+#define LAID 5        // and in shared memory: two blocks find room, each with 53,248 logits
 #define TRAIN_THREADS 512
 
 // The weight of the row's label: 0 where it is ignored, NaN where it is no class.
@@ -211,7 +211,7 @@ __device__ __forceinline__ void train_row(T* z, int label, float* loss, float* m
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TRAIN_THREADS) cross_entropy_train(
+extern "C" __global__ void __launch_bounds__(TRAIN_THREADS, 2) cross_entropy_train(
         float* z, const int* __restrict__ labels, float* __restrict__ losses,
         float* __restrict__ masses, int k, int stride, int at_once, float dloss, int ignore) {
     const int row = blockIdx.x;
@@ -219,7 +219,7 @@ extern "C" __global__ void __launch_bounds__(TRAIN_THREADS) cross_entropy_train(
               dloss, ignore);
 }
 
-extern "C" __global__ void __launch_bounds__(TRAIN_THREADS) cross_entropy_train_16_bits(
+extern "C" __global__ void __launch_bounds__(TRAIN_THREADS, 2) cross_entropy_train_16_bits(
         uint16_t* z, const int* __restrict__ labels, float* __restrict__ losses,
         float* __restrict__ masses, int k, int stride, int at_once, float dloss, int ignore) {
     const int row = blockIdx.x;

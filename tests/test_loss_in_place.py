@@ -81,7 +81,7 @@ def test_a_label_that_is_no_class_gives_no_number(rng):
 @pytest.mark.parametrize("order", emulator.ORDERS)
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
 def test_what_a_thread_cannot_keep_is_read_again(rng, monkeypatch, dtype, order):
-    monkeypatch.setattr(cross_entropy, "MOST_OF_TRAIN", 32)     # they keep 1,536 or 3,072 logits
+    monkeypatch.setattr(cross_entropy, "MOST_OF_TRAIN", 32)     # they keep 1,664 or 3,328 logits
     z = 4 * rng.standard_normal((4, 3600), dtype=np.float32)
     z[0, 100], z[1, 2000], z[2, :3500] = 1e4, 1e4, -np.inf
     z = widened(rounded(z, np.dtype(dtype))) if dtype != np.float32 else z
