@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from minisft.data.in_memory import subset
-from minisft.data.read import read_examples, read_prompts, train_valid_split
+from minisft.data.in_memory import subset, training_parts
+from minisft.data.read import Examples, Prompts, read_examples, read_prompts, train_valid_split
 from minisft.errors import UserError
 from minisft.jobs import finetune as runner
 from minisft.training.config import FinetuneConfig
@@ -84,3 +84,16 @@ def test_an_option_that_is_none_names_the_nearest():
     config = FinetuneConfig.from_options(text_column="body", lr=0.5)
     assert config.data.text_column == ("body",) and config.training.lr == 0.5
     assert FinetuneConfig.from_options(**config.options()) == config
+
+
+def test_parts_keep_the_shares_of_the_classes(tmp_path):
+    rows = {"path": tmp_path, "lines": list(range(100)), "cleaned": {}}
+    texts = [f"text {i}" for i in range(100)]
+    examples = Examples(texts, [int(i >= 80) for i in range(100)], ("a", "b"), **rows)
+    train, valid = training_parts(examples, None, "texts", 50, 0.2, 0)
+    assert (train.labels.count(1), len(train.labels)) == (8, 40)
+    assert (valid.labels.count(1), len(valid.labels)) == (2, 10)
+    prompts = Prompts(texts, texts[::-1], **rows)
+    train, valid = training_parts(prompts, None, "prompts", None, 0.1, 0)
+    assert sorted(train.prompts + valid.prompts) == sorted(texts) and len(valid.prompts) == 10
+    assert training_parts(train, valid, "prompts", 30, 0.1, 0)[1] is valid

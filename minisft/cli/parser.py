@@ -149,5 +149,5 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace | None:
         command.refuse(rest)
     args.command = words[0]
     args.changed = {name for name, value in vars(args).items()
-                    if value != command.get_default(name)} - {"command"}
+                    if value != command.get_default(name)}
     return args
