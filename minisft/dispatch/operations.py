@@ -18,7 +18,6 @@
 To see what a call gets: `layer_norm.choose(x, w, b).name`, or `minisft why layer_norm`.
 """
 
-from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -175,9 +174,12 @@ span_cross_entropy = Operation("span_cross_entropy", ops.span_cross_entropy.forw
     Implementation(FORMULA, (), lambda: ops.span_cross_entropy),
 ], shapes.span_cross_entropy)
 
-# The formula runs one sequence after the other, with the softmax that applies.
-_attention = SimpleNamespace(forward=partial(ops.attention.forward, softmax=softmax),
-                             backward=ops.attention.backward)
+def _attention_forward(q, *args, **options):
+    """The formula runs one sequence after the other, with the softmax that applies to all."""
+    return ops.attention.forward(q, *args, softmax=softmax.choose(q).load(), **options)
+
+
+_attention = SimpleNamespace(forward=_attention_forward, backward=ops.attention.backward)
 attention = Operation("attention", ops.attention.forward, [
     Implementation("tensor cores", (
         _in_16_bits("q"), kernels_in_16_bits("q", "fused"), packed_keys, own_score_words,
