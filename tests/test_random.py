@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from minisft import dispatch
 from minisft.backend import random
 from minisft.backend.random import Stream
 
@@ -164,3 +165,19 @@ def test_words_of_some_keys_are_those_of_all():
     assert np.array_equal(Stream(1, 2).scores(1, 3, positions, 2, 11, first=8), whole[..., 8:])
     with pytest.raises(ValueError, match="start at 6, expected a multiple of 4"):
         Stream(1, 2).scores(1, 3, positions, 2, 11, first=6)
+
+
+@pytest.mark.parametrize("from_start", [False, True])
+@pytest.mark.parametrize("draw", [random.draw_words, dispatch.dispatched(Stream(0, 0)).draw])
+def test_words_of_a_batch_are_those_of_its_sequences(monkeypatch, from_start, draw):
+    """Drawn together or one by one; with more queries than keys as well."""
+    queries, keys = np.array([5, 1, 2, 9, 3]), np.array([4, 7, 2, 9, 11])
+    edges = np.concatenate([[0], np.cumsum(queries)])
+    given = (Stream(3, 11, draw), 2, np.array([7, 2**31, 5, 9, 1]), edges, 3, np,
+             from_start)
+    alone, together = random.Scores(*given), random.Scores(*given, key_lengths=keys)
+    for b, n in enumerate(keys):
+        np.testing.assert_array_equal(together(b, n), alone(b, n))
+        np.testing.assert_array_equal(together(b, n, slice(0, n)), alone(b, n))
+    monkeypatch.setattr(random, "TOGETHER", 3 * queries.sum() * keys.max() - 1)
+    assert random.Scores(*given, key_lengths=keys)._together is None is not together._together

@@ -10,6 +10,7 @@ batch, so a mask is the same whatever else is in the batch, in whatever order or
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ from minisft.backend.cpu import row_blocks
 # The places in a layer that have a dropout mask; the number goes into the key.
 EMBEDDING, SCORES, ATTENTION_OUT, MLP_OUT, POOLED = range(5)
 ADAPTER = 5     # of the first linear map of a block; of the next one 6, ...
+TOGETHER = 1 << 22     # words of a batch's scores that are drawn at once, 16 MB, at most
 # In place of a layer's number: a shuffled order, initial values, a next token, an augmented text.
 SHUFFLE, INITIAL, SAMPLE, AUGMENT = 0xFFFF, 0xFFFE, 0xFFFD, 0xFFFC
 
@@ -97,6 +99,13 @@ class Stream:
         return self._words(layer, SCORES, example_id, positions[None, :, None], heads,
                            n_keys - first, first)
 
+    def score_rows(self, layer: int, example_ids: Array, positions: Array, heads: Array,
+                   n_keys: int) -> Array:
+        """One query and head a row, example_ids (R,), positions (R,), heads (R,) -> words (R,Tk)
+        uint32, those that `scores` gives."""
+        return self._words(layer, SCORES, example_ids[:, None], positions[:, None],
+                           heads[:, None] << 20, n_keys)
+
     def _words(self, layer, site, example_ids, positions, heads, width, first=0):
         # Counter (step, example id, position, head << 20 | last // 4); word last % 4 of the output.
         if first % 4:
@@ -129,9 +138,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Scores:
-    """The words of every score of a packed batch, drawn for one sequence when called.
+    """The words of every score of a packed batch, given for one sequence when called.
 
-    A kernel draws the same words itself, from the numbers held here.
+    A kernel draws the same words itself, from the numbers held here. On a CPU those of short
+    sequences are drawn together: a call for each would take longer than the drawing.
     """
 
     stream: Stream
@@ -141,17 +151,39 @@ class Scores:
     n_head: int
     xp: ModuleType = np     # of the words
     from_start: bool = False     # queries are the first of each text's tokens, not the last
+    key_lengths: np.ndarray | None = None     # of the sequences; None: each is drawn by itself
 
     def __call__(self, b: int, n_keys: int, block: slice | None = None,
                  queries: slice = slice(None)) -> Array:
         """sequence, its number of keys -> words (H,Tq,Tk) uint32; or of a slice of keys, which
         starts at a multiple of four, and a slice of queries."""
+        if block is None and queries == slice(None) and self._together is not None:
+            return self._together[b]
         start, stop = self.cu_seqlens[b], self.cu_seqlens[b + 1]
         before = 0 if self.from_start else n_keys - (stop - start)
         positions = self.xp.arange(before, before + stop - start)
         first, last = (0, n_keys) if block is None else (block.start, block.stop)
         return self.stream.scores(self.layer, self.example_ids[b], positions[queries], self.n_head,
                                   last, first)
+
+    @cached_property
+    def _together(self) -> list[np.ndarray] | None:
+        """-> the words (H,Tq,Tk) of each sequence; None where they are too many to be held."""
+        if self.key_lengths is None or self.xp is not np:
+            return None
+        n_queries, n_keys = np.diff(self.cu_seqlens), np.asarray(self.key_lengths)
+        ends = np.cumsum(self.n_head * n_queries)     # of the sequences' rows, one a head and query
+        width = int(n_keys.max(initial=0))
+        if not len(ends) or ends[-1] * width > TOGETHER:
+            return None
+        number = np.repeat(np.arange(len(n_queries)), self.n_head * n_queries)
+        row = np.arange(ends[-1]) - (ends - self.n_head * n_queries)[number]
+        head, query = np.divmod(row, n_queries[number])
+        before = 0 if self.from_start else (n_keys - n_queries)[number]
+        words = self.stream.score_rows(self.layer, np.asarray(self.example_ids)[number],
+                                       before + query, head, width)
+        return [part[:, :keys].reshape(self.n_head, queries, keys) for part, queries, keys in zip(
+            np.split(words, ends[:-1]), n_queries, n_keys, strict=True)]
 
     def of_groups(self) -> "GroupScores":
         """-> the words of the same scores for groups of whole sequences."""

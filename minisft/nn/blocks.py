@@ -41,7 +41,7 @@ class MultiHeadAttention(Layer):
         if stream is not None and self.rate:
             drop = self.rate, random.Scores(
                 dispatched(stream), self.layer, batch.example_ids, cu_seqlens, self.n_head,
-                array_module(batch.ids), from_start=rows is not None and not causal)
+                array_module(batch.ids), rows is not None and not causal, lengths)
         weight = next(self._parts(Linear)).w     # those of a model are of one kind
         y, self.attended = attention.forward(
             q, k, v, cu_seqlens, starts, lengths, causal, drop,
