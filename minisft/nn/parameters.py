@@ -344,7 +344,13 @@ class Parameters:
         flat = make(sum(map(self._room, parameters)), dtype=self.dtype)
         views = self._views(flat, parameters)
         for p, view in views.items():
-            view[:p.shape[0]] = self.xp.asarray(p.value)
+            there = view[:p.shape[0]]
+            if self.xp is not np and isinstance(p.value, np.ndarray):
+                # without a copy on the card, which its pool would keep
+                there.set(np.asarray(p.value, dtype=self.dtype),
+                          self.xp.cuda.get_current_stream())
+            else:
+                there[...] = p.value
         return flat, views
 
     def zero_grad(self) -> None:
