@@ -72,10 +72,11 @@ def texts_of(rng, kind, t, n=7):
     return TokenizedDataset(ids, labels, types)
 
 
-def as_it_is(model, batch, stream, scale, options, first):
+def as_it_is(model, batch, stream, scale, options, first, meanwhile=None):
     """As `recorded.loss_and_gradients`: the same bucket, and nothing of what recording needs."""
-    bucket = bucket_of(batch, CONFIG.n_positions, isinstance(model, LanguageModel))
-    loss, denominator = model.loss_and_gradients(filled(batch, bucket), stream, scale, **options)
+    bucket = bucket_of(batch.batch, CONFIG.n_positions, isinstance(model, LanguageModel))
+    loss, denominator = model.loss_and_gradients(filled(batch.batch, bucket), stream, scale,
+                                                 **options)
     return float(loss), float(denominator), None
 
 
@@ -201,13 +202,14 @@ def _key_without_first(monkeypatch):
 
 
 def _ids_of_the_first_batch(monkeypatch):
-    bring, fields = recorded.Place.bring, {}
+    parts, ids = recorded._parts, {}
 
-    def forget(self, batch, step):
-        object.__setattr__(batch, "example_ids", fields.setdefault(id(self), batch.example_ids))
-        bring(self, batch, step)
+    def forget(batch, step):
+        made = parts(batch, step)
+        made["example_ids"] = ids.setdefault(len(batch.example_ids), made["example_ids"])
+        return made
 
-    monkeypatch.setattr(recorded.Place, "bring", forget)
+    monkeypatch.setattr(recorded, "_parts", forget)
 
 
 def _longest_of_the_first_batch(monkeypatch):
@@ -252,6 +254,26 @@ def test_a_wrong_batch_is_refused(card):
         with pytest.raises(ValueError, match=expected):
             loop.train_step(model, TokenizedDataset([np.array(ids)], labels), [0],
                             AdamW(model.store), 0.1, SETTINGS, None, {})
+
+
+def test_the_next_batch_is_made_while_the_card_computes(card, monkeypatch):
+    model, texts, seen = made(Classifier), texts_of(np.random.default_rng(0), Classifier, 0, 40), []
+    batch, step = TokenizedDataset.batch, AdamW.step
+    monkeypatch.setattr(TokenizedDataset, "batch", lambda *args: (seen.append("batch"),
+                                                                  batch(*args))[1])
+    monkeypatch.setattr(AdamW, "step", lambda *args: (seen.append("update"), step(*args))[1])
+    settings = TrainingConfig(epochs=2, batch_tokens=60, micro_tokens=1000, lr=1e-3, seed=3)
+
+    def run(model):
+        told, state = [], State()
+        loop.fit(model, texts, settings, None, state, AdamW(model.store), show_progress=False,
+                 log=lambda entry: told.append(entry["loss"] if "loss" in entry else None))
+        return told, array.to_cpu(model.store.values)
+
+    found, n = run(model), len(loop.BatchPlan(texts, settings)[0])
+    assert seen == (["batch"] + ["batch", "update"] * (n - 1) + ["update"]) * 2
+    monkeypatch.setattr(loop.Ahead, "make", lambda self: None)
+    assert same(found, run(made(Classifier)))
 
 
 def test_a_run_frees_what_it_recorded(card):

@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -183,23 +183,26 @@ def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int]
                stream: random.Stream | None, loss_options: Mapping[str, Any],
                scale: LossScale | None = None,
                name_text: Callable[[int], str] | None = None,
-               proven: Callable[[], None] | None = None) -> tuple[float, float | None]:
+               proven: Callable[[], None] | None = None,
+               ahead: "Ahead | None" = None) -> tuple[float, float | None]:
     """One optimizer step on these texts, in pieces of at most micro_tokens tokens.
 
     -> mean loss and gradient norm before clipping. The pieces' sums are divided once, by the
     whole denominator: the step equals that of one large batch. `scale` (loss_scale.LossScale)
     multiplies the loss; the norm is None where its gradients overflow and the step is left out.
-    proven() is called where loss and gradients are finite, before anything changes. Raises
-    DivergedError, which calls the texts by name_text(index).
+    proven() is called where loss and gradients are finite, before anything changes. `ahead` makes
+    the batches of the step after this one while a card computes. Raises DivergedError, which calls
+    the texts by name_text(index).
     """
     factor = 1.0 if scale is None else scale.value
     model.store.zero_grad()
     total = denominator = 0.0
     squares = None
-    for i, piece in enumerate(token_budget_batches(sequences.lengths, indices,
-                                                   config.micro_tokens)):
+    pieces = _pieces(model, sequences, indices, config, stream) if ahead is None else ahead.pieces()
+    for i, piece in enumerate(pieces):
         loss, counted, squares = recorded.loss_and_gradients(
-            model, sequences.batch(piece, stream), stream, factor, loss_options, first=i == 0)
+            model, piece, stream, factor, loss_options, i == 0,
+            None if ahead is None or i else ahead.make)
         total, denominator = total + loss, denominator + counted
     denominator *= factor
     norm = optim.gradient_norm(model.store) if squares is None else math.sqrt(squares)
@@ -218,6 +221,40 @@ def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int]
             overflow or f"the loss is {mean:.4g}, the gradient's norm {norm:.4g}", name_text)
     optimizer.step(lr, optim.clip_scale(norm, config.max_grad_norm) / denominator)
     return mean, norm
+
+
+def _pieces(model, sequences, indices, config, stream):
+    """-> the batches of a step, one after the other, as far as the CPU can prepare them."""
+    for piece in token_budget_batches(sequences.lengths, indices, config.micro_tokens):
+        yield recorded.ready(model, sequences.batch(piece, stream), stream)
+
+
+class Ahead:
+    """The batches of a step, and those of the next one, made while the card computes.
+
+    pieces_of(indices, step) -> the batches. `steps`: the texts of each step, from number `first`.
+    """
+
+    def __init__(self, pieces_of: Callable[[Any, int], Any], steps: Sequence[Any], first: int):
+        self.pieces_of, self.steps, self.first = pieces_of, steps, first
+        self.now = 0
+        self.made: list | None = None
+
+    def pieces(self) -> Any:
+        """-> the batches of the next step, made already or not."""
+        made, self.made = self.made, None
+        self.now += 1
+        return self._pieces(self.now - 1) if made is None else made
+
+    def make(self) -> None:
+        """Makes the batches of the step after that whose batches were asked for."""
+        if self.now < len(self.steps):
+            # a batch that cannot be made is told of when its turn has come
+            with suppress(Exception):
+                self.made = list(self._pieces(self.now))
+
+    def _pieces(self, i):
+        return self.pieces_of(self.steps[i], self.first + i)
 
 
 def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
@@ -260,13 +297,17 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
                         rate * (total - state.step) if bar.disable else 0)
 
         while state.epoch < len(epochs) and not _patience_is_over(state, config):
-            for indices in epochs[state.epoch][state.index:]:
+            steps = epochs[state.epoch][state.index:]
+            ahead = Ahead(lambda indices, step: _pieces(model, sequences, indices, config,
+                                                        random.Stream(config.seed, step)),
+                          steps, state.step)
+            for indices in steps:
                 started = time.perf_counter() - saver.seconds
                 lr = config.lr * optim.schedule(config.schedule, state.step, total, warmup)
                 stream = random.Stream(config.seed, state.step)
                 loss, norm = train_step(model, sequences, indices, optimizer, lr, config,
                                         stream, loss_options or {}, state.scale, name_text,
-                                        partial(_save_if_due, saver, interrupts))
+                                        partial(_save_if_due, saver, interrupts), ahead)
                 state.step += 1
                 state.index += 1
                 if state.step > (1 - config.average) * total:

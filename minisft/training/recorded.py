@@ -9,9 +9,9 @@ GPT-2's and BERT's classifiers and language models are recorded where their prod
 Kept features, pooling by the mean, adapters in float32, other models and other kernels are not.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,15 +32,46 @@ from minisft.models.token_heads import TokenClassifier
 MODELS = Classifier, BertClassifier, LanguageModel, TokenClassifier
 
 
-def loss_and_gradients(model: Any, batch: Batch, stream: Stream | None, scale: float,
-                       options: Mapping[str, Any],
-                       first: bool) -> tuple[float, float, float | None]:
+@dataclass(frozen=True)
+class Ready:
+    """A batch whose step is recorded; `whole` fills its bucket, the card gets its `numbers`."""
+
+    batch: Batch
+    bucket: Bucket
+    whole: Batch
+    numbers: np.ndarray
+
+
+def ready(model: Any, batch: Batch, stream: Stream | None) -> "Batch | Ready":
+    """What the CPU can do for a step on this batch before its turn has come -> Ready, or the batch
+    where its step is not recorded. Raises ValueError for a batch that the model cannot read."""
+    if not _can_be_recorded(model, batch):
+        return batch
+    model.check_tokens(batch)
+    model.check_labels(batch)
+    if batch.types is None and type(model.trunk) is Bert:
+        batch = replace(batch, types=np.zeros(len(batch.ids), np.int64))
+    bucket = bucket_of(batch, model.trunk.config.n_positions, type(model) is LanguageModel)
+    whole = filled(batch, bucket)
+    parts = _parts(whole, 0 if stream is None else stream.step).values()
+    return Ready(batch, bucket, whole, np.concatenate(
+        [a.ravel().astype(np.uint32) for a in parts]).view(np.int32))
+
+
+def loss_and_gradients(model: Any, batch: Batch | Ready, stream: Stream | None, scale: float,
+                       options: Mapping[str, Any], first: bool,
+                       meanwhile: Callable[[], None] | None = None
+                       ) -> tuple[float, float, float | None]:
     """As the model's -> summed loss, denominator, and the sum of the squares of all gradients so
-    far, or None, where that is yet to be computed. `first`: all gradients are zero before."""
-    if _can_be_recorded(model, batch):
+    far, or None, where that is yet to be computed.
+
+    `first`: all gradients are zero before. meanwhile() is called while a card computes; elsewhere
+    it is not.
+    """
+    if isinstance(batch, Ready):
         if model not in _steps:
             _steps[model] = Steps()
-        return _steps[model](model, batch, stream, scale, options, first)
+        return _steps[model](model, batch, stream, scale, options, first, meanwhile)
     loss, denominator = model.loss_and_gradients(batch, stream, scale, **options)
     return float(loss), float(denominator), None
 
@@ -89,18 +120,14 @@ class Steps:
         self._places: dict[tuple[Bucket, bool], Place] = {}
         self._weights: dict[bytes, Array] = {}
 
-    def __call__(self, model: Any, batch: Batch, stream: Stream | None, scale: float,
-                 options: Mapping[str, Any], first: bool) -> tuple[float, float, float]:
+    def __call__(self, model: Any, batch: Ready, stream: Stream | None, scale: float,
+                 options: Mapping[str, Any], first: bool,
+                 meanwhile: Callable[[], None] | None = None) -> tuple[float, float, float]:
         """As `loss_and_gradients`."""
-        model.check_tokens(batch)
-        model.check_labels(batch)
-        if batch.types is None and type(model.trunk) is Bert:
-            batch = replace(batch, types=np.zeros(len(batch.ids), np.int64))
-        bucket = bucket_of(batch, model.trunk.config.n_positions, type(model) is LanguageModel)
-        place = self._place(bucket, batch)
+        place = self._place(batch)
         if not first:
             model.store.write_zeros()     # a recorded step adds to what is there
-        place.bring(filled(batch, bucket), 0 if stream is None else stream.step)
+        place.bring(batch.numbers)
         if stream is not None:
             stream = replace(stream, step=0, place=place.step)
         store, given = model.store, self._on_card(options)
@@ -112,19 +139,22 @@ class Steps:
             place.found[0], place.found[1] = loss, denominator
             place.found[2:] = squared_norm.choose(store.grads).load()(store.grads)
 
-        self.recorder.run((bucket, batch.types is None, None if stream is None else stream.seed,
-                           scale, first, model.trunk.blocks[0].gradient_checkpointing,
-                           store.generation, store.compute_dtype, *(
+        self.recorder.run((batch.bucket, batch.batch.types is None,
+                           None if stream is None else stream.seed, scale, first,
+                           model.trunk.blocks[0].gradient_checkpointing, store.generation,
+                           store.compute_dtype, *(
                                (name, id(value) if hasattr(value, "shape") else value)
                                for name, value in given.items())), work)
         store.mark_written()
+        if meanwhile is not None:
+            meanwhile()
         loss, denominator, squares = array.to_cpu(place.found).tolist()
         return loss, denominator, squares
 
-    def _place(self, bucket, batch):
-        key = bucket, batch.types is None
+    def _place(self, batch):
+        key = batch.bucket, batch.batch.types is None
         if key not in self._places:
-            self._places[key] = Place(filled(batch, bucket), bucket.longest)
+            self._places[key] = Place(batch.whole, batch.bucket.longest)
         return self._places[key]
 
     def _on_card(self, options):
@@ -172,13 +202,10 @@ class Place:
         vars(self.batch).update(there, lengths=lengths, starts=starts, edges_of_one_each=one_each,
                                 first=starts.there, text_example_ids=example_ids.there)
 
-    def bring(self, batch: Batch, step: int) -> None:
-        """Batch of the bucket, number of the step -> there, once the card has done what is asked of
-        it already."""
-        start = 0
-        for a in _parts(batch, step).values():
-            self._here[start:start + a.size] = a.ravel()
-            start += a.size
+    def bring(self, numbers: np.ndarray) -> None:
+        """What the card gets for a batch of the bucket -> there, once it has done what it was asked
+        for before."""
+        self._here[...] = numbers
         self._there.set(self._here, array.cupy.cuda.get_current_stream())
 
 
