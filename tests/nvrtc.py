@@ -35,10 +35,9 @@ BUILDS = {
     "attention_decode": [{"HEAD_WIDTH": d, "FLOAT16": n} for d, n in (
         (33, 0), (64, 0), (64, 1), (80, 0), (128, 0))],
     "attention_tensor_cores": [
-        {"HEAD_WIDTH": d, "DROPOUT": drop, "FLOAT16": float16, "WARPS": warps}
-        for d, drop, float16, warps in (
-            (16, 0, 0, 4), (64, 0, 0, 4), (64, 0, 0, 2), (64, 1, 0, 4), (64, 0, 1, 4),
-            (64, 1, 1, 2), (80, 0, 0, 4), (128, 0, 0, 4), (128, 1, 1, 2))],
+        {"HEAD_WIDTH": d, "DROPOUT": drop, "FLOAT16": float16}
+        for d, drop, float16 in ((16, 0, 0), (64, 0, 0), (64, 1, 0), (64, 0, 1), (64, 1, 1),
+                                 (80, 0, 0), (128, 0, 0), (128, 1, 1))],
     "attention_naive": [{}],
     "bfloat16": [{}],
     "column_sums": [{"FLOAT16": n} for n in (0, 1)],

@@ -15,11 +15,7 @@ from minisft.backend.gpu.cuda import Rows, launch
 from minisft.backend.gpu.launch import packed
 from minisft.backend.gpu.launch.bfloat16 import to_bfloat16
 
-WIDEST = 128
-WARP, WARP_ROWS = 32, 32     # threads; rows that they own, half as many of wide heads
-# Warps of a block: with more the rows of a tile are loaded for more of them at once, but the last
-# block of a text has more idle ones. Few below so many tokens a text, on average.
-WARPS, FEW_WARPS, LONG = 4, 2, 128
+THREADS, BLOCK_ROWS, WIDEST = 128, 64, 128
 
 
 def forward(q: Array, k: Array, v: Array, cu_seqlens: Array, key_starts: Array, key_lengths: Array,
@@ -104,12 +100,10 @@ def _launch(name, at, q, k, v, lengths, sequences=None, **arguments):
     if not packed.begin_at_16_bytes(q, k, v, *(a for a in (arguments.get("dy"),) if a is not None)):
         raise ValueError("a row of q, k, v or dy begins at no multiple of 16 bytes, which are "
                          "copied at once")
-    warps = FEW_WARPS if at.n_queries < LONG * len(at.keys) else WARPS
-    tiles, heads, whole = at.grid(lengths, warps * (WARP_ROWS if at.width <= 64 else
-                                                    WARP_ROWS // 2))
+    tiles, heads, whole = at.grid(lengths, BLOCK_ROWS)
     launch("attention_tensor_cores", f"attention_tensor_cores_{name}",
-           (heads, tiles, whole if sequences is None else sequences), (WARP * warps,),
+           (heads, tiles, whole if sequences is None else sequences), (THREADS,),
            defines={"HEAD_WIDTH": at.width, "DROPOUT": int(at.drops),
-                    "FLOAT16": int(q.dtype == np.float16), "WARPS": warps},
+                    "FLOAT16": int(q.dtype == np.float16)},
            **inputs, **{f"{key}_stride": rows.stride() for key, rows in inputs.items()},
            **arguments, **at.sequences, causal=at.causal, scale=at.scale, **at.dropout)
