@@ -47,7 +47,9 @@ def _case(bench, name, lengths):
         forward, backward = _peers(bench, qkv, dy, lengths, low)
         bench.record(f"{kind} {name} forward", partial(module.forward, *inputs), operations,
                      "GFLOP/s", forward)
-        bench.record(f"{kind} {name} backward", partial(module.backward, up, cache),
+        # in 16 bits gradients are stored so, as in a step, and as the peer's
+        out = (cache[-1].gradients(inputs[0].dtype),) if low else ()
+        bench.record(f"{kind} {name} backward", partial(module.backward, up, cache, *out),
                      2.5 * operations, "GFLOP/s", backward)
 
 
