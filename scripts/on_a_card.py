@@ -3,7 +3,7 @@
     python scripts/on_a_card.py --out card             card/report.json, and what each part said
     python scripts/on_a_card.py --out tried --dry-run  tries the command out, tiny, without a card
 
-    tests        pytest -m gpu: kernels, products and whole steps against NumPy
+    tests        pytest -m "gpu and not slow": kernels, products and whole steps against NumPy
     products     cuBLASLt at the shapes of GPT-2, each layout, with a bias and without, in float64
     host         the CPU's part of a step, with kernels stubbed
     finetune     `minisft finetune --device gpu` in every precision
@@ -79,7 +79,7 @@ def parts(args):
          precision, *texts, *(TINY if dry else [])], 30)
         for precision in (PRECISIONS[:1] if dry else PRECISIONS)}
     return {
-        "tests": ([python, "-m", "pytest", "-q", "-m", "gpu", *TESTS,
+        "tests": ([python, "-m", "pytest", "-q", "-m", "gpu and not slow", *TESTS,
                    *(["--collect-only"] if dry else [])], 80),
         "products": ([python, __file__, "--products", *(["--dry-run"] if dry else [])], 20),
         "host": ([python, "-m", "benchmarks.gpu_host", "--steps", "1" if dry else "10"], 40),

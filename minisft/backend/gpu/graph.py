@@ -21,7 +21,7 @@ import os
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from minisft.backend import array
@@ -39,7 +39,7 @@ def enabled() -> bool:
 
 
 class Recorder:
-    """Recorded work by its key, with one stream and one pool of memory for all of it.
+    """Recorded work by its key, with one pool of memory for all of it.
 
     Replays follow one another, so that all find the memory between their launches in the same
     pool; nobody else gets it. Once a recording has failed, that work is run as it is, and a
@@ -61,7 +61,7 @@ class Recorder:
             return
         if self._stream is None:
             cupy = array.cupy
-            self._stream = cupy.cuda.Stream(non_blocking=True)
+            self._stream = _stream(cupy)
             # not of a method: a pool in a circle would keep its memory
             self._pool = cupy.cuda.MemoryPool(partial(_allocate, self.graphs))
         graph = self.graphs.get(key)
@@ -119,6 +119,11 @@ class Recorder:
                 yield
         finally:
             current.wait_event(self._stream.record())
+
+
+@cache     # one for all: cuBLASLt keeps memory for each stream
+def _stream(cupy):
+    return cupy.cuda.Stream(non_blocking=True)
 
 
 def _allocate(graphs, size):
