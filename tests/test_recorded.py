@@ -5,7 +5,7 @@ import pytest
 
 from minisft.backend import array
 from minisft.backend.constants import IGNORE
-from minisft.backend.gpu import cuda, emulator, graph
+from minisft.backend.gpu import emulator, graph
 from minisft.backend.gpu.launch import dropout
 from minisft.backend.random import Stream
 from minisft.data.buckets import bucket_of, filled
@@ -238,10 +238,10 @@ def test_what_is_not_recorded_is_run(card, monkeypatch):
     models = [BertClassifier(BERT, "abc", pooling="mean").to("cuda"),
               made(Classifier, "float32"), made(Classifier)]
     models[1].add_adapter(LoraConfig(r=2))
-    with cuda.kernels("fused"):
-        for model in models[:2]:
-            trained(Classifier, {}, range(2), model=model)
-            assert recorded.steps_of(model) is None
+    wide = Classifier(GPT2Config(97, 100, 144, 1, 1), "abc").to("cuda")
+    for model in (*models[:2], wide):
+        trained(Classifier, {}, range(2), model=model)
+        assert recorded.steps_of(model) is None
     monkeypatch.setenv("MINISFT_CUDA_GRAPHS", "off")
     trained(Classifier, {}, range(2), model=models[2])
     assert recorded.steps_of(models[2]) is None

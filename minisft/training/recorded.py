@@ -19,7 +19,7 @@ import numpy as np
 
 from minisft.backend import array
 from minisft.backend.array import Array
-from minisft.backend.gpu import cuda, gemm, graph
+from minisft.backend.gpu import cuda, gemm, graph, launch
 from minisft.backend.gpu.launch.packed import Placed
 from minisft.backend.random import WORD, Stream
 from minisft.data.batch import Batch, order
@@ -100,7 +100,7 @@ def steps_of(model: Model) -> "Steps | None":
 
 
 def _can_be_recorded(model, batch):
-    store = model.store
+    store, config = model.store, model.trunk.config
     return (graph.enabled() and store.xp is array.cupy and type(model) in MODELS
             and (type(model) is not BertClassifier or model.pooling == "first")
             and batch.hidden is None and batch.labels is not None
@@ -108,6 +108,8 @@ def _can_be_recorded(model, batch):
             # in float32 some of an adapter's products are the formula's, CuPy's own
             and (model.adapter is None or store.compute_dtype is not None)
             and cuda.version_for(store.values) == "fused"
+            # wider heads attend by the formula, text by text
+            and config.n_embd // config.n_head <= launch.attention.WIDEST
             and gemm.planned(array.cupy)
             and (type(model) is not LanguageModel or len(batch.labelled) > 0))
 
