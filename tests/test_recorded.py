@@ -272,7 +272,7 @@ def test_the_next_batch_is_made_while_the_card_computes(card, monkeypatch):
 
     found, n = run(model), len(loop.BatchPlan(texts, settings)[0])
     assert seen == (["batch"] + ["batch", "update"] * (n - 1) + ["update"]) * 2
-    monkeypatch.setattr(loop.Ahead, "make", lambda self: None)
+    monkeypatch.setattr(recorded.Ahead, "make", lambda self: None)
     assert same(found, run(made(Classifier)))
 
 

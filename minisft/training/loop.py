@@ -4,7 +4,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ def train_step(model: Model, sequences: TokenizedDataset, indices: Sequence[int]
                scale: LossScale | None = None,
                name_text: Callable[[int], str] | None = None,
                proven: Callable[[], None] | None = None,
-               ahead: "Ahead | None" = None) -> tuple[float, float | None]:
+               ahead: recorded.Ahead | None = None) -> tuple[float, float | None]:
     """One optimizer step on these texts, in pieces of at most micro_tokens tokens.
 
     -> mean loss and gradient norm before clipping. The pieces' sums are divided once, by the
@@ -229,34 +229,6 @@ def _pieces(model, sequences, indices, config, stream):
         yield recorded.ready(model, sequences.batch(piece, stream), stream)
 
 
-class Ahead:
-    """The batches of a step, and those of the next one, made while the card computes.
-
-    pieces_of(indices, step) -> the batches. `steps`: the texts of each step, from number `first`.
-    """
-
-    def __init__(self, pieces_of: Callable[[Any, int], Any], steps: Sequence[Any], first: int):
-        self.pieces_of, self.steps, self.first = pieces_of, steps, first
-        self.now = 0
-        self.made: list | None = None
-
-    def pieces(self) -> Any:
-        """-> the batches of the next step, made already or not."""
-        made, self.made = self.made, None
-        self.now += 1
-        return self._pieces(self.now - 1) if made is None else made
-
-    def make(self) -> None:
-        """Makes the batches of the step after that whose batches were asked for."""
-        if self.now < len(self.steps):
-            # a batch that cannot be made is told of when its turn has come
-            with suppress(Exception):
-                self.made = list(self._pieces(self.now))
-
-    def _pieces(self, i):
-        return self.pieces_of(self.steps[i], self.first + i)
-
-
 def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
         validate: Validate | None, state: State, optimizer: optim.Optimizer, *,
         save: Callable[[], None] | None = None, log: Log | None = None,
@@ -298,9 +270,10 @@ def fit(model: Model, sequences: TokenizedDataset, config: TrainingConfig,
 
         while state.epoch < len(epochs) and not _patience_is_over(state, config):
             steps = epochs[state.epoch][state.index:]
-            ahead = Ahead(lambda indices, step: _pieces(model, sequences, indices, config,
-                                                        random.Stream(config.seed, step)),
-                          steps, state.step)
+            ahead = recorded.Ahead(
+                lambda indices, step: _pieces(model, sequences, indices, config,
+                                              random.Stream(config.seed, step)),
+                steps, state.step)
             for indices in steps:
                 started = time.perf_counter() - saver.seconds
                 lr = config.lr * optim.schedule(config.schedule, state.step, total, warmup)

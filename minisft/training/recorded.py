@@ -9,8 +9,8 @@ GPT-2's and BERT's classifiers and language models are recorded where their prod
 Kept features, pooling by the mean, adapters in float32, other models and other kernels are not.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -74,6 +74,34 @@ def loss_and_gradients(model: Any, batch: Batch | Ready, stream: Stream | None, 
         return _steps[model](model, batch, stream, scale, options, first, meanwhile)
     loss, denominator = model.loss_and_gradients(batch, stream, scale, **options)
     return float(loss), float(denominator), None
+
+
+class Ahead:
+    """The batches of a step, and those of the next one, made while the card computes.
+
+    pieces_of(indices, step) -> the batches. `steps`: the texts of each step, from number `first`.
+    """
+
+    def __init__(self, pieces_of: Callable[[Any, int], Any], steps: Sequence[Any], first: int):
+        self.pieces_of, self.steps, self.first = pieces_of, steps, first
+        self.now = 0
+        self.made: list | None = None
+
+    def pieces(self) -> Any:
+        """-> the batches of the next step, made already or not."""
+        made, self.made = self.made, None
+        self.now += 1
+        return self._pieces(self.now - 1) if made is None else made
+
+    def make(self) -> None:
+        """Makes the batches of the step after that whose batches were asked for."""
+        if self.now < len(self.steps):
+            # a batch that cannot be made is told of when its turn has come
+            with suppress(Exception):
+                self.made = list(self._pieces(self.now))
+
+    def _pieces(self, i):
+        return self.pieces_of(self.steps[i], self.first + i)
 
 
 @contextmanager
