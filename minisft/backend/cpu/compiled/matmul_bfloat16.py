@@ -16,9 +16,10 @@ the factors are laid out in pairs of k, and it has to find its operands in time:
     cores   each takes a part of c's columns, or of its rows where these are more
 
 With few rows (generation) reading b is all that counts, so it is not packed: `_few_rows` takes
-pairs of k out of two rows of b, `_few_columns` lets b and a change places where b's own columns are
-contiguous (a token table). All three add the pairs of k to a sum in the same order by the same
-instruction: the bits of a row do not depend on how many rows there are.
+pairs of k out of two rows of b, and fetches the next ones from end to end, as `matmul_few_rows.py`
+does; `_few_columns` lets b and a change places where b's own columns are contiguous (a token
+table). All three add the pairs of k to a sum in the same order by the same instruction: the bits of
+a row do not depend on how many rows there are.
 
 What the instruction does (Intel's manual, volume 2, VDPBF16PS): it rounds to the nearest, and takes
 numbers below 1.2e-38 for zeros. The assembly stands in this file because Numba's cache on the disk
@@ -37,8 +38,9 @@ IN_CACHE = 704 << 10        # bytes of b
 FEW = 12                    # up to so many rows b is not packed
 # `_few_rows` by its number of rows: how many times 32 columns at once; 24 sums stay in registers
 STRIPS = {1: 12, 4: 3, 12: 1}
+WIDE, SHALLOW = 384, 24     # columns of b at a time then, and pairs of k
 
-A, B, C, PAIRS, STRIDE = "%rcx", "%rdx", "%rax", "%r8", "%r9"
+A, B, C, PAIRS, STRIDE, NEXT = "%rcx", "%rdx", "%rax", "%r8", "%r9", "%r10"
 USED = [*"rax rcx rdx r8 r9 r10 r11 memory flags".split(), *(f"zmm{i}" for i in range(32))]
 
 
@@ -74,25 +76,38 @@ def _tile_text(first):
     return text
 
 
-def _few_rows_text(rows):
+def _few_rows_text(rows, fetches=False):
     """Operands: a's panel of so many rows, b (2 pairs, ...), pairs, sums, bytes of a row of b.
+
+    With `fetches` there are SHALLOW pairs, and instead of their number the rows of b to fetch.
 
     `vpunpck` interleaves two rows of b within each 16 bytes, so the sums of 32 columns come out as
     columns 0-3, 8-11, 16-19, 24-27 and then the others.
     """
     strips = STRIPS[rows]
-    sums, text = _sums(2 * rows * strips), _start(A, B, PAIRS, C, STRIDE)
-    text += [f"vpxord {z}, {z}, {z}" for z in sums] + [".p2align 5", "1:"]
+    lines, of_row = 2 * strips, 2 * WIDE // 64      # fetched for a pair; in a row of b
+    turns = of_row // lines if fetches else 1
+    sums, text = _sums(2 * rows * strips), _start(A, B, NEXT if fetches else PAIRS, C, STRIDE)
+    text += [f"vmovups {64 * i}({C}), {z}" for i, z in enumerate(sums)]
+    if fetches:
+        text += [f"movq $${SHALLOW // turns}, {PAIRS}"]
+    text += [".p2align 5", "1:"]
     spread = [f"%zmm{r % 3}" for r in range(rows)]
-    for s in range(strips):
-        text += [f"vmovups {64 * s}({B}), %zmm3", f"vmovups {64 * s}({B},{STRIDE}), %zmm4",
-                 "vpunpcklwd %zmm4, %zmm3, %zmm5", "vpunpckhwd %zmm4, %zmm3, %zmm6"]
-        for r in range(rows):
-            if rows > 1 or not s:
-                text += [f"vpbroadcastd {4 * r}({A}), {spread[r]}"]
-            text += [f"vdpbf16ps {spread[r]}, %zmm{5 + j}, {sums[2 * (r * strips + s) + j]}"
-                     for j in (0, 1)]                                                      # (1)
-    text += [f"addq $${4 * rows}, {A}", f"leaq ({B},{STRIDE},2), {B}", f"decq {PAIRS}", "jnz 1b"]
+    for turn in range(turns):
+        if fetches:
+            text += [f"prefetcht0 {64 * (turn * lines + i)}({NEXT})" for i in range(lines)]
+        for s in range(strips):
+            text += [f"vmovups {64 * s}({B}), %zmm3", f"vmovups {64 * s}({B},{STRIDE}), %zmm4",
+                     "vpunpcklwd %zmm4, %zmm3, %zmm5", "vpunpckhwd %zmm4, %zmm3, %zmm6"]
+            for r in range(rows):
+                if rows > 1 or not s:
+                    text += [f"vpbroadcastd {4 * r}({A}), {spread[r]}"]
+                text += [f"vdpbf16ps {spread[r]}, %zmm{5 + j}, {sums[2 * (r * strips + s) + j]}"
+                         for j in (0, 1)]                                                  # (1)
+        text += [f"addq $${4 * rows}, {A}", f"leaq ({B},{STRIDE},2), {B}"]
+    if fetches:
+        text += [f"addq {STRIDE}, {NEXT}"]
+    text += [f"decq {PAIRS}", "jnz 1b"]
     return text + [f"vmovups {z}, {64 * i}({C})" for i, z in enumerate(sums)]
 
 
@@ -101,20 +116,22 @@ def _few_columns_text():
     sums, base = _sums(ROWS), (A, "%r10", "%r11")
     text = _start(A, B, PAIRS, C, STRIDE)
     text += [f"leaq ({A},{STRIDE},4), %r10", f"leaq (%r10,{STRIDE},4), %r11", f"movq {C}, %rdi",
+             f"leaq (%r11,{STRIDE},4), %rsi",     # the next columns, fetched from end to end
              f"leaq ({STRIDE},{STRIDE},2), %rax", *(f"vpxord {z}, {z}, {z}" for z in sums),
-             ".p2align 5", "1:", f"vmovups ({B}), %zmm0"]
+             ".p2align 5", "1:", "prefetcht0 (%rsi)", f"vmovups ({B}), %zmm0"]
     for r in range(ROWS):
         row = base[r // 4] + ("", f",{STRIDE}", f",{STRIDE},2", ",%rax")[r % 4]
         text += [f"vpbroadcastd ({row}), %zmm{1 + r % 6}",
                  f"vdpbf16ps %zmm{1 + r % 6}, %zmm0, {sums[r]}"]                           # (1)
-    text += [*(f"addq $$4, {register}" for register in base), f"addq $$64, {B}", f"decq {PAIRS}",
-             "jnz 1b"]
+    text += [*(f"addq $$4, {register}" for register in base), f"addq $${4 * ROWS}, %rsi",
+             f"addq $$64, {B}", f"decq {PAIRS}", "jnz 1b"]
     return text + [f"vmovups {z}, {64 * r}(%rdi)" for r, z in enumerate(sums)]
 
 
 _first, _next = (jit.assembly(_tile_text(first), USED) for first in (True, False))
 _one_row, _four_rows, _twelve_rows = (jit.assembly(_few_rows_text(r), USED) for r in STRIPS)
-_few_columns = jit.assembly(_few_columns_text(), [*USED, "rdi"])
+_four_fetch, _twelve_fetch = (jit.assembly(_few_rows_text(r, True), USED) for r in (4, 12))
+_few_columns = jit.assembly(_few_columns_text(), [*USED, "rdi", "rsi"])
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -134,7 +151,8 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     elif m <= FEW and k % 2 == 0 and lies_in_rows(b) and \
             n >= COLUMNS * STRIPS[rows := min(r for r in STRIPS if r >= m)]:
         packed = pack(a, rows)
-        parts = shares(ceil_div(n, COLUMNS * STRIPS[rows]))
+        width = COLUMNS * STRIPS[rows]
+        parts = shares(ceil_div(n, min(WIDE, n) // width * width))
         row_blocks.each(lambda part: _each_strip(packed, b, out, part.start, part.stop), parts)
     elif m <= FEW and k % 2 == 0 and lies_in_rows(b.T) and n >= ROWS:
         packed = pack(a, 16)
@@ -184,24 +202,40 @@ def _each_tile(a, b, c, first_row, last_row, first_column, last_column):
 
 @jit.loop()
 def _each_strip(a, b, c, start, stop):
-    """One panel of a, b (K,N) in rows, c (M,N), and which strips of its columns."""
+    """One panel of a, b (K,N) in rows, c (M,N), and which of the widest groups of its columns."""
     m, n = c.shape
     pairs, rows = a.shape[1], a.shape[2]
-    strips = 12 if rows == 1 else 12 // rows
+    strips, stride = 12 // rows, b.strides[0]
     width = strips * COLUMNS
-    sums = np.empty((rows, strips, 2, 4, 4), np.float32)
-    for s in range(start, stop):
-        left = min(s * width, n - width)     # the last strip may overlap the one before
-        at = (a.ctypes.data, b.ctypes.data + 2 * left, pairs, sums.ctypes.data, b.strides[0])
-        if rows == 1:
-            _one_row(*at)
-        elif rows == 4:
-            _four_rows(*at)
-        else:
-            _twelve_rows(*at)
+    tiles = min(WIDE, n) // width
+    depth = pairs if rows == 1 else SHALLOW     # a row's sums stay where they are
+    sums = np.empty((tiles, rows, strips, 2, 4, 4), np.float32)
+    for g in range(start, stop):
+        left = min(g * tiles * width, n - tiles * width)     # may overlap the group before
+        sums[:] = 0
+        for first in range(0, pairs, depth):
+            count = min(depth, pairs - first)
+            at_a = a.ctypes.data + 4 * rows * first
+            at_b = b.ctypes.data + 2 * left + 2 * first * stride
+            for s in range(tiles):
+                tile, at_sums = at_b + 2 * s * width, sums[s].ctypes.data
+                share = at_b + 2 * SHALLOW * stride + s * (2 * SHALLOW // tiles) * stride
+                fetches = tiles * width == WIDE and count == SHALLOW
+                if rows == 1:
+                    _one_row(at_a, tile, count, at_sums, stride)
+                elif rows == 4 and fetches:
+                    _four_fetch(at_a, tile, share, at_sums, stride)
+                elif rows == 4:
+                    _four_rows(at_a, tile, count, at_sums, stride)
+                elif fetches:
+                    _twelve_fetch(at_a, tile, share, at_sums, stride)
+                else:
+                    _twelve_rows(at_a, tile, count, at_sums, stride)
         for i in range(m):
-            for j in range(width):
-                c[i, left + j] = sums[i, j // 32, j // 4 % 2, j % 32 // 8, j % 4]
+            for s in range(tiles):
+                for j in range(width):
+                    c[i, left + s * width + j] = sums[
+                        s, i, j // 32, j // 4 % 2, j % 32 // 8, j % 4]
 
 
 @jit.loop()
