@@ -112,7 +112,7 @@ def test_a_second_text(files, tmp_path, capsys):
         assert main([*arguments, "--pair-column", "third"]) == 2
         assert "no column 'third'" in capsys.readouterr().err
     assert main(["predict", "--model", model, "a text", "--pair-column", "other"]) == 2
-    assert "expected one" in capsys.readouterr().err
+    assert "--pair-column is for --file" in capsys.readouterr().err
 
 
 def test_the_mean_of_the_tokens(files, tmp_path, capsys):
