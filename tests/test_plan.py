@@ -19,6 +19,7 @@ from minisft.data.text import train_tokenizer
 from minisft.dispatch import attention_groups, attention_key_blocks
 from minisft.io.checkpoint import save
 from minisft.io.model_folder import save_tokenizer
+from minisft.models import logit_blocks
 from minisft.models.adapters import LoraConfig, from_layer_on
 from minisft.models.config import BertConfig, GPT2Config, Seq2SeqConfig
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
@@ -164,6 +165,19 @@ def test_compiled_loops_need_no_more_than_is_planned(name, rng, monkeypatch):
     monkeypatch.setattr(row_blocks, "threads", lambda: 1)
     measured(STEPS[name], rng)     # compiles
     assert measured(STEPS[name], rng)[1] <= (1 + LIMIT) * plan(STEPS[name]).above * ITEM
+
+
+@pytest.mark.parametrize("name", ["language model", "pairs, many words"])
+def test_logits_in_blocks_are_planned(name, rng, monkeypatch):
+    monkeypatch.setattr(row_blocks, "threads", lambda: 1)
+    step = STEPS[name]
+    whole, rows = plan(step), step.labels if step.sources else step.tokens - len(step.lengths)
+    logits = rows * step.config.vocab_size
+    assert whole.kept["head.logits"] == logits
+    monkeypatch.setattr(logit_blocks, "ON_CPU", logits * ITEM // 8)
+    found = plan(step)
+    assert "head.logits" not in found.kept and found.above < whole.above - logits / 2
+    assert found.above * ITEM == pytest.approx(measured(step, rng)[1], rel=LIMIT)
 
 
 def test_more_threads_need_no_more_than_is_planned(rng, monkeypatch):

@@ -129,7 +129,7 @@ class Seq2SeqWalk:
         self.encoder.run(0)
         self.decoder.run(self.encoder.layers + 1)
         allocate("head.hidden", n * self.decoder.c)
-        allocate("head.logits", n * vocab)
+        self.decoder.logits_forward(n, vocab)
         self.tracker.free(f"h.{self.encoder.layers + 1 + self.decoder.layers}.norm")
         self.tracker.observe(row_blocks=row_blocks_of(n * vocab))
 

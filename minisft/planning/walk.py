@@ -4,10 +4,13 @@ The methods follow models/gpt2.py and nn/blocks.py line by line; bert_walk.py an
 have what BERT and an encoder-decoder do in another way.
 """
 
+import numpy as np
 
 from minisft.backend.cpu import row_blocks
 from minisft.dispatch import attention_groups, attention_key_blocks
+from minisft.models import logit_blocks
 from minisft.nn.lora import is_merged
+from minisft.nn.parameters import ROWS_AT_ONCE
 from minisft.planning import operations
 from minisft.planning.memory_tracker import MemoryTracker
 
@@ -61,7 +64,17 @@ class Walk:
         counted = n - self.b      # the last token of a text has no next one
         allocate("head.hidden", counted * c)
         free("ln_f")
-        allocate("head.logits", counted * self.step.config.vocab_size)
+        self.logits_forward(counted, self.step.config.vocab_size)
+
+    def logits_forward(self, rows, classes):
+        """The logits; where they are computed in blocks of rows, one of them for a moment, beside
+        the gradient of what the head reads and a part of that of its matrix."""
+        parts = logit_blocks.blocks(rows, classes, np)
+        if len(parts) < 2:
+            self.tracker.allocate("head.logits", rows * classes)
+            return
+        self.tracker.observe(logits=parts[0].stop * classes, dhidden=rows * self.c,
+                             matrix_gradient=min(classes, ROWS_AT_ONCE) * self.c)
 
     def token_head_forward(self):
         """Dropout where it has some, the logits, and what their loss keeps."""
