@@ -1,16 +1,19 @@
-// The backward of the embedding, summed in the order of the tokens: equal inputs give equal bits,
+// The embedding, and its backward, summed in the order of the tokens: equal inputs give equal bits,
 // unlike with atomics.
 //
-// Computes (2) of minisft/ops/embedding.py. (1) is a plain copy of rows and needs no kernel.
+// Computes, of minisft/ops/embedding.py: (1) in embedding_forward, whose blocks own a token each;
+// (2) in embedding_backward and embedding_backward_joined.
 // `order` lists the tokens by id, equal ids in their order. A block owns PIECE tokens of that list,
 // so that a word that is everywhere takes many blocks. It adds up each id's tokens among them, and
 // what is a whole id goes into dw. An id may have begun in an earlier piece or go on in the next:
 // these sums go to `parts` (pieces, 2, width), the first and the last of the piece, which
 // embedding_backward_joined adds up in the order of the pieces.
 // A thread owns four channels. Shared memory: none, lanes hand each other ids and tokens.
-// Demands: float32 dy, dw, int32 ids (of each token) and order, contiguous; whole warps in a block;
-// `aligned`: rows begin at 16 bytes. What dw holds is added to.
-// Memory traffic: 4 bytes a number of dy, read once, and 8 a number of the rows of dw that occur.
+// Demands: float32 w, y, dy, dw, int32 ids (of each token) and order, contiguous; whole warps in a
+// block; `aligned`: rows begin at 16 bytes. A row that the table has not is NaN. What dw holds is
+// added to.
+// Memory traffic: 8 bytes a number forward; backward 4 of dy, read once, and 8 a number of the rows
+// of dw that occur.
 
 #define PIECE 16
 #define AT_ONCE 8     // rows that are on their way together
@@ -34,6 +37,19 @@ __device__ __forceinline__ void add_channels(float* row, const float (&sum)[4], 
     load_channels(there, row, c, width, aligned);
     for (int i = 0; i < 4; i++) there[i] += sum[i];
     store_channels(row, there, c, width, aligned);                                  // (2)
+}
+
+extern "C" __global__ void embedding_forward(const float* __restrict__ w,
+                                             const int* __restrict__ ids, float* __restrict__ y,
+                                             int size, int width, int aligned) {
+    const int id = ids[blockIdx.x];
+    w += (long long)id * width;
+    y += (long long)blockIdx.x * width;
+    for (int c = 4 * threadIdx.x; c < width; c += 4 * blockDim.x) {
+        float row[4] = {NAN, NAN, NAN, NAN};
+        if (id >= 0 && id < size) load_channels(row, w, c, width, aligned);
+        store_channels(y, row, c, width, aligned);                                  // (1)
+    }
 }
 
 extern "C" __global__ void embedding_backward(const float* __restrict__ dy,

@@ -162,6 +162,8 @@ FAULTS = {
     "last warp's rows left out": ("column_sums", "other < warps; other++",
                                   "other < warps - 1; other++"),
     "added where it should not": ("column_sums", "add ? *to + sum : sum", "*to + sum"),
+    "row of the next id": ("embedding", "(long long)id * width;\n    y +=",
+                           "(long long)(id + 1) * width;\n    y +="),
     "id of an earlier piece": ("embedding", "from == 0 && id == before", "false"),
     "id that goes on": ("embedding", "else if (id == after)", "else if (false)"),
     "tokens of the next id": ("embedding", "next != id && first + i > 0", "false"),

@@ -94,10 +94,8 @@ lora = Operation("lora", ops.lora.forward, [
     Implementation(FORMULA, (), lambda: ops.lora),     # the same
 ], shapes.lora)
 
-_embedding_kernel = SimpleNamespace(forward=ops.embedding.forward,     # a look-up needs none
-                                    backward=launch.embedding.backward)
 embedding = Operation("embedding", ops.embedding.forward, [
-    Implementation("fused kernel", (KERNELS,), lambda: _embedding_kernel),
+    Implementation("fused kernel", (KERNELS,), lambda: launch.embedding),
     Implementation(FORMULA, (), lambda: ops.embedding),
 ], shapes.embedding)
 

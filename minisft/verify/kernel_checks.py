@@ -295,7 +295,10 @@ def _embedding(size, put):
                                           order=put(np.argsort(ids, kind="stable")))
         plain, exact = (embedding.backward(dy.astype(kind), (ids, shape))
                         for kind in (np.float32, np.float64))
-        found |= {f"dw of {n} tokens": (ours, plain, exact),
+        w = dy[rng.permutation(n)[:20]]
+        y, copied = embedding_launch.forward(put(ids % len(w)), put(w))[0], w[ids % len(w)]
+        found |= {f"y of {n} tokens": (y, copied, copied),
+                  f"dw of {n} tokens": (ours, plain, exact),
                   f"dw of {n} tokens, in an order": (given, plain, exact)}
     return found
 
