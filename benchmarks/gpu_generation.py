@@ -23,7 +23,6 @@ from statistics import median
 import numpy as np
 
 from minisft.backend import array
-from minisft.dispatch import only
 from minisft.models.generate import Sampler, generate
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import LanguageModel
@@ -78,21 +77,8 @@ class Peer:
         return found[:, prompts.shape[1]:].cpu().numpy()
 
 
-def our_sides(args, model):
-    """-> {name: tokens(prompts, new)}."""
-    def ours(prompts, new):
-        return np.array([g.ids for g in generate(model, list(prompts), new,
-                                                 Sampler(temperature=0))])
-
-    def by_cublaslt(prompts, new):
-        with only("tensor cores", "cuBLASLt", "widened", operations=("matmul",)):
-            return ours(prompts, new)
-
-    return {OURS: ours} | ({"minisft, cuBLASLt": by_cublaslt} if args.cublaslt else {})
-
-
 def peers(args, model):
-    """-> the same of the peers; says when there are none."""
+    """-> {name: tokens(prompts, new)} of the peers; says when there are none."""
     if args.peers and not (find_spec("transformers") and find_spec("torch")):
         say("transformers is not there: ours runs alone")
         return {}
@@ -157,8 +143,6 @@ def main(argv=None):
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
-    parser.add_argument("--cublaslt", action="store_true",
-                        help="also ours without its kernel for few rows")
     parser.add_argument("--profile", action="store_true", help="the launches of ours; PyTorch")
     parser.add_argument("--dry-run", action="store_true", help="tiny, on the emulator")
     args = parser.parse_args(argv)
@@ -170,19 +154,22 @@ def main(argv=None):
         return 2
     config = GPT2Config(97, 64, 32, 2, 2) if args.dry_run else GPT2Config.size("gpt2")
     model = random_model(config).to("cpu" if args.dry_run else "cuda", args.precision)
-    sides = our_sides(args, model)
+
+    def ours(prompts, new):
+        return np.array([g.ids for g in generate(model, list(prompts), new, Sampler(0))])
+
     cases = {f"{n} prompt{'s' * (n > 1)}, {args.new_tokens} new tokens, {args.precision}":
              np.random.default_rng(n).integers(0, config.vocab_size, (n, args.prompt_tokens))
              for n in args.prompts}
     for case, prompts in cases.items():
-        measure(case, sides, prompts, args)
+        measure(case, {OURS: ours}, prompts, args)
     if args.profile:
         for prompts in cases.values():
-            profile(sides[OURS], prompts)
+            profile(ours, prompts)
     beside = peers(args, model)
     if beside:
         for case, prompts in cases.items():
-            measure(case, {OURS: sides[OURS]} | beside, prompts, args)
+            measure(case, {OURS: ours} | beside, prompts, args)
     return 0
 
 

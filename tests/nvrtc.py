@@ -44,7 +44,6 @@ BUILDS = {
     "cross_entropy": [{"FLOAT16": n} for n in (0, 1)],
     "dropout": [{}],
     "embedding": [{}],
-    "few_rows": [{"ROWS": n, "FLOAT16": f} for n, f in ((1, 0), (1, 1), (8, 0))],
     "gelu": [{"FLOAT16": f, "FORM": form, "ALIGNED": at} for f, form, at in
              ((0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 0))],
     "layer_norm": [{"WIDTH": c, "THREADS": t} for c, t in ((128, 32), (768, 192), (1600, 256))],

@@ -9,7 +9,7 @@ import pytest
 
 from minisft import ops
 from minisft.backend import array
-from minisft.backend.gpu import cublaslt, cuda, emulator, gemm
+from minisft.backend.gpu import cublaslt, gemm
 from minisft.dispatch import linear, lora, mixed_precision
 from minisft.dispatch.matmul import FORMATS, matmul, rounded, widened
 from minisft.models.heads import tied_logits, tied_logits_backward
@@ -96,35 +96,6 @@ def test_adapters_in_float32_are_those_of_the_formula(lt, rng):
     plain = plain_y, *ops.lora.backward(dy, cache)
     for found, expected in zip((y, *gradients), plain, strict=True):
         np.testing.assert_allclose(array.to_cpu(found), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.skipif(emulator.compiler() is None, reason="no C++ compiler for kernels")
-@pytest.mark.parametrize("name", ["bfloat16", "float16"])
-def test_a_few_rows_go_to_a_kernel(lt, rng, name):
-    x, w = (rounded(rng.standard_normal(shape, dtype=np.float32), FORMATS[name])
-            for shape in ((9, 16), (16, 24)))
-    bias = rng.standard_normal(24, dtype=np.float32)
-    on_card, weights = array.to_gpu(x), array.to_gpu(w)
-    turned, aside = array.to_gpu(w.T.copy()).T, weights[:, 1:9]
-    for a, b, by in ((on_card[:1], weights, "few rows"), (on_card[:8], weights, "few rows"),
-                     (on_card, weights, "tensor cores"), (on_card[:3], turned, "tensor cores"),
-                     (on_card[:3], aside, "tensor cores"),
-                     (on_card[:3], weights[:, :12], "tensor cores"),
-                     (on_card[:3, :8], weights[:8], "tensor cores")):
-        assert matmul.choose(a, b).name == by
-    with cuda.kernels("off"):
-        assert matmul.choose(on_card[:1], weights).name == "tensor cores"
-    exact = widened(x) @ widened(w)
-    for n in (1, 5, 8):
-        y = matmul(on_card[:n], weights, bias=array.to_gpu(bias))
-        np.testing.assert_allclose(array.to_cpu(y), exact[:n] + bias, atol=1e-4)
-        low = array.to_gpu(np.zeros((n, 24), x.dtype))
-        assert matmul(on_card[:n], weights, low) is low
-        np.testing.assert_allclose(widened(array.to_cpu(low)), exact[:n], rtol=1e-2, atol=1e-3)
-        low_bias = rounded(bias, x.dtype)
-        assert matmul(on_card[:n], weights, low, array.to_gpu(low_bias)) is low
-        np.testing.assert_allclose(widened(array.to_cpu(low)), exact[:n] + widened(low_bias),
-                                   rtol=1e-2, atol=1e-3)
 
 
 def test_columns_of_a_matrix_are_told_as_aligned_as_they_are(lt, rng):

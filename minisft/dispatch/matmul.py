@@ -17,15 +17,7 @@ from minisft.backend.array import array_module
 from minisft.backend.cpu import processor
 from minisft.backend.gpu import gemm
 from minisft.backend.gpu.launch import bfloat16 as bfloat16_kernel
-from minisft.backend.gpu.launch import few_rows
-from minisft.dispatch.conditions import (
-    compiled,
-    in_float32,
-    kernels,
-    kernels_in_16_bits,
-    on_cpu,
-    on_gpu,
-)
+from minisft.dispatch.conditions import compiled, in_float32, kernels, on_cpu, on_gpu
 from minisft.dispatch.selection import FORMULA, Function, Implementation, Site
 
 BFLOAT16, FLOAT16, TF32 = np.dtype(np.uint16), np.dtype(np.float16), np.dtype(np.uint32)
@@ -36,14 +28,6 @@ PRECISIONS = (*FORMATS, "auto")
 def _rounded(site: Site, arguments: dict[str, Any]) -> str:
     return "" if arguments["a"].dtype in (BFLOAT16, FLOAT16, TF32) else \
         "its factors are not rounded to 16 bits or TF32"
-
-
-def _in_16_bits(site: Site, arguments: dict[str, Any]) -> str:
-    return "" if arguments["a"].dtype in (BFLOAT16, FLOAT16) else "its factors do not have 16 bits"
-
-
-def _few_rows(site: Site, arguments: dict[str, Any]) -> str:
-    return few_rows.why_not(arguments["a"], arguments["b"])
 
 
 def _in_bfloat16(site: Site, arguments: dict[str, Any]) -> str:
@@ -102,8 +86,6 @@ def _to_bfloat16(x):
 
 
 matmul = Function("matmul", _product, [
-    Implementation("few rows", (_in_16_bits, on_gpu, kernels_in_16_bits("a", "fused"), _few_rows),
-                   lambda: few_rows.product),
     Implementation("tensor cores", (_rounded, on_gpu), lambda: gemm.product),
     Implementation("cuBLASLt", (on_gpu, in_float32), lambda: gemm.product),
     Implementation("compiled", (_in_bfloat16, on_cpu, _processor, _into_float32),

@@ -29,7 +29,6 @@ from minisft.backend.gpu.launch import column_sums as column_sums_launch
 from minisft.backend.gpu.launch import cross_entropy as cross_entropy_launch
 from minisft.backend.gpu.launch import dropout as dropout_launch
 from minisft.backend.gpu.launch import embedding as embedding_launch
-from minisft.backend.gpu.launch import few_rows as few_rows_launch
 from minisft.backend.gpu.launch import gelu as gelu_launch
 from minisft.backend.gpu.launch import layer_norm as layer_norm_launch
 from minisft.backend.gpu.launch import next_token as next_token_launch
@@ -39,16 +38,7 @@ from minisft.backend.random import Scores, Stream, Tokens
 from minisft.dispatch import only
 from minisft.dispatch.matmul import BFLOAT16, FLOAT16, rounded, widened
 from minisft.nn.parameters import Parameter, Parameters
-from minisft.ops import (
-    attention,
-    cross_entropy,
-    dropout,
-    embedding,
-    gelu,
-    layer_norm,
-    linear,
-    softmax,
-)
+from minisft.ops import attention, cross_entropy, dropout, embedding, gelu, layer_norm, softmax
 from minisft.training.optim import AdamW
 
 NOISE, NOISE_OF_BFLOAT16, NOISE_OF_FLOAT16 = 1e-6, 2e-2, 2.5e-3
@@ -373,21 +363,6 @@ def _attention_decode(dtype, width, chunk, size, put):
         formula(np.float64), strict=True)}
 
 
-def _few_rows(dtype, rows, low, size, put):
-    """Factors that are rounded before; w is some columns of a wider matrix. `low`: y in 16 bits,
-    and no bias."""
-    m = 8 * (size // 3 + 1)
-    x, whole, bias = normal((rows, size), (size, m + 16), (m,))
-    x, whole = rounded(x, dtype), rounded(whole, dtype)
-    ours = few_rows_launch.product(put(x), put(whole)[:, 8:8 + m],
-                                   put(np.zeros((rows, m), dtype)) if low else None,
-                                   None if low else put(bias))
-    plain, exact = (linear.forward(*(widened(a).astype(kind) for a in (x, whole[:, 8:8 + m])),
-                                   None if low else bias.astype(kind))[0]
-                    for kind in (np.float32, np.float64))
-    return {"y": (widened(to_cpu(ours)) if low else ours, plain, exact)}
-
-
 def _next_token(size, put):
     """Rows within a wider array, at 16 bytes or not: drawn ones, with the largest twice, all equal,
     with what is not finite, and with ids that no token has."""
@@ -537,10 +512,5 @@ KERNEL_CHECKS = {check.name: check for check in [
           ("bfloat16", np.dtype(np.uint16), 2.0**-8, 64, 32),
           ("bfloat16", np.dtype(np.uint16), 2.0**-8, 20, None),
           ("float16", np.dtype(np.float16), 2.0**-10, 80, None))),
-    *(KernelCheck(f"few_rows ({rows}, {name})", partial(_few_rows, dtype, rows, low), noise)
-      for rows, name, dtype, low, noise in (
-          (1, "bfloat16", np.dtype(np.uint16), False, NOISE),
-          (3, "bfloat16", np.dtype(np.uint16), True, 2.0**-8),
-          (8, "float16", np.dtype(np.float16), False, NOISE))),
     KernelCheck("next_token", _next_token),
 ]}

@@ -11,7 +11,6 @@ from minisft.backend.gpu.launch import (
     cross_entropy,
     dropout,
     embedding,
-    few_rows,
     gelu,
     layer_norm,
     next_token,
@@ -20,5 +19,5 @@ from minisft.backend.gpu.launch import (
 )
 
 __all__ = ["adamw", "attention", "attention_decode", "attention_naive", "attention_tensor_cores",
-           "bfloat16", "column_sums", "cross_entropy", "dropout", "embedding", "few_rows", "gelu",
-           "layer_norm", "next_token", "residual_layer_norm", "softmax"]
+           "bfloat16", "column_sums", "cross_entropy", "dropout", "embedding", "gelu", "layer_norm",
+           "next_token", "residual_layer_norm", "softmax"]
