@@ -11,10 +11,10 @@
 // A warp is four row groups times eight column groups: a lane holds ROWS x COLUMNS scores, and of
 // the sums over the columns ROWS rows of a few channels. The larger this piece, the fewer numbers
 // are loaded for a product. Shared memory hands out 32 numbers a cycle, 64 to lanes of which pairs
-// read the same 16 bytes, while the four units of a multiprocessor multiply 128 times. 8 x 4 scores
-// take 12 numbers a channel: 6 cycles of shared memory for 8 of multiplying; 8 rows of 8 channels
-// take 16 a column: 8 for 16.
-// Shared memory with 64 channels: forward 32 KB, queries 48 KB, keys 46 KB; never more than 48 KB.
+// read the same 16 bytes, while a multiprocessor multiplies 128 times. 6 x 4 scores take 10 numbers
+// a channel: 5 cycles of shared memory for 6 of multiplying; 6 rows of 8 channels take 14 a column:
+// 7 for 12.
+// Shared memory with 64 channels: forward 28 KB, queries 40 KB, keys 36 KB; never more than 48 KB.
 // Demands: float32; HEAD_WIDTH (a -D option) from 1 to 128; q, k, v (tokens, heads, D) whose rows
 // may lie `stride` numbers apart, all else contiguous but for the gradients, which have strides,
 // too; -D WIDE=1 where all rows begin at 16 bytes, else 0; -D DROPOUT=1 or 0; no more queries than
@@ -32,13 +32,15 @@
 #define SWIZZLE (FOURS % 8 == 0)
 #define PITCH (FOURS % 2 || SWIZZLE ? FOURS : FOURS + 1)
 #if D <= 64
-#define FORWARD_ROWS 8                     // of a lane
+#define BLOCKS 6                           // of a multiprocessor: 168 registers a thread
+#define FORWARD_ROWS 6                     // of a lane
 #define FORWARD_COLUMNS 4
-#define QUERIES_ROWS 8
+#define QUERIES_ROWS 6
 #define QUERIES_COLUMNS 4
-#define KEYS_ROWS 6
+#define KEYS_ROWS 4
 #define KEYS_COLUMNS 4
 #else                                      // what 48 KB of shared memory allow
+#define BLOCKS 4
 #define FORWARD_ROWS 4
 #define FORWARD_COLUMNS 4
 #define QUERIES_ROWS 2
@@ -323,7 +325,7 @@ __device__ __forceinline__ void mask(float (&s)[ROWS][COLUMNS], float hidden, in
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_forward(
         const float* __restrict__ q, const float* __restrict__ k, const float* __restrict__ v,
         float* __restrict__ y, float* __restrict__ lse, const int* __restrict__ cu_seqlens,
         const int* __restrict__ key_starts, const int* __restrict__ key_lengths, int q_stride,
@@ -425,7 +427,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_forward(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_backward_queries(
         const float* __restrict__ dy, const float* __restrict__ q, const float* __restrict__ k,
         const float* __restrict__ v, const float* __restrict__ y, const float* __restrict__ lse,
         float* __restrict__ delta, float* __restrict__ dq, const int* __restrict__ cu_seqlens,
@@ -439,6 +441,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
     using DS = Weights<ROWS, COLUMNS>;
     __shared__ float4 q_tile[QUERIES * PITCH], dy_tile[QUERIES * PITCH], k_tile[TILE * PITCH];
     __shared__ float4 v_tile[either(TILE * PITCH, WARPS * DS::FOURS_OF_WARP)];     // and then dS
+#if D <= 64
+    __shared__ float2 of_rows[QUERIES];     // lse and delta: registers are scarce
+    float2* const known = of_rows + threadIdx.x / WARP * OF_WARP + row_group();
+    constexpr int APART = ROW_GROUPS;
+#else
+    float2 known[ROWS];     // shared memory is
+    constexpr int APART = 1;
+#endif
     const Part at = part_of(blockIdx.z, cu_seqlens, key_starts, key_lengths,
                             DROPOUT && from_start);
     const int warp = threadIdx.x / WARP;
@@ -454,7 +464,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
     load_tile<QUERIES>(dy_tile, dy + packed * D, first, at.n_queries, gridDim.y * D);
     // rowsum(dP * P) of (6) is rowsum(dY * Y): sum_j p_j m_j (dy . v_j) = dy . sum_j p_j m_j v_j
     const int mine = of_warp + row_group();
-    float row_delta[ROWS], row_lse[ROWS], sum[ROWS][CHUNKS][4] = {};
+    float sum[ROWS][CHUNKS][4] = {};
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
         const int query = mine + r * ROW_GROUPS;
@@ -468,9 +478,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
             const float4 b = load_channels(&y[row * D], c, exists);
             part += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
         }
-        row_delta[r] = columns_sum(part);
-        row_lse[r] = exists ? lse[row] * LOG2_E : 0.0f;
-        if (exists && column_group() == 0) delta[row] = row_delta[r];
+        part = columns_sum(part);
+        if (D > 64 || column_group() == 0)
+            known[r * APART] = make_float2(exists ? lse[row] * LOG2_E : 0.0f, part);
+        if (exists && column_group() == 0) delta[row] = part;
     }
     const DS ds(v_tile);
     const float scale_2 = scale * LOG2_E;
@@ -502,13 +513,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_queries
         if (tile >= warp_end) continue;
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
+            const float2 row = known[r * APART];
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++) {
 #if DROPOUT
                 dp[r][j] *= factor(keep, kept[j / 4], 4 * r + j % 4);                // (5)
 #endif
-                const float p = power_of_two(s[r][j] * scale_2 - row_lse[r]);        // (1), (2)
-                s[r][j] = p * (dp[r][j] - row_delta[r]);                             // (6)
+                const float p = power_of_two(s[r][j] * scale_2 - row.x);             // (1), (2)
+                s[r][j] = p * (dp[r][j] - row.y);                                    // (6)
             }
         }
         if (tile + TILE > at.n_keys || (causal && tile + TILE - 1 > of_warp + at.shift))
@@ -552,7 +564,7 @@ __device__ __forceinline__ void kept_keys(uint32_t (&kept)[COLUMNS], const Score
 
 // Writes dk and dv, or adds to them with `add`: sequences may share keys; then the launcher sends
 // one after another, from `first_sequence` on.
-extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_backward_keys(
         const float* __restrict__ dy, const float* __restrict__ q, const float* __restrict__ k,
         const float* __restrict__ v, const float* __restrict__ lse,
         const float* __restrict__ delta, float* __restrict__ dk, float* __restrict__ dv,
@@ -569,6 +581,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
     __shared__ float4 k_tile[KEYS * PITCH], v_tile[KEYS * PITCH];
     __shared__ float4 q_tile[TILE * PITCH], dy_tile[TILE * PITCH];
     __shared__ float4 w_tile[WARPS * W::FOURS_OF_WARP];     // first P, then dS
+    __shared__ float2 of_columns[TILE];     // lse and delta
     const Part at = part_of(first_sequence + blockIdx.z, cu_seqlens, key_starts, key_lengths,
                             DROPOUT && from_start);
     const int warp = threadIdx.x / WARP;
@@ -596,14 +609,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
         load_tile<TILE, COLUMNS>(q_tile, q, tile, at.n_queries, q_stride);
         load_tile<TILE, COLUMNS>(dy_tile, dy + packed * D, tile, at.n_queries,
                               gridDim.y * D);
-        float column_lse[COLUMNS], column_delta[COLUMNS];
-#pragma unroll
-        for (int j = 0; j < COLUMNS; j++) {
-            const int query = tile + column_of<COLUMNS>(j);
+        if (threadIdx.x < TILE) {
+            const int query = tile + threadIdx.x;
             const bool exists = query < at.n_queries;
             const long long row = packed + (exists ? (long long)query * gridDim.y : 0);
-            column_lse[j] = exists ? lse[row] * LOG2_E : 0.0f;
-            column_delta[j] = exists ? delta[row] : 0.0f;
+            of_columns[threadIdx.x] = exists ? make_float2(lse[row] * LOG2_E, delta[row]) :
+                                      make_float2(0.0f, 0.0f);
         }
         copies_wait();
         __syncthreads();
@@ -626,18 +637,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_backward_keys(
                         s[r][j] = -INFINITY;
         }
 #pragma unroll
-        for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < COLUMNS; j++) {
+            const float2 column = of_columns[column_of<COLUMNS>(j)];
 #pragma unroll
-            for (int j = 0; j < COLUMNS; j++) {
-                const float p = power_of_two(s[r][j] * scale_2 - column_lse[j]);     // (1), (2)
+            for (int r = 0; r < ROWS; r++) {
+                const float p = power_of_two(s[r][j] * scale_2 - column.x);          // (1), (2)
                 s[r][j] = p;
 #if DROPOUT
                 const float m = factor(keep, kept[j] >> row_group(), 4 * r);
                 s[r][j] = p * m;
                 dp[r][j] *= m;                                                       // (5)
 #endif
-                dp[r][j] = p * (dp[r][j] - column_delta[j]);                         // (6)
+                dp[r][j] = p * (dp[r][j] - column.y);                                // (6)
             }
+        }
         w.store(s);
         __syncwarp();
         w.add_to(dv_sum, dy_tile);                                                   // (4)

@@ -49,7 +49,7 @@ FAULTS = {
                               "key > last + r * ROW_GROUPS + 1"),
     "mask left out of the keys": ("attention", "if (causal && of_warp + OF_WARP - 1 >",
                                   "if (false && of_warp + OF_WARP - 1 >"),
-    "delta left out": ("attention", "dp[r][j] - row_delta[r]", "dp[r][j]"),
+    "delta left out": ("attention", "dp[r][j] - row.y", "dp[r][j]"),
     "softmax saw the mask": ("attention", "s[r][j] = p * m;", ";"),
     "one word of four": ("attention", "w.word[i] >= drop", "w.word[0] >= drop"),
     "draw of another query": ("attention", "(threadIdx.x & 14) | (j & 1) | (j & 2) << 3",

@@ -7,7 +7,7 @@ from minisft.backend.gpu.launch import packed
 
 THREADS, WIDEST = 64, 128
 # rows of a block, of heads of up to 64 channels and of wider ones; as attention.cu defines them
-QUERIES, BACKWARD_QUERIES, KEYS = (64, 32), (64, 16), (48, 24)
+QUERIES, BACKWARD_QUERIES, KEYS = (48, 32), (48, 16), (32, 24)
 
 
 def forward(q: Array, k: Array, v: Array, cu_seqlens: Array, key_starts: Array, key_lengths: Array,
