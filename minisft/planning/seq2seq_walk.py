@@ -16,7 +16,7 @@ class Side(BertWalk):
     block_forward, block_backward = Walk.block_forward, Walk.block_backward
 
     def run(self, first):
-        """Embeddings, blocks from number `first` on, the last LayerNorm, which has the next one."""
+        """Embeddings, blocks from number `first` on, the last LayerNorm under the next number."""
         allocate, observe, n, c = self.tracker.allocate, self.tracker.observe, self.n, self.c
         observe(scaled=2 * n * c, position_rows=n * c, embedded=n * c)
         if self.step.rate("embd_pdrop"):
