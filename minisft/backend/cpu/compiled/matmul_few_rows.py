@@ -18,8 +18,8 @@ fast the weights come from memory. BLAS, made for many rows, packs them first.
 
 Each sum adds its products in the order of k, or of every 16th, by the same instruction, and long
 sums are added in parts, which keeps more digits: the bits of a row do not depend on how many rows
-or threads there are. The assembly stands in this file because
-Numba's cache on the disk looks at no other.
+or threads there are. The assembly stands in this file because Numba's cache on the disk looks at no
+other.
 """
 
 import numpy as np
