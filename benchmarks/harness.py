@@ -200,7 +200,8 @@ def write(name, title, made, options, texts, plot=None):
     print("\n".join(lines))
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    settings = {key: str(value) if isinstance(value, Path) else value
+    # of a path its name: where things lie on one machine helps nobody
+    settings = {key: value.name if isinstance(value, Path) else value
                 for key, value in vars(options).items()}
     (options.out / f"{name}.json").write_text(json.dumps(
         {"title": title, "texts": texts, "machine": found, "options": settings, "rows": made},
