@@ -23,7 +23,7 @@ TABLES = {"classifier": "--batch 3 --dropout 0 0.1", "grouped": "--batch 3",
           "memory": "--batch 3 --shape --language-shape 2x8"}
 
 ALONE = {"ideas": "--batch 3 --shape 2x8 1x280 --context-length 280 --train-layers last:1"}
-STEPS = {"classifier", "grouped", "equal_lengths", "language_model", "small"}
+STEPS = {"classifier", "grouped", "equal_lengths", "growth", "language_model", "small"}
 COMPILED = {"compiled": "--batch 3 --repeats 2 --values 1000"}
 
 
