@@ -126,6 +126,35 @@ def test_what_cannot_be_recorded_runs_as_it_is(card, name):
 
 
 @needs_compiler
+def test_an_interruption_ends_the_recording(card):
+    xp, recorder, calls = array.cupy, graph.Recorder(), []
+    x, y = xp.ones(4, dtype=np.float32), xp.zeros(4, dtype=np.float32)
+
+    def work():
+        calls.append(1)
+        shift(x, y, 0.0)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    recorder.run("key", work)
+    with pytest.raises(KeyboardInterrupt):
+        recorder.run("key", work)
+    for other in (recorder, graph.Recorder()):
+        other.run("key", work)
+    assert array.to_cpu(y).tolist() == [3.0] * 4
+
+
+@needs_compiler
+def test_what_has_not_come_for_long_gives_its_place(card):
+    recorder, works = graph.Recorder(most=1), [Work(array.cupy) for _ in range(2)]
+    for key in (0, 0, *[1] * (graph.STALE + 3)):
+        works[key].x[...] = 1.0
+        recorder.run(key, works[key])
+    assert recorder.graphs[0] is None and recorder.graphs[1]
+    assert array.to_cpu(works[1].y).tolist() == [2.0 * (graph.STALE + 3)] * 5
+
+
+@needs_compiler
 def test_more_are_not_recorded(card):
     recorder, works = graph.Recorder(most=2), [Work(array.cupy) for _ in range(3)]
     for _ in range(3):

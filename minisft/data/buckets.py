@@ -49,7 +49,7 @@ def bucket_of(batch: Batch, most: int, counts_labels: bool = False) -> Bucket:
         tokens, _up(len(batch.labelled), _up(ceil_div(tokens, PARTS), TOKENS))))
 
 
-def filled(batch: Batch, bucket: Bucket) -> Batch:
+def filled(batch: Batch, bucket: Bucket, labels_of_tokens: bool = False) -> Batch:
     """Batch with labels -> the same with texts behind it, up to that size, and as many `labelled`
     tokens."""
     more, texts = bucket.tokens - len(batch.ids), bucket.texts - len(batch.lengths)
@@ -57,7 +57,7 @@ def filled(batch: Batch, bucket: Bucket) -> Batch:
     for i in reversed(range(texts)):     # the last takes as much as it may, then the one before
         lengths[i] += min(more - lengths.sum(), bucket.longest - 1)
     labels = np.asarray(batch.labels)
-    of_texts = len(labels) == len(batch.lengths) and not bucket.labelled
+    of_texts = not (labels_of_tokens or bucket.labelled)
     zeros, ends = np.zeros(more, np.int64), np.cumsum(lengths)
     whole = replace(
         batch, ids=_with(batch.ids, zeros),

@@ -7,7 +7,8 @@ from importlib import import_module
 from typing import Any
 
 from minisft import ops
-from minisft.backend.cpu import processor
+from minisft.backend.constants import ceil_div
+from minisft.backend.cpu import processor, row_blocks
 from minisft.dispatch.selection import Site
 
 FEWEST, MOST = 2, 16     # one row BLAS multiplies as fast, and many it was made for
@@ -36,7 +37,9 @@ def takes(site: Site, arguments: dict[str, Any]) -> str:
         return f"{w.size:,} weights stay in a core's cache"
     (k, n), (down, right), item = w.shape, w.strides, w.itemsize
     if right == item and down >= n * item and n >= NARROWEST:
-        return ""
+        groups, threads = ceil_div(n, NARROWEST), row_blocks.threads()
+        return "" if threads <= 2 * groups else (
+            f"{groups} groups of columns for {threads} threads, which BLAS shares better")
     if down == item and right >= k * item and n >= FEWEST_COLUMNS and k % LANES == 0:
         return ""
     return (f"w lies neither in rows of at least {NARROWEST} numbers nor in {FEWEST_COLUMNS} or "

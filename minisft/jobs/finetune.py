@@ -177,7 +177,7 @@ def prepare(config: FinetuneConfig, resume: str | Path | None = None, say: Say =
                         "several")
     given = config.given() if kept is None else kept.get("given", {}) | dict(changes or {})
     config = with_defaults(config)
-    require_sound(config)
+    require_sound(config, new=kept is None)
     config = with_commit(config)
     if resume is None and config.output.out is not None:
         run_folder.check_output_folder(config.output.out, config.output.overwrite,

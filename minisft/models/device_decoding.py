@@ -132,6 +132,11 @@ class DeviceDecoder:
         require_finite(np.where(ids < 0, np.nan, ids))
         return ids
 
+    def finish(self) -> None:
+        """Waits for the ids that nobody will read: until then their copies need their place."""
+        while self.coming:
+            self.coming.popleft()()
+
     def _prompts_read(self):
         """-> logits of the first new token of each (B,V)."""
         logits = self.model.forward(pack(self.prompts), last_only=True, kv_cache=self.cache)

@@ -139,6 +139,9 @@ class Decoder:
         self.n_new += 1
         return ids
 
+    def finish(self) -> None:
+        """Nothing is on its way."""
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -180,22 +183,25 @@ def generate(model: Any, prompts: Sequence[np.ndarray], max_new_tokens: int, sam
     new: list[list[int]] = [[] for _ in prompts]
     finish_reason = ["length"] * len(prompts)
     alive = np.arange(len(prompts))
-    for n in range(max_new_tokens):
-        ids = decoder.next_ids(alive)
-        for slot, token in zip(alive.tolist(), ids.tolist(), strict=True):
-            if token in ends:
-                finish_reason[slot] = "stop"
-                continue
-            new[slot].append(token)
-            if on_token is not None:
-                on_token(slot, token)
-            if lengths[slot] + n >= room:
-                finish_reason[slot] = "context"
-        if progress is not None:
-            progress(len(alive))
-        alive = alive[[finish_reason[slot] == "length" for slot in alive]]
-        if not len(alive):
-            break
+    try:
+        for n in range(max_new_tokens):
+            ids = decoder.next_ids(alive)
+            for slot, token in zip(alive.tolist(), ids.tolist(), strict=True):
+                if token in ends:
+                    finish_reason[slot] = "stop"
+                    continue
+                new[slot].append(token)
+                if on_token is not None:
+                    on_token(slot, token)
+                if lengths[slot] + n >= room:
+                    finish_reason[slot] = "context"
+            if progress is not None:
+                progress(len(alive))
+            alive = alive[[finish_reason[slot] == "length" for slot in alive]]
+            if not len(alive):
+                break
+    finally:
+        decoder.finish()
     for i, new_ids in enumerate(new):
         if len(new_ids) == max_new_tokens and finish_reason[i] == "context":
             finish_reason[i] = "length"

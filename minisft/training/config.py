@@ -308,8 +308,9 @@ NOT_OF_WORDS = {"skip_bad_rows": "tables", "no_header": "tables", "delimiter": "
                 "truncate": "texts that are cut", "parse_special": "texts"}
 
 
-def require_sound(config: FinetuneConfig) -> None:
-    """Raises UserError naming the first option that cannot be."""
+def require_sound(config: FinetuneConfig, new: bool = True) -> None:
+    """Raises UserError naming the first option that cannot be, or that has no use in a `new` run:
+    one that goes on had it already."""
     require_in_range(config)
     parse_save_every(config.output.save_every)
     data, model, training = config.data, config.model, config.training
@@ -324,7 +325,7 @@ def require_sound(config: FinetuneConfig) -> None:
         raise UserError(f"{setting('adapt_epochs')} is for {setting('task', 'classify')}: "
                         "completing is next-token training already")
     known = config.option_fields()
-    for name in config.given():
+    for name in config.given() if new else ():
         only = known[name].metadata["only"] or ("",)
         # a run's own settings hold what `compare` was where nothing was said
         if only[0] == "task" and data.task not in only and name != "compare":
@@ -340,7 +341,7 @@ def require_sound(config: FinetuneConfig) -> None:
         if data.clean not in (None, "none"):
             raise UserError(f"{setting('clean')} is for texts, {setting('task', data.task)} takes "
                             "what it reads as it stands")
-        for name, what in NOT_OF_WORDS.items():
+        for name, what in NOT_OF_WORDS.items() if new else ():
             if getattr(data, name) != getattr(DataConfig, name):
                 raise UserError(f"{setting(name)} is for {what}, not for "
                                 f"{setting('task', data.task)}")

@@ -52,7 +52,7 @@ def ready(model: Any, batch: Batch, stream: Stream | None) -> "Batch | Ready":
     if batch.types is None and type(model.trunk) is Bert:
         batch = replace(batch, types=np.zeros(len(batch.ids), np.int64))
     bucket = bucket_of(batch, model.trunk.config.n_positions, type(model) is LanguageModel)
-    whole = filled(batch, bucket)
+    whole = filled(batch, bucket, type(model) in (LanguageModel, TokenClassifier))
     parts = _parts(whole, 0 if stream is None else stream.step).values()
     return Ready(batch, bucket, whole, np.concatenate(
         [a.ravel().astype(np.uint32) for a in parts]).view(np.int32))

@@ -18,6 +18,7 @@ MINISFT_CUDA_GRAPHS=off turns recording off.
 
 import gc
 import os
+import threading
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ from minisft.backend import array
 from minisft.errors import UserError
 
 MOST = 24     # recorded at a time: each needs some memory, and more of them hardly come again
+STALE = 8     # times as many runs without it, and a recording gives its place to another
 
 
 def enabled() -> bool:
@@ -50,7 +52,8 @@ class Recorder:
         self.most = most
         # None: run already, to be recorded next time; False: it cannot be recorded
         self.graphs: dict[Hashable, Any] = {}
-        self.replays = 0
+        self.replays = self._runs = 0
+        self._last_runs: dict[Hashable, int] = {}     # of each recording
         self._stream: Any = None
         self._pool: Any = None
 
@@ -61,14 +64,15 @@ class Recorder:
             return
         if self._stream is None:
             cupy = array.cupy
-            self._stream = _stream(cupy)
+            self._stream = _stream(cupy, threading.get_ident())
             # not of a method: a pool in a circle would keep its memory
             self._pool = cupy.cuda.MemoryPool(partial(_allocate, self.graphs))
+        self._runs += 1
         graph = self.graphs.get(key)
-        if graph is None and key in self.graphs and \
-                sum(map(bool, self.graphs.values())) < self.most:
+        if graph is None and key in self.graphs and self._has_room():
             graph = self._recorded(key, work)
         if graph:
+            self._last_runs[key] = self._runs
             graph.launch()
             self.replays += 1
             return
@@ -76,6 +80,17 @@ class Recorder:
         with self._aside():
             work()
         self.graphs.setdefault(key, None)
+
+    def _has_room(self):
+        """-> whether one more may be recorded, in the place of one that has not come for long."""
+        recorded = [key for key, graph in self.graphs.items() if graph]
+        if len(recorded) < self.most:
+            return True
+        oldest = min(recorded, key=self._last_runs.__getitem__)
+        if self._runs - self._last_runs[oldest] <= STALE * self.most:
+            return False
+        self.graphs[oldest] = None
+        return True
 
     def total_bytes(self) -> int:
         """-> bytes of the card that its pool holds."""
@@ -91,7 +106,7 @@ class Recorder:
                 self._stream.begin_capture()
                 try:
                     work()
-                except Exception:
+                except BaseException:     # Ctrl-C, too
                     with suppress(Exception):     # it says that the recording is void
                         self._stream.end_capture()
                     raise
@@ -121,8 +136,8 @@ class Recorder:
             current.wait_event(self._stream.record())
 
 
-@cache     # one for all: cuBLASLt keeps memory for each stream
-def _stream(cupy):
+@cache     # one for all of a thread: cuBLASLt keeps memory for each stream
+def _stream(cupy, thread):
     return cupy.cuda.Stream(non_blocking=True)
 
 

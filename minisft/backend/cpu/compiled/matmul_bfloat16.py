@@ -152,8 +152,12 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
             n >= COLUMNS * STRIPS[rows := min(r for r in STRIPS if r >= m)]:
         packed = pack(a, rows)
         width = COLUMNS * STRIPS[rows]
-        parts = shares(ceil_div(n, min(WIDE, n) // width * width))
-        row_blocks.each(lambda part: _each_strip(packed, b, out, part.start, part.stop), parts)
+        tiles = min(WIDE, n) // width
+        if ceil_div(n, tiles * width) < row_blocks.threads():     # narrower groups, one for each
+            tiles = 1
+        parts = shares(ceil_div(n, tiles * width))
+        row_blocks.each(lambda part: _each_strip(packed, b, out, tiles, part.start, part.stop),
+                        parts)
     elif m <= FEW and k % 2 == 0 and lies_in_rows(b.T) and n >= ROWS:
         packed = pack(a, 16)
         parts = shares(ceil_div(n, ROWS))
@@ -201,13 +205,12 @@ def _each_tile(a, b, c, first_row, last_row, first_column, last_column):
 
 
 @jit.loop()
-def _each_strip(a, b, c, start, stop):
-    """One panel of a, b (K,N) in rows, c (M,N), and which of the widest groups of its columns."""
+def _each_strip(a, b, c, tiles, start, stop):
+    """One panel of a, b (K,N) in rows, c (M,N), and which groups of so many tiles' columns."""
     m, n = c.shape
     pairs, rows = a.shape[1], a.shape[2]
     strips, stride = 12 // rows, b.strides[0]
     width = strips * COLUMNS
-    tiles = min(WIDE, n) // width
     depth = pairs if rows == 1 else SHALLOW     # a row's sums stay where they are
     sums = np.empty((tiles, rows, strips, 2, 4, 4), np.float32)
     for g in range(start, stop):
