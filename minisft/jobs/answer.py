@@ -120,7 +120,7 @@ class Answering:
     def validate(self, model: SpanClassifier, valid: AnswerDataset) -> dict:
         """-> figures of the validation part, with the score that chooses the best epoch."""
         training = self.config.training
-        results, _, loss = measure(model, valid, training.micro_tokens)
+        results, _, loss = measure(model, valid, self.config.tokens_at_once)
         first = -loss if training.select == "loss" else results["f1"]
         return {"score": [first, -loss], "valid_loss": loss,
                 "valid_accuracy": results["exact_match"], "valid_f1": results["f1"]}
@@ -129,7 +129,7 @@ class Answering:
                  preprocessing: Preprocessing) -> Preprocessing:
         """-> the Preprocessing that goes with the trained model: the margin below which it gives
         no answer, which is best on the validation part."""
-        results, _, _ = measure(model, encoded.valid, self.config.training.micro_tokens)
+        results, _, _ = measure(model, encoded.valid, self.config.tokens_at_once)
         return replace(preprocessing, no_answer_margin=results["threshold"])
 
     def describe(self, encoded: EncodedQuestions) -> dict:
@@ -150,11 +150,12 @@ class Answering:
                  encoded: EncodedQuestions) -> tuple[dict, list, list[Answer]]:
         """Scores the test set once (without one: the validation part) -> figures, mistakes for
         the report, the answers."""
-        training, output = self.config.training, self.config.output
-        chosen, _, _ = measure(model, encoded.valid, training.micro_tokens)
+        output = self.config.output
+        chosen, _, _ = measure(model, encoded.valid, self.config.tokens_at_once)
         part = encoded.valid if encoded.test is None else encoded.test
-        results, answers, loss = measure(model, part, training.micro_tokens, chosen["threshold"],
-                                         None if output.quiet else "evaluating")
+        results, answers, loss = measure(
+            model, part, self.config.tokens_at_once, chosen["threshold"],
+            None if output.quiet else "evaluating")
         results["loss"] = loss
         questions = part.questions
         if output.compare != "none":

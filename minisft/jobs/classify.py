@@ -137,7 +137,7 @@ class Classification:
     def validate(self, model: Classifier, valid: TokenizedDataset) -> dict:
         """-> figures of the validation part, with the score that chooses the best epoch."""
         training = self.config.training
-        return validate(model, valid, training.micro_tokens, training.select)
+        return validate(model, valid, self.config.tokens_at_once, training.select)
 
     def finished(self, model: Classifier, encoded: EncodedTexts,
                  preprocessing: Preprocessing) -> Preprocessing:
@@ -191,7 +191,7 @@ class Classification:
 
     def _log_probabilities(self, model, encoded):
         part = encoded.valid if encoded.test is None else encoded.test
-        return log_probabilities(model, part.ids, self.config.training.micro_tokens,
+        return log_probabilities(model, part.ids, self.config.tokens_at_once,
                                  None if self.config.output.quiet else "evaluating", part.types)
 
     def _compared(self, logp, answers):

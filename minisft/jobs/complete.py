@@ -215,7 +215,7 @@ class Completion:
     def validate(self, model: LanguageModel, valid: TokenizedDataset) -> dict:
         """-> figures of the validation part, with the score that chooses the best epoch."""
         training = self.config.training
-        return validate(model, valid, training.micro_tokens, training.select)
+        return validate(model, valid, self.config.tokens_at_once, training.select)
 
     def finished(self, model: LanguageModel, encoded: EncodedPrompts,
                  preprocessing: Preprocessing) -> Preprocessing:
@@ -243,7 +243,7 @@ class Completion:
             (self.test, encoded.test, encoded.test_prompts))
         output = self.config.output
         results, answers = measure(model, tokenizer, sequences, prompts, part.completions,
-                                   self.config.training.micro_tokens, output.max_new_tokens,
+                                   self.config.tokens_at_once, output.max_new_tokens,
                                    not output.quiet)
         samples = [{"prompt": p, "expected": c, "generated": a} for p, c, a in
                    zip(part.prompts[:20], part.completions, answers, strict=False)]

@@ -122,7 +122,7 @@ class Tagging:
     def validate(self, model: TokenClassifier, valid: TokenizedDataset) -> dict:
         """-> figures of the validation part, with the score that chooses the best epoch."""
         training = self.config.training
-        logits = np.concatenate(token_logits(model, valid, training.micro_tokens))
+        logits = np.concatenate(token_logits(model, valid, self.config.tokens_at_once))
         labels = np.concatenate(valid.labels)
         figures = metrics.classification(
             labels[labels != IGNORE],
@@ -159,7 +159,7 @@ class Tagging:
         """Scores the test set once (without one: the validation part) -> figures, mistakes for
         the report, log-probabilities of each sentence's words."""
         part, output = self.valid if self.test is None else self.test, self.config.output
-        results, logp = measure(model, part, encoded.scored, self.config.training.micro_tokens,
+        results, logp = measure(model, part, encoded.scored, self.config.tokens_at_once,
                                 None if output.quiet else "evaluating")
         if output.compare != "none":
             results["most_frequent_tag"] = compared(

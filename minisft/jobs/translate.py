@@ -147,7 +147,7 @@ class Translation:
     def validate(self, model: EncoderDecoder, valid: PairDataset) -> dict:
         """-> figures of the validation part, with the score that chooses the best epoch."""
         training = self.config.training
-        return validate(model, valid, training.micro_tokens, training.select)
+        return validate(model, valid, self.config.tokens_at_once, training.select)
 
     def finished(self, model: EncoderDecoder, encoded: EncodedPairs,
                  preprocessing: Preprocessing) -> Preprocessing:
@@ -179,7 +179,7 @@ class Translation:
             baselines = {"word_for_word": dictionary.translate(part.sources),
                          "copied_source": part.sources}
         results, texts = measure(model, tokenizer, pairs, part.targets,
-                                 self.config.training.micro_tokens, output.beam_size,
+                                 self.config.tokens_at_once, output.beam_size,
                                  output.length_penalty, not output.quiet, baselines)
         return results, samples(model, tokenizer, pairs, part, texts), texts
 

@@ -7,6 +7,7 @@ from minisft.backend.cpu.processor import why_not_bfloat16
 from minisft.backend.gpu.cuda import emulated
 from minisft.backend.gpu.gemm import multiplies_bfloat16
 from minisft.data.answer_windows import MAX_ANSWER_LENGTH
+from minisft.data.batch import BATCH_TOKENS
 from minisft.data.encoding import COMPRESSION_RATIO_HELP, MAX_COMPRESSION_RATIO
 from minisft.dispatch import PRECISIONS
 from minisft.errors import UserError, setting
@@ -297,6 +298,11 @@ class FinetuneConfig(Config):
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """-> how many tokens are scored at once: as `evaluate` does, so that it finds the same."""
+        return min(self.training.micro_tokens, BATCH_TOKENS[device_name(self.model.device)])
 
 
 ADAPTER = ("rank", "alpha", "adapter_dropout", "adapter_targets")      # options of one
