@@ -5,6 +5,7 @@ import ctypes
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 
 from minisft.backend import array, bfloat16
 from minisft.backend.gpu import cublaslt, gemm
@@ -131,3 +132,15 @@ def card():
         del runtime.getDevice
         for function in kept:
             function.cache_clear()
+
+
+@contextmanager
+def card_or_stand_in(which):
+    """Within it there is what "card" or "stand-in" says; a test is skipped where no card is."""
+    if which == "stand-in":
+        with card():
+            yield
+    elif array.gpu_available():
+        yield
+    else:
+        pytest.skip("no CUDA card")

@@ -41,13 +41,8 @@ def card(request, monkeypatch):
     monkeypatch.delenv("MINISFT_CUDA_GRAPHS", raising=False)
     monkeypatch.delenv("MINISFT_CUDA", raising=False)
     monkeypatch.setenv("MINISFT_COMPILED", "off")
-    if request.param == "card":
-        if not array.gpu_available():
-            pytest.skip("no CUDA card")
+    with standin_cublaslt.card_or_stand_in(request.param):
         yield
-    else:
-        with standin_cublaslt.card():
-            yield
 
 
 def made(kind, precision="bfloat16"):
