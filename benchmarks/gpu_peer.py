@@ -21,12 +21,14 @@ class Peer:
     """The weights of one of our models, and a training step on them."""
 
     def __init__(self, model, device, precision="float32", compiled=None, lr=1e-5, mode=None,
-                 round_to=1, tf32=False):
+                 round_to=1, tf32=False, lengths_vary=False):
         """`compiled`: None for eager, or the backend of torch.compile, and `mode` its mode.
 
         `round_to`: texts are padded to a multiple of this. `tf32`: float32 products by TF32.
+        `lengths_vary`: it is compiled once for all lengths, not for the first and then for others.
         """
         self.mode, self.round_to, self.tf32 = mode, round_to, tf32
+        self.compiles, self.lengths_vary = compiled is not None, lengths_vary
         config = model.trunk.config
         self.heads, self.layers = config.n_head, config.n_layer
         self.eps, self.device = config.layer_norm_epsilon, device
@@ -34,13 +36,13 @@ class Peer:
         for p in model.store:
             value = torch.tensor(to_cpu(p.value), device=device)
             turned = value.ndim == 2 and not p.name.startswith("w")     # PyTorch stores (out, in)
-            self.w[p.name] = (value.T.contiguous() if turned else value).requires_grad_()
+            # a Parameter: a CUDA graph reads it where it lies, other inputs are copied
+            self.w[p.name] = torch.nn.Parameter(value.T.contiguous() if turned else value)
         self.type = None if precision == "float32" else getattr(torch, precision)
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "float16")
         self.optimizer = torch.optim.AdamW(self.w.values(), lr=lr, weight_decay=0.01, fused=True)
         self.loss = self._loss
-        if compiled is not None:
-            torch.compiler.reset()     # what was compiled for another case counts against a limit
+        if self.compiles:
             self.loss = torch.compile(self._loss, backend=compiled, mode=mode)
 
     def step(self, ids, labels):
@@ -48,16 +50,21 @@ class Peer:
         torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
         if self.mode == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
+        self.optimizer.zero_grad(set_to_none=True)     # the forward may have their memory
         with torch.autocast(self.device, dtype=self.type or torch.bfloat16,
                             enabled=self.type is not None):
             loss = self.loss(*self.batch(ids, labels))
-        self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.w.values(), 1.0, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach(), norm
+
+    def close(self):
+        """Forgets what was compiled: it holds memory, and counts against a limit."""
+        if self.compiles:
+            torch.compiler.reset()
 
     def batch(self, ids, labels):
         """-> ids (B,T), labels (B,) or (B,T), each text's last place (B,), on the device."""
@@ -70,7 +77,12 @@ class Peer:
                 targets[row, :len(text)] = labels[row]
         targets = targets if np.ndim(labels[0]) else np.asarray(labels)
         last = np.array([len(text) - 1 for text in ids])
-        return [torch.from_numpy(a).to(self.device) for a in (padded, targets, last)]
+        made = [torch.from_numpy(a).to(self.device) for a in (padded, targets, last)]
+        if self.compiles and self.lengths_vary:
+            for a in made:
+                if a.ndim == 2:
+                    torch._dynamo.maybe_mark_dynamic(a, 1)
+        return made
 
     def _loss(self, ids, targets, last):
         w, places = self.w, torch.arange(ids.shape[1], device=ids.device)

@@ -1,26 +1,29 @@
 """A whole training step of GPT-2 124M on a card, beside PyTorch eager and torch.compile.
 
 A classifier at AG News' lengths, and a language model at 8 texts of 1,024 tokens, in float32, TF32
-(float32 whose products read 10 bits of the factors) and bfloat16. First both sides must find the
-same loss and norm of the gradients from the same weights; then they step by turns. PyTorch's
-fastest ways are among the peers: compile, and its mode reduce-overhead (CUDA graphs, with lengths
-rounded up so that few are recorded).
+(float32 whose products read 10 bits of the factors) and bfloat16. PyTorch's fastest ways are among
+the peers: compile, and its mode reduce-overhead (CUDA graphs, with lengths rounded up so that few
+are recorded). Where lengths vary, one compilation serves them all.
+
+First ours steps alone, then by turns with one peer after another. A peer must first find the same
+loss and norm of the gradients from the same weights. It is gone before the next is made, so that
+none finds another's memory, and its figures are told before the next is compiled.
 
 Of each side: the time of a step, how long the card was busy in it and with how many launches
 (CUPTI, through torch.profiler; those of a recorded step, a CUDA graph, count one by one), and the
-most memory that its allocator has reserved. Where the card is busy for much less than the step, the
-CPU is what is waited for.
+most memory that its allocator has reserved; of a peer also the most that its tensors took. Where
+the card is busy for much less than the step, the CPU is what is waited for.
 
 Model FLOP utilisation as Chowdhery et al. 2022 ("PaLM", appendix B) count: 6 operations for each
 token and weight of a product, 12 T C for each token and layer of attention, over real tokens, over
 the card's peak. Recomputing and padding do not count.
 """
 
-import copy
 import gc
 import time
-from functools import partial
+from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -57,9 +60,7 @@ class Ours:
     """Our side: the step of the training loop itself."""
 
     def __init__(self, kind, config, device, precision):
-        names = ("0", "1", "2", "3")
-        self.model = (Classifier(config, names) if kind == "classifier" else
-                      LanguageModel(config)).to(device, precision)
+        self.model = _model(kind, config).to(device, precision)
         self.optimizer = AdamW(self.model.store)
         self.config = TrainingConfig(micro_tokens=10**9)
 
@@ -69,83 +70,140 @@ class Ours:
                           self.optimizer, RATE, self.config, None, {})
 
 
-def record_steps(bench, config=None, rounds=20, precisions=PRECISIONS, kinds=KINDS, peers=PEERS):
-    """Measures every case; -> what was wrong. `config`: of a tiny model, for trying it out."""
-    failed, config = [], config or GPT2Config.size("gpt2").with_dropout(0.0)
+def _model(kind, config):
+    """-> on the CPU, always with the same weights."""
+    if kind == "classifier":
+        return Classifier(config, ("0", "1", "2", "3"))
+    return LanguageModel(config)
+
+
+@dataclass
+class Case:
+    """Steps of one model in one precision, of whose sides one after another is measured."""
+
+    bench: Any
+    kind: str
+    config: GPT2Config
+    precision: str
+    items: list     # ids and labels of each step
+    wrong: list = field(default_factory=list)
+    first: dict = field(default_factory=dict)     # of each side: loss, norm of the gradients
+
+    def measure_ours(self):
+        """-> our side, which stays for the peers."""
+        others = _emptied(self.bench, True)
+        side = Ours(self.kind, self.config, "gpu" if self.bench.card else "cpu", self.precision)
+        self._begin(OURS, side)
+        seconds = _by_turns(self.bench, {OURS: side.step}, self.items)[OURS]
+        memory = {"reserved_bytes": _peak(self.bench, True)[0] - others}
+        if steps := recorded.steps_of(side.model):     # a pool of their own
+            memory["reserved_bytes"] += steps.recorder.total_bytes()
+        self._tell(OURS, side, seconds, memory)
+        return side
+
+    def measure_peer(self, name, ours):
+        """A way of PyTorch's, by turns with ours; it is gone afterwards."""
+        others = _emptied(self.bench, False)
+        side = self._peer(name)
+        side_name = f"torch {name}"
+        self._begin(side_name, side)
+        for what, theirs, mine in zip(("loss", "gradient norm"), self.first[side_name],
+                                      self.first[OURS], strict=True):
+            if not abs(theirs / mine - 1) <= LIMITS[self.precision]:
+                self.wrong.append(f"{self.kind} {self.precision}: the first {what} of {side_name} "
+                                  f"is {theirs:.6f}, ours {mine:.6f}")
+        seconds = _by_turns(self.bench, {OURS: ours.step, side_name: side.step}, self.items)
+        reserved, allocated = (most - others for most in _peak(self.bench, False))
+        self._tell(side_name, side, seconds[side_name],
+                   {"reserved_bytes": reserved, "allocated_bytes": allocated},
+                   median(seconds[OURS]))
+        side.close()
+
+    def _peer(self, name):
+        device, backend = ("cuda", "inductor") if self.bench.card else ("cpu", "eager")
+        options = {"eager": {}, "compile": {"compiled": backend},
+                   "reduce-overhead": {"compiled": backend, "mode": "reduce-overhead",
+                                       "round_to": ROUND_TO}}[name]
+        tf32 = self.precision == "tf32"
+        return Peer(_model(self.kind, self.config), device,
+                    "float32" if tf32 else self.precision, lr=RATE, tf32=tf32,
+                    lengths_vary=self.kind == "classifier", **options)
+
+    def _begin(self, name, side):
+        """The first steps: what loss it finds, and work of both ends of the items' sizes."""
+        self.first[name] = [float(a) for a in side.step(*self.items[0])]
+        side.step(*self.items[-1])
+
+    def _tell(self, name, side, seconds, memory, ours_beside=None):
+        bench, items, precision = self.bench, self.items, self.precision
+        tokens = sum(len(x) for ids, _ in items for x in ids) / len(items)
+        work = sum(operations(self.config, self.kind, [len(x) for x in ids]) for ids, _ in items)
+        peak, rate = peak_of(bench, precision), work / len(items) / median(seconds) / 1e12
+        busy, launches = profiled(bench, side.step, items[-1])
+        bench.results.append({
+            "name": f"{self.kind} step, {precision}", "side": name, "seconds": median(seconds),
+            "all_seconds": seconds, "tokens_per_second": tokens / median(seconds), "TFLOP/s": rate,
+            "model_flop_utilisation": peak and rate / peak, "busy_seconds": busy,
+            "launches": launches, "minisft_seconds_by_turns": ours_beside,
+            **(memory if bench.card else dict.fromkeys(memory))})
+        used = f", {rate / peak:6.1%} of the peak" if peak else ""
+        card = f", busy {busy * 1e3:8.2f} ms in {launches} launches" if busy else ""
+        held = f", {memory['reserved_bytes'] / 1e9:5.2f} GB reserved" if bench.card else ""
+        beside = f"; {OURS} then {ours_beside * 1e3:.2f} ms" if ours_beside else ""
+        print(f"{self.kind + ' step, ' + precision:<32} {name:<20} {median(seconds) * 1e3:9.2f} ms"
+              f"  {tokens / median(seconds):12,.0f} tokens/s{used}{card}{held}{beside}", flush=True)
+
+
+def record_steps(bench, config=None, rounds=20, precisions=PRECISIONS, kinds=KINDS, peers=PEERS,
+                 done=None):
+    """Measures every case; -> what was wrong. `config`: of a tiny model, for trying it out.
+
+    done(what was wrong so far) is called when a side has been measured.
+    """
+    wrong, config = [], config or GPT2Config.size("gpt2").with_dropout(0.0)
     for kind in kinds:
         items = _items(kind, config, bench.card, rounds)
         for precision in precisions:
-            failed += _case(bench, kind, config, precision, items, peers)
-    return failed
-
-
-def _case(bench, kind, config, precision, items, peers=PEERS):
-    sides, first, reserved = {}, {}, {}
-
-    def join(name, make):
-        gc.collect()
-        before = _reserved(bench, name == OURS, afresh=True)
-        side = make()
-        kept = copy.deepcopy(side.model) if name == OURS and torch else None     # for the peers
-        sides[name] = side.step
-        first[name] = [float(a) for a in side.step(*items[0])]
-        side.step(*items[-1])
-        reserved[name] = _reserved(bench, name == OURS) - before
-        if name == OURS and (steps := recorded.steps_of(side.model)):
-            reserved[name] += steps.recorder.total_bytes()     # a pool of their own
-        return kept
-
-    weights = join(OURS, lambda: Ours(kind, config, "gpu" if bench.card else "cpu", precision))
-    if torch:
-        device, backend = ("cuda", "inductor") if bench.card else ("cpu", "eager")
-        ways = {"eager": {}, "compile": {"compiled": backend}}
-        if bench.card:
-            ways["reduce-overhead"] = {"compiled": backend, "mode": "reduce-overhead",
-                                       "round_to": ROUND_TO}
-        tf32 = precision == "tf32"
-        for name, options in ways.items():
-            if name not in peers:
-                continue
-            join(f"torch {name}", partial(Peer, weights, device, "float32" if tf32 else precision,
-                                          lr=RATE, tf32=tf32, **options))
-    wrong = [f"{kind} {precision}: the first {what} of {name} is {theirs:.6f}, ours {ours:.6f}"
-             for name, found in first.items()
-             for what, theirs, ours in zip(("loss", "gradient norm"), found, first[OURS],
-                                           strict=True)
-             if not abs(theirs / ours - 1) <= LIMITS[precision]]
-    seconds = _by_turns(bench, sides, items)
-    tokens = sum(len(x) for ids, _ in items for x in ids) / len(items)
-    work = sum(operations(config, kind, [len(x) for x in ids]) for ids, _ in items)
-    peak = peak_of(bench, precision)
-    for name, found in seconds.items():
-        rate = work / len(items) / median(found) / 1e12
-        busy, launches = profiled(bench, sides[name], items[-1])
-        bench.results.append({
-            "name": f"{kind} step, {precision}", "side": name, "seconds": median(found),
-            "all_seconds": found, "tokens_per_second": tokens / median(found), "TFLOP/s": rate,
-            "model_flop_utilisation": peak and rate / peak, "busy_seconds": busy,
-            "launches": launches, "reserved_bytes": reserved[name] or None})
-        used = f", {rate / peak:6.1%} of the peak" if peak else ""
-        card = f", busy {busy * 1e3:8.2f} ms in {launches} launches" if busy else ""
-        print(f"{kind + ' step, ' + precision:<32} {name:<20} {median(found) * 1e3:9.2f} ms  "
-              f"{tokens / median(found):12,.0f} tokens/s{used}{card}", flush=True)
+            _measure(Case(bench, kind, config, precision, items, wrong), peers, done)
     return wrong
 
 
-def _reserved(bench, ours, afresh=False):
-    """-> bytes that the allocator of a side holds, at most so far; `afresh`: from now on."""
+def _measure(case, peers=PEERS, done=None):
+    ours = case.measure_ours()
+    if done:
+        done(case.wrong)
+    for name in peers if torch else ():
+        if name == "reduce-overhead" and not case.bench.card:
+            continue     # there are no CUDA graphs
+        case.measure_peer(name, ours)
+        if done:
+            done(case.wrong)
+
+
+def _emptied(bench, ours):
+    """-> bytes of a side's allocator that others use; the rest it gives back, and its peak counts
+    from now on."""
+    gc.collect()
     if not bench.card:
         return 0
     _wait(bench)
     if ours:
         pool = array.cupy.get_default_memory_pool()
-        if afresh:
-            pool.free_all_blocks()
-        return pool.total_bytes()     # what is free again stays reserved
-    if afresh:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.max_memory_reserved()
+        pool.free_all_blocks()
+        return pool.used_bytes()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _peak(bench, ours):
+    """-> bytes that a side's allocator had at most: of the card; of those, in use (PyTorch's)."""
+    if not bench.card:
+        return 0, 0
+    _wait(bench)
+    if ours:     # what is free again stays in the pool
+        return array.cupy.get_default_memory_pool().total_bytes(), None
+    return torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
 
 
 def profiled(bench, step, item):
