@@ -132,7 +132,9 @@ def test_hostile_inputs(rng):
         assert np.isnan(gelu.forward(np.full(3, np.nan, np.float32), form)[0]).all()
     y, _ = layer_norm.forward(np.full((1, 768), 1000.1, np.float32), np.ones(768, np.float32),
                               np.zeros(768, np.float32))
-    assert np.abs(y).max() < 0.05
+    # the mean is off by some roundings, by how many the order of its sum decides (the processor's
+    # vectors), and what is left is divided by the square root of epsilon at least
+    assert np.abs(y).max() < 8 * np.spacing(np.float32(1000.1)) / 1e-5**0.5
     z = np.array([[np.nan, 0], [0, 0]], dtype=np.float32)
     assert np.isnan(cross_entropy.forward(z, np.array([0, 1]))[0][0])
     z = np.array([[-np.inf, 0], [1e4, -1e4]], dtype=np.float32)
