@@ -83,8 +83,8 @@ def loop(flags: frozenset[str] = EXACT, part: str | None = None) -> Callable[[Ca
     return decorate
 
 
-def assembly(text: list[str], used: list[str]) -> Callable | None:
-    """Lines of assembly (AT&T, operands `$0` to `$4`) -> what a loop calls with five int64.
+def assembly(text: list[str], used: list[str], operands: int = 5) -> Callable | None:
+    """Lines of assembly (AT&T, operands `$0`, `$1`, ...) -> what a loop calls with so many int64.
 
     `used`: the registers that it changes. LLVM compiles it with the loop, so no compiler has to be
     there. The text must stand in the file of the loops: Numba's disk cache checks no other.
@@ -95,15 +95,16 @@ def assembly(text: list[str], used: list[str]) -> Callable | None:
     from numba import types
     from numba.extending import intrinsic
     binding.initialize_native_asmparser()     # without it LLVM takes no assembly
-    constraints = ",".join(["r"] * 5 + [f"~{{{register}}}" for register in used])
+    constraints = ",".join(["r"] * operands + [f"~{{{register}}}" for register in used])
 
     @intrinsic
-    def run(context, a, b, c, d, e):
+    def run(context, *values):
         def generate(context, builder, signature, args):
-            builder.asm(ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * 5), "\n".join(text),
-                        constraints, args, True)
+            values = [builder.extract_value(args[0], i) for i in range(operands)]
+            builder.asm(ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * operands),
+                        "\n".join(text), constraints, values, True)
             return context.get_dummy_value()
-        return types.void(*[types.int64] * 5), generate
+        return types.void(types.StarArgUniTuple(types.int64, operands)), generate
     return run
 
 
