@@ -1,6 +1,7 @@
-"""Products of bfloat16 factors by the processor's own instruction: right, and the same bits.
+"""Products of bfloat16 factors by the processor's own instructions: right, and the same bits.
 
-What needs no such processor, the choice of precision and its refusals, is tested everywhere.
+Each of the two that this processor has, AVX512-BF16 and AMX, is tested. What needs no such
+processor, the choice of precision and its refusals, is tested everywhere.
 """
 
 import multiprocessing
@@ -19,9 +20,21 @@ from minisft.io import provenance
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
 
+REASONS = {"AMX": processor.why_not_bfloat16() or processor.why_not_amx(),
+           "AVX512-BF16": processor.why_not_bfloat16() or processor.why_not_avx512_bf16()}
 needs_processor = pytest.mark.skipif(
     bool(processor.why_not_bfloat16()), reason=f"{processor.why_not_bfloat16()}")
-SIZES = [1, 2, 3, 11, 12, 13, 31, 33, 97]
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=reason))
+                        for name, reason in REASONS.items()])
+def by(request):
+    """The name of an implementation, which alone multiplies within the test."""
+    with only(request.param, operations=("matmul",)):
+        yield request.param
+
+
+SIZES = [1, 2, 3, 11, 12, 13, 16, 17, 31, 33, 97]
 
 
 def factors(rng, m, k, n):
@@ -35,18 +48,18 @@ def one_by_one(a, b):
     return np.einsum("ik,kj->ij", a, b), np.einsum("ik,kj->ij", abs(a), abs(b))
 
 
-@needs_processor
 @pytest.mark.parametrize("m", SIZES)
-@pytest.mark.parametrize("k", [1, 2, 7, 64, 771, 1700])
-def test_products_of_every_size_and_layout(rng, m, k):
+@pytest.mark.parametrize("k", [1, 2, 7, 64, 771, 1120, 1700])
+def test_products_of_every_size_and_layout(by, rng, m, k):
     for n in (1, 12, 31, 32, 95, 401):
         a, b = factors(rng, m, k, n)
         exact, size = one_by_one(a, b)
         wide = np.zeros((k, n + 5), np.uint16)
         wide[:, 2:2 + n] = b
-        results = [matmul(x, y) for x in (a, np.asfortranarray(a))
+        lined = to_bfloat16(bfloat16.from_bfloat16(a))     # from a line of the cache on
+        results = [matmul(x, y) for x in (a, np.asfortranarray(a), lined)
                    for y in (b, np.asfortranarray(b), wide[:, 2:-3], wide.T[2:-3].T)]
-        assert matmul.choose(a, b).name == "compiled"
+        assert matmul.choose(a, b).name == by
         assert (np.abs(results[0] - exact) <= 1e-6 * size).all()
         assert all(np.array_equal(y, results[0]) for y in results)
         out = np.full((m, n), np.nan, np.float32)
@@ -65,21 +78,22 @@ def test_panels_are_pairs_side_by_side_and_zeros_at_the_edges(rng, width, n, k):
     expected = (whole[:, ::2] | whole[:, 1::2] << 16).reshape(panels, width, pairs).swapaxes(1, 2)
     for layout in (x, np.asfortranarray(x)):
         assert np.array_equal(pack(layout, width), expected)
+        padded = pack(layout, width, 16)
+        assert np.array_equal(padded[:, :pairs], expected) and not padded[:, pairs:].any()
+        assert padded.shape[1] == -(-pairs // 16) * 16 and padded.ctypes.data % 64 == 0
 
 
-@needs_processor
 @pytest.mark.parametrize("k, n", [(64, 384), (768, 1000), (1700, 768)])
-def test_the_bits_of_a_row_do_not_depend_on_the_others(rng, k, n):
+def test_the_bits_of_a_row_do_not_depend_on_the_others(by, rng, k, n):
     a, b = factors(rng, 40, k, n)
     whole = matmul(a, b)
     for table in (b, np.asfortranarray(b)):
-        for rows in (1, 2, 4, 5, 12, 13, 27):
+        for rows in (1, 2, 4, 5, 12, 13, 16, 17, 27):
             assert np.array_equal(matmul(a[3:3 + rows], table), whole[3:3 + rows])
 
 
-@needs_processor
 @pytest.mark.parametrize("m", [1, 7, 50])
-def test_threads_change_no_bit(rng, monkeypatch, m):
+def test_threads_change_no_bit(by, rng, monkeypatch, m):
     a, b = factors(rng, m, 130, 500)
     results = []
     for threads in (1, 2, 5):
@@ -89,9 +103,8 @@ def test_threads_change_no_bit(rng, monkeypatch, m):
                                                                          strict=True))
 
 
-@needs_processor
 @pytest.mark.parametrize("m", [1, 12, 13])
-def test_hostile_numbers(rng, m):
+def test_hostile_numbers(by, rng, m):
     a, b = factors(rng, m, 6, 400)
     wide_a, wide_b = (bfloat16.from_bfloat16(x) for x in (a, b))
     for value in (np.nan, np.inf, -np.inf, 3e38):
@@ -106,15 +119,13 @@ def test_hostile_numbers(rng, m):
     assert not matmul(to_bfloat16(np.full((m, 6), 1e-39, np.float32)), b).any()
 
 
-@needs_processor
 @pytest.mark.parametrize("m, k, n", [(0, 3, 2), (3, 0, 2), (3, 2, 0), (0, 0, 0)])
-def test_empty_factors(m, k, n):
+def test_empty_factors(by, m, k, n):
     y = matmul(np.zeros((m, k), np.uint16), np.zeros((k, n), np.uint16))
     assert y.shape == (m, n) and not y.any()
 
 
-@needs_processor
-def test_what_does_not_fit_is_refused(rng):
+def test_what_does_not_fit_is_refused(by, rng):
     a, b = factors(rng, 3, 4, 5)
     with pytest.raises(ValueError, match="4 and 5 should be equal"):
         matmul(a, b.T)
@@ -124,17 +135,17 @@ def test_what_does_not_fit_is_refused(rng):
             matmul(a, b, out)
 
 
-def multiply(a, b):
-    return matmul(a, b)
+def multiply(by, a, b):
+    with only(by, operations=("matmul",)):
+        return matmul(a, b)
 
 
-@needs_processor
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes_multiply_too(rng, method):
+def test_other_processes_multiply_too(by, rng, method):
     a, b = factors(rng, 30, 64, 100)
     here = matmul(a, b)     # the pool of threads is there before the fork
     with multiprocessing.get_context(method).Pool(1) as pool:
-        assert np.array_equal(pool.apply_async(multiply, (a, b)).get(60), here)
+        assert np.array_equal(pool.apply_async(multiply, (by, a, b)).get(60), here)
 
 
 def sequences(rng):
@@ -151,9 +162,8 @@ def gradients(model, batch):
     return float(loss), {p.name: p.grad.astype(np.float64).ravel() for p in model.store.trainable}
 
 
-@needs_processor
 @pytest.mark.parametrize("kind", ["classifier", "language model"])
-def test_a_whole_step_is_that_of_widened_factors(rng, kind):
+def test_a_whole_step_is_that_of_widened_factors(by, rng, kind):
     if kind == "classifier":
         batch = pack(sequences(rng), np.array([0, 1, 2, 1, 0]))
         model = Classifier(CONFIG, "abc", seed=3)
@@ -198,4 +208,28 @@ def test_auto_is_bfloat16_where_that_is_faster(monkeypatch):
     model = Classifier(CONFIG, "ab", seed=1).to("cpu", "auto")
     assert model.store.compute_dtype == np.uint16
     monkeypatch.setattr(processor, "_features", lambda: {"avx512bf16": True, "amx-bf16": True})
-    assert resolve_precision("auto", "cpu") == "float32" and not processor.why_not_bfloat16()
+    for lends, precision, by in ((True, "bfloat16", "AMX"), (False, "float32", "AVX512-BF16")):
+        monkeypatch.setattr(processor, "_lends_tiles", lambda lends=lends: lends)
+        assert resolve_precision("auto", "cpu") == precision and not processor.why_not_bfloat16()
+        assert provenance.environment()["bfloat16_products"] == by
+        assert matmul.choose(*[np.zeros((2, 2), np.uint16)] * 2).name == by
+
+
+def test_no_tile_is_touched_where_the_system_lends_none(rng, monkeypatch):
+    if jit.numba() is None:
+        pytest.skip("compiled products need the extra fast")
+    monkeypatch.setattr(processor, "_lends_tiles", lambda: False)
+    tiles = import_module("minisft.backend.cpu.compiled.matmul_amx")
+    with pytest.raises(RuntimeError, match="tiles: "):     # the instruction would end the process
+        tiles.matmul(*factors(rng, 3, 4, 5))
+
+
+@pytest.mark.parity
+def test_peers_products_in_between_stay_right(by, rng):
+    torch = pytest.importorskip("torch")
+    a, b = factors(rng, 40, 64, 100)
+    theirs = [torch.from_numpy(x.view(np.int16)).view(torch.bfloat16) for x in (a, b)]
+    ours, expected = matmul(a, b), (theirs[0] @ theirs[1]).float()
+    for _ in range(20):     # PyTorch configures the tiles its own way
+        assert np.array_equal(matmul(a, b), ours)
+        assert torch.equal((theirs[0] @ theirs[1]).float(), expected)

@@ -40,13 +40,17 @@ def _into_float32(site: Site, arguments: dict[str, Any]) -> str:
     return "the result goes into 16 bits" if into_16_bits else ""
 
 
-def _processor(site: Site, arguments: dict[str, Any]) -> str:
-    return processor.why_not_bfloat16()
+def _avx512_bf16(site: Site, arguments: dict[str, Any]) -> str:
+    return processor.why_not_bfloat16() or processor.why_not_avx512_bf16()
 
 
-def _loops() -> Any:
-    """-> the compiled products; imported when they are asked for, since they import Numba."""
-    return import_module("minisft.backend.cpu.compiled.matmul_bfloat16")
+def _amx(site: Site, arguments: dict[str, Any]) -> str:
+    return processor.why_not_bfloat16() or processor.why_not_amx()
+
+
+def _loops(name: str) -> Any:
+    """-> compiled products; imported when they are asked for, since they import Numba."""
+    return import_module(f"minisft.backend.cpu.compiled.{name}")
 
 
 def _product(a, b, out=None, bias=None):
@@ -63,8 +67,12 @@ def _widened_product(a, b, out=None, bias=None):
     return out
 
 
-def _compiled_product(a, b, out=None, bias=None):
-    return _plus(_loops().matmul(a, b, out), bias)
+def _amx_product(a, b, out=None, bias=None):
+    return _plus(_loops("matmul_amx").matmul(a, b, out), bias)
+
+
+def _avx512_bf16_product(a, b, out=None, bias=None):
+    return _plus(_loops("matmul_bfloat16").matmul(a, b, out), bias)
 
 
 def _plus(y, bias):
@@ -88,15 +96,16 @@ def _to_bfloat16(x):
 matmul = Function("matmul", _product, [
     Implementation("tensor cores", (_rounded, on_gpu), lambda: gemm.product),
     Implementation("cuBLASLt", (on_gpu, in_float32), lambda: gemm.product),
-    Implementation("compiled", (_in_bfloat16, on_cpu, _processor, _into_float32),
-                   lambda: _compiled_product),
+    Implementation("AMX", (_in_bfloat16, on_cpu, _amx, _into_float32), lambda: _amx_product),
+    Implementation("AVX512-BF16", (_in_bfloat16, on_cpu, _avx512_bf16, _into_float32),
+                   lambda: _avx512_bf16_product),
     Implementation("widened", (_rounded,), lambda: _widened_product),
     Implementation(FORMULA, (), lambda: _product),
 ])
 to_bfloat16 = Function("to_bfloat16", _to_bfloat16, [
     Implementation("fused kernel", (kernels("fused", "naive"),),
                    lambda: bfloat16_kernel.to_bfloat16),
-    Implementation("compiled", (compiled,), lambda: _loops().to_bfloat16),
+    Implementation("compiled", (compiled,), lambda: _loops("matmul_bfloat16").to_bfloat16),
     Implementation(FORMULA, (), lambda: _to_bfloat16),
 ])
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from minisft import __version__
 from minisft.backend.cpu import jit, row_blocks
-from minisft.backend.cpu.processor import why_not_bfloat16
+from minisft.backend.cpu.processor import bfloat16_by
 from minisft.errors import UserError
 from minisft.io import hub
 
@@ -36,13 +36,13 @@ def model_sha256(path: str | Path) -> str | None:
 
 def environment() -> dict[str, Any]:
     """-> what the bits of a run depend on besides its settings: versions, whether compiled loops
-    ran and the processor multiplied bfloat16 numbers, processor, threads."""
+    ran and what multiplied bfloat16 numbers, processor, threads."""
     compiled = jit.enabled()
     return {
         "versions": {"minisft": __version__} | {name: version(name) for name in (
             "numpy", "safetensors", "tokenizers", *(("numba",) if compiled else ()))},
         "compiled": compiled,
-        "bfloat16_products": not why_not_bfloat16(),
+        "bfloat16_products": bfloat16_by() or False,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
@@ -56,7 +56,8 @@ def environment_changes(config: dict[str, Any]) -> list[str]:
         versions = environment.get("versions")     # numba's shows in "compiled loops"
         versions = versions if isinstance(versions, dict) else {"versions": versions}
         return {name: n for name, n in versions.items() if name != "numba"} | {
-            **{name: {"True": "on", "False": "off"}.get(str(environment.get(key)))
+            **{name: {"True": "on", "False": "off"}.get(str(environment.get(key)),
+                                                        environment.get(key))
                for name, key in (
                 ("compiled loops", "compiled"), ("bfloat16 products", "bfloat16_products"))},
             **{name: environment.get(name)

@@ -24,7 +24,7 @@ INITIALIZER_HELP = ("standard deviation of initial values; GPT-2's suits its wid
                     "narrow model that has to look things up learns sooner with 0.1")
 PRECISION_HELP = (
     "of matrix products; weights, sums and all else stay float32. On a CPU bfloat16 takes the "
-    "extra fast and a processor with AVX512-BF16, float16 and tf32 are for "
+    "extra fast and a processor with AMX or AVX512-BF16, float16 and tf32 are for "
     f"{setting('device', 'cuda')}; auto is bfloat16 where that is faster, else float32")
 
 

@@ -43,6 +43,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
         dropout,
         gelu,
         layer_norm,
+        matmul_amx,
         matmul_bfloat16,
         matmul_few_rows,
         softmax,
@@ -63,10 +64,12 @@ def compiled_checks() -> dict[str, KernelCheck]:
           for causal in (True, False) for drop in (False, True)),
         KernelCheck("compiled bfloat16", partial(of_bfloat16, matmul_bfloat16)),
     ]
-    if not processor.why_not_bfloat16():
-        checks += [KernelCheck(f"compiled matmul_bfloat16 ({name})",
-                               partial(_products, matmul_bfloat16, rows))
-                   for name, rows in (("many rows", None), ("a row", 1), ("few rows", 5))]
+    for loops, reason in ((matmul_amx, processor.why_not_amx()),
+                          (matmul_bfloat16, processor.why_not_avx512_bf16())):
+        if not reason:
+            checks += [KernelCheck(f"compiled {loops.__name__.split('.')[-1]} ({name})",
+                                   partial(_products, loops, rows))
+                       for name, rows in (("many rows", None), ("a row", 1), ("few rows", 5))]
     if not processor.why_not_avx512():
         checks.append(KernelCheck("compiled matmul_few_rows", partial(_few_rows, matmul_few_rows)))
     return {check.name: check for check in checks}

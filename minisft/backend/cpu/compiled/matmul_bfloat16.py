@@ -30,7 +30,7 @@ import numpy as np
 
 from minisft.backend.constants import ceil_div
 from minisft.backend.cpu import jit, row_blocks
-from minisft.backend.cpu.compiled.pack_bfloat16 import lies_in_rows, pack, shares
+from minisft.backend.cpu.compiled.pack_bfloat16 import aligned, lies_in_rows, pack, shares
 
 ROWS, COLUMNS = 12, 32      # of a tile
 DEPTH = 832                 # pairs of k: 39 KiB of a panel of a, 104 KiB of a panel of b
@@ -139,13 +139,8 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
 
     Raises ValueError for factors that do not go together, and for another `out`.
     """
-    (m, k), (inner, n) = a.shape, b.shape
-    if inner != k:
-        raise ValueError(f"a has shape {a.shape}, b {b.shape}: {k} and {inner} should be equal")
-    if out is None:
-        out = np.empty((m, n), np.float32)
-    elif out.shape != (m, n) or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ValueError(f"out is {out.dtype} {out.shape}, expected float32 {(m, n)}, contiguous")
+    out = result_of(a, b, out)
+    (m, k), n = a.shape, b.shape[1]
     if not (m and n and k):
         out[...] = 0
     elif m <= FEW and k % 2 == 0 and lies_in_rows(b) and \
@@ -169,6 +164,18 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
                  for part in shares(len(packed[wide]))]
         row_blocks.each(lambda part: _each_tile(*packed, out, part[0].start, part[0].stop,
                                                 part[1].start, part[1].stop), parts)
+    return out
+
+
+def result_of(a: np.ndarray, b: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    """a (M,K), b (K,N) -> `out` or a new array (M,N) float32; raises as `matmul` says."""
+    (m, k), (inner, n) = a.shape, b.shape
+    if inner != k:
+        raise ValueError(f"a has shape {a.shape}, b {b.shape}: {k} and {inner} should be equal")
+    if out is None:
+        return aligned((m, n), np.float32)
+    if out.shape != (m, n) or out.dtype != np.float32 or not out.flags.c_contiguous:
+        raise ValueError(f"out is {out.dtype} {out.shape}, expected float32 {(m, n)}, contiguous")
     return out
 
 
@@ -258,7 +265,7 @@ def _each_group(a, b, c, start, stop):
 def to_bfloat16(x: np.ndarray) -> np.ndarray:
     """x (...) float32 -> the nearest bfloat16 (...) uint16, as backend/bfloat16.py has it."""
     x = np.asarray(x, order="C")
-    y = np.empty(x.shape, np.uint16)
+    y = aligned(x.shape, np.uint16)
     bits, flat = x.reshape(-1).view(np.uint32), y.reshape(-1)
     jit.each(lambda start, stop: _round(bits[start:stop], flat[start:stop]), flat.size, 4)
     return y

@@ -1,0 +1,339 @@
+"""Products of bfloat16 factors with float32 sums on AMX, the tensor cores of an Intel processor.
+
+    (1) c[i, j] = sum over k of a[i, k] b[k, j]
+
+A tile is a register of 16 rows of 64 bytes: 1 KiB. `tdpbf16ps b, a, c` multiplies two of them: to
+c, 16 x 16 float32 sums, it adds the products of a's 16 rows of 32 bfloat16 numbers with 32 rows of
+b, which lie in pairs: b's tile has 16 rows of 16 columns' pairs. That is 16,384 operations in 16
+cycles, 16 times as many as AVX-512 does in float32, so that finding the operands is what is left:
+
+    pack    b in panels of 32 columns, as `matmul_bfloat16.py` has them: 16 pairs of k of a panel
+            are two tiles. Rows of a are read where they lie if k lies side by side in them, and
+            else (weight gradients) turned over into tiles (`_turn_columns`)
+    sums    32 x 32 of c in four tiles, so that each tile of a and of b is used twice
+    blocks  DEPTH numbers of k at most, of ROWS_AT_ONCE panels of a and COLUMNS_AT_ONCE of b: both
+            stay in the second cache, and a line of c is fetched while its sums are computed
+    lines   all but c begins at a line of the cache (`aligned`), or its rows would reach over two
+    cores   each takes a part of c's columns, or of its rows where these are more
+
+With few rows (generation) reading b is all that counts, so it is not packed: `_each_strip` brings
+32 rows of WIDE columns into pairs in the first cache, and `_each_group` lets b and a change places
+where b's own columns are contiguous (a token table). All add 32 products to a sum in the same order
+by the same instruction: the bits of a row do not depend on how many rows there are.
+
+What the instruction does (Intel's manual, volume 2, TDPBF16PS): it rounds to the nearest, and takes
+numbers below 1.2e-38 for zeros. Linux lends the tiles to a process that asks
+(`processor.why_not_amx`). A thread configures them before it uses them and releases them after,
+within one loop: the next loop may run on another thread. The assembly stands in this file because
+Numba's cache on the disk looks at no other.
+"""
+
+import numpy as np
+
+from minisft.backend.constants import ceil_div
+from minisft.backend.cpu import jit, processor, row_blocks
+from minisft.backend.cpu.compiled.matmul_bfloat16 import result_of
+from minisft.backend.cpu.compiled.pack_bfloat16 import LINE, aligned, lies_in_rows, pack, shares
+
+SIDE = 32                   # rows and columns of c in four tiles
+DEEP = 32                   # numbers of k in a tile
+DEPTH = 1024                # numbers of k at most: 64 KiB of a panel
+ROWS_AT_ONCE = 8            # panels of a
+COLUMNS_AT_ONCE = 16        # panels of b
+FEW = 16                    # up to so many rows b is not packed
+WIDE = 384                  # columns of b at a time then
+TILE = 1024                 # bytes
+
+USED = [*"rax rcx rdx r8 r9 memory flags".split()]
+
+CONFIG = np.zeros(64, np.uint8)
+CONFIG[0] = 1                                    # the palette
+CONFIG[16:32].view(np.uint16)[:] = 64            # bytes of a row, of each of the eight tiles
+CONFIG[48:56] = 16                               # rows
+
+
+def _sums_text(first):
+    """Operands: a, bytes to its next row, and to its next tile; b's panel; how many tiles deep;
+    c, bytes to its next row."""
+    text = ["movq $0, %rax", "movq $1, %rcx", "shlq $$4, %rcx", "addq %rax, %rcx", "movq $3, %rdx",
+            "movq $4, %r8"]
+    if first:
+        text += ["movq $5, %r9"]
+        for _ in range(SIDE):     # a line of c that is not at hand is fetched meanwhile
+            text += ["prefetchw (%r9)", "prefetchw 64(%r9)", "addq $6, %r9"]
+        text += [f"tilezero %tmm{i}" for i in range(4)]
+    else:
+        text += _of_c("tileloadd {memory}, {tile}")
+    text += ["movq $$128, %r9", ".p2align 5", "1:",
+             "tileloadd (%rax,$1,1), %tmm4", "tileloadd (%rdx,%r9,1), %tmm6",
+             "tdpbf16ps %tmm6, %tmm4, %tmm0",                                              # (1)
+             "tileloadd 64(%rdx,%r9,1), %tmm7", "tdpbf16ps %tmm7, %tmm4, %tmm1",
+             "tileloadd (%rcx,$1,1), %tmm5", "tdpbf16ps %tmm6, %tmm5, %tmm2",
+             "tdpbf16ps %tmm7, %tmm5, %tmm3",
+             "addq $2, %rax", "addq $2, %rcx", "addq $$2048, %rdx", "decq %r8", "jnz 1b"]
+    return text + _of_c("tilestored {tile}, {memory}")
+
+
+def _of_c(instruction):
+    """-> the four tiles of c, once each."""
+    text = ["movq $6, %r9", "shlq $$4, %r9", "addq $5, %r9"]
+    places = ("($5,$6,1)", "64($5,$6,1)", "(%r9,$6,1)", "64(%r9,$6,1)")
+    return text + [instruction.format(memory=place, tile=f"%tmm{i}")
+                   for i, place in enumerate(places)]
+
+
+def _turn_text():
+    """Operands: two rows of 16 numbers, bytes to the next two, where the tile goes.
+
+    Pairs of 32 rows are laid over one another and turned over in registers.
+    """
+    text = ["movq $0, %rax"]
+    for r in range(16):
+        text += ["vpmovzxwd (%rax), %zmm16", "vpmovzxwd (%rax,$1), %zmm17",
+                 "vpslld $$16, %zmm17, %zmm17", f"vpord %zmm17, %zmm16, %zmm{r}",
+                 "leaq (%rax,$1,2), %rax"]
+    for r in range(0, 16, 4):     # zmm(r + j) gets columns 4 lane + j of pairs r to r + 3
+        for half, to in (("l", 16), ("h", 17)):
+            text += [f"vpunpck{half}dq %zmm{r + 1}, %zmm{r}, %zmm{to}",
+                     f"vpunpck{half}dq %zmm{r + 3}, %zmm{r + 2}, %zmm{to + 2}"]
+        text += [f"vpunpck{half}qdq %zmm{from_ + 2}, %zmm{from_}, %zmm{r + j}"
+                 for j, (from_, half) in enumerate(((16, "l"), (16, "h"), (17, "l"), (17, "h")))]
+    for j in range(4):
+        quads = [j, 4 + j, 8 + j, 12 + j]
+        for to, lanes in ((16, 0x44), (17, 0xEE)):
+            text += [f"vshufi32x4 $${lanes}, %zmm{quads[1]}, %zmm{quads[0]}, %zmm{to}",
+                     f"vshufi32x4 $${lanes}, %zmm{quads[3]}, %zmm{quads[2]}, %zmm{to + 2}"]
+        for lane in range(4):
+            from_ = 16 + lane // 2
+            text += [f"vshufi32x4 $${(0x88, 0xDD)[lane % 2]}, %zmm{from_ + 2}, %zmm{from_}, %zmm20",
+                     f"vmovups %zmm20, {64 * (4 * lane + j)}($2)"]
+    return text
+
+
+def _pairs_text():
+    """Operands: 32 rows of b from column 0 on, bytes to the next, rows to fetch, the tiles' place.
+
+    WIDE columns of 32 rows -> WIDE / 16 tiles. `vpunpck` interleaves two rows within each 16 bytes,
+    so the two tiles of 32 columns have columns 0-3, 8-11, 16-19, 24-27 and then the others.
+    """
+    text = ["movq $0, %rax", "movq $2, %rdx", "movq $3, %r8", "movq $$16, %rcx", ".p2align 5", "1:"]
+    for s in range(WIDE // 32):
+        text += [f"prefetcht0 {64 * s}(%rdx)", f"prefetcht0 {64 * s}(%rdx,$1)",
+                 f"vmovups {64 * s}(%rax), %zmm16", f"vmovups {64 * s}(%rax,$1), %zmm17",
+                 "vpunpcklwd %zmm17, %zmm16, %zmm18", "vpunpckhwd %zmm17, %zmm16, %zmm19",
+                 f"vmovups %zmm18, {2 * TILE * s}(%r8)",
+                 f"vmovups %zmm19, {2 * TILE * s + TILE}(%r8)"]
+    return [*text, "leaq (%rax,$1,2), %rax", "leaq (%rdx,$1,2), %rdx", "addq $$64, %r8",
+            "decq %rcx", "jnz 1b"]
+
+
+def _strip_text():
+    """Operands: a's tile, tiles of b, sums, how many tiles: adds the product with each."""
+    return ["movq $1, %rdx", "movq $2, %rax", "movq $3, %r8", "movq $$64, %r9",
+            "tileloadd ($0,%r9,1), %tmm4", ".p2align 5", "1:",
+            "tileloadd (%rax,%r9,1), %tmm0", "tileloadd (%rdx,%r9,1), %tmm6",
+            "tdpbf16ps %tmm6, %tmm4, %tmm0", "tilestored %tmm0, (%rax,%r9,1)",             # (1)
+            f"addq $${TILE}, %rdx", f"addq $${TILE}, %rax", "decq %r8", "jnz 1b"]
+
+
+def _group_text():
+    """Operands: 16 rows of b.T, bytes to the next, tiles of a's pairs, tiles deep, sums."""
+    return ["movq $0, %rax", "movq $2, %rdx", "movq $3, %r8", "movq $$64, %r9",
+            "tileloadd ($4,%r9,1), %tmm0", ".p2align 5", "1:",
+            "tileloadd (%rax,$1,1), %tmm4", "tileloadd (%rdx,%r9,1), %tmm6",
+            "tdpbf16ps %tmm6, %tmm4, %tmm0",                                               # (1)
+            "addq $$64, %rax", f"addq $${TILE}, %rdx", "decq %r8", "jnz 1b",
+            "tilestored %tmm0, ($4,%r9,1)"]
+
+
+_configure = jit.assembly(["ldtilecfg ($0)"], ["memory"], 1)
+_release = jit.assembly(["tilerelease"], ["memory"], 0)
+_first, _next = (jit.assembly(_sums_text(first), USED, 7) for first in (True, False))
+_turn = jit.assembly(_turn_text(), [*USED, *(f"zmm{i}" for i in range(21))], 3)
+_pairs = jit.assembly(_pairs_text(), [*USED, *(f"zmm{i}" for i in range(16, 20))], 4)
+_strip = jit.assembly(_strip_text(), USED, 4)
+_group = jit.assembly(_group_text(), USED, 5)
+
+
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """a (M,K), b (K,N), both bfloat16 -> (M,N) float32; `out` (M,N), contiguous: where it goes.
+
+    Raises ValueError for factors that do not go together, and for another `out`; RuntimeError where
+    there are no tiles.
+    """
+    if reason := processor.why_not_amx():     # the instruction would end the process
+        raise RuntimeError(f"a product on AMX's tiles: {reason}")
+    out = result_of(a, b, out)
+    (m, k), n = a.shape, b.shape[1]
+    if not out.size or not k:
+        out[...] = 0
+    elif m <= FEW and lies_in_rows(b) and n >= WIDE:
+        tiles = pack_tiles(a)
+        row_blocks.each(lambda part: _each_strip(tiles, b, out, CONFIG, part.start, part.stop),
+                        shares(ceil_div(n, WIDE)))
+    elif m <= FEW and lies_in_rows(b.T) and n >= 16:
+        pairs = pack(a, 16, DEEP // 2)
+        row_blocks.each(lambda part: _each_group(b.T, pairs, out, CONFIG, part.start, part.stop),
+                        shares(ceil_div(n, 16)))
+    else:
+        panels, rows = pack(b.T, SIDE, DEEP // 2), rows_of(a)
+        n_rows, n_columns = ceil_div(m, SIDE), len(panels)
+        wide = n_columns >= n_rows
+        parts = [(0, n_rows, part.start, part.stop) if wide else
+                 (part.start, part.stop, 0, n_columns) for part in shares(max(n_rows, n_columns))]
+        row_blocks.each(lambda part: _each_sum(*rows, panels, out, CONFIG, *part), parts)
+    return out
+
+
+def rows_of(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """a (M,K) -> (those of its rows that can be read where they lie, tiles of the others)."""
+    there = lies_in_rows(a) and not (a.shape[1] % DEEP or a.strides[0] % LINE
+                                     or a.ctypes.data % LINE)
+    n = len(a) // SIDE * SIDE if there else 0
+    return a[:n] if n else np.empty((0, 0), a.dtype), pack_tiles(a[n:])
+
+
+def pack_tiles(x: np.ndarray) -> np.ndarray:
+    """x (n,k) bfloat16 -> (panels of 32 rows, 32 numbers deep, 2 tiles, 16, 16) uint32; zeros at
+    the edges."""
+    n, k = x.shape
+    tiles = aligned((ceil_div(n, SIDE), ceil_div(k, DEEP), 2, 16, 16), np.uint32)
+    if not (lies_in_rows(x) or lies_in_rows(x.T)):
+        x = np.ascontiguousarray(x)
+    pack_part, x = (_copy_rows, x) if lies_in_rows(x) else (_turn_columns, x.T)
+    if tiles.size:
+        row_blocks.each(lambda part: pack_part(x, tiles, part.start, part.stop),
+                        shares(len(tiles)))
+    return tiles
+
+
+@jit.loop(part="pasted")
+def _lines(size):
+    """-> so many bytes from the start of a line of the cache on."""
+    memory = np.empty(size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return memory[start:start + size]
+
+
+@jit.loop()
+def _copy_rows(x, tiles, start, stop):
+    """x (n,k)."""
+    n, k = x.shape
+    flat = tiles.view(np.uint16)     # (..., 32)
+    for i in range(start, stop):
+        for q in range(tiles.shape[1]):
+            count = min(DEEP, k - q * DEEP)
+            for r in range(SIDE):
+                row = flat[i, q, r // 16, r % 16]
+                filled = count if i * SIDE + r < n else 0
+                for j in range(filled):
+                    row[j] = x[i * SIDE + r, q * DEEP + j]
+                row[filled:] = 0
+
+
+@jit.loop()
+def _turn_columns(x, tiles, start, stop):
+    """x (k,n): a few rows at a time, so that what is read of them lies side by side."""
+    k, n = x.shape
+    flat = tiles.view(np.uint16)
+    for q in range(tiles.shape[1]):
+        count = min(DEEP, k - q * DEEP)
+        for i in range(start, stop):
+            for h in range(2):
+                left = i * SIDE + 16 * h
+                if count == DEEP and left + 16 <= n:
+                    _turn(x[q * DEEP:, left:].ctypes.data, x.strides[0], tiles[i, q, h].ctypes.data)
+                    continue
+                for r in range(16):
+                    row = flat[i, q, h, r]
+                    filled = count if left + r < n else 0
+                    for j in range(filled):
+                        row[j] = x[q * DEEP + j, left + r]
+                    row[filled:] = 0
+
+
+@jit.loop()
+def _each_sum(a, tiles, b, c, config, first_row, last_row, first_column, last_column):
+    """What `rows_of` gives, panels of b, c (M,N), and which panels: fills that part of c."""
+    _configure(config.ctypes.data)
+    m, n = c.shape
+    edge = _lines(4 * TILE).view(np.float32).reshape(SIDE, SIDE)
+    depth, in_a = 2 * b.shape[1] // DEEP, len(a) // SIDE
+    for top in range(first_row, last_row, ROWS_AT_ONCE):
+        for left in range(first_column, last_column, COLUMNS_AT_ONCE):
+            for p in range(0, depth, DEPTH // DEEP):
+                count = min(DEPTH // DEEP, depth - p)
+                for j in range(left, min(left + COLUMNS_AT_ONCE, last_column)):
+                    columns = min(SIDE, n - j * SIDE)
+                    at_b = b[j].ctypes.data + 2 * TILE * p
+                    for i in range(top, min(top + ROWS_AT_ONCE, last_row)):
+                        if i < in_a:
+                            at_a, next_row, next_tile = a[i * SIDE:].ctypes.data, a.strides[0], 64
+                        else:
+                            at_a, next_row, next_tile = tiles[i - in_a].ctypes.data, 64, 2 * TILE
+                        at_a += p * next_tile
+                        rows = min(SIDE, m - i * SIDE)
+                        whole = rows == SIDE and columns == SIDE
+                        corner = c[i * SIDE:i * SIDE + rows, j * SIDE:j * SIDE + columns]
+                        if not whole and p:
+                            edge[:rows, :columns] = corner
+                        at_c = corner.ctypes.data if whole else edge.ctypes.data
+                        stride = 4 * (n if whole else SIDE)
+                        if p:
+                            _next(at_a, next_row, next_tile, at_b, count, at_c, stride)
+                        else:
+                            _first(at_a, next_row, next_tile, at_b, count, at_c, stride)
+                        if not whole:
+                            corner[:] = edge[:rows, :columns]
+    _release()
+
+
+@jit.loop()
+def _each_strip(a, b, c, config, start, stop):
+    """One panel of tiles of a, b (K,N) in rows, c (M,N), and which groups of WIDE columns."""
+    _configure(config.ctypes.data)
+    m, n = c.shape
+    k, stride = b.shape[0], b.strides[0]
+    sums = _lines(WIDE // 16 * TILE).view(np.float32).reshape(WIDE // 32, 2, 16, 4, 4)
+    pairs = _lines(WIDE // 16 * TILE)
+    rest = np.zeros((DEEP, WIDE), np.uint16)
+    for g in range(start, stop):
+        left = min(g * WIDE, n - WIDE)     # may overlap the group before
+        sums[:] = 0
+        for q in range(a.shape[1]):
+            count = min(DEEP, k - q * DEEP)
+            at_b = b.ctypes.data + q * DEEP * stride + 2 * left
+            if count == DEEP:
+                fetched = at_b + DEEP * stride if k - q * DEEP >= 2 * DEEP else at_b
+                _pairs(at_b, stride, fetched, pairs.ctypes.data)
+            else:
+                rest[:count] = b[q * DEEP:, left:left + WIDE]
+                _pairs(rest.ctypes.data, 2 * WIDE, rest.ctypes.data, pairs.ctypes.data)
+            _strip(a[0, q].ctypes.data, pairs.ctypes.data, sums.ctypes.data, WIDE // 16)
+        for i in range(m):
+            for j in range(WIDE):
+                c[i, left + j] = sums[j // 32, j // 4 % 2, i, j % 32 // 8, j % 4]
+    _release()
+
+
+@jit.loop()
+def _each_group(b, a, c, config, start, stop):
+    """b.T (N,K) in rows, one panel of a (16 rows), c (M,N), and which groups of 16 columns."""
+    _configure(config.ctypes.data)
+    m, n = c.shape
+    k, stride = b.shape[1], b.strides[0]
+    depth = k // DEEP
+    sums = _lines(TILE).view(np.float32).reshape(16, 16)
+    rest = np.zeros((16, DEEP), np.uint16)
+    for g in range(start, stop):
+        left = min(g * 16, n - 16)
+        sums[:] = 0
+        if depth:
+            _group(b.ctypes.data + left * stride, stride, a.ctypes.data, depth, sums.ctypes.data)
+        if depth * DEEP < k:
+            rest[:, :k - depth * DEEP] = b[left:left + 16, depth * DEEP:]
+            _group(rest.ctypes.data, 2 * DEEP, a.ctypes.data + TILE * depth, 1, sums.ctypes.data)
+        for i in range(m):
+            for j in range(16):
+                c[i, left + j] = sums[j, i]
+    _release()
