@@ -43,6 +43,7 @@ class Peer:
         self.optimizer = torch.optim.AdamW(self.w.values(), lr=lr, weight_decay=0.01, fused=True)
         self.loss = self._loss
         if self.compiles:
+            torch.compiler.reset()     # what was compiled for another case counts against a limit
             self.loss = torch.compile(self._loss, backend=compiled, mode=mode)
 
     def step(self, ids, labels):
@@ -60,11 +61,6 @@ class Peer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach(), norm
-
-    def close(self):
-        """Forgets what was compiled: it holds memory, and counts against a limit."""
-        if self.compiles:
-            torch.compiler.reset()
 
     def batch(self, ids, labels):
         """-> ids (B,T), labels (B,) or (B,T), each text's last place (B,), on the device."""

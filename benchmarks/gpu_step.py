@@ -5,14 +5,15 @@ A classifier at AG News' lengths, and a language model at 8 texts of 1,024 token
 the peers: compile, and its mode reduce-overhead (CUDA graphs, with lengths rounded up so that few
 are recorded). Where lengths vary, one compilation serves them all.
 
-First ours steps alone, then by turns with one peer after another. A peer must first find the same
-loss and norm of the gradients from the same weights. It is gone before the next is made, so that
-none finds another's memory, and its figures are told before the next is compiled.
+Each peer steps by turns with ours, in a process of these two: there it finds neither memory that
+another has left nor what another has compiled, and its figures are told before the next is
+compiled. Both sides must first find the same loss and norm of the gradients from the same weights.
 
 Of each side: the time of a step, how long the card was busy in it and with how many launches
-(CUPTI, through torch.profiler; those of a recorded step, a CUDA graph, count one by one), and the
-most memory that its allocator has reserved; of a peer also the most that its tensors took. Where
-the card is busy for much less than the step, the CPU is what is waited for.
+(CUPTI, through torch.profiler, and last, as it slows down what comes after it; those of a recorded
+step, a CUDA graph, count one by one), and the most memory that its allocator has reserved; of a
+peer also the most that its tensors took. Where the card is busy for much less than the step, the
+CPU is what is waited for.
 
 Model FLOP utilisation as Chowdhery et al. 2022 ("PaLM", appendix B) count: 6 operations for each
 token and weight of a product, 12 T C for each token and layer of attention, over real tokens, over
@@ -21,9 +22,9 @@ the card's peak. Recomputing and padding do not count.
 
 import gc
 import time
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -77,133 +78,92 @@ def _model(kind, config):
     return LanguageModel(config)
 
 
-@dataclass
-class Case:
-    """Steps of one model in one precision, of whose sides one after another is measured."""
-
-    bench: Any
-    kind: str
-    config: GPT2Config
-    precision: str
-    items: list     # ids and labels of each step
-    wrong: list = field(default_factory=list)
-    first: dict = field(default_factory=dict)     # of each side: loss, norm of the gradients
-
-    def measure_ours(self):
-        """-> our side, which stays for the peers."""
-        others = _emptied(self.bench, True)
-        side = Ours(self.kind, self.config, "gpu" if self.bench.card else "cpu", self.precision)
-        self._begin(OURS, side)
-        seconds = _by_turns(self.bench, {OURS: side.step}, self.items)[OURS]
-        memory = {"reserved_bytes": _peak(self.bench, True)[0] - others}
-        if steps := recorded.steps_of(side.model):     # a pool of their own
-            memory["reserved_bytes"] += steps.recorder.total_bytes()
-        self._tell(OURS, side, seconds, memory)
-        return side
-
-    def measure_peer(self, name, ours):
-        """A way of PyTorch's, by turns with ours; it is gone afterwards."""
-        others = _emptied(self.bench, False)
-        side = self._peer(name)
-        side_name = f"torch {name}"
-        self._begin(side_name, side)
-        for what, theirs, mine in zip(("loss", "gradient norm"), self.first[side_name],
-                                      self.first[OURS], strict=True):
-            if not abs(theirs / mine - 1) <= LIMITS[self.precision]:
-                self.wrong.append(f"{self.kind} {self.precision}: the first {what} of {side_name} "
-                                  f"is {theirs:.6f}, ours {mine:.6f}")
-        seconds = _by_turns(self.bench, {OURS: ours.step, side_name: side.step}, self.items)
-        reserved, allocated = (most - others for most in _peak(self.bench, False))
-        self._tell(side_name, side, seconds[side_name],
-                   {"reserved_bytes": reserved, "allocated_bytes": allocated},
-                   median(seconds[OURS]))
-        side.close()
-
-    def _peer(self, name):
-        device, backend = ("cuda", "inductor") if self.bench.card else ("cpu", "eager")
-        options = {"eager": {}, "compile": {"compiled": backend},
-                   "reduce-overhead": {"compiled": backend, "mode": "reduce-overhead",
-                                       "round_to": ROUND_TO}}[name]
-        tf32 = self.precision == "tf32"
-        return Peer(_model(self.kind, self.config), device,
-                    "float32" if tf32 else self.precision, lr=RATE, tf32=tf32,
-                    lengths_vary=self.kind == "classifier", **options)
-
-    def _begin(self, name, side):
-        """The first steps: what loss it finds, and work of both ends of the items' sizes."""
-        self.first[name] = [float(a) for a in side.step(*self.items[0])]
-        side.step(*self.items[-1])
-
-    def _tell(self, name, side, seconds, memory, ours_beside=None):
-        bench, items, precision = self.bench, self.items, self.precision
-        tokens = sum(len(x) for ids, _ in items for x in ids) / len(items)
-        work = sum(operations(self.config, self.kind, [len(x) for x in ids]) for ids, _ in items)
-        peak, rate = peak_of(bench, precision), work / len(items) / median(seconds) / 1e12
-        busy, launches = profiled(bench, side.step, items[-1])
-        bench.results.append({
-            "name": f"{self.kind} step, {precision}", "side": name, "seconds": median(seconds),
-            "all_seconds": seconds, "tokens_per_second": tokens / median(seconds), "TFLOP/s": rate,
-            "model_flop_utilisation": peak and rate / peak, "busy_seconds": busy,
-            "launches": launches, "minisft_seconds_by_turns": ours_beside,
-            **(memory if bench.card else dict.fromkeys(memory))})
-        used = f", {rate / peak:6.1%} of the peak" if peak else ""
-        card = f", busy {busy * 1e3:8.2f} ms in {launches} launches" if busy else ""
-        held = f", {memory['reserved_bytes'] / 1e9:5.2f} GB reserved" if bench.card else ""
-        beside = f"; {OURS} then {ours_beside * 1e3:.2f} ms" if ours_beside else ""
-        print(f"{self.kind + ' step, ' + precision:<32} {name:<20} {median(seconds) * 1e3:9.2f} ms"
-              f"  {tokens / median(seconds):12,.0f} tokens/s{used}{card}{held}{beside}", flush=True)
-
-
 def record_steps(bench, config=None, rounds=20, precisions=PRECISIONS, kinds=KINDS, peers=PEERS,
                  done=None):
     """Measures every case; -> what was wrong. `config`: of a tiny model, for trying it out.
 
-    done(what was wrong so far) is called when a side has been measured.
+    done(what was wrong so far) is called when a peer has been measured.
     """
     wrong, config = [], config or GPT2Config.size("gpt2").with_dropout(0.0)
+    ways = [name for name in peers if bench.card or name != "reduce-overhead"] if torch else []
+    if bench.card:
+        array.cupy.get_default_memory_pool().free_all_blocks()
     for kind in kinds:
         items = _items(kind, config, bench.card, rounds)
         for precision in precisions:
-            _measure(Case(bench, kind, config, precision, items, wrong), peers, done)
+            for i, peer in enumerate(ways or [None]):
+                results, found = (apart if bench.card else measured)(
+                    bench, kind, config, precision, items, peer)
+                bench.results += results[min(i, 1):]     # ours once
+                wrong += found
+                if done:
+                    done(wrong)
     return wrong
 
 
-def _measure(case, peers=PEERS, done=None):
-    ours = case.measure_ours()
-    if done:
-        done(case.wrong)
-    for name in peers if torch else ():
-        if name == "reduce-overhead" and not case.bench.card:
-            continue     # there are no CUDA graphs
-        case.measure_peer(name, ours)
-        if done:
-            done(case.wrong)
+def apart(*args):
+    """-> `measured` of the same, from a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(measured, *args).result()
 
 
-def _emptied(bench, ours):
-    """-> bytes of a side's allocator that others use; the rest it gives back, and its peak counts
-    from now on."""
-    gc.collect()
+def measured(bench, kind, config, precision, items, peer=None):
+    """Our steps, and by turns those of a way of PyTorch's -> results of the sides, what was wrong.
+    """
+    sides = {OURS: Ours(kind, config, "gpu" if bench.card else "cpu", precision)}
+    if peer:
+        sides[f"torch {peer}"] = _peer(bench, kind, config, precision, peer)
+    first = {name: [float(a) for a in side.step(*items[0])] for name, side in sides.items()}
+    wrong = [f"{kind} {precision}: the first {what} of {name} is {theirs:.6f}, ours {ours:.6f}"
+             for name, found in first.items()
+             for what, theirs, ours in zip(("loss", "gradient norm"), found, first[OURS],
+                                           strict=True)
+             if not abs(theirs / ours - 1) <= LIMITS[precision]]
+    seconds = _by_turns(bench, sides, items)
+    held = {name: _memory(bench, side) for name, side in sides.items()}
+    tokens = sum(len(x) for ids, _ in items for x in ids) / len(items)
+    work = sum(operations(config, kind, [len(x) for x in ids]) for ids, _ in items) / len(items)
+    peak, results = peak_of(bench, precision), []
+    for name, side in sides.items():
+        time_, (reserved, allocated) = median(seconds[name]), held[name]
+        rate = work / time_ / 1e12
+        busy, launches = profiled(bench, side.step, items[-1])
+        results.append({
+            "name": f"{kind} step, {precision}", "side": name, "seconds": time_,
+            "all_seconds": seconds[name], "tokens_per_second": tokens / time_, "TFLOP/s": rate,
+            "model_flop_utilisation": peak and rate / peak, "busy_seconds": busy,
+            "launches": launches, "reserved_bytes": reserved, "allocated_bytes": allocated,
+            "minisft_seconds_by_turns": median(seconds[OURS])})
+        used = f", {rate / peak:6.1%} of the peak" if peak else ""
+        card = f", busy {busy * 1e3:8.2f} ms in {launches} launches" if busy else ""
+        memory = f", {reserved / 1e9:5.2f} GB" if reserved else ""
+        print(f"{kind + ' step, ' + precision:<32} {name:<20} {time_ * 1e3:9.2f} ms  "
+              f"{tokens / time_:12,.0f} tokens/s{used}{card}{memory}", flush=True)
+    return results, wrong
+
+
+def _peer(bench, kind, config, precision, name):
+    device, backend = ("cuda", "inductor") if bench.card else ("cpu", "eager")
+    options = {"eager": {}, "compile": {"compiled": backend},
+               "reduce-overhead": {"compiled": backend, "mode": "reduce-overhead",
+                                   "round_to": ROUND_TO}}[name]
+    tf32 = precision == "tf32"
+    return Peer(_model(kind, config), device, "float32" if tf32 else precision, lr=RATE, tf32=tf32,
+                lengths_vary=kind == "classifier", **options)
+
+
+def _memory(bench, side):
+    """-> bytes that a side's allocator has reserved at most, and that its tensors took at most;
+    None where that is not known. Right where the process has one side of its kind, and no more."""
     if not bench.card:
-        return 0
+        return None, None
     _wait(bench)
-    if ours:
-        pool = array.cupy.get_default_memory_pool()
-        pool.free_all_blocks()
-        return pool.used_bytes()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
-
-
-def _peak(bench, ours):
-    """-> bytes that a side's allocator had at most: of the card; of those, in use (PyTorch's)."""
-    if not bench.card:
-        return 0, 0
-    _wait(bench)
-    if ours:     # what is free again stays in the pool
-        return array.cupy.get_default_memory_pool().total_bytes(), None
-    return torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
+    if not isinstance(side, Ours):
+        return torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
+    reserved = array.cupy.get_default_memory_pool().total_bytes()     # what is free again, too
+    if steps := recorded.steps_of(side.model):     # a pool of their own
+        reserved += steps.recorder.total_bytes()
+    return reserved, None
 
 
 def profiled(bench, step, item):
@@ -225,15 +185,15 @@ def _by_turns(bench, sides, items):
     """-> {side: seconds of each item}, each side leading by turns; every item came before."""
     for _ in range(UNTIMED):
         for item in items:
-            for step in sides.values():
-                step(*item)
+            for side in sides.values():
+                side.step(*item)
     seconds = {name: [] for name in sides}
     for turn, item in enumerate(items):
         for name in list(sides) if turn % 2 else reversed(sides):
             gc.collect()
             _wait(bench)
             started = time.perf_counter()
-            sides[name](*item)
+            sides[name].step(*item)
             _wait(bench)
             seconds[name].append(time.perf_counter() - started)
     return seconds

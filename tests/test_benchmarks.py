@@ -1,5 +1,4 @@
 import json
-import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -52,93 +51,61 @@ def test_lengths_are_those_of_ag_news():
     assert 15 <= min(lengths) and max(lengths) <= 200
 
 
-def case(kind="classifier", size=2):
+def case(kind="classifier"):
     """Steps of a tiny model."""
-    config = GPT2Config(97, 16, 32, size, 2).with_dropout(0.0)
-    return gpu_step.Case(gpu.Bench(card=False, rounds=1), kind, config, "float32",
-                         gpu_step._items(kind, config, False, 4))
+    config = GPT2Config(97, 16, 32, 1, 2).with_dropout(0.0)
+    return (gpu.Bench(card=False, rounds=1), kind, config, "float32",
+            gpu_step._items(kind, config, False, 4))
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["classifier", "language model"])
 def test_a_side_that_computes_something_else_is_told(kind, monkeypatch):
     pytest.importorskip("torch")
-    right, wrong = case(kind), case(kind)
-    gpu_step._measure(right)
-    assert right.wrong == []
     plain = Peer._norm
-    monkeypatch.setattr(Peer, "_norm", lambda self, x, name: 1.1 * plain(self, x, name))
-    gpu_step._measure(wrong)
-    for what in ("loss", "gradient norm"):
-        for side in ("torch eager", "torch compile"):
-            assert f"{kind} float32: the first {what} of {side} is" in "\n".join(wrong.wrong)
+    for side in ("eager", "compile"):
+        assert gpu_step.measured(*case(kind), side)[1] == []
+        with monkeypatch.context() as patch:
+            patch.setattr(Peer, "_norm", lambda self, x, name: 1.1 * plain(self, x, name))
+            wrong = "\n".join(gpu_step.measured(*case(kind), side)[1])
+        for what in ("loss", "gradient norm"):
+            assert f"{kind} float32: the first {what} of torch {side} is" in wrong
 
 
 @pytest.mark.parity
-def test_a_peer_is_told_and_gone_before_the_next_is_made(monkeypatch):
+def test_a_peer_is_measured_in_a_process_without_the_others(capfd):
     pytest.importorskip("torch")
-    alive, seen = weakref.WeakSet(), []
-    plain = Peer.__init__
+    results, wrong = gpu_step.apart(*case(), "eager")
+    assert [r["side"] for r in results] == ["minisft", "torch eager"] and not wrong
+    assert len({r["minisft_seconds_by_turns"] for r in results}) == 1
+    assert "torch eager" in capfd.readouterr().out
 
-    def begin(self, *args, **kwargs):
-        seen.append((len(alive), [r["side"] for r in measured.bench.results]))
-        alive.add(self)
-        plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(Peer, "__init__", begin)
-    measured, told = case(size=1), []
-    gpu_step._measure(measured, ("compile", "eager"),
-                      done=lambda wrong: told.append(len(measured.bench.results)))
-    assert seen == [(0, ["minisft"]), (0, ["minisft", "torch compile"])] and told == [1, 2, 3]
-    assert all(r["minisft_seconds_by_turns"] > 0 for r in measured.bench.results[1:])
+def test_a_card_measures_each_peer_apart_and_tells_it_at_once(monkeypatch):
+    peers, told = [], []
+
+    def stub(bench, kind, config, precision, items, peer):
+        peers.append(peer)
+        return [{"side": "minisft"}, {"side": peer}], [f"{peer} is wrong"]
+
+    monkeypatch.setattr(gpu_step, "apart", stub)
+    monkeypatch.setattr(gpu_step, "torch", True)
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
+    monkeypatch.setattr(array, "cupy", SimpleNamespace(get_default_memory_pool=lambda: pool))
+    bench, config = gpu.Bench(card=True, rounds=1), GPT2Config(97, 16, 32, 1, 2)
+    wrong = gpu_step.record_steps(bench, config, 1, ["bfloat16"], ["classifier"],
+                                  ["compile", "reduce-overhead"],
+                                  lambda so_far: told.append((len(bench.results), len(so_far))))
+    assert peers == ["compile", "reduce-overhead"] and told == [(2, 1), (3, 2)]
+    assert [r["side"] for r in bench.results] == ["minisft", *peers]
+    assert wrong == ["compile is wrong", "reduce-overhead is wrong"]
 
 
 @pytest.mark.parity
 def test_one_compilation_serves_all_lengths():
     pytest.importorskip("torch")
-    compiled, measured = [], case(size=1)
-    model = gpu_step._model(measured.kind, measured.config)
-    peer = Peer(model, "cpu", compiled=lambda graph, _: compiled.append(graph) or graph,
-                lengths_vary=True)
+    compiled, (_, kind, config, *_) = [], case()
+    peer = Peer(gpu_step._model(kind, config), "cpu", lengths_vary=True,
+                compiled=lambda graph, _: compiled.append(graph) or graph)
     losses = [float(peer.step([[5] * n, [6, 7]], [0, 1])[0]) for n in (3, 9, 12, 16)]
-    peer.close()
     assert len(compiled) == 1 and np.isfinite(losses).all()
-
-
-@pytest.mark.parametrize("ours", [False, True])
-def test_memory_of_other_sides_is_not_counted(monkeypatch, ours):
-    class Allocator:
-        """One that keeps what is freed, as CuPy's pool and torch.cuda."""
-
-        used = reserved = most = 0
-
-        def take(self, size):
-            self.used += size
-            self.reserved = max(self.reserved, self.used)
-            self.most = max(self.most, self.reserved)
-
-        def empty_cache(self):
-            self.reserved = self.used
-
-        def reset_peak_memory_stats(self):
-            self.most = self.reserved
-
-        def synchronize(self):
-            pass
-
-    memory = Allocator()
-    memory.free_all_blocks = memory.empty_cache
-    memory.used_bytes = memory.memory_allocated = lambda: memory.used
-    memory.total_bytes = lambda: memory.reserved
-    memory.max_memory_reserved = memory.max_memory_allocated = lambda: memory.most
-    memory.Device = lambda: memory
-    monkeypatch.setattr(gpu_step, "torch", SimpleNamespace(cuda=memory))
-    monkeypatch.setattr(array, "cupy", SimpleNamespace(
-        cuda=memory, get_default_memory_pool=lambda: memory))
-    bench = SimpleNamespace(card=True)
-    memory.take(11)     # another side's, of whose tensors three bytes stay
-    memory.take(-8)
-    others = gpu_step._emptied(bench, ours)
-    memory.take(5)
-    memory.take(-4)
-    assert gpu_step._peak(bench, ours)[0] - others == 5
