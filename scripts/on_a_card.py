@@ -16,6 +16,7 @@ A part that takes longer than its share is stopped and told, and the next one be
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -95,11 +96,19 @@ def run(name, command, seconds, out):
     """-> {"code", "seconds"} of a part; code None where it was stopped. What it said is kept."""
     began = time.perf_counter()
     with open(out / f"{name.replace(' ', '-')}.txt", "w", encoding="utf-8") as said:
+        part = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT,
+                                start_new_session=True)
         try:
-            code = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, cwd=ROOT,
-                                  timeout=seconds, check=False).returncode
+            code = part.wait(seconds)
         except subprocess.TimeoutExpired:
             code = None
+        finally:
+            if part.poll() is None:     # with what it has started, which would keep the card busy
+                if hasattr(os, "killpg"):     # not on Windows
+                    os.killpg(part.pid, signal.SIGKILL)
+                else:
+                    part.kill()
+                part.wait()
     return {"code": code, "seconds": round(time.perf_counter() - began, 1)}
 
 

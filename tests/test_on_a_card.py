@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,27 @@ def test_a_part_that_fails_or_takes_too_long_is_told(tmp_path):
     assert on_a_card.run("a b", failing, 60, tmp_path)["code"] == 3
     assert (tmp_path / "a-b.txt").read_text() == "5\n"
     assert on_a_card.run("c", slow, 1, tmp_path)["code"] is None
+
+
+def test_a_part_that_is_stopped_leaves_no_process(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    lock, text = tmp_path / "lock", "import fcntl; f = open({!r}, 'w'); fcntl.flock(f, 2); "
+    inner = text.format(str(lock)) + "print('locked', flush=True); import time; time.sleep(60)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    for seconds in (3, 10, 30):     # a busy machine may need longer until it has begun
+        assert on_a_card.run("d", [sys.executable, "-c", outer], seconds, tmp_path)["code"] is None
+        if (tmp_path / "d.txt").read_text() == "locked\n":
+            break
+    else:
+        pytest.fail("it never began")
+    deadline = time.monotonic() + 10     # the system frees it soon
+    with open(lock, "w") as file:
+        while True:
+            try:
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
 
 
 @pytest.mark.slow
