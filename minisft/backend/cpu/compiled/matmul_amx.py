@@ -13,7 +13,8 @@ cycles, 16 times as many as AVX-512 does in float32, so that finding the operand
     sums    32 x 32 of c in four tiles, so that each tile of a and of b is used twice
     blocks  DEPTH numbers of k at most, of ROWS_AT_ONCE panels of a and COLUMNS_AT_ONCE of b: both
             stay in the second cache, and a line of c is fetched while its sums are computed
-    lines   all but c begins at a line of the cache (`aligned`), or its rows would reach over two
+    lines   factors begin at a line of the cache (`aligned`), or each row of a tile would reach over
+            two; sums of a c that does not go by way of a buffer that does
     cores   each takes a part of c's columns, or of its rows where these are more
 
 With few rows (generation) reading b is all that counts, so it is not packed: `_each_strip` brings
@@ -58,9 +59,6 @@ def _sums_text(first):
     text = ["movq $0, %rax", "movq $1, %rcx", "shlq $$4, %rcx", "addq %rax, %rcx", "movq $3, %rdx",
             "movq $4, %r8"]
     if first:
-        text += ["movq $5, %r9"]
-        for _ in range(SIDE):     # a line of c that is not at hand is fetched meanwhile
-            text += ["prefetchw (%r9)", "prefetchw 64(%r9)", "addq $6, %r9"]
         text += [f"tilezero %tmm{i}" for i in range(4)]
     else:
         text += _of_c("tileloadd {memory}, {tile}")
@@ -80,6 +78,23 @@ def _of_c(instruction):
     places = ("($5,$6,1)", "64($5,$6,1)", "(%r9,$6,1)", "64(%r9,$6,1)")
     return text + [instruction.format(memory=place, tile=f"%tmm{i}")
                    for i, place in enumerate(places)]
+
+
+def _fetch_text():
+    """Operands: 32 x 32 numbers of c, bytes to their next row: brings them near."""
+    text = ["movq $0, %rax"]
+    for _ in range(SIDE):
+        text += [*(f"prefetchw {at}(%rax)" for at in (0, 64, 124)), "addq $1, %rax"]
+    return text
+
+
+def _move_text():
+    """Operands: 32 x 32 numbers, bytes to their next row, where they go, bytes to its next row."""
+    text = ["movq $0, %rax", "movq $2, %rcx"]
+    for _ in range(SIDE):
+        text += ["vmovups (%rax), %zmm16", "vmovups 64(%rax), %zmm17", "addq $1, %rax",
+                 "vmovups %zmm16, (%rcx)", "vmovups %zmm17, 64(%rcx)", "addq $3, %rcx"]
+    return text
 
 
 def _turn_text():
@@ -149,6 +164,8 @@ def _group_text():
 _configure = jit.assembly(["ldtilecfg ($0)"], ["memory"], 1)
 _release = jit.assembly(["tilerelease"], ["memory"], 0)
 _first, _next = (jit.assembly(_sums_text(first), USED, 7) for first in (True, False))
+_fetch = jit.assembly(_fetch_text(), USED, 2)
+_move = jit.assembly(_move_text(), [*USED, "zmm16", "zmm17"], 4)
 _turn = jit.assembly(_turn_text(), [*USED, *(f"zmm{i}" for i in range(21))], 3)
 _pairs = jit.assembly(_pairs_text(), [*USED, *(f"zmm{i}" for i in range(16, 20))], 4)
 _strip = jit.assembly(_strip_text(), USED, 4)
@@ -258,7 +275,9 @@ def _each_sum(a, tiles, b, c, config, first_row, last_row, first_column, last_co
     _configure(config.ctypes.data)
     m, n = c.shape
     edge = _lines(4 * TILE).view(np.float32).reshape(SIDE, SIDE)
+    at_edge = edge.ctypes.data
     depth, in_a = 2 * b.shape[1] // DEEP, len(a) // SIDE
+    lined = c.ctypes.data % LINE == 0 and 4 * n % LINE == 0
     for top in range(first_row, last_row, ROWS_AT_ONCE):
         for left in range(first_column, last_column, COLUMNS_AT_ONCE):
             for p in range(0, depth, DEPTH // DEEP):
@@ -275,17 +294,32 @@ def _each_sum(a, tiles, b, c, config, first_row, last_row, first_column, last_co
                         rows = min(SIDE, m - i * SIDE)
                         whole = rows == SIDE and columns == SIDE
                         corner = c[i * SIDE:i * SIDE + rows, j * SIDE:j * SIDE + columns]
-                        if not whole and p:
-                            edge[:rows, :columns] = corner
-                        at_c = corner.ctypes.data if whole else edge.ctypes.data
-                        stride = 4 * (n if whole else SIDE)
+                        there = corner.ctypes.data
+                        at_c, stride = (there, 4 * n) if whole and lined else (at_edge, 4 * SIDE)
+                        if whole:     # what is not at hand is fetched meanwhile
+                            _fetch(there, 4 * n)
+                        if p and whole and not lined:
+                            _move(there, 4 * n, at_edge, 4 * SIDE)
+                        elif p and not whole:
+                            _copy(corner, edge)
                         if p:
                             _next(at_a, next_row, next_tile, at_b, count, at_c, stride)
                         else:
                             _first(at_a, next_row, next_tile, at_b, count, at_c, stride)
-                        if not whole:
-                            corner[:] = edge[:rows, :columns]
+                        if whole and not lined:
+                            _move(at_edge, 4 * SIDE, there, 4 * n)
+                        elif not whole:
+                            _copy(edge, corner)
     _release()
+
+
+@jit.loop(part="own")
+def _copy(x, y):
+    """The corner that both have, from x to y."""
+    for i in range(min(len(x), len(y))):
+        row, to = x[i], y[i]
+        for j in range(min(len(row), len(to))):
+            to[j] = row[j]
 
 
 @jit.loop()
