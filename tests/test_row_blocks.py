@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import OpenBLASController, threadpool_info, threadpool_limits
 
 from minisft.backend.cpu import row_blocks
 
@@ -70,7 +70,28 @@ def test_products_of_several_threads_stay_on_their_own(n_threads):
     assert before and found == [[inside] * 2] * 5
 
 
-def test_blas_gets_its_threads_back_whoever_leaves_last(monkeypatch):
+def test_alone_a_thread_does_all_its_work(n_threads):
+    with threadpool_limits(2, user_api="blas"), row_blocks.alone():
+        found = row_blocks.each_product(lambda i: (threading.get_ident(), blas_threads()), range(5))
+        assert found == [(threading.get_ident(), blas_threads())] * 5
+        with row_blocks.alone():
+            pass
+        assert row_blocks.is_alone()
+    assert not row_blocks.is_alone()
+
+
+@pytest.fixture
+def two_blas_threads():
+    """BLAS has two, and any thread may set another number."""
+    limit = threadpool_limits(2, user_api="blas")
+    OpenBLASController.clear_controlling_thread()
+    yield
+    limit.restore_original_limits()
+    OpenBLASController.clear_controlling_thread()
+
+
+@pytest.mark.parametrize("leaves_last", ["ours", "the other"])
+def test_blas_gets_its_threads_back_whoever_leaves_last(two_blas_threads, monkeypatch, leaves_last):
     monkeypatch.setattr(row_blocks, "threads", lambda: 2)
     entered, leave = threading.Event(), threading.Event()
 
@@ -83,14 +104,17 @@ def test_blas_gets_its_threads_back_whoever_leaves_last(monkeypatch):
         if not i:
             other.start()
             assert entered.wait(20)
+            if leaves_last == "ours":
+                leave.set()
+                other.join(20)
+            assert set(blas_threads()) == {1}
 
-    with threadpool_limits(2, user_api="blas"):
-        before = blas_threads()
-        other = threading.Thread(target=row_blocks.each_product, args=(others, range(2)))
-        row_blocks.each_product(ours, range(2))
-        leave.set()
-        other.join(30)
-        assert blas_threads() == before
+    other = threading.Thread(target=row_blocks.each_product, args=(others, range(2)))
+    row_blocks.each_product(ours, range(2))
+    assert set(blas_threads()) == {2 if leaves_last == "ours" else 1}
+    leave.set()
+    other.join(20)
+    assert set(blas_threads()) == {2}
 
 
 def test_errstate_reaches_every_thread(n_threads):

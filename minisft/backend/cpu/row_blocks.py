@@ -6,8 +6,9 @@ over rows are added in the order of the blocks, so the number of threads changes
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import cache
 from typing import Any, TypeVar
@@ -41,10 +42,6 @@ def _pool(n):
     return ThreadPoolExecutor(n, thread_name_prefix="minisft-rows")
 
 
-if hasattr(os, "register_at_fork"):     # a forked process has the pool but not its threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
 def blocks(n: int, row_bytes: int) -> list[slice]:
     """n rows of so many bytes each -> slices of rows, each of about BLOCK bytes."""
     step = max(1, BLOCK // max(row_bytes, 1))
@@ -56,6 +53,62 @@ def _blas():
     return ThreadpoolController()
 
 
+class OneBlasThread:
+    """Within it BLAS multiplies with one thread, in the whole process.
+
+    Several threads may be within at the same time; the last that leaves lifts the limit.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Nobody is within."""
+        self._users, self._lock = 0, threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._limit = _blas().limit(limits=1, user_api="blas")
+                self._give_up_control()
+
+    def __exit__(self, *error: Any) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._limit.restore_original_limits()
+                self._give_up_control()
+
+    def _give_up_control(self):
+        # else threadpoolctl lets this thread alone set or lift limits
+        for library in _blas().lib_controllers:
+            if hasattr(library, "clear_controlling_thread"):
+                library.clear_controlling_thread()
+
+
+one_blas_thread = OneBlasThread()
+
+if hasattr(os, "register_at_fork"):     # a forked process has the pool but not its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=one_blas_thread.reset)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this thread does all of its work itself: the others have work of their own."""
+    before, _inside.share = is_alone(), True
+    try:
+        yield
+    finally:
+        _inside.share = before
+
+
+def is_alone() -> bool:
+    """-> whether this thread does all of its work itself."""
+    return getattr(_inside, "share", False)
+
+
 def each_product(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """As `each`, for work that multiplies matrices: BLAS then gives each product one thread.
 
@@ -63,26 +116,23 @@ def each_product(work: Callable[[Item], Result], items: Sequence[Item]) -> list[
     another: attention over texts of 100 tokens takes twice as long. The limit of BLAS counts for
     the whole process.
     """
-    if min(threads(), len(items)) < 2:
+    if min(threads(), len(items)) < 2 or is_alone():
         return each(work, items)
-    with _blas().limit(limits=1, user_api="blas"):
+    with one_blas_thread:
         return each(work, items)
 
 
 def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """work(item) for every item, on all threads -> results in the order of the items."""
     n = min(threads(), len(items))
-    if n < 2 or getattr(_inside, "share", False):     # nested calls could deadlock
+    if n < 2 or is_alone():     # nested calls could deadlock
         return [work(item) for item in items]
     results: list[Any] = [None] * len(items)
 
     def share(first):     # every n-th item, so that all threads get equal work
-        _inside.share = True
-        try:
+        with alone():
             for i in range(first, len(items), n):
                 results[i] = work(items[i])
-        finally:
-            _inside.share = False
 
     # the context carries np.errstate over to the other threads
     others = [_pool(threads() - 1).submit(copy_context().run, share, first)
