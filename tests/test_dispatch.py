@@ -219,6 +219,7 @@ NAMING = {
     "cli": "it asks for a version of the kernels, and says what runs",
     "io.provenance": "it records whether compiled loops ran",
     "training.config": "it asks whether there is an emulator",
+    "evaluation.batches": "it asks whether kernels could run, which take one batch at a time",
     "models.device_decoding": "it records what kernels and cuBLASLt compute",
     "training.recorded": "it records what kernels and cuBLASLt compute",
 }

@@ -14,6 +14,7 @@ from minisft.data.batch import pack, token_budget_batches
 from minisft.data.dataset import TokenizedDataset
 from minisft.data.tokenizer import decode, unused_token_ids
 from minisft.evaluation import metrics
+from minisft.evaluation.batches import each_batch
 from minisft.evaluation.decoding import token_loss
 from minisft.models.finite import require_finite
 from minisft.models.generate import Sampler, generate
@@ -39,11 +40,7 @@ def log_probabilities(model: Classifier, ids: Sequence[np.ndarray], batch_tokens
     sequences hold two texts. `features`: the output of the model's frozen layers
     (frozen_features.Features).
     """
-    logp = np.empty((len(ids), len(model.label_names)))
-    lengths = [len(x) for x in ids]
-    # Sorted by length: a batch of similar lengths is computed fastest.
-    order = np.argsort(lengths, kind="stable")
-    for indices in _progress_bar(token_budget_batches(lengths, order, batch_tokens), progress):
+    def of_batch(model, indices):
         batch = pack([ids[n] for n in indices], example_ids=indices,
                      types=None if types is None else [types[n] for n in indices])
         if features is not None:
@@ -51,6 +48,12 @@ def log_probabilities(model: Classifier, ids: Sequence[np.ndarray], batch_tokens
         logits = to_cpu(model.forward(batch))
         require_finite(logits)
         logp[indices] = log_softmax(logits.astype(np.float64))
+
+    logp = np.empty((len(ids), len(model.label_names)))
+    lengths = [len(x) for x in ids]
+    # Sorted by length: a batch of similar lengths is computed fastest.
+    order = np.argsort(lengths, kind="stable")
+    each_batch(of_batch, model, token_budget_batches(lengths, order, batch_tokens), progress)
     return logp
 
 
@@ -60,16 +63,18 @@ def log_probabilities(model: Classifier, ids: Sequence[np.ndarray], batch_tokens
 def token_logits(model: TokenClassifier | SpanClassifier, dataset: TokenizedDataset,
                  batch_tokens: int, progress: str | None = None) -> list[np.ndarray]:
     """A model with a head over tokens -> its logits (T,K) of each sequence; UserError on NaN."""
-    found: list[Any] = [None] * len(dataset)
-    bare = replace(dataset, labels=[0] * len(dataset))
-    order = np.argsort(dataset.lengths, kind="stable")
-    batches = token_budget_batches(dataset.lengths, order, batch_tokens)
-    for indices in _progress_bar(batches, progress):
+    def of_batch(model, indices):
         batch = bare.batch(indices)
         logits = to_cpu(model.forward(batch))
         require_finite(logits)
         for n, rows in zip(indices, np.split(logits, batch.cu_seqlens[1:-1]), strict=True):
             found[n] = rows
+
+    found: list[Any] = [None] * len(dataset)
+    bare = replace(dataset, labels=[0] * len(dataset))
+    order = np.argsort(dataset.lengths, kind="stable")
+    each_batch(of_batch, model, token_budget_batches(dataset.lengths, order, batch_tokens),
+               progress)
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from minisft.backend import random
 from minisft.backend.array import Array
@@ -70,6 +70,16 @@ class Layer:
         for layer in self._parts(Layer):
             layer.clear_cache()
 
+    def replica(self) -> Self | None:
+        """-> a layer with the same parameters and caches of its own, which another thread can run
+        at the same time; None where somebody has put a function in a method's place, which would
+        run this layer."""
+        return None if self._has_functions() else _replica(self, {})
+
+    def _has_functions(self) -> bool:
+        return any(map(callable, vars(self).values())) or any(
+            part._has_functions() for part in self._parts(Layer))
+
     def parameters(self) -> list[Parameter]:
         """-> the parameters of this layer and of the layers that it holds, in order."""
         parameters: list[Parameter] = []
@@ -81,6 +91,20 @@ class Layer:
         for part in vars(self).values():
             yield from (x for x in (part if isinstance(part, list) else [part])
                         if isinstance(x, kind))
+
+
+def _replica(part, made):
+    """What a layer holds -> the same for its replica; `made`: {id of a layer: its replica}, since
+    some are held twice."""
+    if isinstance(part, list | tuple) and any(isinstance(x, Layer) for x in part):
+        return type(part)(_replica(x, made) for x in part)
+    if not isinstance(part, Layer):
+        return part
+    if id(part) not in made:
+        twin = made[id(part)] = object.__new__(type(part))
+        vars(twin).update({name: _replica(x, made) for name, x in vars(part).items()})
+        twin.cache = twin.attended = None
+    return made[id(part)]
 
 
 class Embedding(Layer):
