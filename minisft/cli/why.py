@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from minisft.backend import random
 from minisft.backend.cpu import jit
@@ -63,6 +64,9 @@ def _arguments(name: str, args: argparse.Namespace) -> dict[str, Any]:
     def array(*shape: int, dtype: Any = np.float64 if args.float64 else np.float32) -> np.ndarray:
         return np.broadcast_to(np.zeros((), dtype), shape)
 
+    def laid(x: np.ndarray) -> np.ndarray:     # as if it lay in memory, where nobody may look
+        return as_strided(x, strides=(x.shape[1] * x.itemsize, x.itemsize), writeable=False)
+
     n, width, low = args.tokens * args.texts, args.width, FORMATS[args.precision]
     x, ids = array(n, width), array(n, dtype=np.int64)
     if name == "attention":
@@ -71,10 +75,10 @@ def _arguments(name: str, args: argparse.Namespace) -> dict[str, Any]:
         words = random.Tokens(random.Stream(0, 0), 1, random.MLP_OUT, ids, ids)
         return {"x": x, "words": words, "rate": args.dropout}
     return {
-        "linear": {"x": x, "w": array(width, 4 * width, dtype=low or x.dtype)},
+        "linear": {"x": laid(x), "w": laid(array(width, 4 * width, dtype=low or x.dtype))},
         "lora": {"x": x, "a": array(8, width, dtype=low or x.dtype),
                  "b": array(width, 8, dtype=low or x.dtype), "scale": 2.0},
-        "matmul": {"a": array(n, width, dtype=low or x.dtype), "b": x.T},
+        "matmul": {"a": laid(array(n, width, dtype=low or x.dtype)), "b": laid(x).T},
         "embedding": {"ids": ids, "w": x}, "layer_norm": {"x": x, "w": x[0], "b": x[0]},
         "gelu": {"x": array(n, 4 * width)}, "softmax": {"s": array(args.heads, n, args.tokens)},
         "cross_entropy": {"z": array(n, 2), "labels": ids},

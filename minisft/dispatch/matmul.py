@@ -5,6 +5,7 @@ Factors are float32, bfloat16 or float16, sums and results float32. On a card cu
 the result too and knows no bfloat16. NumPy has neither: on a CPU that multiplies bfloat16 numbers a
 compiled loop does, elsewhere the factors are widened again. Products of two 16-bit numbers fit
 float32, so that is the same arithmetic but for the order of the sums.
+Float32 factors go to MKL on a CPU of Intel's, where its wheel is installed.
 """
 
 from importlib import import_module
@@ -14,7 +15,7 @@ import numpy as np
 
 from minisft.backend import bfloat16, tf32
 from minisft.backend.array import array_module
-from minisft.backend.cpu import processor
+from minisft.backend.cpu import mkl, processor
 from minisft.backend.gpu import gemm
 from minisft.backend.gpu.launch import bfloat16 as bfloat16_kernel
 from minisft.dispatch.conditions import compiled, in_float32, kernels, on_cpu, on_gpu
@@ -48,6 +49,10 @@ def _amx(site: Site, arguments: dict[str, Any]) -> str:
     return processor.why_not_bfloat16() or processor.why_not_amx()
 
 
+def _not_by_mkl(site: Site, arguments: dict[str, Any]) -> str:
+    return mkl.why_not_product(arguments["a"], arguments["b"], arguments.get("out"))
+
+
 def _loops(name: str) -> Any:
     """-> compiled products; imported when they are asked for, since they import Numba."""
     return import_module(f"minisft.backend.cpu.compiled.{name}")
@@ -75,6 +80,10 @@ def _avx512_bf16_product(a, b, out=None, bias=None):
     return _plus(_loops("matmul_bfloat16").matmul(a, b, out), bias)
 
 
+def _mkl_product(a, b, out=None, bias=None):
+    return _plus(mkl.matmul(a, b, out), bias)
+
+
 def _plus(y, bias):
     if bias is not None:
         y += bias
@@ -100,6 +109,7 @@ matmul = Function("matmul", _product, [
     Implementation("AVX512-BF16", (_in_bfloat16, on_cpu, _avx512_bf16, _into_float32),
                    lambda: _avx512_bf16_product),
     Implementation("widened", (_rounded,), lambda: _widened_product),
+    Implementation("MKL", (on_cpu, in_float32, _not_by_mkl), lambda: _mkl_product),
     Implementation(FORMULA, (), lambda: _product),
 ])
 to_bfloat16 = Function("to_bfloat16", _to_bfloat16, [

@@ -8,6 +8,7 @@
     key blocks        attention of long texts, block by block of their keys
     compiled          loops that Numba compiles, minisft/backend/cpu/compiled
     few rows          a linear map of a few rows on a CPU, whose weights are read once
+    MKL               products of float32 by Intel's library, where its wheel is installed
     naive kernel      the simple CUDA kernel of kernels/, where there are two
     fused kernel      the fast one
     tensor cores      a CUDA kernel for 16-bit numbers, or cuBLAS on 16-bit factors
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from minisft import ops
+from minisft.backend.cpu import mkl
 from minisft.backend.gpu import launch
 from minisft.backend.gpu import linear as gpu_linear
 from minisft.dispatch import (
@@ -80,11 +82,17 @@ def _in_16_bits(name: str) -> Condition:
     return condition
 
 
+def _not_by_mkl(site: Site, arguments: dict[str, Any]) -> str:
+    return mkl.why_not_product(arguments["x"], arguments["w"])
+
+
 linear = Operation("linear", ops.linear.forward, [
     Implementation("16 bits", (_in_16_bits("w"),), lambda: mixed_precision),
     Implementation("cuBLASLt", (on_gpu, in_float32), lambda: gpu_linear),
     Implementation("few rows", (compiled, few_rows.takes, few_rows.on_this_processor),
                    lambda: few_rows),
+    # the same lines as 16 bits, which round nothing that is float32 already
+    Implementation("MKL", (on_cpu, in_float32, _not_by_mkl), lambda: mixed_precision),
     Implementation(FORMULA, (), lambda: ops.linear),     # NumPy's or CuPy's BLAS
 ], shapes.linear)
 

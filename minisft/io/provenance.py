@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minisft import __version__
-from minisft.backend.cpu import jit, row_blocks
+from minisft.backend.cpu import jit, mkl, row_blocks
 from minisft.backend.cpu.processor import bfloat16_by
 from minisft.errors import UserError
 from minisft.io import hub
@@ -40,7 +40,8 @@ def environment() -> dict[str, Any]:
     compiled = jit.enabled()
     return {
         "versions": {"minisft": __version__} | {name: version(name) for name in (
-            "numpy", "safetensors", "tokenizers", *(("numba",) if compiled else ()))},
+            "numpy", "safetensors", "tokenizers", *(("numba",) if compiled else ()),
+            *(() if mkl.why_not() else ("mkl",)))},
         "compiled": compiled,
         "bfloat16_products": bfloat16_by() or False,
         "python": platform.python_version(),
