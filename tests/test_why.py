@@ -49,7 +49,9 @@ def test_every_operation_and_every_reason(capsys):
 @pytest.mark.parametrize("argv, message", [
     (["convolution"], "no operation 'convolution', expected one of linear, embedding"),
     (["attention", "--width", "7"], "--width 7 is no multiple of --heads 12"),
-    (["dropout", "--dropout", "1"], "--dropout is 1.0, expected a number in [0, 1)")])
+    (["dropout", "--dropout", "1"], "--dropout is 1.0, expected a number in [0, 1)"),
+    (["linear", "--tokens", "1000000000", "--texts", "1000000", "--width", "1000000", "--heads",
+      "1"], "--width 1000000: expected no more numbers than an array can have")])
 def test_refused_in_one_line(capsys, argv, message):
     assert main(["why", *argv]) == 2
     assert message in capsys.readouterr().err

@@ -51,7 +51,12 @@ def run(args: argparse.Namespace) -> None:
     kernels = args.kernels if on_gpu or cuda.emulated() else "off"
     site = Site(kernels, not on_gpu and jit.enabled(), not args.float64, not on_gpu)
     for name in [args.operation] if args.operation else OPERATIONS:
-        rows = OPERATIONS[name].explain(site, _arguments(name, args))
+        try:
+            arguments = _arguments(name, args)
+        except (ValueError, MemoryError):     # NumPy's "iterator is too large"
+            raise UserError(f"--tokens {args.tokens} --texts {args.texts} --width {args.width}: "
+                            "expected no more numbers than an array can have") from None
+        rows = OPERATIONS[name].explain(site, arguments)
         runs = next(implementation for implementation, reason in rows if not reason)
         print(f"{name}: {runs}")
         for implementation, reason in rows:
