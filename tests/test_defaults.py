@@ -90,7 +90,7 @@ def test_what_depends_on_other_options():
     assert (options["dropout"], options["clean"], options["compare"]) == (None, "all", "random")
     options = with_defaults(FinetuneConfig.from_options(
         model="scratch", task="complete", train="a.csv")).options()
-    assert (options["dropout"], options["clean"], options["compare"]) == (0.3, "none", None)
+    assert (options["dropout"], options["clean"], options["compare"]) == (0.3, "none", "baselines")
     given = {"dropout": 0.0, "clean": "tags", "compare": "none"}
     assert given.items() <= with_defaults(
         FinetuneConfig.from_options(model="scratch", **given)).options().items()

@@ -98,11 +98,8 @@ def _curve(config, folder, resume, files, say):
 
 def _single(config, size, seed):
     """-> the config of one run of the curve."""
-    compare = config.output.compare
-    if compare is None and config.data.task == "classify":
-        compare = "baselines"     # also of toy-news: random weights would be trained at each size
     return FinetuneConfig(config.data, config.model, config.training, config.output).replace(
-        train_texts=size, seed=seed, seeds=1, compare=compare)
+        train_texts=size, seed=seed, seeds=1, compare=config.output.compare or "baselines")
 
 
 def _require_sizes(config):

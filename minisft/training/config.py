@@ -333,7 +333,8 @@ def require_sound(config: FinetuneConfig, new: bool = True) -> None:
     known = config.option_fields()
     for name in config.given() if new else ():
         only = known[name].metadata["only"] or ("",)
-        if only[0] == "task" and data.task not in only:
+        # a run's own settings hold what `compare` was where nothing was said
+        if only[0] == "task" and data.task not in only and name != "compare":
             raise UserError(f"{setting(name)} is for " + " or ".join(
                 setting(only[0], value) for value in only[1:]))
     if config.output.compare == "random" and data.task != "classify":

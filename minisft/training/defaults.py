@@ -21,9 +21,8 @@ def with_defaults(config: FinetuneConfig) -> FinetuneConfig:
               **({} if config.model.adapter is None else {
                   "rank": 8, "alpha": 2.0 * (config.model.rank or 8), "adapter_dropout": 0.0}),
               "label_smoothing": {"classify": 0.0, "translate": SMOOTHING}.get(config.data.task),
-              "compare": None if config.data.task == "complete" else
-              "random" if config.data.train is None and config.data.task == "classify" else
-              "baselines"}
+              "compare": "random" if config.data.train is None and
+              config.data.task == "classify" else "baselines"}
     return config.replace(**{
         name: value for name, value in values.items() if options[name] is None})
 
