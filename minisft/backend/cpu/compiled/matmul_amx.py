@@ -34,10 +34,16 @@ import numpy as np
 from minisft.backend.constants import ceil_div
 from minisft.backend.cpu import jit, processor, row_blocks
 from minisft.backend.cpu.compiled.matmul_bfloat16 import result_of
-from minisft.backend.cpu.compiled.pack_bfloat16 import LINE, aligned, lies_in_rows, pack, shares
+from minisft.backend.cpu.compiled.pack_bfloat16 import (
+    DEEP,
+    LINE,
+    SIDE,
+    lies_in_rows,
+    pack,
+    pack_tiles,
+    shares,
+)
 
-SIDE = 32                   # rows and columns of c in four tiles
-DEEP = 32                   # numbers of k in a tile
 DEPTH = 1024                # numbers of k at most: 64 KiB of a panel
 ROWS_AT_ONCE = 8            # panels of a
 COLUMNS_AT_ONCE = 16        # panels of b
@@ -97,34 +103,6 @@ def _move_text():
     return text
 
 
-def _turn_text():
-    """Operands: two rows of 16 numbers, bytes to the next two, where the tile goes.
-
-    Pairs of 32 rows are laid over one another and turned over in registers.
-    """
-    text = ["movq $0, %rax"]
-    for r in range(16):
-        text += ["vpmovzxwd (%rax), %zmm16", "vpmovzxwd (%rax,$1), %zmm17",
-                 "vpslld $$16, %zmm17, %zmm17", f"vpord %zmm17, %zmm16, %zmm{r}",
-                 "leaq (%rax,$1,2), %rax"]
-    for r in range(0, 16, 4):     # zmm(r + j) gets columns 4 lane + j of pairs r to r + 3
-        for half, to in (("l", 16), ("h", 17)):
-            text += [f"vpunpck{half}dq %zmm{r + 1}, %zmm{r}, %zmm{to}",
-                     f"vpunpck{half}dq %zmm{r + 3}, %zmm{r + 2}, %zmm{to + 2}"]
-        text += [f"vpunpck{half}qdq %zmm{from_ + 2}, %zmm{from_}, %zmm{r + j}"
-                 for j, (from_, half) in enumerate(((16, "l"), (16, "h"), (17, "l"), (17, "h")))]
-    for j in range(4):
-        quads = [j, 4 + j, 8 + j, 12 + j]
-        for to, lanes in ((16, 0x44), (17, 0xEE)):
-            text += [f"vshufi32x4 $${lanes}, %zmm{quads[1]}, %zmm{quads[0]}, %zmm{to}",
-                     f"vshufi32x4 $${lanes}, %zmm{quads[3]}, %zmm{quads[2]}, %zmm{to + 2}"]
-        for lane in range(4):
-            from_ = 16 + lane // 2
-            text += [f"vshufi32x4 $${(0x88, 0xDD)[lane % 2]}, %zmm{from_ + 2}, %zmm{from_}, %zmm20",
-                     f"vmovups %zmm20, {64 * (4 * lane + j)}($2)"]
-    return text
-
-
 def _pairs_text():
     """Operands: 32 rows of b from column 0 on, bytes to the next, rows to fetch, the tiles' place.
 
@@ -166,7 +144,6 @@ _release = jit.assembly(["tilerelease"], ["memory"], 0)
 _first, _next = (jit.assembly(_sums_text(first), USED, 7) for first in (True, False))
 _fetch = jit.assembly(_fetch_text(), USED, 2)
 _move = jit.assembly(_move_text(), [*USED, "zmm16", "zmm17"], 4)
-_turn = jit.assembly(_turn_text(), [*USED, *(f"zmm{i}" for i in range(21))], 3)
 _pairs = jit.assembly(_pairs_text(), [*USED, *(f"zmm{i}" for i in range(16, 20))], 4)
 _strip = jit.assembly(_strip_text(), USED, 4)
 _group = jit.assembly(_group_text(), USED, 5)
@@ -210,63 +187,12 @@ def rows_of(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return a[:n] if n else np.empty((0, 0), a.dtype), pack_tiles(a[n:])
 
 
-def pack_tiles(x: np.ndarray) -> np.ndarray:
-    """x (n,k) bfloat16 -> (panels of 32 rows, 32 numbers deep, 2 tiles, 16, 16) uint32; zeros at
-    the edges."""
-    n, k = x.shape
-    tiles = aligned((ceil_div(n, SIDE), ceil_div(k, DEEP), 2, 16, 16), np.uint32)
-    if not (lies_in_rows(x) or lies_in_rows(x.T)):
-        x = np.ascontiguousarray(x)
-    pack_part, x = (_copy_rows, x) if lies_in_rows(x) else (_turn_columns, x.T)
-    if tiles.size:
-        row_blocks.each(lambda part: pack_part(x, tiles, part.start, part.stop),
-                        shares(len(tiles)))
-    return tiles
-
-
 @jit.loop(part="pasted")
 def _lines(size):
     """-> so many bytes from the start of a line of the cache on."""
     memory = np.empty(size + LINE, np.uint8)
     start = -memory.ctypes.data % LINE
     return memory[start:start + size]
-
-
-@jit.loop()
-def _copy_rows(x, tiles, start, stop):
-    """x (n,k)."""
-    n, k = x.shape
-    flat = tiles.view(np.uint16)     # (..., 32)
-    for i in range(start, stop):
-        for q in range(tiles.shape[1]):
-            count = min(DEEP, k - q * DEEP)
-            for r in range(SIDE):
-                row = flat[i, q, r // 16, r % 16]
-                filled = count if i * SIDE + r < n else 0
-                for j in range(filled):
-                    row[j] = x[i * SIDE + r, q * DEEP + j]
-                row[filled:] = 0
-
-
-@jit.loop()
-def _turn_columns(x, tiles, start, stop):
-    """x (k,n): a few rows at a time, so that what is read of them lies side by side."""
-    k, n = x.shape
-    flat = tiles.view(np.uint16)
-    for q in range(tiles.shape[1]):
-        count = min(DEEP, k - q * DEEP)
-        for i in range(start, stop):
-            for h in range(2):
-                left = i * SIDE + 16 * h
-                if count == DEEP and left + 16 <= n:
-                    _turn(x[q * DEEP:, left:].ctypes.data, x.strides[0], tiles[i, q, h].ctypes.data)
-                    continue
-                for r in range(16):
-                    row = flat[i, q, h, r]
-                    filled = count if left + r < n else 0
-                    for j in range(filled):
-                        row[j] = x[q * DEEP + j, left + r]
-                    row[filled:] = 0
 
 
 @jit.loop()

@@ -10,6 +10,9 @@ the two layouts that factors have are packed 16 pairs at a time:
     rows side by side  16 columns of two rows are widened to 32 bits and laid over one another
                        (`_interleave_text`); a mask leaves out the columns that x does not have
 
+Tiles of AMX (`matmul_amx.py`) hold 16 rows of 16 pairs. Where rows lie side by side, pairs of 32 of
+them are laid over one another and turned over (`_tile_text`); else they are copied.
+
 What is left over at the edges a plain loop packs, with zeros where x ends. The assembly stands in
 this file because Numba's cache on the disk looks at no other.
 """
@@ -24,6 +27,7 @@ from minisft.backend.cpu import jit, row_blocks
 
 AT_ONCE = 16     # pairs
 LINE = 64     # bytes of a line of the cache
+SIDE, DEEP = 32, 32     # rows of two tiles of AMX, and numbers of k in them
 FAST = (12, 32)     # widths of panels that have assembly
 
 X, STRIDE, TO, COUNT, MASK = "%rcx", "%rdx", "%rax", "%r8", "%r9"
@@ -45,22 +49,29 @@ def _turn_text(rows, width):
         text += [f"vmovups ({place}), %zmm{r + i}" for i, place in enumerate(
             ("%r10", f"%r10,{STRIDE}", f"%r10,{STRIDE},2", "%r10,%r11"))]
         text += [f"leaq (%r10,{STRIDE},4), %r10"]
-    for r in range(0, rows, 4):     # zmm(r + j) gets pairs 4 lane + j of rows r to r + 3
-        for half, to in (("l", 16), ("h", 17)):
-            text += [f"vpunpck{half}dq %zmm{r + 1}, %zmm{r}, %zmm{to}",
-                     f"vpunpck{half}dq %zmm{r + 3}, %zmm{r + 2}, %zmm{to + 2}"]
+    return [*text, *_turned(rows, width, TO, " {%k1}"), f"addq $$64, {X}",
+            f"addq $${64 * width}, {TO}", f"decq {COUNT}", "jnz 1b"]
+
+
+def _turned(rows, width, to, mask=""):
+    """-> what writes 16 columns of 32 bits of registers 0 to `rows`, each `width` of them apart."""
+    text = []
+    for r in range(0, rows, 4):     # zmm(r + j) gets numbers 4 lane + j of rows r to r + 3
+        for half, into in (("l", 16), ("h", 17)):
+            text += [f"vpunpck{half}dq %zmm{r + 1}, %zmm{r}, %zmm{into}",
+                     f"vpunpck{half}dq %zmm{r + 3}, %zmm{r + 2}, %zmm{into + 2}"]
         text += [f"vpunpck{half}qdq %zmm{from_ + 2}, %zmm{from_}, %zmm{r + j}"
                  for j, (from_, half) in enumerate(((16, "l"), (16, "h"), (17, "l"), (17, "h")))]
     for j in range(4):
         quads = [j, 4 + j, 8 + j, 12 + j if rows == 16 else 8 + j]
-        for to, lanes in ((16, 0x44), (17, 0xEE)):
-            text += [f"vshufi32x4 $${lanes}, %zmm{quads[1]}, %zmm{quads[0]}, %zmm{to}",
-                     f"vshufi32x4 $${lanes}, %zmm{quads[3]}, %zmm{quads[2]}, %zmm{to + 2}"]
+        for into, lanes in ((16, 0x44), (17, 0xEE)):
+            text += [f"vshufi32x4 $${lanes}, %zmm{quads[1]}, %zmm{quads[0]}, %zmm{into}",
+                     f"vshufi32x4 $${lanes}, %zmm{quads[3]}, %zmm{quads[2]}, %zmm{into + 2}"]
         for lane in range(4):
             from_ = 16 + lane // 2
             text += [f"vshufi32x4 $${(0x88, 0xDD)[lane % 2]}, %zmm{from_ + 2}, %zmm{from_}, %zmm20",
-                     f"vmovups %zmm20, {4 * width * (4 * lane + j)}({TO}) {{%k1}}"]
-    return [*text, f"addq $$64, {X}", f"addq $${64 * width}, {TO}", f"decq {COUNT}", "jnz 1b"]
+                     f"vmovups %zmm20, {4 * width * (4 * lane + j)}({to}){mask}"]
+    return text
 
 
 def _interleave_text(width):
@@ -80,8 +91,22 @@ def _interleave_text(width):
             "jnz 1b"]
 
 
+def _tile_text():
+    """Operands: two rows of 16 numbers, bytes to the next two, where the tile goes.
+
+    Pairs of 32 rows are laid over one another and turned over in registers.
+    """
+    text = ["movq $0, %rax", "movq $2, %rcx"]
+    for r in range(16):
+        text += ["vpmovzxwd (%rax), %zmm16", "vpmovzxwd (%rax,$1), %zmm17",
+                 "vpslld $$16, %zmm17, %zmm17", f"vpord %zmm17, %zmm16, %zmm{r}",
+                 "leaq (%rax,$1,2), %rax"]
+    return text + _turned(16, 16, "%rcx")
+
+
 _turn_12, _turn_32 = (jit.assembly(_turn_text(*shape), USED) for shape in ((12, 12), (16, 32)))
 _interleave_12, _interleave_32 = (jit.assembly(_interleave_text(width), USED) for width in FAST)
+_turn_tile = jit.assembly(_tile_text(), USED, 3)
 
 
 def pack(x: np.ndarray, width: int, multiple: int = 1) -> np.ndarray:
@@ -98,6 +123,20 @@ def pack(x: np.ndarray, width: int, multiple: int = 1) -> np.ndarray:
     row_blocks.each(lambda part: pack_panels(x, panels, part.start, part.stop, fast),
                     shares(len(panels)))
     return panels
+
+
+def pack_tiles(x: np.ndarray) -> np.ndarray:
+    """x (n,k) bfloat16 -> (panels of 32 rows, 32 numbers deep, 2 tiles, 16, 16) uint32; zeros at
+    the edges."""
+    n, k = x.shape
+    tiles = aligned((ceil_div(n, SIDE), ceil_div(k, DEEP), 2, 16, 16), np.uint32)
+    if not (lies_in_rows(x) or lies_in_rows(x.T)):
+        x = np.ascontiguousarray(x)
+    pack_part, x = (_copy_rows, x) if lies_in_rows(x) else (_turn_columns, x.T)
+    if tiles.size:
+        row_blocks.each(lambda part: pack_part(x, tiles, part.start, part.stop),
+                        shares(len(tiles)))
+    return tiles
 
 
 def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
@@ -188,3 +227,41 @@ def _fill(panel, rows, first):
     for p in range(first, panel.shape[0]):
         for r in range(rows, panel.shape[1]):
             panel[p, r] = 0
+
+
+@jit.loop()
+def _copy_rows(x, tiles, start, stop):
+    """x (n,k)."""
+    n, k = x.shape
+    flat = tiles.view(np.uint16)     # (..., 32)
+    for i in range(start, stop):
+        for q in range(tiles.shape[1]):
+            count = min(DEEP, k - q * DEEP)
+            for r in range(SIDE):
+                row = flat[i, q, r // 16, r % 16]
+                filled = count if i * SIDE + r < n else 0
+                for j in range(filled):
+                    row[j] = x[i * SIDE + r, q * DEEP + j]
+                row[filled:] = 0
+
+
+@jit.loop()
+def _turn_columns(x, tiles, start, stop):
+    """x (k,n): a few rows at a time, so that what is read of them lies side by side."""
+    k, n = x.shape
+    flat = tiles.view(np.uint16)
+    for q in range(tiles.shape[1]):
+        count = min(DEEP, k - q * DEEP)
+        for i in range(start, stop):
+            for h in range(2):
+                left = i * SIDE + 16 * h
+                if count == DEEP and left + 16 <= n:
+                    _turn_tile(x[q * DEEP:, left:].ctypes.data, x.strides[0],
+                               tiles[i, q, h].ctypes.data)
+                    continue
+                for r in range(16):
+                    row = flat[i, q, h, r]
+                    filled = count if left + r < n else 0
+                    for j in range(filled):
+                        row[j] = x[q * DEEP + j, left + r]
+                    row[filled:] = 0
