@@ -9,12 +9,12 @@ cycles, 16 times as many as AVX-512 does in float32, so that finding the operand
 
     pack    b in panels of 32 columns, as `matmul_bfloat16.py` has them: 16 pairs of k of a panel
             are two tiles. Rows of a are read where they lie if k lies side by side in them, and
-            else (weight gradients) turned over into tiles (`_turn_columns`)
+            else (weight gradients) turned over into tiles (`pack_tiles`)
     sums    32 x 32 of c in four tiles, so that each tile of a and of b is used twice
     blocks  DEPTH numbers of k at most, of ROWS_AT_ONCE panels of a and COLUMNS_AT_ONCE of b: both
             stay in the second cache, and a line of c is fetched while its sums are computed
     lines   factors begin at a line of the cache (`aligned`), or each row of a tile would reach over
-            two; sums of a c that does not go by way of a buffer that does
+            two; where c does not, its sums go through a buffer that does
     cores   each takes a part of c's columns, or of its rows where these are more
 
 With few rows (generation) reading b is all that counts, so it is not packed: `_each_strip` brings
