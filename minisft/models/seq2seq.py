@@ -130,6 +130,8 @@ class Seq2Seq(Layer):
     @property
     def first_trainable_layer(self) -> int:
         """-> the number of the first layer that is trained; the head's where none of these is."""
+        if self.shared.w.trainable:     # of the lowest layer of all; a step asks again and again
+            return self.shared.w.layer
         return min((p.layer for p in self.parameters() if p.trainable),
                    default=self.config.head_layer)
 
