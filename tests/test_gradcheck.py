@@ -6,9 +6,18 @@ from math import sqrt
 import numpy as np
 import pytest
 
+from minisft.backend.random import Stream, draw_words
+from minisft.dispatch import dispatched
 from minisft.ops import attention, embedding, gelu, layer_norm, linear, softmax
 from minisft.verify import gradcheck
-from minisft.verify.gradcheck import GradientError, check, compare, compare_directions, require
+from minisft.verify.gradcheck import (
+    GradientError,
+    check,
+    compare,
+    compare_directions,
+    drawing_once,
+    require,
+)
 
 MASK = np.array([[[0, 2, 2, 0], [2, 0, 2, 2], [2, 2, 0, 0], [0, 2, 2, 2]],
                  [[2, 2, 0, 2], [0, 2, 0, 2], [2, 0, 2, 2], [2, 2, 2, 0]]], dtype=float)
@@ -257,3 +266,29 @@ def test_directions_refuse_a_factor_near_one(rng):
 
     with pytest.raises(GradientError, match="gradient of input 1"):
         require(directions(linear.forward, off, given, rng), gradcheck.MODEL_LIMIT)
+
+
+def test_equal_words_are_drawn_once():
+    drawn = []
+
+    def draw(*counter):
+        drawn.append(counter)
+        return draw_words(*counter)
+
+    plain, once = Stream(3, 1), drawing_once(Stream(3, 1, draw))
+    assert dispatched(once) is once     # as layers take it
+    texts, positions = np.array([4, 4, 9]), np.array([0, 1, 0])
+    asked = [
+        lambda s: s.tokens(1, 2, texts, positions, 7),
+        lambda s: s.tokens(2, 2, texts, positions, 7),
+        lambda s: s.tokens(1, 2, texts, positions + 1, 7),
+        lambda s: s.tokens(1, 2, texts + 1, positions, 7),
+        lambda s: s.scores(1, 4, positions, 2, 3),
+        lambda s: s.scores(1, 4, positions, 3, 3),
+        lambda s: s.scores(1, 4, positions, 2, 9),
+        lambda s: s.scores(1, 4, positions, 2, 9, 4),
+    ]
+    for _ in range(2):
+        for words in asked:
+            np.testing.assert_array_equal(words(once), words(plain))
+    assert len(drawn) == len(asked)

@@ -36,5 +36,8 @@ random_words = Function("random_words", random.draw_words, [
 
 
 def dispatched(stream: random.Stream) -> random.Stream:
-    """-> the same stream, whose words come from the implementation that applies."""
-    return replace(stream, draw=random_words)
+    """-> the same stream, whose words come from the implementation that applies.
+
+    A stream with a `draw` of its own stays as it is.
+    """
+    return stream if stream.draw is not random.draw_words else replace(stream, draw=random_words)
