@@ -51,10 +51,10 @@ from minisft.verify.gradcheck import (
     drawing_once,
 )
 
-CONFIG = GPT2Config(vocab_size=11, n_positions=5, n_embd=6, n_layer=2, n_head=2,
+CONFIG = GPT2Config(vocab_size=11, n_positions=5, n_embd=4, n_inner=5, n_layer=2, n_head=2,
                     embd_pdrop=0.3, attn_pdrop=0.3, resid_pdrop=0.3)
-BERT = bert.BertConfig(vocab_size=11, max_position_embeddings=5, hidden_size=6,
-                       num_hidden_layers=2, num_attention_heads=2, intermediate_size=7,
+BERT = bert.BertConfig(vocab_size=11, max_position_embeddings=5, hidden_size=4,
+                       num_hidden_layers=2, num_attention_heads=2, intermediate_size=6,
                        hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
 SEQ2SEQ = Seq2SeqConfig(vocab_size=11, d_model=4, encoder_layers=1, decoder_layers=2,
                         encoder_attention_heads=1, decoder_attention_heads=2, encoder_ffn_dim=5,
@@ -246,7 +246,7 @@ def _dropout_layer(kind):
 
 
 def _lora_layer(kind):
-    layer, (x,) = kind(Linear("c_fc", CONFIG.n_embd, 4, 1), 2, 1.7, RATE), \
+    layer, (x,) = kind(Linear("c_fc", CONFIG.n_embd, 5, 1), 2, 1.7, RATE), \
         _normal((9, CONFIG.n_embd))
     layer.begin(BATCH, STREAM, None)
     return _modules(layer, lambda: layer.forward(x), x)
@@ -342,7 +342,7 @@ _OPERATIONS = [
 ]
 _LAYERS = [
     Check("layer: Embedding", Embedding, _embedding_layer),
-    Check("layer: Linear", Linear, partial(_plain_layer, ("c_fc", CONFIG.n_embd, 4, 1))),
+    Check("layer: Linear", Linear, partial(_plain_layer, ("c_fc", CONFIG.n_embd, 5, 1))),
     Check("layer: LoraLinear (dropout)", LoraLinear, _lora_layer),
     Check("layer: LayerNorm", LayerNorm, partial(_plain_layer, ("ln_1", CONFIG.n_embd, 1, 1e-5))),
     Check("layer: MLP", MLP, partial(_plain_layer, ("mlp", CONFIG, 1))),
