@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minisft.data import toy_news
+from minisft.evaluation import plots
 
 # `-m quick`: one look at everything in less than a minute; see CONTRIBUTING.md.
 QUICK = {
@@ -23,6 +24,27 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in QUICK and not NOT_QUICK & {mark.name for mark in item.iter_markers()}:
             item.add_marker("quick")
+
+
+# Pictures are drawn in the tests of what draws them, and by commands in a process of their own.
+DRAWN = {"test_curve", "test_finetune", "test_hostile_text", "test_plots", "test_pretrain",
+         "test_tag", "test_translate"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blank_pictures(request):
+    """In other tests they are made and saved, but not drawn: half of a small run's time."""
+    def save(figure, path):
+        figure.clear()
+        figure.set_layout_engine("none")
+        figure.set_size_inches(0.1, 0.1)
+        drawn(figure, path)
+
+    drawn = plots._save
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem not in DRAWN:
+            patch.setattr(plots, "_save", save)
+        yield
 
 
 @pytest.fixture

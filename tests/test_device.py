@@ -25,6 +25,7 @@ from minisft.models.heads import BertClassifier, LanguageModel
 from minisft.nn import parameters
 from minisft.training import loop
 from minisft.training.loss_scale import LossScale
+from minisft.verify.kernel_checks import KERNEL_CHECKS
 from tests import standin_cupy
 
 needs_compiler = pytest.mark.skipif(emulator.compiler() is None,
@@ -268,8 +269,16 @@ def test_without_a_card_one_line_says_what_is_missing(monkeypatch, capsys, cupy,
 
 @needs_compiler
 def test_check_takes_the_kernels_to_the_card(card, capsys):
-    assert main(["check", "dropout", "gelu", "embedding", "cross_entropy", "--device", "cuda"]) == 0
-    assert "cross_entropy (all options)" in capsys.readouterr().out
+    # "dropout" alone is in the names of whole models too
+    names = ["gelu", "embedding", "cross_entropy", "more, dropout"] + [
+        f"{kernel}, 16 channels, dropout, few queries, causal"
+        for kernel in ("naive", "fused", "bfloat16")]
+    assert main(["check", *names, "--device", "cuda"]) == 0
+    out = capsys.readouterr().out
+    assert "cross_entropy (all options)" in out
+    assert all(name in out for name in names)
+    dropout = KERNEL_CHECKS["dropout"]
+    assert all(row.error <= row.limit for row in dropout.results(put=array.to_gpu))
     assert main(["check", "embedding", "--device", "cpu"]) == 0
     assert "kernel, float32" not in capsys.readouterr().out
 
