@@ -120,8 +120,10 @@ def groups_of(lengths, heads):
 
 
 def pad(x, cu_seqlens, group):
-    """x (N,H,D) -> its rows of a group (G,H,T,D), zeros after a shorter sequence."""
+    """x (N,H,D) -> its rows of a group (G,H,T,D), zeros after a shorter sequence; a view of one."""
     indices, length = group
+    if len(indices) == 1:
+        return x[cu_seqlens[indices[0]]:cu_seqlens[indices[0] + 1]].transpose(1, 0, 2)[None]
     padded = np.empty((len(indices), x.shape[1], length, x.shape[2]), dtype=x.dtype)
     for i, n in enumerate(indices):
         part = x[cu_seqlens[n]:cu_seqlens[n + 1]]

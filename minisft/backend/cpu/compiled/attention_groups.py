@@ -19,8 +19,10 @@ Drop = tuple[float, random.GroupScores] | None     # rate, words
 
 
 def pad(x: np.ndarray, cu_seqlens: np.ndarray, group: tuple[list[int], int]) -> np.ndarray:
-    """x (N,H,D) -> its rows of a group (G,H,T,D), zeros after a shorter sequence."""
+    """x (N,H,D) -> its rows of a group (G,H,T,D), zeros after a shorter sequence; a view of one."""
     indices, length = group
+    if len(indices) == 1:
+        return x[cu_seqlens[indices[0]]:cu_seqlens[indices[0] + 1]].transpose(1, 0, 2)[None]
     padded = np.empty((len(indices), x.shape[1], length, x.shape[2]), dtype=x.dtype)
     _pad(x, cu_seqlens, np.array(indices), padded)
     return padded
@@ -73,12 +75,12 @@ def _pad(x, cu_seqlens, indices, padded):
     for g in range(indices.size):
         start = cu_seqlens[indices[g]]
         used = cu_seqlens[indices[g] + 1] - start
-        for h in range(x.shape[1]):
-            for i in range(used):
+        for i in range(used):     # in the order in which x lies in memory
+            for h in range(x.shape[1]):
                 row, out = x[start + i, h], padded[g, h, i]
                 for d in range(out.size):
                     out[d] = row[d]
-            padded[g, h, used:] = ZERO
+        padded[g, :, used:] = ZERO
 
 
 @jit.loop()
