@@ -134,10 +134,21 @@ def packed_keys(site: Site, arguments: dict[str, Any]) -> str:
 def longer_than(most: Callable[[], int]) -> Condition:
     """A sequence has more queries than this."""
     def condition(site: Site, arguments: dict[str, Any]) -> str:
-        edges = np.asarray(arguments["cu_seqlens"]).tolist()
-        longest = max(map(sub, edges[1:], edges[:-1]), default=0)
-        return "" if longest > most() else f"no sequence has more than {most()} queries"
+        return "" if _longest(arguments) > most() else \
+            f"no sequence has more than {most()} queries"
     return condition
+
+
+def at_most(tokens: int) -> Condition:
+    """No sequence has more queries than this."""
+    def condition(site: Site, arguments: dict[str, Any]) -> str:
+        return "" if _longest(arguments) <= tokens else f"a sequence has more than {tokens} queries"
+    return condition
+
+
+def _longest(arguments):
+    edges = np.asarray(arguments["cu_seqlens"]).tolist()
+    return max(map(sub, edges[1:], edges[:-1]), default=0)
 
 
 def computes_in(dtype: Any, name: str) -> Condition:

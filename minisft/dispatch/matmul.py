@@ -45,7 +45,8 @@ def _avx512_bf16(site: Site, arguments: dict[str, Any]) -> str:
     return processor.why_not_bfloat16() or processor.why_not_avx512_bf16()
 
 
-def _amx(site: Site, arguments: dict[str, Any]) -> str:
+def amx(site: Site, arguments: dict[str, Any]) -> str:
+    """The processor multiplies tiles of bfloat16 numbers."""
     return processor.why_not_bfloat16() or processor.why_not_amx()
 
 
@@ -105,7 +106,7 @@ def _to_bfloat16(x):
 matmul = Function("matmul", _product, [
     Implementation("tensor cores", (_rounded, on_gpu), lambda: gemm.product),
     Implementation("cuBLASLt", (on_gpu, in_float32), lambda: gemm.product),
-    Implementation("AMX", (_in_bfloat16, on_cpu, _amx, _into_float32), lambda: _amx_product),
+    Implementation("AMX", (_in_bfloat16, on_cpu, amx, _into_float32), lambda: _amx_product),
     Implementation("AVX512-BF16", (_in_bfloat16, on_cpu, _avx512_bf16, _into_float32),
                    lambda: _avx512_bf16_product),
     Implementation("widened", (_rounded,), lambda: _widened_product),

@@ -38,6 +38,7 @@ from minisft.dispatch import (
 )
 from minisft.dispatch.conditions import (
     all_ask,
+    at_most,
     compiled,
     computes_in,
     has_axis,
@@ -56,7 +57,15 @@ from minisft.dispatch.conditions import (
     packed_keys,
     widest,
 )
-from minisft.dispatch.matmul import BFLOAT16, FLOAT16, TF32, matmul, to_bfloat16, widened
+from minisft.dispatch.matmul import (
+    BFLOAT16,
+    FLOAT16,
+    TF32,
+    amx,
+    matmul,
+    to_bfloat16,
+    widened,
+)
 from minisft.dispatch.row_blocks import RowBlocks
 from minisft.dispatch.selection import (
     FORMULA,
@@ -203,6 +212,10 @@ attention = Operation("attention", ops.attention.forward, [
     Implementation("fused kernel", (
         kernels("fused"), own_score_words, widest("q", launch.attention.WIDEST)),
         lambda: launch.attention),
+    Implementation("AMX", (
+        no_kernels, on_cpu, compiled, computes_in(BFLOAT16, "bfloat16"), amx, all_ask,
+        own_score_words, multiple("q", 32), widest("q", 128), at_most(1024)),
+        lambda: _loops("attention_amx")),
     # the scores of long texts grow with the square of the length
     Implementation("key blocks", (no_kernels, longer_than(lambda: attention_key_blocks.SHORT)),
                    lambda: attention_key_blocks),

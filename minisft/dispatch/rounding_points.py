@@ -12,7 +12,8 @@ from dataclasses import dataclass
 class RoundingPoint:
     """An array that goes into an operation, with bfloat16 or float16 asked for.
 
-    `cpu`, `gpu`: whether it is rounded there; sums and results are float32 on both.
+    `cpu`, `gpu`: whether it is rounded there; sums and results are float32 on both. `amx`: whether
+    it is on a CPU's tiles, too, in bfloat16.
     """
 
     operation: str
@@ -20,6 +21,7 @@ class RoundingPoint:
     cpu: bool
     gpu: bool
     note: str = ""
+    amx: bool = False
 
     @property
     def tf32(self) -> bool:
@@ -37,13 +39,13 @@ ROUNDING_POINTS = (
     RoundingPoint("lora", "a", True, True, "the product of x and a too, before it meets b"),
     RoundingPoint("lora", "b", True, True),
     RoundingPoint("lora", "dy", True, True, "the product of dy and b too, before it meets a and x"),
-    RoundingPoint("attention", "q", False, True, "GPU: head widths that are a multiple of 16 "
-                  "up to 128; else float32"),
-    RoundingPoint("attention", "k", False, True, "as q"),
+    RoundingPoint("attention", "q", False, True, "head widths that are a multiple of 16 (AMX: 32) "
+                  "up to 128; else float32. AMX: whole texts of at most 1,024 tokens", True),
+    RoundingPoint("attention", "k", False, True, "as q", True),
     RoundingPoint("attention", "v", False, True, "as q; the probabilities too, before they meet "
-                  "v, but not those of a new token"),
+                  "v, but not those of a new token", True),
     RoundingPoint("attention", "dy", False, True, "as q; the scores' gradients too; GPU: GPT-2's "
-                  "dq, dk and dv are stored as linear's dy"),
+                  "dq, dk and dv are stored as linear's dy", True),
     RoundingPoint("layer_norm", "x", False, False, "the sums before it too; GPU: y is stored as "
                   "linear's x"),
     RoundingPoint("gelu", "x", False, True, "GPU: stored by the product before it, unless an "
@@ -64,7 +66,7 @@ def as_table() -> str:
     """-> the table in Markdown."""
     def said(is_rounded):
         return "rounded" if is_rounded else "float32"
-    lines = ["| operation | array | CPU | GPU | |", "|---|---|---|---|---|"]
+    lines = ["| operation | array | CPU | with AMX | GPU | |", "|---|---|---|---|---|---|"]
     return "\n".join([*lines, *(
-        f"| {p.operation} | `{p.array}` | {said(p.cpu)} | {said(p.gpu)} | {p.note} |"
-        for p in ROUNDING_POINTS)])
+        f"| {p.operation} | `{p.array}` | {said(p.cpu)} | {said(p.cpu or p.amx)} | {said(p.gpu)} | "
+        f"{p.note} |" for p in ROUNDING_POINTS)])

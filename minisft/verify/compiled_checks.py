@@ -16,6 +16,7 @@ from minisft.backend.cpu import jit, processor
 from minisft.backend.random import Scores
 from minisft.dispatch.attention_groups import Groups
 from minisft.verify.kernel_checks import (
+    NOISE_OF_BFLOAT16,
     RATE,
     STREAM,
     KernelCheck,
@@ -38,6 +39,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
     # here, since they import Numba
     from minisft.backend.cpu.compiled import (
         adamw,
+        attention_amx,
         attention_groups,
         cross_entropy,
         dropout,
@@ -60,7 +62,8 @@ def compiled_checks() -> dict[str, KernelCheck]:
         KernelCheck("compiled dropout", partial(of_dropout, dropout)),
         KernelCheck("compiled adamw", partial(of_adamw, partial(_clipped_step, adamw))),
         *(KernelCheck(f"compiled attention ({'causal' if causal else 'all keys'}"
-                      f"{', dropout' * drop})", partial(_attention, attention_groups, causal, drop))
+                      f"{', dropout' * drop})",
+                      partial(_attention, Groups(attention_groups), 8, causal, drop))
           for causal in (True, False) for drop in (False, True)),
         KernelCheck("compiled bfloat16", partial(of_bfloat16, matmul_bfloat16)),
     ]
@@ -70,6 +73,12 @@ def compiled_checks() -> dict[str, KernelCheck]:
             checks += [KernelCheck(f"compiled {loops.__name__.split('.')[-1]} ({name})",
                                    partial(_products, loops, rows))
                        for name, rows in (("many rows", None), ("a row", 1), ("few rows", 5))]
+    if not processor.why_not_amx():
+        checks += [KernelCheck(f"compiled attention_amx ({width} channels, "
+                               f"{'causal' if causal else 'all keys'}{', dropout' * drop})",
+                               partial(_attention, attention_amx, width, causal, drop),
+                               NOISE_OF_BFLOAT16)
+                   for causal, width in ((True, 64), (False, 32)) for drop in (False, True)]
     if not processor.why_not_avx512():
         checks.append(KernelCheck("compiled matmul_few_rows", partial(_few_rows, matmul_few_rows)))
     return {check.name: check for check in checks}
@@ -105,15 +114,15 @@ def _clipped_step(adamw, values, grads, m, v, t, groups, scale, limit):
     adamw.step(values, grads, m, v, t, groups, scale=scale * min(1, limit / norm))
 
 
-def _attention(parts, causal, drop, size, put):
-    """Texts of unlike lengths, in groups."""
+def _attention(loops, width, causal, drop, size, put):
+    """Texts of unlike lengths."""
     cu_seqlens = np.cumsum([0, 1, size, size // 2 + 1, size])
     words = Scores(STREAM, 2, np.array([7, 2**31, 9, 3]), cu_seqlens, n_head=2)
-    arrays = normal(*[(cu_seqlens[-1], 2, 8)] * 4)
+    arrays = normal(*[(cu_seqlens[-1], 2, width)] * 4)
     rest = cu_seqlens, None, None, causal, (RATE, words) if drop else None
 
-    def of(groups):
-        return lambda *qkv: groups.forward(*qkv, *rest), groups.backward
+    def of(form):
+        return lambda *qkv: form.forward(*qkv, *rest), form.backward
 
-    return compare(("y", "dq", "dk", "dv"), put, of(Groups(parts)), of(Groups()), arrays[:3],
+    return compare(("y", "dq", "dk", "dv"), put, of(loops), of(Groups()), arrays[:3],
                    arrays[3])
