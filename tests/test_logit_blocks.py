@@ -86,7 +86,7 @@ def test_an_option_that_the_loss_does_not_have_is_refused_in_blocks(rng, small_b
 
 
 @pytest.mark.parametrize("rows, classes, sizes", [
-    (0, 10, []), (5, 10, [5]), (3, 10**9, [1, 1, 1]), (1024, 50257, [256] * 4)])
+    (0, 10, []), (5, 10, [5]), (3, 10**9, [1, 1, 1]), (1024, 50257, [512] * 2)])
 def test_blocks_are_equal_and_cover_all_rows(rows, classes, sizes):
     parts = logit_blocks.blocks(rows, classes, np)
     assert [part.stop - part.start for part in parts] == sizes

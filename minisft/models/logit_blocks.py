@@ -16,7 +16,7 @@ from minisft.dispatch import cross_entropy
 
 # Bytes of logits at a time. For every block but the first the gradient of the whole matrix is read
 # and written once more; a card's products need more rows to be fast.
-ON_CPU, ON_GPU = 64 << 20, 768 << 20
+ON_CPU, ON_GPU = 128 << 20, 768 << 20
 
 
 def blocks(rows: int, classes: int, xp: Any, itemsize: int = 4) -> list[slice]:
