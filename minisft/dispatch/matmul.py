@@ -74,7 +74,11 @@ def _widened_product(a, b, out=None, bias=None):
 
 
 def _amx_product(a, b, out=None, bias=None):
-    return _plus(_loops("matmul_amx").matmul(a, b, out), bias)
+    multiply = _loops("matmul_amx").matmul
+    if bias is None or out is None or out.dtype == np.float32:
+        return _plus(multiply(a, b, out), bias)
+    out[...] = to_bfloat16(_plus(multiply(a, b), widened(bias)))     # each sum is rounded once
+    return out
 
 
 def _avx512_bf16_product(a, b, out=None, bias=None):
@@ -106,7 +110,7 @@ def _to_bfloat16(x):
 matmul = Function("matmul", _product, [
     Implementation("tensor cores", (_rounded, on_gpu), lambda: gemm.product),
     Implementation("cuBLASLt", (on_gpu, in_float32), lambda: gemm.product),
-    Implementation("AMX", (_in_bfloat16, on_cpu, amx, _into_float32), lambda: _amx_product),
+    Implementation("AMX", (_in_bfloat16, on_cpu, amx), lambda: _amx_product),
     Implementation("AVX512-BF16", (_in_bfloat16, on_cpu, _avx512_bf16, _into_float32),
                    lambda: _avx512_bf16_product),
     Implementation("widened", (_rounded,), lambda: _widened_product),

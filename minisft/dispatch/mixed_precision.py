@@ -10,7 +10,10 @@ through here too, and nothing is rounded.
 
 from types import SimpleNamespace
 
+import numpy as np
+
 from minisft.backend.array import array_module
+from minisft.backend.cpu.allocator import aligned
 from minisft.dispatch.matmul import matmul, rounded
 
 
@@ -35,7 +38,9 @@ def backward(dy, cache, bias=True, out=None, round_dx=False):
 
 
 def _product(a, b, in_16_bits, bias=None):
-    out = array_module(a).empty((a.shape[0], b.shape[1]), dtype=a.dtype) if in_16_bits else None
+    xp, shape = array_module(a), (a.shape[0], b.shape[1])
+    out = None if not in_16_bits else aligned(shape, a.dtype) if xp is np else \
+        xp.empty(shape, dtype=a.dtype)
     return matmul(a, b, out, bias)
 
 

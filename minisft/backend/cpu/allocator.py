@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process, so that the next step, or batch of texts, reuses it.
+"""Memory: freed, it is kept for the next step or batch of texts; arrays that begin at a line.
 
 By default the C library returns every large array to the system as soon as it is freed, and the
 system zeroes each page when it is touched again. In a training loop this is wasted work, since the
@@ -7,9 +7,15 @@ need no buffers of their own.
 """
 
 import ctypes
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+LINE = 64     # bytes of a line of the cache
 
 # options of <malloc.h>, and their values when the process starts
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
@@ -53,3 +59,14 @@ def _libc():
 def _set(libc, values):
     for option, value in values.items():
         libc.mallopt(option, value)
+
+
+def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """-> an array that begins at a line of the cache.
+
+    A tile whose rows reach over two lines each takes six times as long to load.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return memory[start:start + size].view(dtype).reshape(shape)

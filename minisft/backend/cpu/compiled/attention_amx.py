@@ -23,7 +23,9 @@ import numpy as np
 from minisft.backend import random
 from minisft.backend.constants import ceil_div
 from minisft.backend.cpu import jit, processor, row_blocks
+from minisft.backend.cpu.allocator import aligned
 from minisft.backend.cpu.compiled import matmul_amx, pack_bfloat16
+from minisft.backend.cpu.compiled.bits import rounded, widened
 from minisft.backend.cpu.compiled.exp import (
     INFINITY,
     LOG2_E,
@@ -41,7 +43,7 @@ from minisft.backend.cpu.compiled.exp import (
     F,
 )
 from minisft.backend.cpu.compiled.matmul_amx import CONFIG, TILE
-from minisft.backend.cpu.compiled.pack_bfloat16 import SIDE, aligned
+from minisft.backend.cpu.compiled.pack_bfloat16 import SIDE
 from minisft.backend.cpu.compiled.philox import U, philox
 
 SHORT = 256     # tokens of a text: of longer ones the backward computes probabilities again
@@ -366,7 +368,7 @@ def _probabilities(s, p, dropped, keep, i, seen, n, h, causal, drops, words, num
             bits, times, out = keep[r], U(words[5]).view(np.float32), dropped[r]
             for j in range(used):
                 bits[j] = drawn[j] >= words[4]
-                out[j] = _rounded(row[j] * (times if drawn[j] >= words[4] else ZERO))
+                out[j] = rounded(row[j] * (times if drawn[j] >= words[4] else ZERO))
             bits[used:SIDE * seen] = False
             out[used:SIDE * seen] = 0
 
@@ -381,7 +383,7 @@ def _mask_again(p, keep, dropped, i, seen, n, words):
             out[:SIDE * seen] = 0
             continue
         for j in range(SIDE * seen):
-            out[j] = _rounded(_widened(row[j]) * (times if bits[j] else ZERO))
+            out[j] = rounded(widened(row[j]) * (times if bits[j] else ZERO))
 
 
 @jit.loop(part="own")
@@ -431,17 +433,3 @@ def _copy(row, to):
         part, out = row[SIDE * j:SIDE * j + SIDE], to[SIDE * j:SIDE * j + SIDE]
         for c in range(SIDE):
             out[c] = part[c]
-
-
-@jit.loop(part="own")
-def _rounded(x):
-    """x float32 -> the nearest bfloat16, as backend/bfloat16.py has it."""
-    b = F(x).view(np.uint32)
-    nearest = U(b + U(0x7FFF) + U(U(b >> U(16)) & U(1))) >> U(16)
-    return np.uint16(0x7FFF) if U(b & U(0x7FFFFFFF)) > U(0x7F800000) else np.uint16(nearest)
-
-
-@jit.loop(part="own")
-def _widened(x):
-    """x bfloat16 -> float32."""
-    return U(U(x) << U(16)).view(np.float32)

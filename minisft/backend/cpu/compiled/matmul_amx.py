@@ -33,10 +33,10 @@ import numpy as np
 
 from minisft.backend.constants import ceil_div
 from minisft.backend.cpu import jit, processor, row_blocks
-from minisft.backend.cpu.compiled.matmul_bfloat16 import result_of
+from minisft.backend.cpu.allocator import LINE
+from minisft.backend.cpu.compiled.matmul_bfloat16 import result_of, to_bfloat16
 from minisft.backend.cpu.compiled.pack_bfloat16 import (
     DEEP,
-    LINE,
     SIDE,
     lies_in_rows,
     pack,
@@ -86,11 +86,21 @@ def _of_c(instruction):
                    for i, place in enumerate(places)]
 
 
-def _fetch_text():
+def _fetch_text(size):
     """Operands: 32 x 32 numbers of c, bytes to their next row: brings them near."""
-    text = ["movq $0, %rax"]
+    text, places = ["movq $0, %rax"], (*range(0, SIDE * size, LINE), SIDE * size - 1)
     for _ in range(SIDE):
-        text += [*(f"prefetchw {at}(%rax)" for at in (0, 64, 124)), "addq $1, %rax"]
+        text += [*(f"prefetchw {at}(%rax)" for at in places), "addq $1, %rax"]
+    return text
+
+
+def _round_text():
+    """Operands: 32 x 32 float32 numbers, where they go in bfloat16, bytes to its next row."""
+    text = ["movq $0, %rax", "movq $1, %rcx"]
+    for _ in range(SIDE):
+        text += ["vmovups (%rax), %zmm16", "vmovups 64(%rax), %zmm17",
+                 "vcvtne2ps2bf16 %zmm16, %zmm17, %zmm16", "vmovups %zmm16, (%rcx)",
+                 f"addq $${4 * SIDE}, %rax", "addq $2, %rcx"]
     return text
 
 
@@ -142,7 +152,8 @@ def _group_text():
 _configure = jit.assembly(["ldtilecfg ($0)"], ["memory"], 1)
 _release = jit.assembly(["tilerelease"], ["memory"], 0)
 _first, _next = (jit.assembly(_sums_text(first), USED, 7) for first in (True, False))
-_fetch = jit.assembly(_fetch_text(), USED, 2)
+_fetch, _fetch_16_bits = (jit.assembly(_fetch_text(size), USED, 2) for size in (4, 2))
+_round = jit.assembly(_round_text(), [*USED, "zmm16", "zmm17"], 3)
 _move = jit.assembly(_move_text(), [*USED, "zmm16", "zmm17"], 4)
 _pairs = jit.assembly(_pairs_text(), [*USED, *(f"zmm{i}" for i in range(16, 20))], 4)
 _strip = jit.assembly(_strip_text(), USED, 4)
@@ -150,15 +161,20 @@ _group = jit.assembly(_group_text(), USED, 5)
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """a (M,K), b (K,N), both bfloat16 -> (M,N) float32; `out` (M,N), contiguous: where it goes.
+    """a (M,K), b (K,N), both bfloat16 -> (M,N) float32; `out` (M,N), contiguous: where it goes,
+    float32, or bfloat16, to which each sum is rounded once.
 
     Raises ValueError for factors that do not go together, and for another `out`; RuntimeError where
     there are no tiles.
     """
     if reason := processor.why_not_amx():     # the instruction would end the process
         raise RuntimeError(f"a product on AMX's tiles: {reason}")
-    out = result_of(a, b, out)
     (m, k), n = a.shape, b.shape[1]
+    low = out is not None and out.dtype == np.uint16
+    if low and (m <= FEW or k > DEPTH or not k):     # sums are added up in memory
+        out[...] = to_bfloat16(matmul(a, b))
+        return out
+    out = result_of(a, b, out, (np.float32, np.uint16))
     if not out.size or not k:
         out[...] = 0
     elif m <= FEW and lies_in_rows(b) and n >= WIDE:
@@ -175,7 +191,8 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
         wide = n_columns >= n_rows
         parts = [(0, n_rows, part.start, part.stop) if wide else
                  (part.start, part.stop, 0, n_columns) for part in shares(max(n_rows, n_columns))]
-        row_blocks.each(lambda part: _each_sum(*rows, panels, out, CONFIG, *part), parts)
+        fill = _each_rounded if low else _each_sum
+        row_blocks.each(lambda part: fill(*rows, panels, out, CONFIG, *part), parts)
     return out
 
 
@@ -236,6 +253,38 @@ def _each_sum(a, tiles, b, c, config, first_row, last_row, first_column, last_co
                             _move(at_edge, 4 * SIDE, there, 4 * n)
                         elif not whole:
                             _copy(edge, corner)
+    _release()
+
+
+@jit.loop()
+def _each_rounded(a, tiles, b, c, config, first_row, last_row, first_column, last_column):
+    """As `_each_sum` for at most DEPTH numbers of k and c (M,N) in bfloat16."""
+    _configure(config.ctypes.data)
+    m, n = c.shape
+    sums = _lines(4 * TILE)
+    low = _lines(2 * TILE).view(np.uint16).reshape(SIDE, SIDE)
+    depth, in_a = 2 * b.shape[1] // DEEP, len(a) // SIDE
+    for top in range(first_row, last_row, ROWS_AT_ONCE):
+        for left in range(first_column, last_column, COLUMNS_AT_ONCE):
+            for j in range(left, min(left + COLUMNS_AT_ONCE, last_column)):
+                columns = min(SIDE, n - j * SIDE)
+                at_b = b[j].ctypes.data
+                for i in range(top, min(top + ROWS_AT_ONCE, last_row)):
+                    if i < in_a:
+                        at_a, next_row, next_tile = a[i * SIDE:].ctypes.data, a.strides[0], 64
+                    else:
+                        at_a, next_row, next_tile = tiles[i - in_a].ctypes.data, 64, 2 * TILE
+                    rows = min(SIDE, m - i * SIDE)
+                    corner = c[i * SIDE:i * SIDE + rows, j * SIDE:j * SIDE + columns]
+                    whole = rows == SIDE and columns == SIDE
+                    if whole:
+                        _fetch_16_bits(corner.ctypes.data, 2 * n)
+                    _first(at_a, next_row, next_tile, at_b, depth, sums.ctypes.data, 4 * SIDE)
+                    if whole:
+                        _round(sums.ctypes.data, corner.ctypes.data, 2 * n)
+                    else:
+                        _round(sums.ctypes.data, low.ctypes.data, 2 * SIDE)
+                        _copy(low, corner)
     _release()
 
 

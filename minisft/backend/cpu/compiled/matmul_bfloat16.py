@@ -30,7 +30,8 @@ import numpy as np
 
 from minisft.backend.constants import ceil_div
 from minisft.backend.cpu import jit, row_blocks
-from minisft.backend.cpu.compiled.pack_bfloat16 import aligned, lies_in_rows, pack, shares
+from minisft.backend.cpu.allocator import aligned
+from minisft.backend.cpu.compiled.pack_bfloat16 import lies_in_rows, pack, shares
 
 ROWS, COLUMNS = 12, 32      # of a tile
 DEPTH = 832                 # pairs of k: 39 KiB of a panel of a, 104 KiB of a panel of b
@@ -167,15 +168,17 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     return out
 
 
-def result_of(a: np.ndarray, b: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+def result_of(a: np.ndarray, b: np.ndarray, out: np.ndarray | None,
+              dtypes: tuple = (np.float32,)) -> np.ndarray:
     """a (M,K), b (K,N) -> `out` or a new array (M,N) float32; raises as `matmul` says."""
     (m, k), (inner, n) = a.shape, b.shape
     if inner != k:
         raise ValueError(f"a has shape {a.shape}, b {b.shape}: {k} and {inner} should be equal")
     if out is None:
         return aligned((m, n), np.float32)
-    if out.shape != (m, n) or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ValueError(f"out is {out.dtype} {out.shape}, expected float32 {(m, n)}, contiguous")
+    if out.shape != (m, n) or out.dtype not in dtypes or not out.flags.c_contiguous:
+        raise ValueError(f"out is {out.dtype} {out.shape}, expected "
+                         f"{' or '.join(map(str, map(np.dtype, dtypes)))} {(m, n)}, contiguous")
     return out
 
 

@@ -17,16 +17,13 @@ What is left over at the edges a plain loop packs, with zeros where x ends. The 
 this file because Numba's cache on the disk looks at no other.
 """
 
-import math
-
 import numpy as np
-from numpy.typing import DTypeLike
 
 from minisft.backend.constants import ceil_div
 from minisft.backend.cpu import jit, row_blocks
+from minisft.backend.cpu.allocator import aligned
 
 AT_ONCE = 16     # pairs
-LINE = 64     # bytes of a line of the cache
 SIDE, DEEP = 32, 32     # rows of two tiles of AMX, and numbers of k in them
 FAST = (12, 32)     # widths of panels that have assembly
 
@@ -137,17 +134,6 @@ def pack_tiles(x: np.ndarray) -> np.ndarray:
         row_blocks.each(lambda part: pack_part(x, tiles, part.start, part.stop),
                         shares(len(tiles)))
     return tiles
-
-
-def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """-> an array that begins at a line of the cache.
-
-    A tile whose rows reach over two lines each takes six times as long to load.
-    """
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + LINE, np.uint8)
-    start = -memory.ctypes.data % LINE
-    return memory[start:start + size].view(dtype).reshape(shape)
 
 
 def lies_in_rows(x: np.ndarray) -> bool:
