@@ -266,6 +266,8 @@ def _column_sums(x, out=None, add=False):
 column_sums = Function("column_sums", _column_sums, [
     Implementation("fused kernel", (kernels_in_16_bits("x", "fused", "naive"),),
                    lambda: launch.column_sums.column_sums),
+    Implementation("compiled", (compiled, has_rows("x")),
+                   lambda: _loops("column_sums").column_sums),
     Implementation(FORMULA, (), lambda: _column_sums),
 ])
 

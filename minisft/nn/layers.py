@@ -190,7 +190,7 @@ class Linear(Layer):
         b = self.b if bias and self.b is not None and self.b.trainable else None
         w = cache[1]
         if b is not None and (dy.itemsize == 2 or
-                              column_sums.choose(dy).name == "fused kernel"):
+                              column_sums.choose(dy).name != "formula"):
             out = b.first_grad() if columns == slice(None) else None
             column_sums(dy, b.grad[columns] if out is None else out, add=out is None)
             b = None

@@ -41,6 +41,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
         adamw,
         attention_amx,
         attention_groups,
+        column_sums,
         cross_entropy,
         dropout,
         gelu,
@@ -56,6 +57,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
         KernelCheck("compiled layer_norm (wide)", partial(of_layer_norm, layer_norm, 7)),
         KernelCheck("compiled gelu (tanh)", partial(of_gelu, gelu, "tanh")),
         KernelCheck("compiled gelu (erf)", partial(of_gelu, gelu, "erf")),
+        KernelCheck("compiled column_sums", partial(_column_sums, column_sums)),
         KernelCheck("compiled cross_entropy", partial(of_cross_entropy, cross_entropy, False)),
         KernelCheck("compiled cross_entropy (all options)",
                     partial(of_cross_entropy, cross_entropy, True)),
@@ -82,6 +84,21 @@ def compiled_checks() -> dict[str, KernelCheck]:
     if not processor.why_not_avx512():
         checks.append(KernelCheck("compiled matmul_few_rows", partial(_few_rows, matmul_few_rows)))
     return {check.name: check for check in checks}
+
+
+def _column_sums(loops, size, put):
+    """Of a part of rows and of several, given back, put and added."""
+    found = {}
+    for rows in (size, 10 * size):
+        x, first = normal((rows, size), (size,))
+        plain, exact = x.sum(axis=0), x.astype(np.float64).sum(axis=0)
+        added, put_there = first.copy(), np.empty_like(first)
+        loops.column_sums(put(x), added, add=True)
+        loops.column_sums(put(x), put_there)
+        found |= {f"sums of {rows}": (loops.column_sums(put(x)), plain, exact),
+                  f"put of {rows}": (put_there, plain, exact),
+                  f"added of {rows}": (added, plain + first, exact + first)}
+    return found
 
 
 def _few_rows(loops, size, put):
