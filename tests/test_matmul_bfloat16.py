@@ -15,7 +15,7 @@ from minisft.backend.constants import IGNORE
 from minisft.backend.cpu import jit, processor, row_blocks
 from minisft.cli import main
 from minisft.data.batch import pack
-from minisft.dispatch import matmul, only, resolve_precision, to_bfloat16
+from minisft.dispatch import matmul, only, resolve_precision, to_bfloat16, watched
 from minisft.io import provenance
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
@@ -28,8 +28,10 @@ needs_processor = pytest.mark.skipif(
 
 @pytest.fixture(params=[pytest.param(name, marks=pytest.mark.skipif(bool(reason), reason=reason))
                         for name, reason in REASONS.items()])
-def by(request):
+def by(request, monkeypatch):
     """The name of an implementation, which alone multiplies within the test."""
+    if request.param != "AMX":
+        monkeypatch.setattr(processor, "why_not_amx", lambda: "not in this test")
     with only(request.param, operations=("matmul",)):
         yield request.param
 
@@ -179,6 +181,42 @@ def test_a_whole_step_is_that_of_widened_factors(by, rng, kind):
     for name, gradient in expected.items():
         # a sum in another order may round to the neighbouring bfloat16
         assert np.abs(found[name] - gradient).max() <= 1e-2 * np.abs(gradient).max(), name
+
+
+@pytest.mark.skipif(bool(REASONS["AMX"]), reason=REASONS["AMX"])
+@pytest.mark.parametrize("m", [1, 17, 32, 33, 97])
+@pytest.mark.parametrize("k", [1, 64, 771, 1025])
+def test_each_sum_is_rounded_once_into_16_bits(rng, m, k):
+    for n in (1, 32, 95, 401):
+        a, b = factors(rng, m, k, n)
+        bias = bfloat16.to_bfloat16(rng.standard_normal(n, dtype=np.float32))
+        exact = matmul(a, b)
+        for x, y in ((a, b), (np.asfortranarray(a), np.asfortranarray(b))):
+            out = np.full((m, n), 0x7FFF, np.uint16)
+            assert matmul(x, y, out) is out and matmul.choose(x, y, out).name == "AMX"
+            assert np.array_equal(out, bfloat16.to_bfloat16(exact))
+            matmul(x, y, out, bias)
+            assert np.array_equal(out, bfloat16.to_bfloat16(exact + bfloat16.from_bfloat16(bias)))
+
+
+@pytest.mark.skipif(bool(REASONS["AMX"]), reason=REASONS["AMX"])
+def test_what_lies_between_the_products_of_a_step_has_16_bits(rng, monkeypatch):
+    texts, seen = sequences(rng), {}
+    batch = pack(texts, [np.append(ids[1:], IGNORE) for ids in texts])
+    model = LanguageModel(CONFIG, seed=3).to("cpu", "bfloat16")
+
+    def see(operation, direction, given):
+        first = given[0] if isinstance(given, tuple) else given
+        seen.setdefault((operation, direction), set()).add(str(getattr(first, "dtype", None)))
+
+    with watched(see):
+        model.loss_and_gradients(batch)
+    assert seen.pop(("gelu", "forward")) == seen.pop(("gelu", "backward")) == {"uint16"}
+    assert "cross_entropy" not in {operation for operation, _ in seen}     # in the logits' place
+    monkeypatch.setattr(processor, "why_not_amx", lambda: "not in this test")
+    with watched(see):
+        model.loss_and_gradients(batch)
+    assert seen["gelu", "forward"] == {"float32"} and ("cross_entropy", "forward") in seen
 
 
 def test_without_numba_or_the_instruction_it_is_refused(monkeypatch, capsys):

@@ -50,6 +50,14 @@ def compiled(site: Site, arguments: dict[str, Any]) -> str:
     return "" if site.float32 else NOT_FLOAT32
 
 
+def compiled_in_16_bits(name: str) -> Condition:
+    """As `compiled`, which take this array in bfloat16, too."""
+    def condition(site: Site, arguments: dict[str, Any]) -> str:
+        low = arguments[name].dtype == np.uint16 and site.compiled
+        return "" if low else compiled(site, arguments)
+    return condition
+
+
 def on_gpu(site: Site, arguments: dict[str, Any]) -> str:
     """Its arrays are CuPy's."""
     return "the arrays are NumPy's" if site.on_cpu else ""

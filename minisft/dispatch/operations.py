@@ -40,6 +40,7 @@ from minisft.dispatch.conditions import (
     all_ask,
     at_most,
     compiled,
+    compiled_in_16_bits,
     computes_in,
     has_axis,
     has_rows,
@@ -74,6 +75,7 @@ from minisft.dispatch.selection import (
     Implementation,
     Operation,
     Site,
+    site_of,
 )
 
 KERNELS = kernels("fused", "naive")     # of an operation with one kernel only
@@ -130,18 +132,28 @@ _gelu_rows = RowBlocks(ops.gelu, forward=("x",), backward=("dy",))
 gelu = Operation("gelu", ops.gelu.forward, [
     Implementation("fused kernel", (kernels_in_16_bits("x", "fused", "naive"), has_axis("x")),
                    lambda: launch.gelu),
-    Implementation("compiled", (compiled,), lambda: _loops("gelu")),
+    Implementation("compiled", (compiled_in_16_bits("x"),), lambda: _loops("gelu")),
     Implementation("row blocks", (_gelu_rows.too_few,), lambda: _gelu_rows),
     Implementation(FORMULA, (), lambda: ops.gelu),
 ], shapes.gelu)
 
 
-def gelu_adds_bias(bias: Any) -> bool:
-    """-> whether `gelu.forward(x, form, bias)` adds the bias and its backward returns dx, db.
+def stores_16_bits(x: Any, dtype: Any) -> bool:
+    """Any float32 array of the model, the format of its products -> whether a product on this CPU
+    rounds what it stores, and compiled loops read it so."""
+    if dtype != BFLOAT16 or not (site := site_of({"x": x})).compiled or amx(site, {}):
+        return False
+    one = np.zeros((1, 1), BFLOAT16)
+    return matmul.choose(one, one, one).name in ("AMX", "widened")
 
-    x and dy may have 16 bits then, y and dx have as many.
+
+def gelu_adds_bias(bias: Any, dtype: Any) -> bool:
+    """The bias, the format of the products before and after, None where one takes or gives float32
+    -> whether `gelu.forward(x, form, bias)` adds the bias and its backward returns dx, db.
+
+    x and dy may have 16 bits then, y and dx have as many; on a CPU they must.
     """
-    return gelu.choose(bias).load() is launch.gelu
+    return gelu.choose(bias).load() is launch.gelu or stores_16_bits(bias, dtype)
 
 
 def sums_before_norm(x: Any) -> Any:
@@ -176,14 +188,15 @@ cross_entropy = Operation("cross_entropy", ops.cross_entropy.forward, [
 ], shapes.cross_entropy)
 
 
-def loss_in_place(x: Any) -> Any:
-    """Any float32 matrix of the model -> train(logits, labels, dloss), which gives the loss and the
-    denominator and puts the gradient in the place of the logits, which may have 16 bits; None where
-    `cross_entropy` does it by two calls.
+def loss_in_place(x: Any, dtype: Any) -> Any:
+    """Any float32 matrix of the model, the format in which a product can store logits, None where
+    that is float32 -> train(logits, labels, dloss), which gives the loss and the denominator and
+    puts the gradient in the place of the logits; None where `cross_entropy` does it by two calls.
     """
     one = x[:1]     # conditions read the labels
-    runs = cross_entropy.choose(one, one).load() is launch.cross_entropy
-    return launch.cross_entropy.train if runs else None
+    if cross_entropy.choose(one, one).load() is launch.cross_entropy:
+        return launch.cross_entropy.train
+    return _loops("cross_entropy").train if stores_16_bits(x, dtype) else None
 
 
 span_cross_entropy = Operation("span_cross_entropy", ops.span_cross_entropy.forward, [

@@ -48,14 +48,14 @@ ROUNDING_POINTS = (
                   "dq, dk and dv are stored as linear's dy", True),
     RoundingPoint("layer_norm", "x", False, False, "the sums before it too; GPU: y is stored as "
                   "linear's x"),
-    RoundingPoint("gelu", "x", False, True, "GPU: stored by the product before it, unless an "
-                  "adapter adds to that; the bias is float32, y stored as linear's x"),
+    RoundingPoint("gelu", "x", False, True, "stored by the product before it, unless an "
+                  "adapter adds to that; the bias is float32, y stored as linear's x", True),
     RoundingPoint("gelu", "dy", False, True, "as x; dx is stored as linear's dy, the bias's "
-                  "gradient sums it as it was"),
+                  "gradient sums it as it was", True),
     RoundingPoint("softmax", "s", False, False),
-    RoundingPoint("cross_entropy", "z", False, True, "GPU: logits of a language model's step, "
+    RoundingPoint("cross_entropy", "z", False, True, "logits of a language model's step, "
                   "stored by the product, and the gradient in their place; float32 elsewhere, as "
-                  "in evaluation"),
+                  "in evaluation", True),
     RoundingPoint("span_cross_entropy", "z", False, False),
     RoundingPoint("embedding", "w", False, False, "rows are looked up in the float32 weight"),
     RoundingPoint("dropout", "x", False, False),

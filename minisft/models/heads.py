@@ -445,7 +445,7 @@ class LanguageModel(Model):
         the gradient takes their place at once."""
         self.check_labels(batch)
         rows: Any = batch.labelled
-        train = loss_in_place(self.trunk.wte.w.value)
+        train = loss_in_place(self.trunk.wte.w.value, self.trunk.wte.w.storage_dtype)
         low = train is not None and self.trunk.wte.w.storage_dtype is not None
         parts = logit_blocks.blocks(len(rows), self.trunk.config.vocab_size, self.store.xp,
                                     2 if low else self.store.dtype.itemsize)
@@ -454,7 +454,8 @@ class LanguageModel(Model):
         self.loss_cache = self.cache = None
         batch = self.received(batch)
         # a card's pool keeps together for the logits what smaller arrays would break up
-        room = None if train is None else self._room_for_logits(len(rows), parts[0], low)
+        room = None if train is None or self.store.xp is np else \
+            self._room_for_logits(len(rows), parts[0], low)
         hidden, every = self.trunk.forward(batch, stream), len(rows) == len(batch.ids)
         rows = slice(None) if every else batch.asarray(rows)
         del room

@@ -140,9 +140,10 @@ class MLP(Layer):
 
     def forward(self, x: Array, bias: bool = True) -> Array:
         """x (N,C) -> y (N,C); without `bias` somebody else adds that of c_proj."""
-        fused = gelu_adds_bias(self.c_fc.b.value)     # then its backward makes the bias's gradient
-        # between two products of 16 bits a kernel reads and writes what they store
-        low = fused and self.c_fc.gives_16_bits and self.c_proj.gives_16_bits
+        low = self.c_fc.gives_16_bits and self.c_proj.gives_16_bits
+        # then its backward makes the bias's gradient
+        fused = gelu_adds_bias(self.c_fc.b.value, self.c_fc.w.compute_dtype if low else None)
+        low = low and fused     # it reads and writes what two products of 16 bits store
         z, to_z = self.c_fc.forward_columns(x, slice(None), bias=not fused, round_y=low)
         h, cache = (gelu.forward(z, self.form, self.c_fc.b.value) if fused else
                     gelu.forward(z, self.form))

@@ -28,7 +28,9 @@ from minisft.verify.kernel_checks import (
     of_dropout,
     of_gelu,
     of_layer_norm,
+    of_low_gelu,
     of_softmax,
+    of_train,
 )
 
 
@@ -57,6 +59,11 @@ def compiled_checks() -> dict[str, KernelCheck]:
         KernelCheck("compiled layer_norm (wide)", partial(of_layer_norm, layer_norm, 7)),
         KernelCheck("compiled gelu (tanh)", partial(of_gelu, gelu, "tanh")),
         KernelCheck("compiled gelu (erf)", partial(of_gelu, gelu, "erf")),
+        *(KernelCheck(f"compiled gelu ({form}, in bfloat16)",
+                      partial(of_low_gelu, gelu, np.uint16, form), 2.0**-8)
+          for form in ("tanh", "erf")),
+        KernelCheck("compiled cross_entropy (in place, bfloat16)",
+                    partial(of_train, cross_entropy, np.uint16), 2.0**-8),
         KernelCheck("compiled column_sums", partial(_column_sums, column_sums)),
         KernelCheck("compiled cross_entropy", partial(of_cross_entropy, cross_entropy, False)),
         KernelCheck("compiled cross_entropy (all options)",

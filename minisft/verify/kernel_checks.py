@@ -181,13 +181,14 @@ def _gelu_of_sum(form, size, put):
                     (lambda x, b: gelu.forward(x + b, form), backward), [x, b], dy)
 
 
-def _gelu_in_16_bits(dtype, form, size, put):
+def of_low_gelu(launcher: Any, dtype: Any, form: str, size: int,
+                put: Callable) -> dict[str, tuple[Array, Array, Array]]:
     """x and dy are rounded before, so are they in the formula; sums are those before rounding."""
     width = 8 * size if size % 2 else size     # whole eights of columns, or not
     x, b, dy = normal((2 * size, width), (width,), (2 * size, width))
     x, dy = (rounded(a, np.dtype(dtype)) for a in (3 * x, dy))
-    y, cache = gelu_launch.forward(put(x), form, put(b))
-    dx, db = gelu_launch.backward(put(dy), cache)
+    y, cache = launcher.forward(put(x), form, put(b))
+    dx, db = launcher.backward(put(dy), cache)
     ours = *(widened(to_cpu(a)) for a in (y, dx)), db
 
     def formula(kind):
@@ -224,7 +225,8 @@ def of_cross_entropy(launcher: Any, options: bool, size: int,
     return compare(("loss", "dz", "mass"), put, kernel, formula, [4 * z], np.float32(0.7))
 
 
-def _cross_entropy_in_place(dtype, size, put):
+def of_train(launcher: Any, dtype: Any, size: int,
+             put: Callable) -> dict[str, tuple[Array, Array, Array]]:
     """Rows within a wider array, as a padded table gives them, at 16 bytes or not, and long ones,
     of which a thread keeps several pieces. z is rounded before, in the formula too; so is the
     gradient, but for its float32 sums."""
@@ -238,7 +240,7 @@ def _cross_entropy_in_place(dtype, size, put):
         whole = np.zeros((7, width), np.float32)
         whole[:, :k] = z
         whole = put(whole if dtype is None else rounded(whole, dtype))
-        loss, mass = cross_entropy_launch.train(whole[:, :k], put(labels), 0.7)
+        loss, mass = launcher.train(whole[:, :k], put(labels), 0.7)
         dz = to_cpu(whole)
         dz = dz if dtype is None else widened(dz)
         arrays = [loss, mass, dz[:, :k], dz[:, k:]]
@@ -475,14 +477,15 @@ KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("gelu (erf)", partial(of_gelu, gelu_launch, "erf")),
     KernelCheck("gelu (tanh, with its bias)", partial(_gelu_of_sum, "tanh")),
     KernelCheck("gelu (erf, with its bias)", partial(_gelu_of_sum, "erf")),
-    *(KernelCheck(f"gelu ({form}, in {name})", partial(_gelu_in_16_bits, dtype, form), noise)
+    *(KernelCheck(f"gelu ({form}, in {name})", partial(of_low_gelu, gelu_launch, dtype, form),
+                  noise)
       for name, dtype, form, noise in (("bfloat16", np.uint16, "tanh", 2.0**-8),
                                        ("float16", np.float16, "erf", 2.0**-11))),
     KernelCheck("cross_entropy", partial(of_cross_entropy, cross_entropy_launch, False)),
     KernelCheck("cross_entropy (all options)",
                 partial(of_cross_entropy, cross_entropy_launch, True)),
     *(KernelCheck(f"cross_entropy (in place, {name})",
-                  partial(_cross_entropy_in_place, dtype), noise)
+                  partial(of_train, cross_entropy_launch, dtype), noise)
       for name, dtype, noise in (("float32", None, NOISE),
                                  ("bfloat16", BFLOAT16, 2.0**-8),
                                  ("float16", FLOAT16, 2.0**-10))),

@@ -4,6 +4,7 @@ import numpy as np
 
 from minisft.backend.constants import IGNORE
 from minisft.backend.cpu import jit
+from minisft.backend.cpu.compiled.bits import rounded, widened
 from minisft.backend.cpu.compiled.exp import ZERO, F, exp, largest
 
 
@@ -35,6 +36,15 @@ def backward(dloss: float, cache: tuple, out: np.ndarray | None = None) -> np.nd
     return dz
 
 
+def train(z: np.ndarray, labels: np.ndarray, dloss: float = 1.0,
+          ignore: int = IGNORE) -> tuple[np.floating, np.floating]:
+    """z (N,K) bfloat16, labels (N,) -> loss, denominator; z becomes dz."""
+    y = np.where(labels != ignore, labels, -1)
+    losses = np.empty(len(z), np.float32)
+    jit.each(lambda start, stop: _train(z, y, F(dloss), losses, start, stop), *_rows(z))
+    return losses.sum(), (y >= 0).sum(dtype=np.float32)
+
+
 def _rows(z):
     return len(z), z.shape[1] * z.itemsize
 
@@ -56,6 +66,31 @@ def _forward(z, y, on_label, spread, smooth, m, e, losses, start, stop):
                 if spread[k] > ZERO:
                     loss -= spread[k] * (row[k] - top - log)
         m[i], e[i], losses[i] = top, total, loss
+
+
+@jit.loop(jit.SUMS)
+def _train(z, y, dloss, losses, start, stop):
+    wide = np.empty(z.shape[1], np.float32)
+    for i in range(start, stop):
+        row, label = z[i], y[i]
+        if label < 0:
+            row[:] = 0
+            losses[i] = ZERO
+            continue
+        for k in range(row.size):
+            wide[k] = widened(row[k])
+        top = largest(wide, wide.size)
+        on_label = wide[label] - top
+        total = ZERO
+        for k in range(row.size):
+            wide[k] = exp(wide[k] - top)
+            total += wide[k]
+        losses[i] = np.log(total) - on_label                           # (1), (3)
+        factor = dloss / total
+        on_label = wide[label] * factor - dloss
+        for k in range(row.size):
+            row[k] = rounded(wide[k] * factor)                         # (4)
+        row[label] = rounded(on_label)
 
 
 @jit.loop()

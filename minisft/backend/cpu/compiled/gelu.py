@@ -1,5 +1,8 @@
 """minisft/ops/gelu.py as compiled loops; the cache holds x alone.
 
+Between two products in bfloat16 x and dy come as the products store them, without the bias, and y
+and dx are stored as the next one reads them; the bias's gradient sums what is not rounded yet.
+
 With s the sigmoid of 2 u, (1 + tanh(u)) / 2 = s and (1 - tanh(u)^2) / 4 = s (1 - s) in (2), (3).
 """
 
@@ -8,32 +11,64 @@ from math import pi, sqrt
 import numpy as np
 
 from minisft.backend.constants import CUBIC, SLOPE
-from minisft.backend.cpu import jit
+from minisft.backend.cpu import jit, row_blocks
+from minisft.backend.cpu.allocator import aligned
+from minisft.backend.cpu.compiled.bits import rounded, widened
 from minisft.backend.cpu.compiled.exp import MAX_INPUT, ONE, ZERO, F, exp
 from minisft.backend.erf import LARGE_P, LARGE_Q, SMALL_P, SMALL_Q
 
 A, A3, B, B3 = F(-2 * SLOPE), F(-2 * SLOPE * CUBIC), F(2 * SLOPE), F(6 * SLOPE * CUBIC)
 HALF, ROOT, DENSITY = F(0.5), F(sqrt(0.5)), F(1 / sqrt(2 * pi))
+ROWS = 32     # of a part of a matrix
 SMALL, LARGE = F(0.46875), F(6)     # where Cody's second formula begins, and where erf is 1
 P, Q = (tuple(map(F, c)) for c in (SMALL_P, SMALL_Q))
 P1, Q1 = (tuple(map(F, c)) for c in (LARGE_P, LARGE_Q))
 
 
-def forward(x: np.ndarray, form: str = "tanh") -> tuple[np.ndarray, tuple]:
-    """x (...) -> y (...), cache; form is "tanh" or "erf"."""
+def forward(x: np.ndarray, form: str = "tanh",
+            bias: np.ndarray | None = None) -> tuple[np.ndarray, tuple]:
+    """x (...) -> y (...), cache; form is "tanh" or "erf".
+
+    With a bias (C,) float32 x (N,C) and y are bfloat16: GELU of x + bias.
+    """
+    if bias is not None:
+        if x.dtype != np.uint16:
+            raise ValueError(f"x is {x.dtype}, expected bfloat16 (uint16) beside a bias")
+        y = aligned(x.shape, x.dtype)
+        _each_rows(_low_forward, x, bias, form == "tanh", y)
+        return y, (x, bias, form)
     x = np.asarray(x, order="C")     # ascontiguousarray would make () to (1,)
     y, loop = np.empty_like(x), _tanh_forward if form == "tanh" else _erf_forward
     _each_part(loop, x, y)
     return y, (x, form)
 
 
-def backward(dy: np.ndarray, cache: tuple) -> np.ndarray:
-    """dy (...) -> dx (...)."""
+def backward(dy: np.ndarray, cache: tuple,
+             out: np.ndarray | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """dy (...) -> dx (...); after a bias dx (N,C) bfloat16, db (C,); `out`: where db goes."""
+    if len(cache) == 3:
+        x, bias, form = cache
+        dx = aligned(dy.shape, dy.dtype)
+        parts = _each_rows(_low_backward, x, bias, form == "tanh", dx, dy)
+        return dx, np.sum(parts, axis=0, out=out)
     x, form = cache
     dy = np.asarray(dy, order="C")
     dx, loop = np.empty_like(dy), _tanh_backward if form == "tanh" else _erf_backward
     _each_part(loop, dy, x, dx)
     return dx
+
+
+def _each_rows(loop, x, bias, tanh, *arrays):
+    """-> (parts,C), what each part of the rows sums up; parts do not depend on the threads."""
+    starts = range(0, len(x), ROWS)
+    parts = np.empty((len(starts), len(bias)), np.float32)
+
+    def work(i):
+        rows = slice(starts[i], starts[i] + ROWS)
+        loop(x[rows], bias, tanh, parts[i], *[a[rows] for a in arrays])
+
+    row_blocks.each(work, range(len(starts)))
+    return parts
 
 
 def _each_part(loop, *arrays):
@@ -79,6 +114,41 @@ def _erf_backward(dy, x, dx):
         v = x[i]
         phi, e = _phi(v)
         dx[i] = dy[i] * (phi + v * (e * DENSITY))                      # (5)
+
+
+@jit.loop()
+def _low_forward(x, bias, tanh, _, y):
+    for i in range(len(x)):
+        row, to = x[i], y[i]
+        if tanh:
+            for j in range(row.size):
+                v = widened(row[j]) + bias[j]
+                to[j] = rounded(v * _sigmoid(v)[0])                    # (2)
+        else:
+            for j in range(row.size):
+                v = widened(row[j]) + bias[j]
+                to[j] = rounded(v * _phi(v)[0])                        # (4)
+
+
+@jit.loop()
+def _low_backward(x, bias, tanh, db, dx, dy):
+    db[:] = ZERO
+    for i in range(len(x)):
+        row, up, to = x[i], dy[i], dx[i]
+        if tanh:
+            for j in range(row.size):
+                v = widened(row[j]) + bias[j]
+                s, rest = _sigmoid(v)
+                d = widened(up[j]) * (s + v * (s * rest) * (B + B3 * (v * v)))   # (3)
+                db[j] += d
+                to[j] = rounded(d)
+        else:
+            for j in range(row.size):
+                v = widened(row[j]) + bias[j]
+                phi, e = _phi(v)
+                d = widened(up[j]) * (phi + v * (e * DENSITY))         # (5)
+                db[j] += d
+                to[j] = rounded(d)
 
 
 @jit.loop(part="pasted")
