@@ -44,10 +44,13 @@ def test_it_knows_english():
     assert loss(" ".join(words)) < min(map(loss, orders))
 
 
-def test_pretraining_carries_over_to_words_that_training_lacks(tmp_path):
+@pytest.mark.parametrize("options", [
+    {"train_layers": "last:1", "epochs": 6, "seed": 1},
+    pytest.param({"epochs": 5}, marks=pytest.mark.slow)], ids=["last block", "all blocks"])
+def test_pretraining_carries_over_to_words_that_training_lacks(tmp_path, options):
     """One seed, few epochs: the five-seed table of the documentation stands on the same."""
-    config = FinetuneConfig.from_options(out=str(tmp_path / "run"), epochs=5,
-                                         compare="baselines", quiet=True)
+    config = FinetuneConfig.from_options(out=str(tmp_path / "run"), compare="baselines",
+                                         quiet=True, **options)
     found = finetune(config, say=lambda line: None)
     assert found["n_test"] == toy_news.TEXTS_PER_PART
     assert found["accuracy"] > found["naive_bayes"]["accuracy"] + 0.1
