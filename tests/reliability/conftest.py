@@ -40,4 +40,4 @@ def commands(toy_file, tmp_path_factory):
         "curve": ["curve", "--train", texts, "--test", texts, "--sizes", "20,40", *SCRATCH,
                   "--epochs", "1"],
         "pretrain": ["pretrain", "--text", documents, "--context-length", "16", "--vocab-size",
-                     "280", "--validate-every", "3", "--quiet", *SMALL]}
+                     "280", "--validate-every", "3", "--epochs", "2", "--quiet", *SMALL]}
