@@ -60,9 +60,9 @@ def test_hostile_files():
 # That it finds what it should: faults planted before it starts
 
 FAULTS = {
-    # an offset, shape or dtype of a header is taken as it is
+    # an offset, shape or dtype of a header is taken as it is; the 13th and the 14th file show it
     "header": ("safetensors.safe_open = lambda *args, **options: None", "predict from shards",
-               60, "traceback"),
+               20, "traceback"),
     # no checksum is compared
     "checksum": ("safetensors._checksum = lambda *args: 0", "predict", 60, "silent"),
     # a .gz is unpacked whatever it holds; the ninth is a bomb
