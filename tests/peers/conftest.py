@@ -76,6 +76,23 @@ def compared(counts):
     return run
 
 
+def pytest_sessionfinish(session):
+    """One process of several (`-n 2`) hands its counts to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peers"] = [
+            [(peer, dict(found)) for peer, found in COUNTS.cases.items()],
+            list(COUNTS.reasons.items()), list(COUNTS.ran.items())]
+
+
+@pytest.hookimpl(optionalhook=True)     # of pytest-xdist
+def pytest_testnodedown(node, error):
+    cases, reasons, ran = getattr(node, "workeroutput", {}).get("peers", ([], [], []))
+    for peer, found in cases:
+        COUNTS.cases[peer].update(found)
+    for counter, found in (COUNTS.reasons, reasons), (COUNTS.ran, ran):
+        counter.update({key: n for key, n in found})
+
+
 def pytest_terminal_summary(terminalreporter):
     if not COUNTS.cases:
         return
