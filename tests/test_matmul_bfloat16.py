@@ -183,6 +183,19 @@ def test_a_whole_step_is_that_of_widened_factors(by, rng, kind):
         assert np.abs(found[name] - gradient).max() <= 1e-2 * np.abs(gradient).max(), name
 
 
+@pytest.mark.parametrize("m", [1, 5, 17, 64, 97])
+@pytest.mark.parametrize("k", [0, 1, 64, 771, 1700])
+def test_a_bias_is_added_in_every_layout(by, rng, m, k):
+    for n in (1, 12, 95, 401, 800):
+        a, b = factors(rng, m, k, n)
+        bias = rng.standard_normal(n, dtype=np.float32)
+        exact, size = one_by_one(a, b)
+        for x, y in ((a, b), (np.asfortranarray(a), np.asfortranarray(b))):
+            found = matmul(x, y, bias=bias)
+            assert (np.abs(found - exact - bias) <= 1e-6 * (size + np.abs(bias))).all()
+            assert np.array_equal(matmul(x[:1], y, bias=bias), found[:1])
+
+
 @pytest.mark.skipif(bool(REASONS["AMX"]), reason=REASONS["AMX"])
 @pytest.mark.parametrize("m", [1, 17, 32, 33, 97])
 @pytest.mark.parametrize("k", [1, 64, 771, 1025])
@@ -196,7 +209,8 @@ def test_each_sum_is_rounded_once_into_16_bits(rng, m, k):
             assert matmul(x, y, out) is out and matmul.choose(x, y, out).name == "AMX"
             assert np.array_equal(out, bfloat16.to_bfloat16(exact))
             matmul(x, y, out, bias)
-            assert np.array_equal(out, bfloat16.to_bfloat16(exact + bfloat16.from_bfloat16(bias)))
+            assert np.array_equal(out, bfloat16.to_bfloat16(
+                matmul(x, y, bias=bfloat16.from_bfloat16(bias))))
 
 
 @pytest.mark.skipif(bool(REASONS["AMX"]), reason=REASONS["AMX"])

@@ -74,11 +74,9 @@ def _widened_product(a, b, out=None, bias=None):
 
 
 def _amx_product(a, b, out=None, bias=None):
-    multiply = _loops("matmul_amx").matmul
-    if bias is None or out is None or out.dtype == np.float32:
-        return _plus(multiply(a, b, out), bias)
-    out[...] = to_bfloat16(_plus(multiply(a, b), widened(bias)))     # each sum is rounded once
-    return out
+    if bias is not None and bias.dtype != np.float32:
+        bias = widened(bias)
+    return _loops("matmul_amx").matmul(a, b, out, bias)
 
 
 def _avx512_bf16_product(a, b, out=None, bias=None):

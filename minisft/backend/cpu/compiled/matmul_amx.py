@@ -29,6 +29,8 @@ within one loop: the next loop may run on another thread. The assembly stands in
 Numba's cache on the disk looks at no other.
 """
 
+from functools import partial
+
 import numpy as np
 
 from minisft.backend.constants import ceil_div
@@ -59,16 +61,22 @@ CONFIG[16:32].view(np.uint16)[:] = 64            # bytes of a row, of each of th
 CONFIG[48:56] = 16                               # rows
 
 
-def _sums_text(first):
+def _sums_text(begin):
     """Operands: a, bytes to its next row, and to its next tile; b's panel; how many tiles deep;
-    c, bytes to its next row."""
-    text = ["movq $0, %rax", "movq $1, %rcx", "shlq $$4, %rcx", "addq %rax, %rcx", "movq $3, %rdx",
-            "movq $4, %r8"]
-    if first:
+    c, bytes to its next row; the bias.
+
+    Sums begin with "zeros", with the "bias", each of whose rows is the same, or with those of "c".
+    """
+    text = []
+    if begin == "bias":
+        text += ["movq $7, %r9", "xorl %eax, %eax",
+                 *(f"tileloadd {64 * (i % 2)}(%r9,%rax,1), %tmm{i}" for i in range(4))]
+    elif begin == "zeros":
         text += [f"tilezero %tmm{i}" for i in range(4)]
     else:
         text += _of_c("tileloadd {memory}, {tile}")
-    text += ["movq $$128, %r9", ".p2align 5", "1:",
+    text += ["movq $0, %rax", "movq $1, %rcx", "shlq $$4, %rcx", "addq %rax, %rcx", "movq $3, %rdx",
+             "movq $4, %r8", "movq $$128, %r9", ".p2align 5", "1:",
              "tileloadd (%rax,$1,1), %tmm4", "tileloadd (%rdx,%r9,1), %tmm6",
              "tdpbf16ps %tmm6, %tmm4, %tmm0",                                              # (1)
              "tileloadd 64(%rdx,%r9,1), %tmm7", "tdpbf16ps %tmm7, %tmm4, %tmm1",
@@ -151,7 +159,8 @@ def _group_text():
 
 _configure = jit.assembly(["ldtilecfg ($0)"], ["memory"], 1)
 _release = jit.assembly(["tilerelease"], ["memory"], 0)
-_first, _next = (jit.assembly(_sums_text(first), USED, 7) for first in (True, False))
+_first, _next = (jit.assembly(_sums_text(begin), USED, 7) for begin in ("zeros", "c"))
+_biased = jit.assembly(_sums_text("bias"), USED, 8)
 _fetch, _fetch_16_bits = (jit.assembly(_fetch_text(size), USED, 2) for size in (4, 2))
 _round = jit.assembly(_round_text(), [*USED, "zmm16", "zmm17"], 3)
 _move = jit.assembly(_move_text(), [*USED, "zmm16", "zmm17"], 4)
@@ -160,9 +169,10 @@ _strip = jit.assembly(_strip_text(), USED, 4)
 _group = jit.assembly(_group_text(), USED, 5)
 
 
-def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None,
+           bias: np.ndarray | None = None) -> np.ndarray:
     """a (M,K), b (K,N), both bfloat16 -> (M,N) float32; `out` (M,N), contiguous: where it goes,
-    float32, or bfloat16, to which each sum is rounded once.
+    float32, or bfloat16, to which each sum is rounded once. bias (N,) float32: sums begin with it.
 
     Raises ValueError for factors that do not go together, and for another `out`; RuntimeError where
     there are no tiles.
@@ -171,19 +181,23 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
         raise RuntimeError(f"a product on AMX's tiles: {reason}")
     (m, k), n = a.shape, b.shape[1]
     low = out is not None and out.dtype == np.uint16
-    if low and (m <= FEW or k > DEPTH or not k):     # sums are added up in memory
-        out[...] = to_bfloat16(matmul(a, b))
+    if low and (m <= FEW or k > DEPTH or not k or bias is not None):     # sums are float32 first
+        out[...] = to_bfloat16(matmul(a, b, bias=bias))
         return out
     out = result_of(a, b, out, (np.float32, np.uint16))
+    begin = np.zeros(ceil_div(n, SIDE) * SIDE, np.float32)
+    begin[:n] = 0 if bias is None else bias
     if not out.size or not k:
-        out[...] = 0
+        out[...] = begin[:n]
     elif m <= FEW and lies_in_rows(b) and n >= WIDE:
         tiles = pack_tiles(a)
-        row_blocks.each(lambda part: _each_strip(tiles, b, out, CONFIG, part.start, part.stop),
+        row_blocks.each(lambda part: _each_strip(tiles, b, out, begin, CONFIG, part.start,
+                                                 part.stop),
                         shares(ceil_div(n, WIDE)))
     elif m <= FEW and lies_in_rows(b.T) and n >= 16:
         pairs = pack(a, 16, DEEP // 2)
-        row_blocks.each(lambda part: _each_group(b.T, pairs, out, CONFIG, part.start, part.stop),
+        row_blocks.each(lambda part: _each_group(b.T, pairs, out, begin, CONFIG, part.start,
+                                                 part.stop),
                         shares(ceil_div(n, 16)))
     else:
         panels, rows = pack(b.T, SIDE, DEEP // 2), rows_of(a)
@@ -191,7 +205,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
         wide = n_columns >= n_rows
         parts = [(0, n_rows, part.start, part.stop) if wide else
                  (part.start, part.stop, 0, n_columns) for part in shares(max(n_rows, n_columns))]
-        fill = _each_rounded if low else _each_sum
+        fill = _each_rounded if low else partial(_each_sum, begin, bias is not None)
         row_blocks.each(lambda part: fill(*rows, panels, out, CONFIG, *part), parts)
     return out
 
@@ -213,8 +227,9 @@ def _lines(size):
 
 
 @jit.loop()
-def _each_sum(a, tiles, b, c, config, first_row, last_row, first_column, last_column):
-    """What `rows_of` gives, panels of b, c (M,N), and which panels: fills that part of c."""
+def _each_sum(bias, biased, a, tiles, b, c, config, first_row, last_row, first_column, last_column):
+    """What c's columns begin with, and whether that is more than zeros; what `rows_of` gives,
+    panels of b, c (M,N), and which panels: fills that part of c."""
     _configure(config.ctypes.data)
     m, n = c.shape
     edge = _lines(4 * TILE).view(np.float32).reshape(SIDE, SIDE)
@@ -247,6 +262,9 @@ def _each_sum(a, tiles, b, c, config, first_row, last_row, first_column, last_co
                             _copy(corner, edge)
                         if p:
                             _next(at_a, next_row, next_tile, at_b, count, at_c, stride)
+                        elif biased:
+                            _biased(at_a, next_row, next_tile, at_b, count, at_c, stride,
+                                    bias[j * SIDE:].ctypes.data)
                         else:
                             _first(at_a, next_row, next_tile, at_b, count, at_c, stride)
                         if whole and not lined:
@@ -298,8 +316,9 @@ def _copy(x, y):
 
 
 @jit.loop()
-def _each_strip(a, b, c, config, start, stop):
-    """One panel of tiles of a, b (K,N) in rows, c (M,N), and which groups of WIDE columns."""
+def _each_strip(a, b, c, bias, config, start, stop):
+    """One panel of tiles of a, b (K,N) in rows, c (M,N), what its columns begin with, and which
+    groups of WIDE columns."""
     _configure(config.ctypes.data)
     m, n = c.shape
     k, stride = b.shape[0], b.strides[0]
@@ -308,7 +327,9 @@ def _each_strip(a, b, c, config, start, stop):
     rest = np.zeros((DEEP, WIDE), np.uint16)
     for g in range(start, stop):
         left = min(g * WIDE, n - WIDE)     # may overlap the group before
-        sums[:] = 0
+        for i in range(m):
+            for j in range(WIDE):
+                sums[j // 32, j // 4 % 2, i, j % 32 // 8, j % 4] = bias[left + j]
         for q in range(a.shape[1]):
             count = min(DEEP, k - q * DEEP)
             at_b = b.ctypes.data + q * DEEP * stride + 2 * left
@@ -326,8 +347,9 @@ def _each_strip(a, b, c, config, start, stop):
 
 
 @jit.loop()
-def _each_group(b, a, c, config, start, stop):
-    """b.T (N,K) in rows, one panel of a (16 rows), c (M,N), and which groups of 16 columns."""
+def _each_group(b, a, c, bias, config, start, stop):
+    """b.T (N,K) in rows, one panel of a (16 rows), c (M,N), what its columns begin with, and which
+    groups of 16 columns."""
     _configure(config.ctypes.data)
     m, n = c.shape
     k, stride = b.shape[1], b.strides[0]
@@ -336,7 +358,8 @@ def _each_group(b, a, c, config, start, stop):
     rest = np.zeros((16, DEEP), np.uint16)
     for g in range(start, stop):
         left = min(g * 16, n - 16)
-        sums[:] = 0
+        for j in range(16):
+            sums[j] = bias[left + j]
         if depth:
             _group(b.ctypes.data + left * stride, stride, a.ctypes.data, depth, sums.ctypes.data)
         if depth * DEEP < k:
