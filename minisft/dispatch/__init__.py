@@ -37,6 +37,8 @@ from minisft.dispatch.operations import (
     linear,
     lora,
     loss_in_place,
+    norm_for_product,
+    rounded_and_summed,
     softmax,
     span_cross_entropy,
     squared_norm,
@@ -48,6 +50,6 @@ from minisft.dispatch.selection import Site, only, watched
 __all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "PRECISIONS", "TF32", "Site", "adamw",
            "adds_to_out", "attention", "attention_in_16_bits", "column_sums", "cross_entropy",
            "decoding_kernels", "dispatched", "dropout", "embedding", "gelu", "gelu_adds_bias",
-           "layer_norm", "linear", "lora", "loss_in_place", "matmul", "only", "resolve_precision",
-           "rounded", "softmax", "span_cross_entropy", "squared_norm", "sums_before_norm",
-           "to_bfloat16", "watched"]
+           "layer_norm", "linear", "lora", "loss_in_place", "matmul", "norm_for_product", "only",
+           "resolve_precision", "rounded", "rounded_and_summed", "softmax", "span_cross_entropy",
+           "squared_norm", "sums_before_norm", "to_bfloat16", "watched"]

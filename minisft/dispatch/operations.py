@@ -128,6 +128,14 @@ layer_norm = Operation("layer_norm", ops.layer_norm.forward, [
     Implementation(FORMULA, (), lambda: ops.layer_norm),
 ], shapes.layer_norm)
 
+
+def norm_for_product(x: Any, w: Any, b: Any, eps: float, dtype: Any) -> tuple[Any, Any]:
+    """As `layer_norm.forward`; y is in 16 bits already where the product that takes it would round
+    it to this format, and a loop does both."""
+    low = dtype == BFLOAT16 and layer_norm.choose(x, w, b, eps).name == "compiled"
+    return layer_norm.forward(x, w, b, eps, **({"round_y": True} if low else {}))
+
+
 _gelu_rows = RowBlocks(ops.gelu, forward=("x",), backward=("dy",))
 gelu = Operation("gelu", ops.gelu.forward, [
     Implementation("fused kernel", (kernels_in_16_bits("x", "fused", "naive"), has_axis("x")),
@@ -283,6 +291,16 @@ column_sums = Function("column_sums", _column_sums, [
                    lambda: _loops("column_sums").column_sums),
     Implementation(FORMULA, (), lambda: _column_sums),
 ])
+
+
+def rounded_and_summed(x: Any, dtype: Any, out: Any, add: bool = False) -> Any:
+    """x (N,M), the format of the product that takes it -> x, in that format already where one pass
+    does both; `out` (M,): where its sums over the rows go, or are added."""
+    if dtype == BFLOAT16 and x.dtype == np.float32 and column_sums.choose(x).name == "compiled":
+        return _loops("column_sums").rounded_and_summed(x, out, add)
+    column_sums(x, out, add=add)
+    return x
+
 
 # Of the optimizer: None where training/optim.py's own formula runs, block by block.
 adamw = Function("adamw", launch.adamw.step, [

@@ -46,8 +46,8 @@ ROUNDING_POINTS = (
                   "v, but not those of a new token", True),
     RoundingPoint("attention", "dy", False, True, "as q; the scores' gradients too; GPU: GPT-2's "
                   "dq, dk and dv are stored as linear's dy", True),
-    RoundingPoint("layer_norm", "x", False, False, "the sums before it too; GPU: y is stored as "
-                  "linear's x"),
+    RoundingPoint("layer_norm", "x", False, False, "the sums before it too; y is stored as "
+                  "linear's x, on a CPU where a loop is compiled"),
     RoundingPoint("gelu", "x", False, True, "stored by the product before it, unless an "
                   "adapter adds to that; the bias is float32, y stored as linear's x", True),
     RoundingPoint("gelu", "dy", False, True, "as x; dx is stored as linear's dy, the bias's "

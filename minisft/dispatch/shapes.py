@@ -38,7 +38,7 @@ def lora(x: Any, a: Any, b: Any, scale: float) -> None:
     _expect("lora", "b", b.shape, (b.shape[0], a.shape[0]))
 
 
-def layer_norm(x: Any, w: Any, b: Any, eps: float = 1e-5) -> None:
+def layer_norm(x: Any, w: Any, b: Any, eps: float = 1e-5, round_y: bool = False) -> None:
     """x (N,C), w (C,), b (C,)."""
     if x.ndim != 2:
         raise ValueError(f"layer_norm: x has shape {x.shape}, expected (N,C)")

@@ -19,7 +19,9 @@ from minisft.dispatch import (
     layer_norm,
     linear,
     matmul,
+    norm_for_product,
     rounded,
+    rounded_and_summed,
     sums_before_norm,
 )
 from minisft.nn.parameters import Parameter
@@ -192,7 +194,8 @@ class Linear(Layer):
         if b is not None and (dy.itemsize == 2 or
                               column_sums.choose(dy).name != "formula"):
             out = b.first_grad() if columns == slice(None) else None
-            column_sums(dy, b.grad[columns] if out is None else out, add=out is None)
+            dy = rounded_and_summed(dy, w.dtype, b.grad[columns] if out is None else out,
+                                    add=out is None)
             b = None
         if not self.w.trainable:     # dw is a product as large as dx
             if b is not None:
@@ -233,7 +236,9 @@ class LayerNorm(Layer):
         term = x if isinstance(x, Sum) else None
         kernel = sums_before_norm(x if term is None else term.x)
         if kernel is None:
-            return x, self.forward(x)
+            y, cache = norm_for_product(x, self.w.value, self.b.value, self.eps, dtype)
+            self.save_for_backward(None, cache, None)
+            return x, y
         options = {} if term is None else {
             "more": term.more, "bias": None if term.bias is None else term.bias.value,
             "drop": term.drop}
@@ -248,6 +253,8 @@ class LayerNorm(Layer):
         kernel, cache, term = self.pop_saved()
         if kernel is not None:
             return self._backward_of_sum(dy, kernel, cache, term, residual)
+        if residual is not None and cache.implementation.name == "compiled":
+            return self._backward(dy, cache, residual=residual)
         dx = self._backward(dy, cache)
         return dx if residual is None else residual + dx
 
@@ -257,11 +264,11 @@ class LayerNorm(Layer):
         dx, dmore = kernel.backward(dy, cache, residual, dtype, outs, add, more=term is not None)
         return dx if term is None else Gradient(dx, dmore)
 
-    def _backward(self, dy, cache):
+    def _backward(self, dy, cache, **options):
         if cache.implementation.name == "fused kernel" and self.w.zeroed and self.b.zeroed:
             out = self.w.first_grad(), self.b.first_grad()
             return layer_norm.backward(dy, cache, out=out)[0]
-        dx, dw, db = layer_norm.backward(dy, cache)
+        dx, dw, db = layer_norm.backward(dy, cache, **options)
         self.w.add_grad(dw)
         self.b.add_grad(db)
         return dx

@@ -99,12 +99,15 @@ def _column_sums(loops, size, put):
     for rows in (size, 10 * size):
         x, first = normal((rows, size), (size,))
         plain, exact = x.sum(axis=0), x.astype(np.float64).sum(axis=0)
-        added, put_there = first.copy(), np.empty_like(first)
+        added, put_there, beside = first.copy(), np.empty_like(first), np.empty_like(first)
+        low, nearest = loops.rounded_and_summed(put(x), beside), bfloat16.to_bfloat16(x)
         loops.column_sums(put(x), added, add=True)
         loops.column_sums(put(x), put_there)
         found |= {f"sums of {rows}": (loops.column_sums(put(x)), plain, exact),
                   f"put of {rows}": (put_there, plain, exact),
-                  f"added of {rows}": (added, plain + first, exact + first)}
+                  f"added of {rows}": (added, plain + first, exact + first),
+                  f"beside {rows} rounded": (beside, plain, exact),
+                  f"{rows} rounded": (low, nearest, nearest)}
     return found
 
 

@@ -4,30 +4,36 @@ import numpy as np
 
 from minisft.backend.constants import ceil_div
 from minisft.backend.cpu import jit
+from minisft.backend.cpu.allocator import aligned
+from minisft.backend.cpu.compiled.bits import rounded
 from minisft.backend.cpu.compiled.exp import ONE, ZERO, F
 
 ROWS = 64     # rows added one after another for dw and db: longer sums would lose precision
 
 
-def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray,
-            eps: float = 1e-5) -> tuple[np.ndarray, tuple]:
-    """x (N,C), w (C,), b (C,) -> y (N,C), cache."""
+def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float = 1e-5,
+            round_y: bool = False) -> tuple[np.ndarray, tuple]:
+    """x (N,C), w (C,), b (C,) -> y (N,C), float32 or with `round_y` bfloat16, cache."""
     x = np.ascontiguousarray(x)
-    y, (mean, rstd) = np.empty_like(x), np.empty((2, len(x)), dtype=x.dtype)
-    jit.each(lambda start, stop: _forward(x, w, b, np.float32(eps), y, mean, rstd, start, stop),
+    mean, rstd = np.empty((2, len(x)), dtype=x.dtype)
+    y, loop = ((aligned(x.shape, np.uint16), _forward_rounded) if round_y else
+               (np.empty_like(x), _forward))
+    jit.each(lambda start, stop: loop(x, w, b, np.float32(eps), y, mean, rstd, start, stop),
              *_rows(x))
     return y, (x, w, mean, rstd)
 
 
-def backward(dy: np.ndarray, cache: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dy (N,C) -> dx (N,C), dw (C,), db (C,)."""
+def backward(dy: np.ndarray, cache: tuple,
+             residual: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dy (N,C) -> dx (N,C), with `residual` (N,C) added, dw (C,), db (C,)."""
     x, w, mean, rstd = cache
     dy = np.ascontiguousarray(dy)
     dx = np.empty_like(dy)
+    more = dy[:0] if residual is None else np.ascontiguousarray(residual)
 
     def work(start, stop):
         parts = np.zeros((ceil_div(stop - start, ROWS), 2, len(w)), dtype=dy.dtype)
-        _backward(dy, x, w, mean, rstd, dx, parts, start, stop)
+        _backward(dy, x, w, mean, rstd, more, dx, parts, start, stop)
         return parts.sum(axis=0)
 
     sums = jit.each(work, *_rows(dy))
@@ -50,6 +56,17 @@ def _forward(x, w, b, eps, y, mean, rstd, start, stop):
         mean[i], rstd[i] = middle, slope
 
 
+@jit.loop(jit.NONE)
+def _forward_rounded(x, w, b, eps, y, mean, rstd, start, stop):
+    for i in range(start, stop):
+        row, out = x[i], y[i]
+        middle, var = _mean_and_variance(row)
+        slope = ONE / np.sqrt(var + eps)
+        for c in range(row.size):
+            out[c] = rounded((row[c] - middle) * slope * w[c] + b[c])   # (1), (2)
+        mean[i], rstd[i] = middle, slope
+
+
 @jit.loop(jit.SUMS, part="own")
 def _mean_and_variance(row):
     total = ZERO
@@ -64,7 +81,7 @@ def _mean_and_variance(row):
 
 
 @jit.loop(jit.NONE)
-def _backward(dy, x, w, mean, rstd, dx, parts, start, stop):
+def _backward(dy, x, w, mean, rstd, residual, dx, parts, start, stop):
     for i in range(start, stop):
         part = (i - start) // ROWS
         dw, db = parts[part, 0], parts[part, 1]
@@ -73,6 +90,10 @@ def _backward(dy, x, w, mean, rstd, dx, parts, start, stop):
         for c in range(row.size):
             n = (row[c] - middle) * slope
             out[c] = slope * (up[c] * w[c] - of_g - n * of_gn)          # (3)
+        if residual.size:
+            more = residual[i]
+            for c in range(row.size):
+                out[c] = more[c] + out[c]
         for c in range(row.size):     # its own loop: with too many arrays it is not vectorised
             dw[c] += up[c] * ((row[c] - middle) * slope)                # (4)
         for c in range(row.size):
