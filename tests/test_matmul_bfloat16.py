@@ -19,6 +19,7 @@ from minisft.dispatch import matmul, only, resolve_precision, to_bfloat16, watch
 from minisft.io import provenance
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier, LanguageModel
+from minisft.training.optim import AdamW
 
 REASONS = {"AMX": processor.why_not_bfloat16() or processor.why_not_amx(),
            "AVX512-BF16": processor.why_not_bfloat16() or processor.why_not_avx512_bf16()}
@@ -231,6 +232,28 @@ def test_what_lies_between_the_products_of_a_step_has_16_bits(rng, monkeypatch):
     with watched(see):
         model.loss_and_gradients(batch)
     assert seen["gelu", "forward"] == {"float32"} and ("cross_entropy", "forward") in seen
+
+
+@needs_processor
+@pytest.mark.parametrize("train_layers", ["all", "last:1", "bias"])
+def test_a_step_leaves_the_weights_rounded(rng, train_layers):
+    model = LanguageModel(CONFIG, seed=3).to("cpu", "bfloat16")
+    model.train_layers(train_layers)
+    optimizer, texts = AdamW(model.store), sequences(rng)
+    batch = pack(texts, [np.append(ids[1:], IGNORE) for ids in texts])
+    frozen = {p.name: p.product_value for p in model.store if not p.trainable}
+    for _ in range(2):
+        before = {p.name: p.value.copy() for p in model.store.trainable}
+        gradients(model, batch)
+        optimizer.step(0.1)
+        for p in model.store:
+            assert np.array_equal(p.product_value, bfloat16.to_bfloat16(p.value)), p.name
+            assert p.trainable == (p.name in before and (p.value != before[p.name]).any())
+    assert all(model.store[name].product_value is value for name, value in frozen.items())
+    model.store.values += 1     # by somebody who says so
+    model.store.refresh()
+    for p in model.store:
+        assert np.array_equal(p.product_value, bfloat16.to_bfloat16(p.value)), p.name
 
 
 def test_without_numba_or_the_instruction_it_is_refused(monkeypatch, capsys):

@@ -310,6 +310,7 @@ adamw = Function("adamw", launch.adamw.step, [
 ])
 squared_norm = Function("squared_norm", launch.adamw.squares, [
     Implementation("fused kernel", (KERNELS,), lambda: launch.adamw.squares),
+    Implementation("compiled", (compiled,), lambda: _loops("adamw").squares),
     Implementation(FORMULA, (), lambda: None),
 ])
 

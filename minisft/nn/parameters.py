@@ -186,7 +186,7 @@ class Parameters:
         self.dtype, self.xp, self.compute_dtype = np.dtype(dtype), xp, None
         self.align = align
         self.generation = 0     # of the buffers: another one lies elsewhere in memory
-        self._low: dict[bool, Array] = {}     # on a card, the buffers in 16 bits
+        self._low: dict[bool, Array] = {}     # the buffers in 16 bits; on a CPU those trained
         for p in parameters:
             p.value = xp.zeros(p.shape, dtype=dtype)
         self.train(lambda p: True)
@@ -265,6 +265,7 @@ class Parameters:
     def to_gpu(self) -> None:
         """Lays both buffers out anew on the GPU, from the values that they have here."""
         self.xp, self.align, trained = array.cupy, ALIGN, set(self.trainable)
+        self._low.clear()
         self.train(trained.__contains__)
 
     def set_compute_dtype(self, dtype: Any) -> None:
@@ -275,9 +276,26 @@ class Parameters:
         self.compute_dtype = dtype
         self.refresh()
 
-    def refresh(self) -> None:
+    def room_for_rounded(self) -> Array:
+        """-> where a step may put the new values (P,) rounded to the 16-bit format; None where it
+        need not."""
+        if self.xp is not np:
+            return self.compute_values
+        if self.compute_dtype != BFLOAT16:
+            return None
+        if self._low.get(True) is None or len(self._low[True]) != len(self.values):
+            self._low[True] = np.empty(len(self.values), BFLOAT16)
+        return self._low[True]
+
+    def refresh(self, rounded_values: Array = None) -> None:
         """Rounds all values anew, after some have changed: on a GPU in one pass over each buffer.
+
+        rounded_values (P,): on a CPU those that are trained, where they are rounded already.
         """
+        if self.xp is np and rounded_values is not None:
+            for p, view in self._views(rounded_values, self.trainable).items():
+                p.compute_value = view
+            return
         for p in self:
             p.compute_dtype, p.compute_value = self.compute_dtype, None
         self.compute_values: Array = None     # on a card all that are trained (P,), in 16 bits

@@ -152,11 +152,13 @@ class AdamW(Adam):
         step = adamw.choose(*buffers).load()
         if step is None:
             return super().update_groups(groups, scale)
-        if store.compute_values is None:
+        low = store.room_for_rounded()
+        if low is None:
             step(*buffers, self.t, groups, self.betas, self.eps, scale)
-            store.refresh()
-        else:     # on a card, whose kernel rounds what it has in its registers
-            step(*buffers, self.t, groups, self.betas, self.eps, scale, low=store.compute_values)
+        else:     # what it has in its registers it rounds as well
+            step(*buffers, self.t, groups, self.betas, self.eps, scale, low=low)
+        if store.compute_values is None:
+            store.refresh(low)
 
 
 OPTIMIZERS: dict[str, Any] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}

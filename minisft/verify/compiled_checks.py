@@ -137,7 +137,7 @@ def _products(loops, rows, size, put):
 
 
 def _clipped_step(adamw, values, grads, m, v, t, groups, scale, limit):
-    norm = float(np.sqrt(np.square(grads).sum())) * scale
+    norm = float(np.sqrt(adamw.squares(grads)[0])) * scale
     adamw.step(values, grads, m, v, t, groups, scale=scale * min(1, limit / norm))
 
 
