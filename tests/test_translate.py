@@ -52,7 +52,7 @@ def run(tmp_path_factory):
     train, test = sentences(rng, 200), sentences(rng, 30)
     paths = write(folder / "a.csv", train), write(folder / "b.csv", test)
     write_lines(folder, "b", test)
-    assert main(["finetune", *SMALL, "--train", paths[0], "--test", paths[1], "--epochs", "30",
+    assert main(["finetune", *SMALL, "--train", paths[0], "--test", paths[1], "--epochs", "20",
                  "--out", str(folder / "run")]) == 0
     return folder / "run", test
 
