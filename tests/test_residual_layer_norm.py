@@ -163,7 +163,7 @@ def test_a_sum_that_nobody_normalises(rng, monkeypatch):
     monkeypatch.setenv("MINISFT_CUDA", "emulate")
     model, batch = model_and_batch(rng, "classifier")
     model.store.train(lambda p: p.layer >= 2)
-    assert gelu_adds_bias(model.store["h.0.mlp.c_fc.bias"].value)
+    assert gelu_adds_bias(model.store["h.0.mlp.c_fc.bias"].value, None)
     hidden = model.trunk.frozen_forward(batch)
     assert isinstance(model.trunk.blocks[0].forward(model.trunk.embed(batch, None), batch), Sum)
     model.clear_cache()

@@ -161,7 +161,8 @@ def gelu_adds_bias(bias: Any, dtype: Any) -> bool:
 
     x and dy may have 16 bits then, y and dx have as many; on a CPU they must.
     """
-    return gelu.choose(bias).load() is launch.gelu or stores_16_bits(bias, dtype)
+    return gelu.choose(bias).load() is launch.gelu or (
+        gelu.choose(bias).name == "compiled" and stores_16_bits(bias, dtype))
 
 
 def sums_before_norm(x: Any) -> Any:
@@ -201,10 +202,13 @@ def loss_in_place(x: Any, dtype: Any) -> Any:
     that is float32 -> train(logits, labels, dloss), which gives the loss and the denominator and
     puts the gradient in the place of the logits; None where `cross_entropy` does it by two calls.
     """
-    one = x[:1]     # conditions read the labels
-    if cross_entropy.choose(one, one).load() is launch.cross_entropy:
+    one = x[:1]
+    # conditions read the labels, on a CPU alone
+    runs = cross_entropy.choose(one, np.zeros(1, int) if isinstance(x, np.ndarray) else one)
+    if runs.load() is launch.cross_entropy:
         return launch.cross_entropy.train
-    return _loops("cross_entropy").train if stores_16_bits(x, dtype) else None
+    low = runs.name == "compiled" and stores_16_bits(x, dtype)
+    return _loops("cross_entropy").train if low else None
 
 
 span_cross_entropy = Operation("span_cross_entropy", ops.span_cross_entropy.forward, [

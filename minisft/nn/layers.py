@@ -222,23 +222,21 @@ class LayerNorm(Layer):
         self.b = Parameter(f"{name}.bias", (width,), layer, decays=False)
         self.eps = eps
 
-    def forward(self, x: Array) -> Array:
-        """x (N,C) -> y (N,C)."""
-        y, cache = layer_norm.forward(x, self.w.value, self.b.value, self.eps)
+    def forward(self, x: Array, dtype: Any = None) -> Array:
+        """x (N,C) -> y (N,C); `dtype` as of `of_sum`."""
+        y, cache = norm_for_product(x, self.w.value, self.b.value, self.eps, dtype)
         self.save_for_backward(None, cache, None)
         return y
 
     def of_sum(self, x: Any, dtype: Any = None) -> tuple[Array, Array]:
         """x (N,C), an array or a Sum -> x as an array, y (N,C).
 
-        `dtype`: what a kernel may round y to, since a product would do so; None for nothing.
+        `dtype`: what y may be rounded to, since a product would do so; None for nothing.
         """
         term = x if isinstance(x, Sum) else None
         kernel = sums_before_norm(x if term is None else term.x)
         if kernel is None:
-            y, cache = norm_for_product(x, self.w.value, self.b.value, self.eps, dtype)
-            self.save_for_backward(None, cache, None)
-            return x, y
+            return x, self.forward(x, dtype)
         options = {} if term is None else {
             "more": term.more, "bias": None if term.bias is None else term.bias.value,
             "drop": term.drop}
