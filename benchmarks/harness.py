@@ -27,7 +27,8 @@ from minisft.io import provenance
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS, FAST = "minisft", "minisft[fast]"
 LOW = "minisft[fast] bfloat16"     # its training steps, where the processor multiplies bfloat16
-OUR_SIDES = FAST, LOW, OURS
+STORED = f"{LOW}, results too"     # products whose results are rounded, as PyTorch's are
+OUR_SIDES = FAST, LOW, OURS, STORED
 PRECISIONS = "float32", "bfloat16"
 PAUSE = 0.1     # seconds in which the threads of the side before stop to wait for more work
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import harness, ideas, predict, products, sides, texts, translation
 from minisft.backend.cpu import jit, row_blocks
-from minisft.backend.cpu.processor import why_not_bfloat16
+from minisft.backend.cpu.processor import bfloat16_by, why_not_bfloat16
 from minisft.dispatch import attention
 from minisft.errors import UserError
 
@@ -65,7 +65,10 @@ def test_products_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(products, "SHAPES", ((3, 4, 5), (20, 7, 33)))
     assert products.main(["--alone", "--steps", "2", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "products.json").read_text())["rows"]
-    assert [row["case"] for row in rows] == ["3 x 4 x 5", "20 x 7 x 33"]
+    sides = {row["side"] for row in rows}
+    assert [row["case"] for row in rows] == [case for case in ("3 x 4 x 5", "20 x 7 x 33")
+                                             for _ in sides]
+    assert sides == {harness.LOW} | ({harness.STORED} if bfloat16_by() == "AMX" else set())
     assert {row["peer"] for row in rows} == {products.NUMPY}
 
 
