@@ -49,22 +49,24 @@ def _rows(x):
 def _forward(x, w, b, eps, y, mean, rstd, start, stop):
     for i in range(start, stop):
         row, out = x[i], y[i]
-        middle, var = _mean_and_variance(row)
-        slope = ONE / np.sqrt(var + eps)
+        middle, slope = mean[i], rstd[i] = _mean_and_rstd(row, eps)
         for c in range(row.size):
             out[c] = (row[c] - middle) * slope * w[c] + b[c]            # (1), (2)
-        mean[i], rstd[i] = middle, slope
 
 
 @jit.loop(jit.NONE)
 def _forward_rounded(x, w, b, eps, y, mean, rstd, start, stop):
     for i in range(start, stop):
         row, out = x[i], y[i]
-        middle, var = _mean_and_variance(row)
-        slope = ONE / np.sqrt(var + eps)
+        middle, slope = mean[i], rstd[i] = _mean_and_rstd(row, eps)
         for c in range(row.size):
             out[c] = rounded((row[c] - middle) * slope * w[c] + b[c])   # (1), (2)
-        mean[i], rstd[i] = middle, slope
+
+
+@jit.loop(jit.NONE, part="own")
+def _mean_and_rstd(row, eps):
+    middle, var = _mean_and_variance(row)
+    return middle, ONE / np.sqrt(var + eps)
 
 
 @jit.loop(jit.SUMS, part="own")
