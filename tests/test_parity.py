@@ -45,14 +45,14 @@ def hf():
         t = pytest.importorskip("transformers")
         kinds = {"lm": t.GPT2LMHeadModel, "cls": t.GPT2ForSequenceClassification}
         t.utils.logging.disable_progress_bar()
-    torch.manual_seed(7)
     return SimpleNamespace(torch=torch, kinds=kinds, Config=t.GPT2Config,
                            AutoLM=t.AutoModelForCausalLM,
                            AutoClassifier=t.AutoModelForSequenceClassification)
 
 
 def theirs(hf, kind, **settings):
-    """A model of `transformers` with random weights, biases and norms too."""
+    """A model of `transformers` with random weights, biases and norms too, the same each time."""
+    hf.torch.manual_seed(7)
     settings = SHAPE | RATES | {"initializer_range": 0.2, "bos_token_id": END, "num_labels": 4,
                                 "eos_token_id": END, "pad_token_id": END} | settings
     model = hf.kinds[kind](hf.Config(**settings)).eval()
@@ -195,9 +195,12 @@ def test_half_precision_and_shards(hf, tmp_path):
 
 @pytest.mark.parametrize("kind", ["lm", "cls"])
 def test_twenty_steps_of_adamw(hf, tmp_path, kind):
-    torch_model = theirs(hf, kind)
+    """In float64: over 20 steps of training the rounding of float32 grows to some 1e-4 of a loss,
+    and how far depends on the processor."""
+    torch_model = theirs(hf, kind, attn_implementation="eager")   # older sdpa refuses float64
     torch_model.save_pretrained(tmp_path)
-    model, sequences, lr = load(tmp_path), texts(), 3e-4
+    torch_model.double()
+    model, sequences, lr = load(tmp_path, np.float64), texts(), 3e-4
     batch, (arguments, _) = our_batch(kind, sequences), their_batch(hf, kind, sequences)
     ours = AdamW(model.store, weight_decay=0.1)
     groups = [{"params": [p for p in torch_model.parameters() if (p.ndim > 1) == matrices],
@@ -219,7 +222,7 @@ def test_twenty_steps_of_adamw(hf, tmp_path, kind):
     print(f"losses {losses[0]:.6f} to {losses[-1]:.6f}, theirs {wanted[-1]:.6f}, apart "
           f"{np.abs(np.divide(losses, wanted) - 1).max():.1e}")
     assert wanted[-1] < 0.8 * wanted[0]
-    np.testing.assert_allclose(losses, wanted, rtol=1e-4)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-6)
 
 
 # Our folders there

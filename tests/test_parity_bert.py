@@ -38,12 +38,12 @@ def hf():
                  "Pretraining": t.BertForPreTraining, "Bare": t.BertModel,
                  "AutoClassifier": t.AutoModelForSequenceClassification}
         t.utils.logging.disable_progress_bar()
-    torch.manual_seed(7)
     return SimpleNamespace(torch=torch, **kinds)
 
 
 def theirs(hf, kind="Classifier", **settings):
-    """A model of `transformers` with random weights, biases and norms too."""
+    """A model of `transformers` with random weights, biases and norms too, the same each time."""
+    hf.torch.manual_seed(7)
     settings = SHAPE | RATES | {"num_labels": 4} | settings
     model = getattr(hf, kind)(hf.Config(**settings)).eval()
     model.config.id2label = dict(enumerate(NAMES))
@@ -163,9 +163,12 @@ def test_trunk_of_other_models(hf, tmp_path, kind):
 
 
 def test_twenty_steps_of_adamw(hf, tmp_path):
+    """In float64: over 20 steps of training the rounding of float32 grows to some 1e-4 of a loss,
+    and how far depends on the processor."""
     torch_model = theirs(hf)
     torch_model.save_pretrained(tmp_path)
-    model, batch, lr = load(tmp_path), our_batch(), 3e-4
+    torch_model.double()
+    model, batch, lr = load(tmp_path, np.float64), our_batch(), 3e-4
     arguments = their_batch(hf) | {"labels": hf.torch.tensor(LABELS)}
     ours = AdamW(model.store, weight_decay=0.1)
     groups = [{"params": [p for p in torch_model.parameters() if (p.ndim > 1) == matrices],
@@ -187,7 +190,7 @@ def test_twenty_steps_of_adamw(hf, tmp_path):
     print(f"losses {losses[0]:.6f} to {losses[-1]:.6f}, theirs {wanted[-1]:.6f}, apart "
           f"{np.abs(np.divide(losses, wanted) - 1).max():.1e}")
     assert wanted[-1] < 0.8 * wanted[0]
-    np.testing.assert_allclose(losses, wanted, rtol=1e-4)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-6)
 
 
 def our_model(pooling="first"):
