@@ -128,7 +128,8 @@ class MLP(Layer):
     """Two linear maps with GELU between them; the inner width is n_inner.
 
     A backward needs three arrays of that width: GELU's input, its output and what its formula
-    keeps. Where that is cheap the input alone is kept, and GELU runs again.
+    keeps. Where that is cheap the input alone is kept, and GELU runs again; behind an adapter,
+    which keeps the output anyway, it does not.
     """
 
     def __init__(self, name: str, config: Any, layer: int):
@@ -149,7 +150,8 @@ class MLP(Layer):
                     gelu.forward(z, self.form))
         y = self.c_proj.forward(h, bias)
         # erf costs NumPy a tenth of the block's products, the other ways 2% at most
-        again = not fused and (self.form == "tanh" or cache.implementation.name == "compiled")
+        again = self.c_proj.can_forget_input and not fused and (
+            self.form == "tanh" or cache.implementation.name == "compiled")
         if again:
             self.c_proj.forget_input()
         self.save_for_backward(z if again else cache, to_z, fused, low, bias, again)

@@ -140,6 +140,8 @@ class Linear(Layer):
         self.w = Parameter(f"{name}.weight", (width_in, width_out), layer, True, scale)
         self.b: Any = Parameter(f"{name}.bias", (width_out,), layer, False) if bias else None
 
+    can_forget_input = True
+
     @property
     def input_dtype(self) -> Any:
         """-> the 16-bit format that x may have already; None: x has to be float32."""
