@@ -185,16 +185,31 @@ def test_a_map_is_merged_where_that_is_less_to_pass_over(sizes, merged, monkeypa
     def kept():
         return len(layer.forward_columns(x, slice(None))[1])
 
-    assert (kept() == 1) == merged
+    assert (kept() == 2) == merged
     store.set_compute_dtype(FLOAT16)      # in which a sum would lose a small update
     assert kept() == 3
     store.set_compute_dtype(None)
     layer.begin(pack([[1] * rows]), Stream(0, 0), None)
     assert kept() == 3
     layer.rate = 0.0
-    assert (kept() == 1) == merged
+    assert (kept() == 2) == merged
     store.train(lambda p: True)           # the matrix has a gradient of its own
     assert kept() == 3
+
+
+@pytest.mark.parametrize("rows, merges", [(15, 2), (16, 1)])
+def test_a_merged_matrix_is_kept_where_it_is_no_larger_than_x(rows, merges, monkeypatch, rng):
+    layer = lora.LoraLinear(layers.Linear("c_fc", 8, 16, 1), 2, 1.5)
+    store = Parameters(layer.parameters())
+    store.train(lambda p: "lora" in p.name)
+    for p in store:
+        p.value[...] = rng.standard_normal(p.shape)
+    plain, calls = lora._merge, []
+    monkeypatch.setattr(lora, "_merge", lambda *given: (calls.append(1), plain(*given))[1])
+    y, cache = layer.forward_columns(np.eye(rows, 8, dtype=np.float32), slice(None))
+    dx = layer.backward_columns(np.eye(rows, 16, dtype=np.float32), cache, slice(None))
+    assert len(calls) == merges
+    np.testing.assert_allclose(dx[:8, :8], (y[:8, :8] - layer.b.value[:8]).T, rtol=0, atol=1e-6)
 
 
 def test_dropout_is_drawn_for_each_map_alone():

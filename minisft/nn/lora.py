@@ -13,7 +13,9 @@ from minisft.dispatch import dispatched, dropout, linear, lora
 from minisft.nn.layers import Linear
 from minisft.nn.parameters import Parameter
 
-ROWS = 64     # of a block: a few passes over two arrays of so many rows stay in a core's cache
+# Of a block: a few passes over two arrays of so many rows stay in a core's cache. And of a call of
+# NumPy: two threads would wait for one another between calls of few.
+ROWS, ROWS_OF_A_CALL = 64, 256
 
 
 def is_merged(rows: int, width_in: int, width_out: int) -> bool:
@@ -66,7 +68,9 @@ class LoraLinear(Linear):
         """As `Linear`'s: x (N,in) -> the outputs `columns` of y, cache."""
         if self._merges(x, columns):
             b = self.b.value[columns] if bias and self.b is not None else None
-            return linear.forward(x, self._merged(columns), b)[0], (x,)
+            merged = self._merged(columns)
+            # made again for the backward where it is larger than x, which is kept anyway
+            return linear.forward(x, merged, b)[0], (x, merged if merged.size <= x.size else None)
         y, cache = super().forward_columns(x, columns, bias)
         x, mask = self._dropped(x)
         # without dropout it takes x as the other map keeps it, rounded where that is
@@ -79,7 +83,7 @@ class LoraLinear(Linear):
     def backward_columns(self, dy: Array, cache: Any, columns: slice, bias: bool = True,
                          needs_dx: bool = True, round_dx: bool = False) -> Array:
         """dy (N,columns) -> dx (N,in), or None as `Linear`'s."""
-        if len(cache) == 1:
+        if len(cache) == 2:
             return self._merged_backward(dy, *cache, columns, bias, needs_dx)
         cache, low_cache, mask = cache
         dx = super().backward_columns(dy, cache, columns, bias, needs_dx)
@@ -98,15 +102,15 @@ class LoraLinear(Linear):
             len(x), self.w.shape[0], width_out)
 
     def _merged(self, columns):
-        """-> the matrix (in,columns) that gives both; made again for the backward, since all of
-        them together are as large as the base."""
+        """-> the matrix (in,columns) that gives both."""
         return _merge(self.w.value[:, columns], self.lora_A.value, self.lora_B.value[columns],
                       self.scale)
 
-    def _merged_backward(self, dy, x, columns, bias, needs_dx):
+    def _merged_backward(self, dy, x, merged, columns, bias, needs_dx):
         self._add_grads(*_factor_gradients(dy, x, self.lora_A.value, self.lora_B.value[columns],
                                            self.scale), columns)
-        merged = self._merged(columns) if needs_dx else self.w.value
+        if merged is None:
+            merged = self._merged(columns) if needs_dx else self.w.value
         return super().backward_columns(dy, (x, merged), columns, bias, needs_dx)
 
     def _add_grads(self, da, db, columns):
@@ -126,21 +130,29 @@ class LoraLinear(Linear):
 
 
 def _merge(w, a, b, scale):
-    """As the formula's, on a CPU of a few rows of w after the other: the threads of BLAS would wait
-    for one another longer than a product with so few terms takes."""
+    """As the formula's, on a CPU by one thread of BLAS: several would wait for one another longer
+    than a product with so few terms takes."""
     if array_module(w) is not np:
         return ops.lora.merge(w, a, b, scale)
-    merged, b = np.empty_like(w), np.asfortranarray(b)     # b.T then lies in rows
-    row_blocks.each_product(
-        lambda rows: ops.lora.merge(w[rows], a[:, rows], b, scale, merged[rows]),
-        row_blocks.blocks(len(w), w.shape[1] * w.itemsize // 2))
-    return merged
+    with row_blocks.one_blas_thread:
+        return ops.lora.merge(w, a, b, scale)
 
 
 def _factor_gradients(dy, x, *factors):
     """As the formula's, of a few rows after the other on a CPU, added in that order."""
-    step = ROWS if array_module(x) is np else max(len(x), 1)
+    if array_module(x) is not np:
+        return ops.lora.factor_gradients(dy, x, *factors)
+    whole = len(x) // ROWS * ROWS
     parts = row_blocks.each_product(
-        lambda i: ops.lora.factor_gradients(dy[i:i + step], x[i:i + step], *factors),
-        range(0, max(len(x), 1), step))
+        lambda rows: _of_blocks(dy[rows], x[rows], *factors),
+        [slice(i, min(i + ROWS_OF_A_CALL, whole)) for i in range(0, whole, ROWS_OF_A_CALL)])
+    parts.append(ops.lora.factor_gradients(dy[whole:], x[whole:], *factors))
     return [sum(terms[1:], start=terms[0]) for terms in zip(*parts, strict=True)]
+
+
+def _of_blocks(dy, x, a, b, scale):
+    """As the formula's, of a multiple of ROWS: each product goes over blocks of them."""
+    dy, x = (rows.reshape(-1, ROWS, rows.shape[1]) for rows in (dy, x))
+    u, du = x @ a.T, scale * (dy @ b)                                   # (1), (4)
+    da, db = du.transpose(0, 2, 1) @ x, scale * (u.transpose(0, 2, 1) @ dy)     # (5), (3)
+    return da.sum(axis=0), db.sum(axis=0).T
