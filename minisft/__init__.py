@@ -3,7 +3,13 @@
 The public names are imported when they are first asked for, so that `import minisft` costs nothing.
 """
 
+import os as _os
 from typing import TYPE_CHECKING, Any
+
+# An idle thread of OpenBLAS spins for 2^26 ticks, some 30 ms, on the core where other threads would
+# work between two products: a step of a small model takes a tenth longer. It reads this, where
+# nobody has set it, when NumPy is imported.
+_os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
 if TYPE_CHECKING:     # what type checkers and editors read; test_public_api.py compares it
     from minisft.data.batch import Batch as Batch

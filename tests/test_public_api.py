@@ -30,6 +30,14 @@ def test_import_loads_nothing():
                   ) == "['minisft']"
 
 
+@pytest.mark.parametrize("given, found", [(None, "20"), ("26", "26")])
+def test_idle_threads_of_openblas_sleep_soon(monkeypatch, given, found):
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", given)
+    assert python("import minisft, os\nprint(os.environ['OPENBLAS_THREAD_TIMEOUT'])") == found
+
+
 def test_estimators_need_no_scikit_learn():
     assert python("import sys\n"
                   "sys.modules['sklearn'] = None     # importing it fails\n"
