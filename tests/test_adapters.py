@@ -197,6 +197,14 @@ def test_a_map_is_merged_where_that_is_less_to_pass_over(sizes, merged, monkeypa
     assert kept() == 3
 
 
+def test_gelu_runs_once_where_an_adapter_keeps_its_output():
+    model, runs = model_of("gpt2"), []
+    with watched(lambda operation, direction, y: runs.append((operation, direction))):
+        gradients(model)
+    assert runs.count(("gelu", "forward")) == runs.count(("gelu", "backward")) == len(
+        model.trunk.blocks)
+
+
 @pytest.mark.parametrize("rows, merges", [(15, 2), (16, 1)])
 def test_a_merged_matrix_is_kept_where_it_is_no_larger_than_x(rows, merges, monkeypatch, rng):
     layer = lora.LoraLinear(layers.Linear("c_fc", 8, 16, 1), 2, 1.5)
