@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from minisft.backend.cpu import jit
 from minisft.backend.random import Stream
 from minisft.data.batch import pack
 from minisft.dispatch import FLOAT16, watched
@@ -197,8 +198,9 @@ def test_a_map_is_merged_where_that_is_less_to_pass_over(sizes, merged, monkeypa
     assert kept() == 3
 
 
+@pytest.mark.skipif(not jit.enabled(), reason="the formula keeps more than the adapter does")
 def test_gelu_runs_once_where_an_adapter_keeps_its_output():
-    model, runs = model_of("gpt2"), []
+    model, runs = model_of("gpt2", np.float32), []
     with watched(lambda operation, direction, y: runs.append((operation, direction))):
         gradients(model)
     assert runs.count(("gelu", "forward")) == runs.count(("gelu", "backward")) == len(

@@ -128,8 +128,8 @@ class MLP(Layer):
     """Two linear maps with GELU between them; the inner width is n_inner.
 
     A backward needs three arrays of that width: GELU's input, its output and what its formula
-    keeps. Where that is cheap the input alone is kept, and GELU runs again; behind an adapter,
-    which keeps the output anyway, it does not.
+    keeps. Where that is cheap the input alone is kept, and GELU runs again; but not where an
+    adapter keeps the output anyway and GELU nothing more.
     """
 
     def __init__(self, name: str, config: Any, layer: int):
@@ -150,9 +150,10 @@ class MLP(Layer):
                     gelu.forward(z, self.form))
         y = self.c_proj.forward(h, bias)
         # erf costs NumPy a tenth of the block's products, the other ways 2% at most
-        again = self.c_proj.can_forget_input and not fused and (
-            self.form == "tanh" or cache.implementation.name == "compiled")
-        if again:
+        again = not fused and (
+            self.c_proj.can_forget_input if cache.implementation.name == "compiled" else
+            self.form == "tanh")
+        if again and self.c_proj.can_forget_input:
             self.c_proj.forget_input()
         self.save_for_backward(z if again else cache, to_z, fused, low, bias, again)
         return y
@@ -163,7 +164,8 @@ class MLP(Layer):
         cache = kept
         if again:
             h, cache = gelu.forward(kept, self.form)
-            self.c_proj.recall_input(h)
+            if self.c_proj.can_forget_input:
+                self.c_proj.recall_input(h)
             del h     # so that the product's backward frees it
         dh = self.c_proj.backward(dy, bias=bias, round_dx=low)
         if not fused:

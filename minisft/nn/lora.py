@@ -25,6 +25,12 @@ def is_merged(rows: int, width_in: int, width_out: int) -> bool:
     return rows * (width_in + width_out) > width_in * width_out
 
 
+def keeps_merged(rows: int, width_out: int) -> bool:
+    """-> whether a merged matrix is kept for the backward, as x is: where it is no larger. All of
+    them together are as large as the base."""
+    return rows >= width_out
+
+
 class LoraLinear(Linear):
     """A `Linear` in whose place this comes, with its parameters, and an update of rank r:
 
@@ -69,8 +75,8 @@ class LoraLinear(Linear):
         if self._merges(x, columns):
             b = self.b.value[columns] if bias and self.b is not None else None
             merged = self._merged(columns)
-            # made again for the backward where it is larger than x, which is kept anyway
-            return linear.forward(x, merged, b)[0], (x, merged if merged.size <= x.size else None)
+            y = linear.forward(x, merged, b)[0]
+            return y, (x, merged if keeps_merged(len(x), merged.shape[1]) else None)
         y, cache = super().forward_columns(x, columns, bias)
         x, mask = self._dropped(x)
         # without dropout it takes x as the other map keeps it, rounded where that is

@@ -12,7 +12,7 @@ import numpy as np
 
 from minisft.dispatch import attention_groups, attention_key_blocks
 from minisft.models.config import BertConfig, Seq2SeqConfig
-from minisft.nn.lora import is_merged
+from minisft.nn.lora import is_merged, keeps_merged
 
 # Operations for each value: (forward, backward)
 LAYER_NORM, GELU, SOFTMAX, CROSS_ENTROPY, SUM = (7, 13), (9, 13), (6, 4), (4, 3), (1, 1)
@@ -165,7 +165,7 @@ def _adapter(rows, width_in, width_out, rank, dx, again):
                [(rows, width_in, rank), (rows, rank, width_out)])
     backward = [(rank, rows, width_out), (rows, width_out, rank), (rank, rows, width_in)]
     if merged:
-        backward += [(rows, width_in, rank)] + dx * forward
+        backward += [(rows, width_in, rank)] + (dx and not keeps_merged(rows, width_out)) * forward
     else:
         backward.append((rows, rank, width_in))
     return [Product("adapters", *shape) for shape in forward] + [

@@ -9,7 +9,7 @@ import numpy as np
 from minisft.backend.cpu import row_blocks
 from minisft.dispatch import attention_groups, attention_key_blocks
 from minisft.models import logit_blocks
-from minisft.nn.lora import is_merged
+from minisft.nn.lora import is_merged, keeps_merged
 from minisft.nn.parameters import ROWS_AT_ONCE
 from minisft.planning import operations
 from minisft.planning.memory_tracker import MemoryTracker
@@ -154,22 +154,28 @@ class Walk:
         return self.step.config.gelu_form == "tanh"
 
     def adapter_forward(self, i, name):
-        """The merged matrix for a moment; or what an adapter keeps, u, and for a moment its part
-        of the result."""
+        """The merged matrix, kept or for a moment; or what an adapter keeps, u, and for a moment
+        its part of the result."""
         rank = self.step.rank(i, name)
         for rows, width_in, width_out in self.maps(i, name) if rank else ():
             if is_merged(rows, width_in, width_out):
                 self.tracker.observe(merged_matrix=width_in * width_out)
+                if keeps_merged(rows, width_out):
+                    self.tracker.allocate(f"h.{i}.{name}.merged", width_in * width_out)
             else:
                 self.tracker.allocate(f"h.{i}.{name}.u", rows * rank)
                 self.tracker.observe(update_of_adapter=rows * width_out)
 
     def gradient_of_input(self, i, name):
         """-> values that the gradient of a linear map's input takes, an adapter's part too."""
-        rank = self.step.rank(i, name)
-        return max(rows * width_in + (
-            0 if not rank else width_in * width_out if is_merged(rows, width_in, width_out) else
-            rows * width_in) for rows, width_in, width_out in self.maps(i, name))
+        def of_adapter(rows, width_in, width_out):
+            if not is_merged(rows, width_in, width_out):
+                return rows * width_in
+            return 0 if keeps_merged(rows, width_out) else width_in * width_out
+
+        adapted = self.step.rank(i, name) > 0
+        return max(rows * width_in + adapted * of_adapter(rows, width_in, width_out)
+                   for rows, width_in, width_out in self.maps(i, name))
 
     def maps(self, i, name):
         """-> rows, width in, width out of a linear map, or of the two parts of a pruned one."""
