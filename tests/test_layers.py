@@ -384,7 +384,8 @@ def test_gelu_run_again_changes_no_bit(rng, monkeypatch, form, dtype):
     found = []
     for forgets in (True, False):
         if not forgets:
-            monkeypatch.setattr(Linear, "can_forget_input", False)
+            monkeypatch.setattr(Linear, "forget_input", lambda self: None)
+            monkeypatch.setattr(Linear, "recall_input", lambda self, x: None)
         mlp = MLP("mlp", config(activation_function=form), layer=1)
         store = Parameters(mlp.parameters(), dtype)
         store.values[...] = np.linspace(-1, 1, store.size)

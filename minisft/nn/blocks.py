@@ -151,9 +151,9 @@ class MLP(Layer):
         y = self.c_proj.forward(h, bias)
         # erf costs NumPy a tenth of the block's products, the other ways 2% at most
         again = not fused and (
-            self.c_proj.can_forget_input if cache.implementation.name == "compiled" else
+            not self.c_proj.keeps_input if cache.implementation.name == "compiled" else
             self.form == "tanh")
-        if again and self.c_proj.can_forget_input:
+        if again:
             self.c_proj.forget_input()
         self.save_for_backward(z if again else cache, to_z, fused, low, bias, again)
         return y
@@ -164,8 +164,7 @@ class MLP(Layer):
         cache = kept
         if again:
             h, cache = gelu.forward(kept, self.form)
-            if self.c_proj.can_forget_input:
-                self.c_proj.recall_input(h)
+            self.c_proj.recall_input(h)
             del h     # so that the product's backward frees it
         dh = self.c_proj.backward(dy, bias=bias, round_dx=low)
         if not fused:

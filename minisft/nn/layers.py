@@ -140,7 +140,7 @@ class Linear(Layer):
         self.w = Parameter(f"{name}.weight", (width_in, width_out), layer, True, scale)
         self.b: Any = Parameter(f"{name}.bias", (width_out,), layer, False) if bias else None
 
-    can_forget_input = True
+    keeps_input = False     # whether `forget_input` leaves it there
 
     @property
     def input_dtype(self) -> Any:

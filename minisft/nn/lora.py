@@ -56,7 +56,7 @@ class LoraLinear(Linear):
         return None if self.rate else super().input_dtype
 
     gives_16_bits = False     # two maps are added in float32
-    can_forget_input = False     # each has one of its own, behind dropout or rounded
+    keeps_input = True        # each has one of its own, behind dropout or rounded
 
     def without_adapter(self) -> Linear:
         """-> a `Linear` with the same parameters, but for those of the update."""
@@ -68,6 +68,12 @@ class LoraLinear(Linear):
         """What dropout needs beside x: the batch that comes, and which of its tokens x holds where
         it does not hold all."""
         self.step = batch, stream, rows
+
+    def forget_input(self) -> None:
+        """Keeps it."""
+
+    def recall_input(self, x: Array) -> None:
+        """It is there."""
 
     def forward_columns(self, x: Array, columns: slice, bias: bool = True,
                         round_y: bool = False) -> tuple[Array, Any]:
