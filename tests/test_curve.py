@@ -179,7 +179,8 @@ def test_the_plot_refuses_another_number_of_points(tmp_path):
 
 def test_a_baseline_that_one_size_lacks_is_not_drawn():
     found = {"accuracy": POINT, "macro_f1": POINT, "better": 0, "worse": 0, "n": 1, "p": [1.0]}
-    made = [{"size": n, "n": 9, "seeds": [0], "accuracy": POINT, "compared": c} for n, c in (
-        (10, {"naive_bayes": found, "tfidf": found}), (20, {"naive_bayes": found}))]
+    sizes = ((10, {"naive_bayes": found, "tfidf": found}), (20, {"naive_bayes": found}))
+    made = [{"size": n, "n": 9, "seeds": [0], "accuracy": POINT, "compared": c, "baselines": {}}
+            for n, c in sizes]
     for text in (str(curve.table(made)), "\n".join(curve.headlines(made)[1:])):
         assert "naive Bayes" in text and comparison.NAMES["tfidf"] not in text

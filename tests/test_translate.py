@@ -189,6 +189,13 @@ def test_a_curve_of_translators(tmp_path, rng, capsys):
     out = capsys.readouterr().out
     assert "BLEU with 20 training texts" in out and "%" not in out.split("by number of")[1]
     assert "| 10 | 1 |" in (tmp_path / "run" / "report.md").read_text()
+    for i, point in enumerate(json.loads((tmp_path / "run" / "curve.json").read_text())["points"]):
+        folder = tmp_path / "run" / f"size-{point['size']}" / "seed-0"
+        each = json.loads((folder / "results.json").read_text())
+        for key, name in (("word_for_word", "a dictionary"), ("copied_source", "the source as")):
+            assert point["baselines"][key]["values"] == [each[key]["bleu"]]
+            line = next(line for line in out.splitlines() if line.startswith("  " + name))
+            assert line.split()[i - 2] == f"{each[key]['bleu']:.1f}"
 
 
 def test_a_run_goes_on_from_an_earlier_runs_folder(run, tmp_path, capsys):

@@ -130,12 +130,9 @@ def _first(points):
 
 def _lines(points):
     """-> {name: [what `metrics.over_seeds` gave of each size]}; the model first."""
-    key = _first(points)
-    lines = {"the model": [p[key] for p in points]}
-    for other, words in comparison.NAMES.items():
-        if all(other in p["compared"] for p in points):
-            lines[comparison.short(words)] = [p["compared"][other]["accuracy"] for p in points]
-    return lines
+    each = [seeds.figures_by_name(_first(points), point) for point in points]
+    return {name: [found[name] for found in each] for name in each[0]
+            if all(name in found for found in each)}
 
 
 def headlines(points: Sequence[dict]) -> list[str]:
@@ -180,13 +177,15 @@ def _write(folder, points, config):
     plots.over_sizes([p["size"] for p in points], _lines(points), folder / "curve.png",
                      f"test {words}", f"{words} on {count(points[-1]['n'], 'test text')}; {spread}",
                      key not in (*seeds.SCORES, "loss"))
+    chosen = (["the epoch"] * (config.training.select != "last")
+              + ["what the baselines have to choose"] * bool(points[0]["compared"]))
     blocks: list[Block] = [
         Heading("Learning curve", 1),
         Paragraph(f"{words[0].upper()}{words[1:]} on test texts, {spread}{' (Student)' * enough}."),
         table(points), Picture("curve.png", "Learning curve"),
-        Paragraph("A part of the texts of each size is held out for validation, and chooses "
-                  + ("" if config.training.select == "last" else "the epoch and ")
-                  + "what the baselines have to choose: the model and they learn from the rest.")]
+        Paragraph("A part of the texts of each size is held out for validation"
+                  + ", and chooses " * bool(chosen) + " and ".join(chosen)
+                  + ": the model and the baselines learn from the rest.")]
     for point in points:
         section = comparison.seeds_report_section(point["compared"])
         if section:

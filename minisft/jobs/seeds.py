@@ -20,7 +20,11 @@ from minisft.training.loop import Interrupted
 FIGURES = {"bleu": "BLEU", "chrf": "chrF", "accuracy": "accuracy", "macro_f1": "macro F1",
            "exact_match": "exact match", "f1": "F1", "loss": "loss"}
 SCORES = ("bleu", "chrf")     # from 0 to 100, and not told in per cent
-KEPT = (*FIGURES, "n", "best_epoch", "train_seconds", *comparison.NAMES)
+# What other tasks than classification compare the model with, and by which figure
+BASELINES = {"word_for_word": ("a dictionary, word for word", "bleu"),
+             "copied_source": ("the source as it is", "bleu"),
+             "most_frequent_tag": ("each word's most frequent tag", "accuracy")}
+KEPT = (*FIGURES, "n", "best_epoch", "train_seconds", *comparison.NAMES, *BASELINES)
 NOT_COMPARABLE = "runs that are compared have the same options"
 OPTIMISTIC = ("There is no test set. Each seed is scored on the validation part that it drew: "
               "whatever was chosen by it, such as the best epoch, makes the figures optimistic.")
@@ -164,6 +168,8 @@ def _sound(results, path):
     wrong = [key for key, right in sound.items() if key in results and not right(results[key])]
     wrong += [key for key in ("n", "best_epoch", "train_seconds") if key not in results]
     wrong += [key for key in comparison.NAMES if results.get(key) and not is_baseline(results[key])]
+    wrong += [key for key, (_, figure) in BASELINES.items() if key in results and not (
+        isinstance(results[key], dict) and is_number(results[key].get(figure)))]
     if wrong or not results.keys() & FIGURES.keys():
         raise UserError(f"{path}: is not what a run writes: {', '.join(wrong or FIGURES)}; remove "
                         f"it and the run is finished once more by {setting('resume')}")
@@ -182,6 +188,9 @@ def summary(of_seeds: Mapping[int, dict]) -> dict:
         key: metrics.over_seeds([r[key] for r in results], bounded=key not in ("loss", *SCORES))
         for key in FIGURES if all(key in r for r in results)} | {
         "compared": comparison.aggregate_seeds(results),
+        "baselines": {key: metrics.over_seeds([r[key][figure] for r in results],
+                                              bounded=figure not in SCORES)
+                      for key, (_, figure) in BASELINES.items() if all(key in r for r in results)},
         "runs": [{"seed": seed} | {key: r[key] for key in KEPT if key in r}
                  for seed, r in of_seeds.items()]}
 
@@ -198,6 +207,9 @@ def headlines(results: dict) -> list[str]:
         lines.append(Verdict(f"  {stands}"))
     for key in shown:
         lines.append(f"  {FIGURES[key]}: {_spread(key, results[key])}")
+    for key, found in results["baselines"].items():
+        words, figure = BASELINES[key]
+        lines.append(f"  {words}: {FIGURES[figure]} {_spread(figure, found)}")
     return lines + comparison.seeds_terminal_lines(results["compared"])
 
 
@@ -225,7 +237,7 @@ def _write_report(folder, results):
     each = [[Link(f"{run['seed']}", f"seed-{run['seed']}/report"),
              *(cell(key, run[key]) for key in shown), f"{run['best_epoch']}",
              f"{run['train_seconds']:,.1f}"] for run in results["runs"]]
-    plots.over_seeds(_lines(shown[0], results), folder / "seeds.png",
+    plots.over_seeds(figures_by_name(shown[0], results), folder / "seeds.png",
                      f"{results['scored_on']} {FIGURES[shown[0]]}", shown[0] not in SCORES)
     report.write(folder, [
         Heading("Report", 1),
@@ -248,8 +260,10 @@ def _write_report(folder, results):
         Paragraph("The settings stand in each seed's report.")])
 
 
-def _lines(key, results):
-    """-> {name: what `metrics.over_seeds` gave}; the model first."""
+def figures_by_name(key: str, results: dict) -> dict[str, dict]:
+    """The first figure's key, what `summary` gave -> {name: what `metrics.over_seeds` gave}, the
+    model first."""
     return {"the model": results[key]} | {
         comparison.short(comparison.NAMES[other]): found["accuracy"]
-        for other, found in results["compared"].items()}
+        for other, found in results["compared"].items()} | {
+        BASELINES[other][0]: found for other, found in results["baselines"].items()}
