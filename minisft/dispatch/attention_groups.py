@@ -50,9 +50,9 @@ class Groups:
         return y, (q, k, v, cu_seqlens, drop, groups, row_blocks.each_product(work, groups))
 
     def backward(self, dy, cache):
-        """dy (N,H,D) -> dq, dk, dv (N,H,D)."""
+        """dy (N,H,D) -> dq, dk, dv (N,H,D), side by side in memory."""
         parts, (q, k, v, cu_seqlens, drop, groups, kept) = self.parts, cache
-        dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+        dq, dk, dv = np.empty((len(q), 3, *q.shape[1:]), q.dtype).swapaxes(0, 1)
 
         def work(place):
             group, (p, keep) = groups[place], kept[place]
