@@ -4,14 +4,14 @@
 
 MODEL is a folder of a GPT-2 or BERT. Both take the same batches by turns, and every step is timed
 twice: by the clock, and by the processor time of this process, which other programs disturb less.
-The ratios are of the medians.
+The ratio is the median of those of each turn, whose two steps run one after the other.
 """
 
 import argparse
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 from benchmarks import harness
 from minisft.backend import random
@@ -74,8 +74,10 @@ def measure(args):
     print(f"{here['processor']}, {here['threads']} threads, {harness.our_sides()[0]}, "
           f"{len(batches) - 1} steps of at most {args.batch_tokens} tokens")
     for i, what in enumerate(("clock", "processor")):
-        whole, adapted = (median(step[i] for step in taken[name][1:]) for name in sides)
-        print(f"{what}: whole {whole:.3f} s, adapters {adapted:.3f} s, ratio {adapted / whole:.3f}")
+        whole, adapted = ([step[i] for step in taken[name][1:]] for name in sides)
+        low, ratio, high = quantiles((b / a for a, b in zip(whole, adapted, strict=True)), n=4)
+        print(f"{what}: whole {median(whole):.3f} s, adapters {median(adapted):.3f} s, ratio "
+              f"{ratio:.3f} (half of the turns {low:.3f} to {high:.3f})")
     whole, adapted = (sides[name].trained for name in sides)
     print(f"gradients and moments: whole {whole / 2**20:.1f} MB, adapters {adapted / 2**20:.2f} MB,"
           f" {adapted / whole:.2%}")
