@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from minisft.backend.gpu import cuda
+from minisft.dispatch import factor_gradients
 from minisft.dispatch import lora as dispatched
 from minisft.dispatch.matmul import FORMATS, rounded, widened
-from minisft.nn.lora import _factor_gradients, _merge
+from minisft.nn.lora import _merge
 from minisft.ops import linear, lora
 from minisft.verify.gradcheck import check
 
@@ -91,7 +92,7 @@ def test_gradients_behind_a_merged_map(rng, n):
     x, a, b = inputs(rng, n, 6, 4, 3)
     dy = rng.standard_normal((n, 4))
     _, *expected = lora.backward(dy, lora.forward(x, a, b, 1.5)[1])
-    for found in (lora.factor_gradients(dy, x, a, b, 1.5), _factor_gradients(dy, x, a, b, 1.5)):
+    for found in (lora.factor_gradients(dy, x, a, b, 1.5), *factor_gradients(dy, x, [(a, b, 1.5)])):
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 

@@ -90,6 +90,7 @@ def _arguments(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "span_cross_entropy": {"z": array(n, 2), "cu_seqlens": np.arange(args.texts + 1) *
                                args.tokens, "labels": array(args.texts, 2, dtype=np.int64)},
         "column_sums": {"x": x}, "to_bfloat16": {"x": x},
+        "factor_gradients": {"dy": x, "x": x, "factors": ()},
         "adamw": {key: array(n * width) for key in ("values", "grads", "m", "v")},
         "squared_norm": {"grads": array(n * width)}}[name]
 

@@ -31,6 +31,7 @@ from minisft.dispatch.operations import (
     decoding_kernels,
     dropout,
     embedding,
+    factor_gradients,
     gelu,
     gelu_adds_bias,
     layer_norm,
@@ -49,7 +50,8 @@ from minisft.dispatch.selection import Site, only, watched
 
 __all__ = ["BFLOAT16", "FLOAT16", "FORMATS", "OPERATIONS", "PRECISIONS", "TF32", "Site", "adamw",
            "adds_to_out", "attention", "attention_in_16_bits", "column_sums", "cross_entropy",
-           "decoding_kernels", "dispatched", "dropout", "embedding", "gelu", "gelu_adds_bias",
-           "layer_norm", "linear", "lora", "loss_in_place", "matmul", "norm_for_product", "only",
-           "resolve_precision", "rounded", "rounded_and_summed", "softmax", "span_cross_entropy",
-           "squared_norm", "sums_before_norm", "to_bfloat16", "watched"]
+           "decoding_kernels", "dispatched", "dropout", "embedding", "factor_gradients", "gelu",
+           "gelu_adds_bias", "layer_norm", "linear", "lora", "loss_in_place", "matmul",
+           "norm_for_product", "only", "resolve_precision", "rounded", "rounded_and_summed",
+           "softmax", "span_cross_entropy", "squared_norm", "sums_before_norm", "to_bfloat16",
+           "watched"]

@@ -297,6 +297,24 @@ column_sums = Function("column_sums", _column_sums, [
 ])
 
 
+def _factor_gradients(dy, x, factors):
+    """dy (N, sum of M), x (N,C), of merged maps side by side [(A (r,C), B (M,r), scale)] -> [(dA
+    (r,C), dB (M,r))]."""
+    found, left = [], 0
+    for a, b, scale in factors:
+        columns = dy if len(b) == dy.shape[1] else dy[:, left:left + len(b)]
+        found.append(ops.lora.factor_gradients(columns, x, a, b, scale))
+        left += len(b)
+    return found
+
+
+factor_gradients = Function("factor_gradients", _factor_gradients, [
+    Implementation("compiled", (compiled, has_rows("x")),
+                   lambda: _loops("lora").factor_gradients),
+    Implementation(FORMULA, (), lambda: _factor_gradients),
+])
+
+
 def rounded_and_summed(x: Any, dtype: Any, out: Any, add: bool = False) -> Any:
     """x (N,M), the format of the product that takes it -> x, in that format already where one pass
     does both; `out` (M,): where its sums over the rows go, or are added."""
@@ -320,4 +338,4 @@ squared_norm = Function("squared_norm", launch.adamw.squares, [
 
 OPERATIONS = {operation.name: operation for operation in (
     linear, embedding, layer_norm, gelu, softmax, dropout, lora, cross_entropy, span_cross_entropy,
-    attention, matmul, column_sums, to_bfloat16, adamw, squared_norm)}
+    attention, matmul, column_sums, factor_gradients, to_bfloat16, adamw, squared_norm)}

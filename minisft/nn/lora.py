@@ -9,13 +9,9 @@ from minisft import ops
 from minisft.backend import random
 from minisft.backend.array import Array, array_module
 from minisft.backend.cpu import row_blocks
-from minisft.dispatch import dispatched, dropout, linear, lora
+from minisft.dispatch import dispatched, dropout, factor_gradients, linear, lora
 from minisft.nn.layers import Linear
 from minisft.nn.parameters import Parameter
-
-# Of a block: a few passes over two arrays of so many rows stay in a core's cache. And of a call of
-# NumPy: two threads would wait for one another between calls of few.
-ROWS, ROWS_OF_A_CALL = 64, 256
 
 
 def is_merged(rows: int, width_in: int, width_out: int) -> bool:
@@ -113,14 +109,16 @@ class LoraLinear(Linear):
         return not (drops or self.w.trainable) and self.w.compute_dtype is None and is_merged(
             len(x), self.w.shape[0], width_out)
 
-    def _merged(self, columns):
+    def _merged(self, columns, out=None):
         """-> the matrix (in,columns) that gives both."""
-        return _merge(self.w.value[:, columns], self.lora_A.value, self.lora_B.value[columns],
-                      self.scale)
+        return _merge(self.w.value[:, columns], *self._factors(columns), out)
+
+    def _factors(self, columns):
+        return self.lora_A.value, self.lora_B.value[columns], self.scale
 
     def _merged_backward(self, dy, x, merged, columns, bias, needs_dx):
-        self._add_grads(*_factor_gradients(dy, x, self.lora_A.value, self.lora_B.value[columns],
-                                           self.scale), columns)
+        (da, db), = factor_gradients(dy, x, [self._factors(columns)])
+        self._add_grads(da, db, columns)
         if merged is None:
             merged = self._merged(columns) if needs_dx else self.w.value
         return super().backward_columns(dy, (x, merged), columns, bias, needs_dx)
@@ -141,30 +139,10 @@ class LoraLinear(Linear):
                                                 example_ids, positions), self.rate)
 
 
-def _merge(w, a, b, scale):
+def _merge(w, a, b, scale, out=None):
     """As the formula's, on a CPU by one thread of BLAS: several would wait for one another longer
     than a product with so few terms takes."""
     if array_module(w) is not np:
-        return ops.lora.merge(w, a, b, scale)
+        return ops.lora.merge(w, a, b, scale, out)
     with row_blocks.one_blas_thread:
-        return ops.lora.merge(w, a, b, scale)
-
-
-def _factor_gradients(dy, x, *factors):
-    """As the formula's, of a few rows after the other on a CPU, added in that order."""
-    if array_module(x) is not np:
-        return ops.lora.factor_gradients(dy, x, *factors)
-    whole = len(x) // ROWS * ROWS
-    parts = row_blocks.each_product(
-        lambda rows: _of_blocks(dy[rows], x[rows], *factors),
-        [slice(i, min(i + ROWS_OF_A_CALL, whole)) for i in range(0, whole, ROWS_OF_A_CALL)])
-    parts.append(ops.lora.factor_gradients(dy[whole:], x[whole:], *factors))
-    return [sum(terms[1:], start=terms[0]) for terms in zip(*parts, strict=True)]
-
-
-def _of_blocks(dy, x, a, b, scale):
-    """As the formula's, of a multiple of ROWS: each product goes over blocks of them."""
-    dy, x = (rows.reshape(-1, ROWS, rows.shape[1]) for rows in (dy, x))
-    u, du = x @ a.T, scale * (dy @ b)                                   # (1), (4)
-    da, db = du.transpose(0, 2, 1) @ x, scale * (u.transpose(0, 2, 1) @ dy)     # (5), (3)
-    return da.sum(axis=0), db.sum(axis=0).T
+        return ops.lora.merge(w, a, b, scale, out)

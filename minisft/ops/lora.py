@@ -12,6 +12,8 @@ A (r,C) and B (M,r) have so few rows and columns, r, that they are a small part 
 scale s is alpha / r. x may have gone through dropout before: the frozen map takes it as it was.
 """
 
+from minisft.backend.array import array_module
+
 
 def forward(x, a, b, scale):
     """x (N,C), a (r,C), b (M,r), scale -> y (N,M), cache."""
@@ -34,8 +36,8 @@ def factor_gradients(dy, x, a, b, scale):
     return du.T @ x, scale * (u.T @ dy).T                         # (5), (3)
 
 
-def merge(w, a, b, scale):
-    """w (C,M), a (r,C), b (M,r), scale -> w' (C,M)."""
-    merged = (scale * a).T @ b.T
+def merge(w, a, b, scale, out=None):
+    """w (C,M), a (r,C), b (M,r), scale -> w' (C,M); `out` (C,M): where it goes."""
+    merged = array_module(w).matmul((scale * a).T, b.T, out=out)
     merged += w                                                   # (7)
     return merged

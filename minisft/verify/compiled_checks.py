@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from minisft import ops
 from minisft.backend import bfloat16
 from minisft.backend.cpu import jit, processor
 from minisft.backend.random import Scores
@@ -48,6 +49,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
         dropout,
         gelu,
         layer_norm,
+        lora,
         matmul_amx,
         matmul_bfloat16,
         matmul_few_rows,
@@ -65,6 +67,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
         KernelCheck("compiled cross_entropy (in place, bfloat16)",
                     partial(of_train, cross_entropy, np.uint16), 2.0**-8),
         KernelCheck("compiled column_sums", partial(_column_sums, column_sums)),
+        KernelCheck("compiled lora", partial(_factor_gradients, lora)),
         KernelCheck("compiled cross_entropy", partial(of_cross_entropy, cross_entropy, False)),
         KernelCheck("compiled cross_entropy (all options)",
                     partial(of_cross_entropy, cross_entropy, True)),
@@ -108,6 +111,22 @@ def _column_sums(loops, size, put):
                   f"added of {rows}": (added, plain + first, exact + first),
                   f"beside {rows} rounded": (beside, plain, exact),
                   f"{rows} rounded": (low, nearest, nearest)}
+    return found
+
+
+def _factor_gradients(loops, size, put):
+    """Of one map and of three of one x, of few rows and of several parts."""
+    found = {}
+    for rows, rank, widths in ((size, 1, [size]), (3 * size, 5, [7]), (600, 8, [size, 3, 16])):
+        x, dy = normal((rows, size), (rows, sum(widths)))
+        factors = [(*normal((rank, size), (width, rank)), 1.7) for width in widths]
+        ours = loops.factor_gradients(put(dy), put(x), factors)
+        for i, (a, b, scale) in enumerate(factors):
+            columns = slice(sum(widths[:i]), sum(widths[:i + 1]))
+            plain, exact = (ops.lora.factor_gradients(*[z.astype(kind) for z in (
+                dy[:, columns], x, a, b)], scale) for kind in (np.float32, np.float64))
+            found |= {f"{name} of {rows} rows, map {i}": each for name, *each in zip(
+                ("da", "db"), ours[i], plain, exact, strict=True)}
     return found
 
 
