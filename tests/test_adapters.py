@@ -11,6 +11,7 @@ from minisft.backend.random import Stream
 from minisft.data.batch import pack
 from minisft.dispatch import FLOAT16, watched
 from minisft.errors import UserError
+from minisft.models import bert
 from minisft.models.adapters import (
     LoraConfig,
     adapted,
@@ -157,19 +158,26 @@ def test_a_step_of_merged_maps_is_that_of_separate_ones(name, which, monkeypatch
     rng = np.random.default_rng(0)
     for layer in adapted(model).values():
         layer.lora_B.value[...] = 0.3 * rng.standard_normal(layer.lora_B.shape)
-    for kind, merged in (("merged", True), ("apart", False)):
+    for kind, merged, together in (("apart", False, False), ("merged", True, False),
+                                   ("together", True, True)):
         monkeypatch.setattr(lora, "is_merged", lambda *sizes, merged=merged: merged)
+        monkeypatch.setattr(bert, "merges_together",
+                            lora.merges_together if together else lambda maps, x: False)
         seen = []
         with watched(lambda operation, direction, y, seen=seen: seen.append(
                 (operation, direction))):
             found = gradients(model, stream=Stream(5, 2))
         products[kind] = found, model.forward(pack(TEXTS)), seen
-    for merged, apart in zip(products["merged"][:2], products["apart"][:2], strict=True):
-        np.testing.assert_allclose(merged, apart, rtol=0, atol=1e-12 * np.abs(apart).max())
+    for kind in ("merged", "together"):
+        for merged, apart in zip(products[kind][:2], products["apart"][:2], strict=True):
+            np.testing.assert_allclose(merged, apart, rtol=0, atol=1e-12 * np.abs(apart).max())
     assert np.abs(products["apart"][0]).max() > 0
-    merged, apart = (products[kind][2] for kind in ("merged", "apart"))
+    apart, merged, together = (seen for _, _, seen in products.values())
     assert ("lora", "forward") in apart and ("lora", "forward") not in merged
     assert [x for x in apart if x[0] != "lora"] == [x for x in merged if x[0] != "factor_gradients"]
+    # of BERT's queries, keys and values, where all of a block's tokens ask
+    assert (together.count(("linear", "forward")) < merged.count(("linear", "forward"))) == (
+        "bert" in name or name == "tags")
 
 
 @pytest.mark.parametrize("sizes, merged", [

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from minisft.backend import random
-from minisft.backend.array import Array, array_module
+from minisft.backend.array import Array, array_module, side_by_side
 from minisft.data.batch import Batch
 from minisft.models.config import BertConfig
 from minisft.models.trunk import Trunk
 from minisft.nn import blocks
 from minisft.nn.blocks import MultiHeadAttention, TransformerBlock
 from minisft.nn.layers import Dropout, Embedding, Layer, LayerNorm, Linear
+from minisft.nn.lora import backward_together, forward_together, merges_together
 
 
 class Embeddings(Layer):
@@ -63,19 +64,28 @@ class SelfAttention(MultiHeadAttention):
     def forward(self, x: Array, batch: Batch, stream: random.Stream | None = None,
                 rows: Array = None) -> Array:
         """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
-        asking = x if rows is None else x[rows]
-        q, k, v = (layer.forward(part).reshape(len(part), self.n_head, -1) for layer, part in (
-            (self.query, asking), (self.key, x), (self.value, x)))
+        maps = self.query, self.key, self.value
+        together = None
+        if rows is None and merges_together(maps, x):
+            qkv, together = forward_together(maps, x)
+            q, k, v = qkv.reshape(len(x), 3, self.n_head, -1).swapaxes(0, 1)
+        else:
+            asking = x if rows is None else x[rows]
+            q, k, v = (layer.forward(part).reshape(len(part), self.n_head, -1)
+                       for layer, part in zip(maps, (asking, x, x), strict=True))
         y = self.attend(q, k, v, batch, stream, False, rows)
-        self.save_for_backward(rows)
+        self.save_for_backward(rows, together)
         return self.dense.forward(y.reshape(len(y), -1))
 
     def backward(self, dy: Array, needs_dx: bool = True) -> Array:
         """dy (N,C), or (B,C) after `rows` -> dx (N,C); None as `Linear`'s."""
-        (rows,) = self.pop_saved()
+        rows, together = self.pop_saved()
         dy = self.dense.backward(dy)
-        dq, dk, dv = (d.reshape(len(d), -1) for d in self.attend_backward(
-            dy.reshape(len(dy), self.n_head, -1)))
+        gradients = self.attend_backward(dy.reshape(len(dy), self.n_head, -1))
+        if together is not None:
+            dy = side_by_side(*gradients).reshape(len(dy), -1)
+            return backward_together(dy, together, needs_dx)
+        dq, dk, dv = (d.reshape(len(d), -1) for d in gradients)
         dx_k, dx_v, dx_q = (layer.backward(d, needs_dx) for layer, d in (
             (self.key, dk), (self.value, dv), (self.query, dq)))
         if dx_k is None or dx_v is None or dx_q is None:

@@ -1,7 +1,8 @@
 """A linear map with a low-rank update: the layer around ops/lora.py."""
 
+from collections.abc import Sequence
 from math import sqrt
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from minisft import ops
 from minisft.backend import random
 from minisft.backend.array import Array, array_module
 from minisft.backend.cpu import row_blocks
-from minisft.dispatch import dispatched, dropout, factor_gradients, linear, lora
+from minisft.dispatch import dispatched, dropout, factor_gradients, linear, lora, matmul
 from minisft.nn.layers import Linear
 from minisft.nn.parameters import Parameter
 
@@ -137,6 +138,42 @@ class LoraLinear(Linear):
             example_ids, positions = example_ids[rows], positions[rows]
         return dropout.forward(x, random.Tokens(dispatched(stream), self.w.layer, self.site,
                                                 example_ids, positions), self.rate)
+
+
+def merges_together(layers: Sequence[Linear], x: Array) -> TypeGuard[Sequence[LoraLinear]]:
+    """-> whether several maps of one x (N,in) are a single product on a CPU: those whose matrices
+    are merged, and so copied, anyway."""
+    return array_module(x) is np and all(
+        isinstance(layer, LoraLinear) and layer._merges(x, slice(None))
+        and not layer.b.trainable for layer in layers)
+
+
+def forward_together(layers: Sequence[LoraLinear], x: Array) -> tuple[Array, Any]:
+    """x (N,in) -> what the maps make of it, side by side (N, sum of out), cache."""
+    merged = _merged_together(layers)
+    y, _ = linear.forward(x, merged, np.concatenate([layer.b.value for layer in layers]))
+    kept = all(keeps_merged(len(x), layer.w.shape[1]) for layer in layers)
+    return y, (layers, x, merged if kept else None)
+
+
+def backward_together(dy: Array, cache: Any, needs_dx: bool = True) -> Array:
+    """dy (N, sum of out) -> dx (N,in), or None as `Linear`'s."""
+    layers, x, merged = cache
+    found = factor_gradients(dy, x, [layer._factors(slice(None)) for layer in layers])
+    for layer, (da, db) in zip(layers, found, strict=True):
+        layer._add_grads(da, db, slice(None))
+    if not needs_dx:
+        return None
+    return matmul(dy, (_merged_together(layers) if merged is None else merged).T)
+
+
+def _merged_together(layers):
+    """-> the merged matrices side by side (in, sum of out)."""
+    edges = np.cumsum([0, *(layer.w.shape[1] for layer in layers)])
+    merged = np.empty((layers[0].w.shape[0], edges[-1]), layers[0].w.value.dtype)
+    for layer, first, last in zip(layers, edges, edges[1:], strict=False):
+        layer._merged(slice(None), merged[:, first:last])
+    return merged
 
 
 def _merge(w, a, b, scale, out=None):
