@@ -50,7 +50,7 @@ SHORT = 256     # tokens of a text: of longer ones the backward computes probabi
 VECTOR = 16     # random words are drawn in whole vectors; those beyond a row's end are not used
 
 _configure, _release = matmul_amx._configure, matmul_amx._release
-_product = matmul_amx._first
+_product = matmul_amx.product
 _turn, _interleave, _turn_tile = (pack_bfloat16._turn_32, pack_bfloat16._interleave_32,
                                   pack_bfloat16._turn_tile)
 

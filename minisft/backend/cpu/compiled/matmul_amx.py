@@ -12,7 +12,9 @@ cycles, 16 times as many as AVX-512 does in float32, so that finding the operand
             else (weight gradients) turned over into tiles (`pack_tiles`)
     sums    32 x 32 of c in four tiles, so that each tile of a and of b is used twice
     blocks  DEPTH numbers of k at most, of ROWS_AT_ONCE panels of a and COLUMNS_AT_ONCE of b: both
-            stay in the second cache, and a line of c is fetched while its sums are computed
+            stay in the second cache
+    fetch   while tiles are multiplied, b's next ones come into the first cache, and the lines of c
+            where the next sums go, two rows at a time: all at once they would hold up the tiles
     lines   factors begin at a line of the cache (`aligned`), or each row of a tile would reach over
             two; where c does not, its sums go through a buffer that does
     cores   each takes a part of c's columns, or of its rows where these are more
@@ -49,11 +51,12 @@ from minisft.backend.cpu.compiled.pack_bfloat16 import (
 DEPTH = 1024                # numbers of k at most: 64 KiB of a panel
 ROWS_AT_ONCE = 8            # panels of a
 COLUMNS_AT_ONCE = 16        # panels of b
+AHEAD = 4                   # tiles of b are fetched so many before they are multiplied
 FEW = 16                    # up to so many rows b is not packed
 WIDE = 384                  # columns of b at a time then
 TILE = 1024                 # bytes
 
-USED = [*"rax rcx rdx r8 r9 memory flags".split()]
+USED = [*"rax rcx rdx r8 r9 r10 memory flags".split()]
 
 CONFIG = np.zeros(64, np.uint8)
 CONFIG[0] = 1                                    # the palette
@@ -61,45 +64,37 @@ CONFIG[16:32].view(np.uint16)[:] = 64            # bytes of a row, of each of th
 CONFIG[48:56] = 16                               # rows
 
 
-def _sums_text(begin):
-    """Operands: a, bytes to its next row, and to its next tile; b's panel; how many tiles deep;
-    c, bytes to its next row; the bias.
-
-    Sums begin with "zeros", with the "bias", each of whose rows is the same, or with those of "c".
-    """
-    text = []
-    if begin == "bias":
-        text += ["movq $7, %r9", "xorl %eax, %eax",
-                 *(f"tileloadd {64 * (i % 2)}(%r9,%rax,1), %tmm{i}" for i in range(4))]
-    elif begin == "zeros":
-        text += [f"tilezero %tmm{i}" for i in range(4)]
-    else:
-        text += _of_c("tileloadd {memory}, {tile}")
-    text += ["movq $0, %rax", "movq $1, %rcx", "shlq $$4, %rcx", "addq %rax, %rcx", "movq $3, %rdx",
-             "movq $4, %r8", "movq $$128, %r9", ".p2align 5", "1:",
-             "tileloadd (%rax,$1,1), %tmm4", "tileloadd (%rdx,%r9,1), %tmm6",
-             "tdpbf16ps %tmm6, %tmm4, %tmm0",                                              # (1)
-             "tileloadd 64(%rdx,%r9,1), %tmm7", "tdpbf16ps %tmm7, %tmm4, %tmm1",
-             "tileloadd (%rcx,$1,1), %tmm5", "tdpbf16ps %tmm6, %tmm5, %tmm2",
-             "tdpbf16ps %tmm7, %tmm5, %tmm3",
-             "addq $2, %rax", "addq $2, %rcx", "addq $$2048, %rdx", "decq %r8", "jnz 1b"]
-    return text + _of_c("tilestored {tile}, {memory}")
+def _begin_text(begin):
+    """Sums begin with "zeros", with the "bias", each of whose rows is the same, or with those of
+    "c". Operands: the bias, or c and bytes to its next row."""
+    if begin == "zeros":
+        return [f"tilezero %tmm{i}" for i in range(4)]
+    if begin == "c":
+        return _of_c("tileloadd {memory}, {tile}")
+    return ["xorl %eax, %eax", *(f"tileloadd {64 * (i % 2)}($0,%rax,1), %tmm{i}" for i in range(4))]
 
 
-def _of_c(instruction):
-    """-> the four tiles of c, once each."""
-    text = ["movq $6, %r9", "shlq $$4, %r9", "addq $5, %r9"]
-    places = ("($5,$6,1)", "64($5,$6,1)", "(%r9,$6,1)", "64(%r9,$6,1)")
+def _add_text(fetches=True):
+    """Operands: a, bytes to its next row, and to its next tile; b's panel; how many tiles deep; c
+    where the next sums will go, bytes to its next row. `fetches`: that, and b's next tiles."""
+    fetch = [*[f"prefetchw {at}(%r10)" for at in (0, LINE)], "addq $6, %r10"] * fetches
+    ahead = [f"prefetcht0 {AHEAD * 2 * TILE + at}(%rdx)" for at in range(0, 2 * TILE, LINE)]
+    return ["movq $0, %rax", "movq $1, %rcx", "shlq $$4, %rcx", "addq %rax, %rcx", "movq $3, %rdx",
+            "movq $4, %r8", "movq $$128, %r9", "movq $5, %r10", ".p2align 5", "1:",
+            *fetch, "tileloadd (%rax,$1,1), %tmm4", "tileloadd (%rdx,%r9,1), %tmm6",
+            "tdpbf16ps %tmm6, %tmm4, %tmm0",                                              # (1)
+            "tileloadd 64(%rdx,%r9,1), %tmm7", "tdpbf16ps %tmm7, %tmm4, %tmm1",
+            *fetch, "tileloadd (%rcx,$1,1), %tmm5", "tdpbf16ps %tmm6, %tmm5, %tmm2",
+            "tdpbf16ps %tmm7, %tmm5, %tmm3", *ahead * fetches,
+            "addq $2, %rax", "addq $2, %rcx", "addq $$2048, %rdx", "decq %r8", "jnz 1b"]
+
+
+def _of_c(instruction, c="$0", row="$1"):
+    """-> the four tiles of c, whose place and bytes to the next row are operands, once each."""
+    text = [f"movq {row}, %rax", "shlq $$4, %rax", f"addq {c}, %rax"]
+    places = (f"({c},{row},1)", f"64({c},{row},1)", f"(%rax,{row},1)", f"64(%rax,{row},1)")
     return text + [instruction.format(memory=place, tile=f"%tmm{i}")
                    for i, place in enumerate(places)]
-
-
-def _fetch_text(size):
-    """Operands: 32 x 32 numbers of c, bytes to their next row: brings them near."""
-    text, places = ["movq $0, %rax"], (*range(0, SIDE * size, LINE), SIDE * size - 1)
-    for _ in range(SIDE):
-        text += [*(f"prefetchw {at}(%rax)" for at in places), "addq $1, %rax"]
-    return text
 
 
 def _round_text():
@@ -159,9 +154,14 @@ def _group_text():
 
 _configure = jit.assembly(["ldtilecfg ($0)"], ["memory"], 1)
 _release = jit.assembly(["tilerelease"], ["memory"], 0)
-_first, _next = (jit.assembly(_sums_text(begin), USED, 7) for begin in ("zeros", "c"))
-_biased = jit.assembly(_sums_text("bias"), USED, 8)
-_fetch, _fetch_16_bits = (jit.assembly(_fetch_text(size), USED, 2) for size in (4, 2))
+_zeros = jit.assembly(_begin_text("zeros"), USED, 0)
+_bias = jit.assembly(_begin_text("bias"), USED, 1)
+_load = jit.assembly(_begin_text("c"), USED, 2)
+_add = jit.assembly(_add_text(), USED, 7)
+_store = jit.assembly(_of_c("tilestored {tile}, {memory}"), USED, 2)
+# of little matrices that are at hand (attention_amx.py): as `_add`, but for c where the sums go
+product = jit.assembly([*_begin_text("zeros"), *_add_text(False),
+                        *_of_c("tilestored {tile}, {memory}", "$5", "$6")], USED, 7)
 _round = jit.assembly(_round_text(), [*USED, "zmm16", "zmm17"], 3)
 _move = jit.assembly(_move_text(), [*USED, "zmm16", "zmm17"], 4)
 _pairs = jit.assembly(_pairs_text(), [*USED, *(f"zmm{i}" for i in range(16, 20))], 4)
@@ -237,13 +237,15 @@ def _each_sum(bias, biased, a, tiles, b, c, config, first_row, last_row, first_c
     depth, in_a = 2 * b.shape[1] // DEEP, len(a) // SIDE
     lined = c.ctypes.data % LINE == 0 and 4 * n % LINE == 0
     for top in range(first_row, last_row, ROWS_AT_ONCE):
+        bottom = min(top + ROWS_AT_ONCE, last_row)
         for left in range(first_column, last_column, COLUMNS_AT_ONCE):
             for p in range(0, depth, DEPTH // DEEP):
                 count = min(DEPTH // DEEP, depth - p)
                 for j in range(left, min(left + COLUMNS_AT_ONCE, last_column)):
                     columns = min(SIDE, n - j * SIDE)
                     at_b = b[j].ctypes.data + 2 * TILE * p
-                    for i in range(top, min(top + ROWS_AT_ONCE, last_row)):
+                    first = c[top * SIDE:, j * SIDE:].ctypes.data
+                    for i in range(top, bottom):
                         if i < in_a:
                             at_a, next_row, next_tile = a[i * SIDE:].ctypes.data, a.strides[0], 64
                         else:
@@ -254,19 +256,19 @@ def _each_sum(bias, biased, a, tiles, b, c, config, first_row, last_row, first_c
                         corner = c[i * SIDE:i * SIDE + rows, j * SIDE:j * SIDE + columns]
                         there = corner.ctypes.data
                         at_c, stride = (there, 4 * n) if whole and lined else (at_edge, 4 * SIDE)
-                        if whole:     # what is not at hand is fetched meanwhile
-                            _fetch(there, 4 * n)
                         if p and whole and not lined:
                             _move(there, 4 * n, at_edge, 4 * SIDE)
                         elif p and not whole:
                             _copy(corner, edge)
                         if p:
-                            _next(at_a, next_row, next_tile, at_b, count, at_c, stride)
+                            _load(at_c, stride)
                         elif biased:
-                            _biased(at_a, next_row, next_tile, at_b, count, at_c, stride,
-                                    bias[j * SIDE:].ctypes.data)
+                            _bias(bias[j * SIDE:].ctypes.data)
                         else:
-                            _first(at_a, next_row, next_tile, at_b, count, at_c, stride)
+                            _zeros()
+                        coming = there + 4 * n * SIDE if i + 1 < bottom else first + 4 * SIDE
+                        _add(at_a, next_row, next_tile, at_b, count, coming, 4 * n)
+                        _store(at_c, stride)
                         if whole and not lined:
                             _move(at_edge, 4 * SIDE, there, 4 * n)
                         elif not whole:
@@ -283,11 +285,13 @@ def _each_rounded(a, tiles, b, c, config, first_row, last_row, first_column, las
     low = _lines(2 * TILE).view(np.uint16).reshape(SIDE, SIDE)
     depth, in_a = 2 * b.shape[1] // DEEP, len(a) // SIDE
     for top in range(first_row, last_row, ROWS_AT_ONCE):
+        bottom = min(top + ROWS_AT_ONCE, last_row)
         for left in range(first_column, last_column, COLUMNS_AT_ONCE):
             for j in range(left, min(left + COLUMNS_AT_ONCE, last_column)):
                 columns = min(SIDE, n - j * SIDE)
                 at_b = b[j].ctypes.data
-                for i in range(top, min(top + ROWS_AT_ONCE, last_row)):
+                first = c[top * SIDE:, j * SIDE:].ctypes.data
+                for i in range(top, bottom):
                     if i < in_a:
                         at_a, next_row, next_tile = a[i * SIDE:].ctypes.data, a.strides[0], 64
                     else:
@@ -295,11 +299,13 @@ def _each_rounded(a, tiles, b, c, config, first_row, last_row, first_column, las
                     rows = min(SIDE, m - i * SIDE)
                     corner = c[i * SIDE:i * SIDE + rows, j * SIDE:j * SIDE + columns]
                     whole = rows == SIDE and columns == SIDE
+                    there = corner.ctypes.data
+                    coming = there + 2 * n * SIDE if i + 1 < bottom else first + 2 * SIDE
+                    _zeros()
+                    _add(at_a, next_row, next_tile, at_b, depth, coming, 2 * n)
+                    _store(sums.ctypes.data, 4 * SIDE)
                     if whole:
-                        _fetch_16_bits(corner.ctypes.data, 2 * n)
-                    _first(at_a, next_row, next_tile, at_b, depth, sums.ctypes.data, 4 * SIDE)
-                    if whole:
-                        _round(sums.ctypes.data, corner.ctypes.data, 2 * n)
+                        _round(sums.ctypes.data, there, 2 * n)
                     else:
                         _round(sums.ctypes.data, low.ctypes.data, 2 * SIDE)
                         _copy(low, corner)
