@@ -74,10 +74,11 @@ def _begin_text(begin):
     return ["xorl %eax, %eax", *(f"tileloadd {64 * (i % 2)}($0,%rax,1), %tmm{i}" for i in range(4))]
 
 
-def _add_text(fetches=True):
+def _add_text(lines=()):
     """Operands: a, bytes to its next row, and to its next tile; b's panel; how many tiles deep; c
-    where the next sums will go, bytes to its next row. `fetches`: that, and b's next tiles."""
-    fetch = [*[f"prefetchw {at}(%r10)" for at in (0, LINE)], "addq $6, %r10"] * fetches
+    where the next sums will go, bytes to its next row. `lines`: that is fetched, so many bytes into
+    a row, and b's next tiles."""
+    fetch = [*[f"prefetchw {at}(%r10)" for at in lines], "addq $6, %r10"] * bool(lines)
     ahead = [f"prefetcht0 {AHEAD * 2 * TILE + at}(%rdx)" for at in range(0, 2 * TILE, LINE)]
     return ["movq $0, %rax", "movq $1, %rcx", "shlq $$4, %rcx", "addq %rax, %rcx", "movq $3, %rdx",
             "movq $4, %r8", "movq $$128, %r9", "movq $5, %r10", ".p2align 5", "1:",
@@ -85,7 +86,7 @@ def _add_text(fetches=True):
             "tdpbf16ps %tmm6, %tmm4, %tmm0",                                              # (1)
             "tileloadd 64(%rdx,%r9,1), %tmm7", "tdpbf16ps %tmm7, %tmm4, %tmm1",
             *fetch, "tileloadd (%rcx,$1,1), %tmm5", "tdpbf16ps %tmm6, %tmm5, %tmm2",
-            "tdpbf16ps %tmm7, %tmm5, %tmm3", *ahead * fetches,
+            "tdpbf16ps %tmm7, %tmm5, %tmm3", *ahead * bool(lines),
             "addq $2, %rax", "addq $2, %rcx", "addq $$2048, %rdx", "decq %r8", "jnz 1b"]
 
 
@@ -157,10 +158,12 @@ _release = jit.assembly(["tilerelease"], ["memory"], 0)
 _zeros = jit.assembly(_begin_text("zeros"), USED, 0)
 _bias = jit.assembly(_begin_text("bias"), USED, 1)
 _load = jit.assembly(_begin_text("c"), USED, 2)
-_add = jit.assembly(_add_text(), USED, 7)
+# 32 numbers of c lie in two lines of the cache, or reach over three
+_add, _add_over = (jit.assembly(_add_text(lines), USED, 7)
+                   for lines in ((0, LINE), (0, LINE, 2 * LINE - 1)))
 _store = jit.assembly(_of_c("tilestored {tile}, {memory}"), USED, 2)
 # of little matrices that are at hand (attention_amx.py): as `_add`, but for c where the sums go
-product = jit.assembly([*_begin_text("zeros"), *_add_text(False),
+product = jit.assembly([*_begin_text("zeros"), *_add_text(),
                         *_of_c("tilestored {tile}, {memory}", "$5", "$6")], USED, 7)
 _round = jit.assembly(_round_text(), [*USED, "zmm16", "zmm17"], 3)
 _move = jit.assembly(_move_text(), [*USED, "zmm16", "zmm17"], 4)
@@ -267,7 +270,10 @@ def _each_sum(bias, biased, a, tiles, b, c, config, first_row, last_row, first_c
                         else:
                             _zeros()
                         coming = there + 4 * n * SIDE if i + 1 < bottom else first + 4 * SIDE
-                        _add(at_a, next_row, next_tile, at_b, count, coming, 4 * n)
+                        if lined:
+                            _add(at_a, next_row, next_tile, at_b, count, coming, 4 * n)
+                        else:
+                            _add_over(at_a, next_row, next_tile, at_b, count, coming, 4 * n)
                         _store(at_c, stride)
                         if whole and not lined:
                             _move(at_edge, 4 * SIDE, there, 4 * n)
