@@ -50,9 +50,10 @@ class Groups:
         return y, (q, k, v, cu_seqlens, drop, groups, row_blocks.each_product(work, groups))
 
     def backward(self, dy, cache):
-        """dy (N,H,D) -> dq, dk, dv (N,H,D), side by side in memory."""
+        """dy (N,H,D) -> dq, dk, dv (N,H,D), side by side in memory where q, k and v are."""
         parts, (q, k, v, cu_seqlens, drop, groups, kept) = self.parts, cache
-        dq, dk, dv = np.empty((len(q), 3, *q.shape[1:]), q.dtype).swapaxes(0, 1)
+        dq, dk, dv = (map(np.empty_like, (q, k, v)) if q.flags.c_contiguous else
+                      np.empty((len(q), 3, *q.shape[1:]), q.dtype).swapaxes(0, 1))
 
         def work(place):
             group, (p, keep) = groups[place], kept[place]
