@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minisft.errors import DivergedError, UserError, setting, tell
-from minisft.evaluation import comparison, metrics, plots, report
+from minisft.evaluation import comparison, metrics, plots, report, translation_report
 from minisft.evaluation.document import Heading, Link, Note, Paragraph, Picture, Strong, Table
 from minisft.evaluation.figures import Use, Verdict, count, percent
 from minisft.io import provenance, run_folder
@@ -21,9 +21,8 @@ FIGURES = {"bleu": "BLEU", "chrf": "chrF", "accuracy": "accuracy", "macro_f1": "
            "exact_match": "exact match", "f1": "F1", "loss": "loss"}
 SCORES = ("bleu", "chrf")     # from 0 to 100, and not told in per cent
 # What other tasks than classification compare the model with, and by which figure
-BASELINES = {"word_for_word": ("a dictionary, word for word", "bleu"),
-             "copied_source": ("the source as it is", "bleu"),
-             "most_frequent_tag": ("each word's most frequent tag", "accuracy")}
+BASELINES = {"most_frequent_tag": ("each word's most frequent tag", "accuracy"),
+             **{key: (words, "bleu") for key, words in translation_report.BASELINES.items()}}
 KEPT = (*FIGURES, "n", "best_epoch", "train_seconds", *comparison.NAMES, *BASELINES)
 NOT_COMPARABLE = "runs that are compared have the same options"
 OPTIMISTIC = ("There is no test set. Each seed is scored on the validation part that it drew: "
