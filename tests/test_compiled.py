@@ -11,7 +11,17 @@ from minisft.backend import random
 from minisft.backend.cpu import jit, processor, row_blocks
 from minisft.backend.gpu import cuda, emulator
 from minisft.data.batch import pack
-from minisft.dispatch import cross_entropy, dropout, embedding, gelu, layer_norm, softmax
+from minisft.dispatch import (
+    cross_entropy,
+    dropout,
+    embedding,
+    gelu,
+    layer_norm,
+    norm_for_product,
+    rounded_and_summed,
+    softmax,
+    sums_before_norm,
+)
 from minisft.dispatch.attention_groups import Groups
 from minisft.models.gpt2 import GPT2Config
 from minisft.models.heads import Classifier
@@ -51,7 +61,7 @@ def test_loop_in_blocks_matches_formula(name, small_blocks):
 def test_every_loop_has_a_check():
     stems = {"softmax", "layer_norm", "gelu", "cross_entropy", "dropout", "adamw",
              "attention_amx", "attention_groups", "column_sums", "lora", "matmul_amx",
-             "matmul_bfloat16", "matmul_few_rows"}
+             "matmul_bfloat16", "matmul_few_rows", "residual_layer_norm"}
     found = {path.stem for path in Path(jit.__file__).with_name("compiled").glob("[a-z]*.py")}
     assert found == stems | {"bits", "exp", "philox", "pack_bfloat16"}     # parts of the others
     here = stems - ({"matmul_bfloat16"} if processor.why_not_avx512_bf16() else set())
@@ -100,6 +110,33 @@ def test_inputs_are_left_alone_and_may_be_read_only(rng):
                    for a, b in zip(first, second, strict=True))
         assert all(np.array_equal(a, b) for a, b in zip(
             kept, [a for a in args if isinstance(a, np.ndarray)], strict=True))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [None, np.dtype(np.uint16)])
+def test_a_sum_and_its_norm_have_the_bits_of_each_alone(rng, monkeypatch, rate, dtype):
+    """In one pass as one after the other: a block that runs again takes the second way."""
+    monkeypatch.setattr(row_blocks, "BLOCK", 9000)
+    x, more, dy, residual = (normal(rng, 509, 24) for _ in range(4))
+    w, b, bias = normal(rng, 3, 24)
+    words = random.Tokens(STREAM, 2, 1, np.arange(509) // 7, np.arange(509) % 7)
+    kernel = sums_before_norm(x)
+    u, y, cache = kernel.forward(x, w, b, more=more, bias=bias, drop=(rate, words) if rate else
+                                 None, dtype=dtype)
+    term, kept = dropout.forward(more + bias, words, rate) if rate else (more + bias, None)
+    sums = x + term
+    expected, _ = norm_for_product(sums, w, b, 1e-5, dtype)
+    assert np.array_equal(u, sums) and np.array_equal(y, expected) and y.dtype == expected.dtype
+    outs = [np.ones(24, np.float32) for _ in range(3)]
+    dx, dmore = kernel.backward(dy, cache, residual, dtype, outs, True, more=True)
+    dx_alone, none = kernel.backward(dy, kernel.forward(sums, w, b)[2], residual)
+    behind = dropout.backward(dx, kept) if rate else dx
+    db = np.ones(24, np.float32)
+    expected = rounded_and_summed(behind, dtype, db, add=True)
+    assert none is None and np.array_equal(dx, dx_alone)
+    assert np.array_equal(dmore, expected) and np.array_equal(outs[2], db)
+    frozen = kernel.backward(dy, cache, residual, dtype, (None, None, None), more=True)
+    assert np.array_equal(frozen[0], dx) and np.array_equal(frozen[1], dmore)
 
 
 def test_what_no_loop_takes_runs_as_the_formula(rng):

@@ -165,12 +165,26 @@ def gelu_adds_bias(bias: Any, dtype: Any) -> bool:
         gelu.choose(bias).name == "compiled" and stores_16_bits(bias, dtype))
 
 
+def _norm_by(name):
+    def condition(site, arguments):
+        """A norm alone runs as this, too."""
+        by = layer_norm.first(site, arguments).name
+        return "" if by == name else f"layer_norm runs as {by}"
+    return condition
+
+
+_residual_layer_norm = Function("residual_layer_norm", launch.residual_layer_norm.forward, [
+    Implementation("fused kernel", (_norm_by("fused kernel"),), lambda: launch.residual_layer_norm),
+    Implementation("compiled", (_norm_by("compiled"),), lambda: _loops("residual_layer_norm")),
+    Implementation(FORMULA, (), lambda: None),
+])
+
+
 def sums_before_norm(x: Any) -> Any:
     """-> what adds a residual and normalises the sum in one pass over x (N,C), forward and
     backward; None where a sum and `layer_norm` do.
     """
-    return launch.residual_layer_norm if layer_norm.choose(x).load() is \
-        launch.layer_norm else None
+    return _residual_layer_norm.choose(x).load()
 
 
 softmax = Operation("softmax", ops.softmax.forward, [

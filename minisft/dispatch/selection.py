@@ -158,9 +158,10 @@ class Operation:
 
     def choose(self, *args: Any, **options: Any) -> Implementation:
         """-> the implementation that `forward` runs for these arguments."""
-        return self._first(site_of(given := self.arguments(*args, **options)), given)
+        return self.first(site_of(given := self.arguments(*args, **options)), given)
 
-    def _first(self, site: Site, given: dict[str, Any]) -> Implementation:
+    def first(self, site: Site, given: dict[str, Any]) -> Implementation:
+        """-> the first implementation that applies there to these arguments."""
         allowed = _only.get()
         names = allowed.get(self.name, allowed.get(None)) if allowed else None
         for implementation in self.implementations[:-1]:
@@ -177,7 +178,7 @@ class Operation:
         """As the formula's: inputs -> y, cache. Raises ValueError for shapes that do not fit."""
         given = self.arguments(*args, **options)
         self.check(**given)
-        chosen = self._first(site_of(given), given)
+        chosen = self.first(site_of(given), given)
         for name in self._options:
             options.pop(name, None)
         y, entries = chosen.load().forward(*args, **options)

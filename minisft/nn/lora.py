@@ -80,13 +80,17 @@ class LoraLinear(Linear):
             merged = self._merged(columns)
             y = linear.forward(x, merged, b)[0]
             return y, (x, merged if keeps_merged(len(x), merged.shape[1]) else None)
-        y, cache = super().forward_columns(x, columns, bias)
+        # on a CPU the bias comes last, as where a norm adds it, so that the bits are the same
+        last = bias and self.b is not None and array_module(x) is np
+        y, cache = super().forward_columns(x, columns, bias and not last)
         x, mask = self._dropped(x)
         # without dropout it takes x as the other map keeps it, rounded where that is
         update, low_cache = lora.forward(cache[0] if mask is None else x,
                                          self.lora_A.product_value,
                                          self.lora_B.product_value[columns], self.scale)
         y += update
+        if last:
+            y += self.b.value[columns]
         return y, (cache, low_cache, mask)
 
     def backward_columns(self, dy: Array, cache: Any, columns: slice, bias: bool = True,

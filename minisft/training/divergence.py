@@ -99,7 +99,7 @@ def first_not_finite(model: Model, run: Callable[[], Any]) -> Finding | None:
 
     try:
         # no sum is added and normalised at once: each is to be seen
-        with only("compiled", "row blocks", operations=("layer_norm",)), watched(see), \
+        with only("formula", operations=("residual_layer_norm",)), watched(see), \
                 _named_layers(model, within, leave):
             run()
     except _Found as found:

@@ -17,6 +17,7 @@ from minisft.backend.cpu import jit, processor
 from minisft.backend.random import Scores
 from minisft.dispatch.attention_groups import Groups
 from minisft.verify.kernel_checks import (
+    NOISE,
     NOISE_OF_BFLOAT16,
     RATE,
     STREAM,
@@ -30,6 +31,7 @@ from minisft.verify.kernel_checks import (
     of_gelu,
     of_layer_norm,
     of_low_gelu,
+    of_residual_layer_norm,
     of_softmax,
     of_train,
 )
@@ -53,12 +55,19 @@ def compiled_checks() -> dict[str, KernelCheck]:
         matmul_amx,
         matmul_bfloat16,
         matmul_few_rows,
+        residual_layer_norm,
         softmax,
     )
     checks = [
         KernelCheck("compiled softmax", partial(of_softmax, softmax)),
         KernelCheck("compiled layer_norm", partial(of_layer_norm, layer_norm, 1)),
         KernelCheck("compiled layer_norm (wide)", partial(of_layer_norm, layer_norm, 7)),
+        *(KernelCheck(f"compiled residual_layer_norm ({', '.join(parts) or 'x alone'}, {name})",
+                      partial(of_residual_layer_norm, residual_layer_norm, parts, dtype), noise)
+          for name, dtype, noise, parts in (
+              ("float32", None, NOISE, ()), ("float32", None, NOISE, ("more", "bias", "dropout")),
+              ("bfloat16", np.uint16, 2.0**-8, ("more", "bias")),
+              ("bfloat16", np.uint16, 2.0**-8, ("more", "dropout")))),
         KernelCheck("compiled gelu (tanh)", partial(of_gelu, gelu, "tanh")),
         KernelCheck("compiled gelu (erf)", partial(of_gelu, gelu, "erf")),
         *(KernelCheck(f"compiled gelu ({form}, in bfloat16)",

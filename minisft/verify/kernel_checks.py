@@ -130,7 +130,8 @@ def of_layer_norm(launcher: Any, times: int, size: int,
                     (layer_norm.forward, layer_norm.backward), [3 + x, 1 + w, b], dy)
 
 
-def _residual_layer_norm(parts, dtype, size, put):
+def of_residual_layer_norm(launcher: Any, parts: tuple[str, ...], dtype: Any, size: int,
+                           put: Callable) -> dict[str, tuple[Array, Array, Array]]:
     """`parts`: of "more", "bias" and "dropout" those that are there; dtype: y's and the gradient's
     of `more`, rounded in the formula as well."""
     rows, width = 2 * size, 4 * size + (size % 2)     # whole fours of channels, or not
@@ -148,12 +149,12 @@ def _residual_layer_norm(parts, dtype, size, put):
         dx = dx + above
         return u, y, dx, m * dx, dw, db, (m * dx).sum(axis=0)
 
-    u, y, cache = residual_layer_norm_launch.forward(
+    u, y, cache = launcher.forward(
         *map(put, (x, w, b)), more=put(more) if "more" in parts else None,
         bias=put(bias) if "bias" in parts else None,
         drop=(RATE, words) if "dropout" in parts else None, dtype=dtype)
     outs = [put(np.zeros(width, np.float32)) for _ in range(2 + ("more" in parts))]
-    dx, dmore = residual_layer_norm_launch.backward(
+    dx, dmore = launcher.backward(
         put(dy), cache, put(residual), dtype, outs, more="more" in parts)
     ours = [to_cpu(a) for a in (u, y, dx, dx if dmore is None else dmore, *outs)]
     ours = [widened(a) if a.dtype in (np.uint16, np.float16) else a for a in ours]
@@ -468,7 +469,8 @@ KERNEL_CHECKS = {check.name: check for check in [
     KernelCheck("layer_norm", partial(of_layer_norm, layer_norm_launch, 1)),
     KernelCheck("layer_norm (wide)", partial(of_layer_norm, layer_norm_launch, 7)),
     *(KernelCheck(f"residual_layer_norm ({', '.join(parts) or 'x alone'}, {name})",
-                  partial(_residual_layer_norm, parts, dtype), noise)
+                  partial(of_residual_layer_norm, residual_layer_norm_launch, parts, dtype),
+                  noise)
       for name, dtype, noise, parts in (
           ("float32", None, NOISE, ()), ("float32", None, NOISE, ("more", "bias", "dropout")),
           ("bfloat16", np.uint16, 2.0**-8, ("more", "bias")),

@@ -11,12 +11,9 @@ from minisft.backend.cpu.compiled.philox import U, philox
 def forward(x: np.ndarray, words: random.Tokens, rate: float) -> tuple[np.ndarray, tuple]:
     """x (N,C), words: a random.Tokens, rate in [0, 1) -> y (N,C), cache."""
     x = np.ascontiguousarray(x)
-    y, keep, scale = np.empty_like(x), np.empty(x.shape, dtype=bool), F(1 / (1 - rate))
-    mask = (np.asarray(words.example_ids).astype(U), np.asarray(words.positions).astype(U),
-            U(words.stream.step & random.WORD), U(words.stream.seed & random.WORD),
-            U(words.layer << 16 | words.site), U(int(rate * 2**32)), scale)
+    y, keep, mask = np.empty_like(x), np.empty(x.shape, dtype=bool), mask_of(words, rate)
     jit.each(lambda start, stop: _forward(x, y, keep, *mask, start, stop), *_rows(x))
-    return y, (keep, scale)
+    return y, (keep, mask[-1])
 
 
 def backward(dy: np.ndarray, cache: tuple) -> np.ndarray:
@@ -26,6 +23,13 @@ def backward(dy: np.ndarray, cache: tuple) -> np.ndarray:
     dx = np.empty_like(dy)
     jit.each(lambda start, stop: _backward(dy, keep, scale, dx, start, stop), *_rows(dy))
     return dx
+
+
+def mask_of(words: random.Tokens, rate: float) -> tuple:
+    """-> what loops make the mask of, the scale as the last."""
+    return (np.asarray(words.example_ids).astype(U), np.asarray(words.positions).astype(U),
+            U(words.stream.step & random.WORD), U(words.stream.seed & random.WORD),
+            U(words.layer << 16 | words.site), U(int(rate * 2**32)), F(1 / (1 - rate)))
 
 
 def _rows(x):

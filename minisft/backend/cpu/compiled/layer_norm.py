@@ -16,8 +16,8 @@ def forward(x: np.ndarray, w: np.ndarray, b: np.ndarray, eps: float = 1e-5,
     """x (N,C), w (C,), b (C,) -> y (N,C), float32 or with `round_y` bfloat16, cache."""
     x = np.ascontiguousarray(x)
     mean, rstd = np.empty((2, len(x)), dtype=x.dtype)
-    y, loop = ((aligned(x.shape, np.uint16), _forward_rounded) if round_y else
-               (np.empty_like(x), _forward))
+    y, loop = ((aligned(x.shape, np.uint16), forward_rows_rounded) if round_y else
+               (np.empty_like(x), forward_rows))
     jit.each(lambda start, stop: loop(x, w, b, np.float32(eps), y, mean, rstd, start, stop),
              *_rows(x))
     return y, (x, w, mean, rstd)
@@ -33,7 +33,7 @@ def backward(dy: np.ndarray, cache: tuple,
 
     def work(start, stop):
         parts = np.zeros((ceil_div(stop - start, ROWS), 2, len(w)), dtype=dy.dtype)
-        _backward(dy, x, w, mean, rstd, more, dx, parts, start, stop)
+        backward_rows(dy, x, w, mean, rstd, more, dx, parts, start, stop)
         return parts.sum(axis=0)
 
     sums = jit.each(work, *_rows(dy))
@@ -46,7 +46,8 @@ def _rows(x):
 
 
 @jit.loop(jit.NONE)
-def _forward(x, w, b, eps, y, mean, rstd, start, stop):
+def forward_rows(x, w, b, eps, y, mean, rstd, start, stop):
+    """Rows `start` to `stop` of x (N,C) -> those of y, mean (N,), rstd (N,)."""
     for i in range(start, stop):
         row, out = x[i], y[i]
         middle, slope = mean[i], rstd[i] = _mean_and_rstd(row, eps)
@@ -55,7 +56,8 @@ def _forward(x, w, b, eps, y, mean, rstd, start, stop):
 
 
 @jit.loop(jit.NONE)
-def _forward_rounded(x, w, b, eps, y, mean, rstd, start, stop):
+def forward_rows_rounded(x, w, b, eps, y, mean, rstd, start, stop):
+    """The same, y in bfloat16."""
     for i in range(start, stop):
         row, out = x[i], y[i]
         middle, slope = mean[i], rstd[i] = _mean_and_rstd(row, eps)
@@ -83,10 +85,10 @@ def _mean_and_variance(row):
 
 
 @jit.loop(jit.NONE)
-def _backward(dy, x, w, mean, rstd, residual, dx, parts, start, stop):
+def backward_rows(dy, x, w, mean, rstd, residual, dx, parts, start, stop):
+    """Rows `start` to `stop` of dy, x and, if it has any, residual (N,C) -> those of dx; parts
+    (sums of ROWS rows, 2, C) of dw and db, none where nobody wants them."""
     for i in range(start, stop):
-        part = (i - start) // ROWS
-        dw, db = parts[part, 0], parts[part, 1]
         up, row, out, middle, slope = dy[i], x[i], dx[i], mean[i], rstd[i]
         of_g, of_gn = _means(up, row, w, middle, slope)
         for c in range(row.size):
@@ -96,6 +98,10 @@ def _backward(dy, x, w, mean, rstd, residual, dx, parts, start, stop):
             more = residual[i]
             for c in range(row.size):
                 out[c] = more[c] + out[c]
+        if not len(parts):
+            continue
+        part = (i - start) // ROWS
+        dw, db = parts[part, 0], parts[part, 1]
         for c in range(row.size):     # its own loop: with too many arrays it is not vectorised
             dw[c] += up[c] * ((row[c] - middle) * slope)                # (4)
         for c in range(row.size):
