@@ -13,8 +13,9 @@ from minisft.data.batch import pack
 from minisft.dispatch import FORMATS, gelu_adds_bias, only, rounded
 from minisft.dispatch.matmul import widened
 from minisft.models.adapters import LoraConfig
+from minisft.models.config import BertConfig
 from minisft.models.gpt2 import GPT2Config
-from minisft.models.heads import Classifier, LanguageModel
+from minisft.models.heads import BertClassifier, Classifier, LanguageModel
 from minisft.nn import blocks
 from minisft.nn.layers import LayerNorm, Linear, Sum
 from minisft.nn.parameters import Parameters
@@ -27,10 +28,15 @@ CONFIG = GPT2Config(vocab_size=97, n_positions=20, n_embd=48, n_layer=2, n_head=
                     embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1)
 
 
+BERT = BertConfig(vocab_size=97, max_position_embeddings=20, hidden_size=48, num_hidden_layers=2,
+                  num_attention_heads=3, intermediate_size=96)
+
+
 def model_and_batch(rng, kind):
     texts = [rng.integers(0, 97, n) for n in (1, 20, 9)]
-    if kind == "classifier":
-        model, labels = Classifier(CONFIG, ["a", "b", "c"]), [0, 2, 1]
+    if kind != "language model":
+        names, labels = ["a", "b", "c"], [0, 2, 1]
+        model = BertClassifier(BERT, names) if kind == "BERT" else Classifier(CONFIG, names)
     else:
         model, labels = LanguageModel(CONFIG), [[*text[1:], IGNORE] for text in texts]
     model.store.values[...] = 0.15 * rng.standard_normal(model.store.values.shape)
@@ -82,7 +88,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("kind", ["classifier", "language model"])
+@pytest.mark.parametrize("kind", ["classifier", "language model", "BERT"])
 def test_a_step_in_float32_is_that_of_the_plain_sums(rng, monkeypatch, kind, option):
     model, batch = model_and_batch(rng, kind)
     OPTIONS[option](model)
@@ -113,9 +119,10 @@ def test_a_step_in_16_bits_errs_as_rounded_products_do(rng, monkeypatch, kind, o
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_card_does_as_the_emulator(rng, monkeypatch, precision):
+@pytest.mark.parametrize("kind", ["language model", "BERT"])
+def test_a_card_does_as_the_emulator(rng, monkeypatch, kind, precision):
     """Through the stand-in for CuPy: nothing crosses, products store 16 bits."""
-    model, batch = model_and_batch(rng, "language model")
+    model, batch = model_and_batch(rng, kind)
     model.store.set_compute_dtype(FORMATS[precision])
     monkeypatch.setenv("MINISFT_CUDA", "emulate")
     monkeypatch.setenv("MINISFT_COMPILED", "off")

@@ -11,6 +11,7 @@ import numpy as np
 from minisft.backend import random
 from minisft.backend.array import Array, array_module, side_by_side
 from minisft.data.batch import Batch
+from minisft.dispatch import sums_before_norm
 from minisft.models.config import BertConfig
 from minisft.models.trunk import Trunk
 from minisft.nn import blocks
@@ -62,8 +63,11 @@ class SelfAttention(MultiHeadAttention):
         self.rate = config.attention_probs_dropout_prob
 
     def forward(self, x: Array, batch: Batch, stream: random.Stream | None = None,
-                rows: Array = None) -> Array:
-        """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only."""
+                rows: Array = None, bias: bool = True) -> Array:
+        """x (N,C) -> y (N,C); with `rows` (B,), one of each sequence, y (B,C) of those only.
+
+        Without `bias` somebody else adds that of `dense`.
+        """
         maps = self.query, self.key, self.value
         together = None
         if rows is None and merges_together(maps, x):
@@ -74,13 +78,13 @@ class SelfAttention(MultiHeadAttention):
             q, k, v = (layer.forward(part).reshape(len(part), self.n_head, -1)
                        for layer, part in zip(maps, (asking, x, x), strict=True))
         y = self.attend(q, k, v, batch, stream, False, rows)
-        self.save_for_backward(rows, together)
-        return self.dense.forward(y.reshape(len(y), -1))
+        self.save_for_backward(rows, together, bias)
+        return self.dense.forward(y.reshape(len(y), -1), bias)
 
     def backward(self, dy: Array, needs_dx: bool = True) -> Array:
         """dy (N,C), or (B,C) after `rows` -> dx (N,C); None as `Linear`'s."""
-        rows, together = self.pop_saved()
-        dy = self.dense.backward(dy)
+        rows, together, bias = self.pop_saved()
+        dy = self.dense.backward(dy, bias=bias)
         gradients = self.attend_backward(dy.reshape(len(dy), self.n_head, -1))
         if together is not None:
             dy = side_by_side(*gradients).reshape(len(dy), -1)
@@ -121,20 +125,23 @@ class Block(TransformerBlock):
             kv_cache: Any = None) -> Array:
         """As `forward`; there is no cache of keys."""
         example_ids, positions = batch.token_example_ids, batch.positions
-        a = self.attention.forward(x, batch, stream, rows)
+        late = sums_before_norm(x) is not None     # a norm adds residual and bias
+        a = self.attention.forward(x, batch, stream, rows, bias=not late)
         self.save_for_backward(rows)
         if rows is not None:
             x, example_ids, positions = x[rows], example_ids[rows], positions[rows]
-        x = self.norm_1.forward(x + self.drop_1.forward(a, stream, example_ids, positions))
-        m = self.mlp.forward(x)
-        return self.norm_2.forward(x + self.drop_2.forward(m, stream, example_ids, positions))
+        _, x = self.norm_1.of_sum(self.drop_1.added(
+            x, a, self.attention.dense, stream, example_ids, positions, bias_is_in=not late))
+        m = self.mlp.forward(x, bias=not late)
+        return self.norm_2.of_sum(self.drop_2.added(
+            x, m, self.mlp.c_proj, stream, example_ids, positions, bias_is_in=not late))[1]
 
     def run_backward(self, dy: Array, needs_dx: bool) -> Array:
         """As `backward`."""
         (rows,) = self.pop_saved()
-        dy = self.norm_2.backward(dy)
-        dy = self.norm_1.backward(dy + self.mlp.backward(self.drop_2.backward(dy)))
-        dx = self.attention.backward(self.drop_1.backward(dy), needs_dx)
+        dy, dm = self.drop_2.behind(self.norm_2.backward(dy))
+        dy, da = self.drop_1.behind(self.norm_1.backward(dy + self.mlp.backward(dm)))
+        dx = self.attention.backward(da, needs_dx)
         if dx is None:
             return None
         dx[slice(None) if rows is None else rows] += dy
