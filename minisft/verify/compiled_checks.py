@@ -124,17 +124,20 @@ def _column_sums(loops, size, put):
 
 
 def _factor_gradients(loops, size, put):
-    """Of one map and of three of one x, of few rows and of several parts."""
+    """Of one map and of three of one x, of few rows and of several parts; the last two have
+    assembly where the processor has AVX-512."""
     found = {}
-    for rows, rank, widths in ((size, 1, [size]), (3 * size, 5, [7]), (600, 8, [size, 3, 16])):
-        x, dy = normal((rows, size), (rows, sum(widths)))
-        factors = [(*normal((rank, size), (width, rank)), 1.7) for width in widths]
+    for rows, rank, inner, widths in ((size, 1, size, [size]), (3 * size, 5, size, [7]),
+                                      (600, 8, size, [size, 3, 16]), (size, 3, 32, [64]),
+                                      (577, 9, 64, [32, 96])):
+        x, dy = normal((rows, inner), (rows, sum(widths)))
+        factors = [(*normal((rank, inner), (width, rank)), 1.7) for width in widths]
         ours = loops.factor_gradients(put(dy), put(x), factors)
         for i, (a, b, scale) in enumerate(factors):
             columns = slice(sum(widths[:i]), sum(widths[:i + 1]))
             plain, exact = (ops.lora.factor_gradients(*[z.astype(kind) for z in (
                 dy[:, columns], x, a, b)], scale) for kind in (np.float32, np.float64))
-            found |= {f"{name} of {rows} rows, map {i}": each for name, *each in zip(
+            found |= {f"{name} of {rows} rows, rank {rank}, map {i}": each for name, *each in zip(
                 ("da", "db"), ours[i], plain, exact, strict=True)}
     return found
 
