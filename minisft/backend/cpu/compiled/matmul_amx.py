@@ -184,7 +184,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None,
         raise RuntimeError(f"a product on AMX's tiles: {reason}")
     (m, k), n = a.shape, b.shape[1]
     low = out is not None and out.dtype == np.uint16
-    if low and (m <= FEW or k > DEPTH or not k or bias is not None):     # sums are float32 first
+    if low and (m <= FEW or not k):     # sums are float32 first
         out[...] = to_bfloat16(matmul(a, b, bias=bias))
         return out
     out = result_of(a, b, out, (np.float32, np.uint16))
@@ -208,7 +208,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None,
         wide = n_columns >= n_rows
         parts = [(0, n_rows, part.start, part.stop) if wide else
                  (part.start, part.stop, 0, n_columns) for part in shares(max(n_rows, n_columns))]
-        fill = _each_rounded if low else partial(_each_sum, begin, bias is not None)
+        fill = partial(_each_rounded if low else _each_sum, begin, bias is not None)
         row_blocks.each(lambda part: fill(*rows, panels, out, CONFIG, *part), parts)
     return out
 
@@ -283,38 +283,55 @@ def _each_sum(bias, biased, a, tiles, b, c, config, first_row, last_row, first_c
 
 
 @jit.loop()
-def _each_rounded(a, tiles, b, c, config, first_row, last_row, first_column, last_column):
-    """As `_each_sum` for at most DEPTH numbers of k and c (M,N) in bfloat16."""
+def _each_rounded(bias, biased, a, tiles, b, c, config, first_row, last_row, first_column,
+                  last_column):
+    """As `_each_sum` for c (M,N) in bfloat16; sums that are not complete yet stay in a buffer."""
     _configure(config.ctypes.data)
     m, n = c.shape
-    sums = _lines(4 * TILE)
-    low = _lines(2 * TILE).view(np.uint16).reshape(SIDE, SIDE)
     depth, in_a = 2 * b.shape[1] // DEEP, len(a) // SIDE
+    step = 4 * TILE if depth > DEPTH // DEEP else 0     # from one block's sums to the next one's
+    sums = _lines(max(4 * TILE, step * ROWS_AT_ONCE * COLUMNS_AT_ONCE))
+    low = _lines(2 * TILE).view(np.uint16).reshape(SIDE, SIDE)
     for top in range(first_row, last_row, ROWS_AT_ONCE):
         bottom = min(top + ROWS_AT_ONCE, last_row)
         for left in range(first_column, last_column, COLUMNS_AT_ONCE):
-            for j in range(left, min(left + COLUMNS_AT_ONCE, last_column)):
-                columns = min(SIDE, n - j * SIDE)
-                at_b = b[j].ctypes.data
-                first = c[top * SIDE:, j * SIDE:].ctypes.data
-                for i in range(top, bottom):
-                    if i < in_a:
-                        at_a, next_row, next_tile = a[i * SIDE:].ctypes.data, a.strides[0], 64
-                    else:
-                        at_a, next_row, next_tile = tiles[i - in_a].ctypes.data, 64, 2 * TILE
-                    rows = min(SIDE, m - i * SIDE)
-                    corner = c[i * SIDE:i * SIDE + rows, j * SIDE:j * SIDE + columns]
-                    whole = rows == SIDE and columns == SIDE
-                    there = corner.ctypes.data
-                    coming = there + 2 * n * SIDE if i + 1 < bottom else first + 2 * SIDE
-                    _zeros()
-                    _add(at_a, next_row, next_tile, at_b, depth, coming, 2 * n)
-                    _store(sums.ctypes.data, 4 * SIDE)
-                    if whole:
-                        _round(sums.ctypes.data, there, 2 * n)
-                    else:
-                        _round(sums.ctypes.data, low.ctypes.data, 2 * SIDE)
-                        _copy(low, corner)
+            for p in range(0, depth, DEPTH // DEEP):
+                count = min(DEPTH // DEEP, depth - p)
+                for j in range(left, min(left + COLUMNS_AT_ONCE, last_column)):
+                    columns = min(SIDE, n - j * SIDE)
+                    at_b = b[j].ctypes.data + 2 * TILE * p
+                    first = c[top * SIDE:, j * SIDE:].ctypes.data
+                    at_sums = sums.ctypes.data + step * (j - left) * ROWS_AT_ONCE
+                    for i in range(top, bottom):
+                        if i < in_a:
+                            at_a, next_row, next_tile = a[i * SIDE:].ctypes.data, a.strides[0], 64
+                        else:
+                            at_a, next_row, next_tile = tiles[i - in_a].ctypes.data, 64, 2 * TILE
+                        at_a += p * next_tile
+                        rows = min(SIDE, m - i * SIDE)
+                        corner = c[i * SIDE:i * SIDE + rows, j * SIDE:j * SIDE + columns]
+                        whole = rows == SIDE and columns == SIDE
+                        there = corner.ctypes.data
+                        if p:
+                            _load(at_sums, 4 * SIDE)
+                        elif biased:
+                            _bias(bias[j * SIDE:].ctypes.data)
+                        else:
+                            _zeros()
+                        if p + count < depth:
+                            _add(at_a, next_row, next_tile, at_b, count, at_sums + step, 4 * SIDE)
+                            _store(at_sums, 4 * SIDE)
+                            at_sums += step
+                            continue
+                        coming = there + 2 * n * SIDE if i + 1 < bottom else first + 2 * SIDE
+                        _add(at_a, next_row, next_tile, at_b, count, coming, 2 * n)
+                        _store(at_sums, 4 * SIDE)
+                        if whole:
+                            _round(at_sums, there, 2 * n)
+                        else:
+                            _round(at_sums, low.ctypes.data, 2 * SIDE)
+                            _copy(low, corner)
+                        at_sums += step
     _release()
 
 
