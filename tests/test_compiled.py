@@ -1,5 +1,9 @@
 """Every compiled loop against its formula in float64; the random words bit for bit."""
 
+import os
+import platform
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -68,6 +72,26 @@ def test_every_loop_has_a_check():
     here -= {"attention_amx", "matmul_amx"} if processor.why_not_amx() else set()
     here -= {"matmul_few_rows"} if processor.why_not_avx512() else set()
     assert all(any(stem.removesuffix("_groups") in name for name in CHECKS) for stem in here)
+
+
+OLDER = """
+from minisft.backend.cpu import processor
+processor._features = dict
+from minisft.verify.compiled_checks import compiled_checks
+for check in compiled_checks().values():
+    assert all(row.error <= row.limit for row in check.results(33)), check.name
+print(len(compiled_checks()))
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not an x86 processor")
+def test_a_processor_without_avx512_compiles_every_loop_that_it_runs(tmp_path):
+    """Assembly in a loop, even where it is not come to, would end the process there."""
+    run = subprocess.run([sys.executable, "-c", OLDER], capture_output=True, text=True,
+                         env=os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES":
+                                           "+avx2,+fma", "NUMBA_CACHE_DIR": str(tmp_path)})
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 15
 
 
 def operations(rng, n):

@@ -86,6 +86,7 @@ def factor_gradients(dy: np.ndarray, x: np.ndarray,
     step = max(ROWS, FOUR * ceil_div(len(x), FOUR * PARTS))
     fast = not (processor.why_not_avx512() or x.shape[1] % WIDE
                 or any(len(b) % WIDE for _, b, _ in factors))
+    loop = _fast_factor_gradients if fast else _factor_gradients
     starts = range(0, len(x), step)
     maps, left = [], 0
     for a, b, scale in factors:
@@ -97,7 +98,7 @@ def factor_gradients(dy: np.ndarray, x: np.ndarray,
     def work(i):
         rows = slice(starts[i], starts[i] + step)
         for *one, da, db in maps:     # x comes from memory for the first of them only
-            _factor_gradients(dy[rows], x[rows], *one, da[i], db[i], fast)
+            loop(dy[rows], x[rows], *one, da[i], db[i])
 
     row_blocks.each(work, range(len(starts)))
     return [(da.sum(axis=0)[:len(a)], db.sum(axis=0)[:len(a)].T)
@@ -112,23 +113,30 @@ def _padded(x, multiple):
 
 
 @jit.loop()
-def _factor_gradients(dy, x, left, a, b, da, db, fast):
+def _factor_gradients(dy, x, left, a, b, da, db):
     """dy (N,...), whose columns from `left` on count, x (N,C), a (r,C), b (r,M), both scaled: is
     added to da (r,C), db (r,M)."""
     u = np.empty((ROWS, len(a)), np.float32)
     du = np.empty_like(u)
     for start in range(0, len(x), ROWS):
         stop = min(start + ROWS, len(x))
-        if fast:
-            _fast_products(x, start, stop, 0, a, u)
-            _fast_products(dy, start, stop, left, b, du)
-            _add_fast_outer(u, dy, start, stop, left, db)
-            _add_fast_outer(du, x, start, stop, 0, da)
-            continue
         _products(x, start, stop, 0, a, u)                                       # (1)
         _products(dy, start, stop, left, b, du)                                  # (4)
         _add_outer(u, dy, start, stop, left, db)                                 # (3)
         _add_outer(du, x, start, stop, 0, da)                                    # (5)
+
+
+@jit.loop()
+def _fast_factor_gradients(dy, x, left, a, b, da, db):
+    """The same with assembly, which a processor without it could not even compile."""
+    u = np.empty((ROWS, len(a)), np.float32)
+    du = np.empty_like(u)
+    for start in range(0, len(x), ROWS):
+        stop = min(start + ROWS, len(x))
+        _fast_products(x, start, stop, 0, a, u)                                  # (1)
+        _fast_products(dy, start, stop, left, b, du)                             # (4)
+        _add_fast_outer(u, dy, start, stop, left, db)                            # (3)
+        _add_fast_outer(du, x, start, stop, 0, da)                               # (5)
 
 
 @jit.loop(part="own")
