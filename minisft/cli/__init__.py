@@ -21,14 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Arguments (default: the process's) -> exit code."""
     _require_streams()
     try:
-        args = parse(argv)     # imports the command, and NumPy with it
-    except KeyboardInterrupt:      # so OpenBLAS ends a process that may have no thread
-        return _told("interrupted while it was loaded; if you did not do that, the system allows "
-                     "no further thread: expected a higher limit (ulimit -u) or "
-                     "OPENBLAS_NUM_THREADS=1", 130)
-    if args is None:
-        return 0
+        return _written(_run(argv))
+    except SystemExit as end:     # of argparse, behind --help
+        end.code = _written(end.code)
+        raise
+
+
+def _run(argv):
+    args = None
     try:
+        args = parse(argv)     # imports the command, and NumPy with it
+        if args is None:
+            return 0
         from minisft.backend.gpu import cuda  # here, since it imports NumPy
         with cuda.kernels(getattr(args, "kernels", cuda.VERSIONS[0])):
             return args.run(args) or 0
@@ -46,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _told("the system allows no further thread, expected a higher limit (ulimit -u) or "
                      "OPENBLAS_NUM_THREADS=1")
     except KeyboardInterrupt:
-        return _told("interrupted", 130)
+        # so OpenBLAS ends a process that may have no thread
+        return _told("interrupted" if args is not None else
+                     "interrupted while it was loaded; if you did not do that, the system allows "
+                     "no further thread: expected a higher limit (ulimit -u) or "
+                     "OPENBLAS_NUM_THREADS=1", 130)
 
 
 def _require_streams():
@@ -66,14 +74,33 @@ def _require_streams():
     tqdm.monitor_interval = 0      # its thread only redraws bars that have stopped
 
 
+def _written(code):
+    """An exit code -> the same, or that of an output that could not be written."""
+    try:
+        sys.stdout.flush()
+        return code
+    except OSError as error:
+        _discard(sys.stdout)
+        if code:
+            return code     # it was told before
+        return 1 if isinstance(error, BrokenPipeError) else _told(
+            f"the output: {error.strerror or error}")
+
+
 def _told(line, code=2):
     """Prints the line to stderr -> exit code."""
     try:
         fail(line)
         sys.stderr.flush()
     except OSError:
-        pass      # it is full or gone: the code says it
+        _discard(sys.stderr)      # it is full or gone: the code says it
     return code
+
+
+def _discard(stream):
+    """What could not be written goes nowhere: else Python tries again as it ends, and ends with a
+    code and a report of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _place(error):
@@ -85,5 +112,6 @@ def _place(error):
 
 def _with_flags(error, args):
     """-> the message, with the options that the command has as its flags."""
+    flags = () if args is None else vars(args)
     return render(str(error.args[0]), lambda name, value: (
-        as_flag if name in vars(args) else as_keyword)(name, value))
+        as_flag if name in flags else as_keyword)(name, value))

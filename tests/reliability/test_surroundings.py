@@ -63,11 +63,18 @@ def test_closed_streams(tmp_path, toy_file, redirections):
 
 
 @linux
-def test_full_outputs():
-    one_line(command(["why"], "> /dev/full"), "No space left on device")
-    assert command(["why"], "> /dev/full 2> /dev/full").returncode == 2
-    found = command(GENERATE, "2> /dev/full")
+@pytest.mark.parametrize("unbuffered", ["1", None])
+def test_full_outputs(unbuffered):
+    """A short output is not written before Python ends, unless somebody asks for that."""
+    kept = {"PYTHONUNBUFFERED": unbuffered}
+    for arguments in ["why"], ["why", "--help"]:
+        one_line(command(arguments, "> /dev/full", **kept), "No space left on device")
+    assert command(["why"], "> /dev/full 2> /dev/full", **kept).returncode == 2
+    one_line(command(["why", "nothing"], "> /dev/full", **kept), "no operation")
+    found = command(GENERATE, "2> /dev/full", **kept)
     assert found.returncode == 2 and b"Traceback" not in found.stdout + found.stderr
+    closed = command(["why"], "| true", **kept)
+    assert closed.stderr == b"", closed
 
 
 @linux
