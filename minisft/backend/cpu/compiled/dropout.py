@@ -38,17 +38,22 @@ def _rows(x):
 
 @jit.loop()
 def _forward(x, y, keep, example_ids, positions, step, k0, k1, limit, scale, start, stop):
-    calls = -(-x.shape[1] // 4)
-    words = np.empty(4 * calls, dtype=np.uint32)
+    words = np.empty(4 * -(-x.shape[1] // 4), dtype=np.uint32)
     for i in range(start, stop):
-        text, position, row, out, kept = example_ids[i], positions[i], x[i], y[i], keep[i]
-        for j in range(calls):
-            words[4 * j], words[4 * j + 1], words[4 * j + 2], words[4 * j + 3] = philox(
-                step, text, position, U(j), k0, k1)
+        row, out, kept = x[i], y[i], keep[i]
+        draw(words, step, example_ids[i], positions[i], k0, k1)
         for j in range(row.size):
             kept[j] = words[j] >= limit
         for j in range(row.size):
             out[j] = row[j] * (scale if words[j] >= limit else ZERO)     # (1), (2)
+
+
+@jit.loop(part="own")
+def draw(words, step, text, position, k0, k1):
+    """Fills words (a multiple of four,) with those of a token."""
+    for j in range(words.size // 4):
+        words[4 * j], words[4 * j + 1], words[4 * j + 2], words[4 * j + 3] = philox(
+            step, text, position, U(j), k0, k1)
 
 
 @jit.loop()

@@ -17,7 +17,6 @@ from minisft.backend.cpu.allocator import aligned
 from minisft.backend.cpu.compiled import column_sums, dropout, layer_norm
 from minisft.backend.cpu.compiled.bits import rounded
 from minisft.backend.cpu.compiled.exp import ONE, ZERO
-from minisft.backend.cpu.compiled.philox import U, philox
 
 ROWS = column_sums.ROWS     # of a part of the bias's gradient: it has the bits of `column_sums`
 
@@ -114,14 +113,10 @@ def _sum(x, more, bias, u, start, stop):
 @jit.loop(jit.NONE)
 def _dropped_sum(x, more, bias, u, keep, example_ids, positions, step, k0, k1, limit, scale, start,
                  stop):
-    calls = -(-x.shape[1] // 4)
-    words = np.empty(4 * calls, dtype=np.uint32)
+    words = np.empty(4 * -(-x.shape[1] // 4), dtype=np.uint32)
     for i in range(start, stop):
-        text, position = example_ids[i], positions[i]
         row, term, out, kept = x[i], more[i], u[i], keep[i]
-        for j in range(calls):
-            words[4 * j], words[4 * j + 1], words[4 * j + 2], words[4 * j + 3] = philox(
-                step, text, position, U(j), k0, k1)
+        dropout.draw(words, step, example_ids[i], positions[i], k0, k1)
         for j in range(row.size):
             kept[j] = words[j] >= limit
         for j in range(row.size):
@@ -131,31 +126,34 @@ def _dropped_sum(x, more, bias, u, keep, example_ids, positions, step, k0, k1, l
 @jit.loop(jit.NONE)
 def _behind(dx, keep, scale, dmore, parts, start, stop):
     for i in range(start, stop):
-        row, out = dx[i], dmore[i]
         if keep.size:
-            kept = keep[i]
-            for j in range(row.size):
-                out[j] = row[j] * (scale if kept[j] else ZERO)
-        if len(parts):
-            sums = parts[i // ROWS]
-            for j in range(row.size):
-                sums[j] += out[j]
+            _masked(dx[i], keep[i], scale, dmore[i])
+        _add_row(dmore[i], i, parts)
 
 
 @jit.loop(jit.NONE)
 def _behind_rounded(dx, keep, scale, dmore, parts, start, stop):
     plain = np.empty(dx.shape[1], np.float32)
     for i in range(start, stop):
-        row, out = dx[i], dmore[i]
+        out = dmore[i]
         if keep.size:
-            kept = keep[i]
-            for j in range(row.size):
-                plain[j] = row[j] * (scale if kept[j] else ZERO)
+            _masked(dx[i], keep[i], scale, plain)
         else:
-            plain[:] = row
-        for j in range(row.size):
+            plain[:] = dx[i]
+        _add_row(plain, i, parts)
+        for j in range(plain.size):
             out[j] = rounded(plain[j])
-        if len(parts):
-            sums = parts[i // ROWS]
-            for j in range(row.size):
-                sums[j] += plain[j]
+
+
+@jit.loop(jit.NONE, part="own")
+def _masked(row, kept, scale, out):
+    for j in range(row.size):
+        out[j] = row[j] * (scale if kept[j] else ZERO)
+
+
+@jit.loop(jit.NONE, part="own")
+def _add_row(row, i, parts):
+    if len(parts):
+        sums = parts[i // ROWS]
+        for j in range(row.size):
+            sums[j] += row[j]
