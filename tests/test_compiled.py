@@ -65,11 +65,11 @@ def test_loop_in_blocks_matches_formula(name, small_blocks):
 def test_every_loop_has_a_check():
     stems = {"softmax", "layer_norm", "gelu", "cross_entropy", "dropout", "adamw",
              "attention_amx", "attention_groups", "column_sums", "lora", "matmul_amx",
-             "matmul_bfloat16", "matmul_few_rows", "residual_layer_norm"}
+             "matmul_bfloat16", "matmul_few_rows", "matmul_float32_amx", "residual_layer_norm"}
     found = {path.stem for path in Path(jit.__file__).with_name("compiled").glob("[a-z]*.py")}
     assert found == stems | {"bits", "exp", "philox", "pack_bfloat16"}     # parts of the others
     here = stems - ({"matmul_bfloat16"} if processor.why_not_avx512_bf16() else set())
-    here -= {"attention_amx", "matmul_amx"} if processor.why_not_amx() else set()
+    here -= {"attention_amx", "matmul_amx", "matmul_float32_amx"} if processor.why_not_amx() else set()
     here -= {"matmul_few_rows"} if processor.why_not_avx512() else set()
     assert all(any(stem.removesuffix("_groups") in name for name in CHECKS) for stem in here)
 

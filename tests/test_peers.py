@@ -34,6 +34,7 @@ EXEMPT = {
     ("linear", "cuBLASLt"): "a card's: tests/test_cublaslt.py compares it",
     ("lora", "cuBLASLt"): "a card's: tests/test_cublaslt.py compares it",
     ("linear", "few rows"): "no case of a peer is that large; tests/test_few_rows.py compares it",
+    ("linear", "AMX x6"): "no case of a peer is that large; tests/test_matmul_float32_amx.py is",
     ("linear", "MKL"): "no case of a peer is that large; tests/test_mkl.py compares it",
     ("attention", "tensor cores"): "its factors are rounded to 16 bits",
     ("attention", "AMX"): "its factors are rounded to 16 bits",

@@ -5,7 +5,8 @@ Factors are float32, bfloat16 or float16, sums and results float32. On a card cu
 the result too and knows no bfloat16. NumPy has neither: on a CPU that multiplies bfloat16 numbers a
 compiled loop does, elsewhere the factors are widened again. Products of two 16-bit numbers fit
 float32, so that is the same arithmetic but for the order of the sums.
-Float32 factors go to MKL on a CPU of Intel's, where its wheel is installed.
+Large float32 factors a CPU with AMX multiplies as sums of three bfloat16 numbers, which have all of
+their digits; others go to MKL on a CPU of Intel's, where its wheel is installed.
 """
 
 from importlib import import_module
@@ -24,6 +25,8 @@ from minisft.dispatch.selection import FORMULA, Function, Implementation, Site
 BFLOAT16, FLOAT16, TF32 = np.dtype(np.uint16), np.dtype(np.float16), np.dtype(np.uint32)
 FORMATS = {"float32": None, "bfloat16": BFLOAT16, "float16": FLOAT16, "tf32": TF32}
 PRECISIONS = (*FORMATS, "auto")
+# of float32 products on AMX: rows, columns or k, and multiplications, at least
+NARROWEST, SMALLEST = 128, 1 << 27
 
 
 def _rounded(site: Site, arguments: dict[str, Any]) -> str:
@@ -52,6 +55,19 @@ def amx(site: Site, arguments: dict[str, Any]) -> str:
 
 def _not_by_mkl(site: Site, arguments: dict[str, Any]) -> str:
     return mkl.why_not_product(arguments["a"], arguments["b"], arguments.get("out"))
+
+
+def amx_in_float32(site: Site, arguments: dict[str, Any]) -> str:
+    """A condition: matrices of float32, x and w or a and b, that are worth being split for AMX."""
+    names = ("x", "w") if "w" in arguments else ("a", "b")
+    a, b = (arguments[name] for name in names)
+    if a.ndim != 2 or b.ndim != 2:
+        return "its arguments are not matrices"
+    (m, k), n = a.shape, b.shape[1]
+    if min(m, k, n) < NARROWEST or m * k * n < SMALLEST:
+        return f"{m} x {k} x {n} is small, and BLAS as fast"
+    return amx(site, arguments) or \
+        _loops("matmul_float32_amx").why_not(a, b, arguments.get("out"))
 
 
 def _loops(name: str) -> Any:
@@ -83,6 +99,10 @@ def _avx512_bf16_product(a, b, out=None, bias=None):
     return _plus(_loops("matmul_bfloat16").matmul(a, b, out), bias)
 
 
+def _amx_product_of_float32(a, b, out=None, bias=None):
+    return _loops("matmul_float32_amx").matmul(a, b, out, bias)
+
+
 def _mkl_product(a, b, out=None, bias=None):
     return _plus(mkl.matmul(a, b, out), bias)
 
@@ -112,6 +132,8 @@ matmul = Function("matmul", _product, [
     Implementation("AVX512-BF16", (_in_bfloat16, on_cpu, _avx512_bf16, _into_float32),
                    lambda: _avx512_bf16_product),
     Implementation("widened", (_rounded,), lambda: _widened_product),
+    Implementation("AMX x6", (on_cpu, in_float32, amx_in_float32),
+                   lambda: _amx_product_of_float32),
     Implementation("MKL", (on_cpu, in_float32, _not_by_mkl), lambda: _mkl_product),
     Implementation(FORMULA, (), lambda: _product),
 ])

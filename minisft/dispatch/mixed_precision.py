@@ -4,8 +4,8 @@ Equations (1) to (4) are those of ops/linear.py, (1) to (6) of `lora` those of o
 is the only place where precision is given away (Micikevicius et al. 2018, "Mixed precision
 training", section 3): the weights that are trained stay float32 beside their rounded copy,
 gradients are added in float32, and everything but matrix products and the attention kernel computes
-in float32. `matmul.py` multiplies and rounds. Where MKL multiplies float32 factors they come
-through here too, and nothing is rounded.
+in float32. `matmul.py` multiplies and rounds. Where AMX or MKL multiplies float32 factors they
+come through here too, and nothing is rounded.
 """
 
 from types import SimpleNamespace

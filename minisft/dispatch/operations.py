@@ -8,6 +8,7 @@
     key blocks        attention of long texts, block by block of their keys
     compiled          loops that Numba compiles, minisft/backend/cpu/compiled
     few rows          a linear map of a few rows on a CPU, whose weights are read once
+    AMX x6            products of float32 as six of bfloat16 on AMX's tiles, with all of its digits
     MKL               products of float32 by Intel's library, where its wheel is installed
     naive kernel      the simple CUDA kernel of kernels/, where there are two
     fused kernel      the fast one
@@ -63,6 +64,7 @@ from minisft.dispatch.matmul import (
     FLOAT16,
     TF32,
     amx,
+    amx_in_float32,
     matmul,
     to_bfloat16,
     widened,
@@ -103,6 +105,7 @@ linear = Operation("linear", ops.linear.forward, [
     Implementation("few rows", (compiled, few_rows.takes, few_rows.on_this_processor),
                    lambda: few_rows),
     # the same lines as 16 bits, which round nothing that is float32 already
+    Implementation("AMX x6", (on_cpu, in_float32, amx_in_float32), lambda: mixed_precision),
     Implementation("MKL", (on_cpu, in_float32, _not_by_mkl), lambda: mixed_precision),
     Implementation(FORMULA, (), lambda: ops.linear),     # NumPy's or CuPy's BLAS
 ], shapes.linear)

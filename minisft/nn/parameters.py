@@ -16,6 +16,7 @@ import numpy as np
 from minisft.backend import array
 from minisft.backend.array import Array
 from minisft.backend.constants import ceil_div
+from minisft.backend.cpu.allocator import aligned_zeros
 from minisft.dispatch import BFLOAT16, FLOAT16, TF32, rounded
 
 ALIGN = 64           # numbers at whose multiples parameters begin on a card: 128 bytes of 16 bits
@@ -224,7 +225,8 @@ class Parameters:
         trained = [p for p in self._ordered if is_trained(p)]
         self.values, views = self._lay(trained)
         # not zeros_like: pages that nobody trains are then never touched
-        self._grads = self.xp.zeros(self.values.shape, dtype=self.dtype)
+        self._grads = (aligned_zeros if self.xp is np else self.xp.zeros)(
+            self.values.shape, dtype=self.dtype)
         self.frozen_values, frozen_views = self._lay(
             [p for p in self._ordered if not is_trained(p)])
         for p in self:

@@ -55,6 +55,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
         matmul_amx,
         matmul_bfloat16,
         matmul_few_rows,
+        matmul_float32_amx,
         residual_layer_norm,
         softmax,
     )
@@ -95,6 +96,8 @@ def compiled_checks() -> dict[str, KernelCheck]:
                                    partial(_products, loops, rows))
                        for name, rows in (("many rows", None), ("a row", 1), ("few rows", 5))]
     if not processor.why_not_amx():
+        checks += [KernelCheck("compiled matmul_float32_amx",
+                               partial(_products, matmul_float32_amx, None, rounds=False))]
         checks += [KernelCheck(f"compiled attention_amx ({width} channels, "
                                f"{'causal' if causal else 'all keys'}{', dropout' * drop})",
                                partial(_attention, attention_amx, width, causal, drop),
@@ -153,11 +156,13 @@ def _few_rows(loops, size, put):
     return found
 
 
-def _products(loops, rows, size, put):
-    """The three products of a linear map, of rounded factors, with weights laid out both ways."""
-    x, w, dy = map(bfloat16.to_bfloat16, normal((rows or size, 2 * size), (2 * size, 400),
-                                                (rows or size, 400)))
-    wide = [bfloat16.from_bfloat16(a) for a in (x, w, dy)]
+def _products(loops, rows, size, put, rounds=True):
+    """The three products of a linear map, with weights laid out both ways; `rounds`: of bfloat16
+    factors."""
+    x, w, dy = wide = normal((rows or size, 2 * size), (2 * size, 400), (rows or size, 400))
+    if rounds:
+        x, w, dy = map(bfloat16.to_bfloat16, wide)
+        wide = [bfloat16.from_bfloat16(a) for a in (x, w, dy)]
     products = {"y": lambda x, w, dy: (x, w), "dx": lambda x, w, dy: (dy, w.T),
                 "dw": lambda x, w, dy: (x.T, dy)}
     found = {name: (loops.matmul(*map(put, factors(x, w, dy))), np.matmul(*factors(*wide)),

@@ -128,17 +128,17 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     if n < 2 or is_alone():     # nested calls could deadlock
         return [work(item) for item in items]
     results: list[Any] = [None] * len(items)
+    left = iter(range(len(items)))
 
-    def share(first):     # every n-th item, so that all threads get equal work
+    def share():     # whoever is free takes the next: cores are not equally fast at any time
         with alone():
-            for i in range(first, len(items), n):
+            for i in left:
                 results[i] = work(items[i])
 
     # the context carries np.errstate over to the other threads
-    others = [_pool(threads() - 1).submit(copy_context().run, share, first)
-              for first in range(1, n)]
+    others = [_pool(threads() - 1).submit(copy_context().run, share) for _ in range(1, n)]
     try:
-        share(0)
+        share()
     finally:
         for other in others:
             other.result()
