@@ -9,8 +9,8 @@ from minisft.backend.constants import ceil_div
 
 PACKAGE = Path(__file__).resolve().parents[1] / "minisft"
 # in loops that Numba compiles no function of ours may be called
-LOOPS = {"dropout.py", "attention_amx.py", "attention_groups.py", "matmul_bfloat16.py",
-         "residual_layer_norm.py"}
+LOOPS = {"dropout.py", "attention_amx.py", "attention_groups.py", "matmul_amx.py",
+         "matmul_bfloat16.py", "residual_layer_norm.py"}
 
 
 def places(pattern):

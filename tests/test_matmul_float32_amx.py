@@ -92,8 +92,8 @@ def test_errors_are_those_of_blas_at_most(rng):
 
 @here
 def test_parts_of_deep_and_wide_factors_make_the_whole(rng, any_size, monkeypatch, loops):
-    a, b, bias = normal(rng, 70, 700), normal(rng, 700, 330), normal(rng, 330)
-    for b in (b, np.asfortranarray(b)):
+    a, weight, bias = normal(rng, 70, 700), normal(rng, 700, 330), normal(rng, 330)
+    for b in (weight, np.asfortranarray(weight)):
         whole = matmul(a, b, bias=bias)
         require_near(whole - bias, a, b)
         for name, value in (("PACKED", 1), ("DEEPEST", 64), ("DEPTH", 64)):

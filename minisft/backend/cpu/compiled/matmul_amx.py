@@ -10,14 +10,21 @@ cycles, 16 times as many as AVX-512 does in float32, so that finding the operand
     pack    b in panels of 32 columns, as `matmul_bfloat16.py` has them: 16 pairs of k of a panel
             are two tiles. Rows of a are read where they lie if k lies side by side in them, and
             else (weight gradients) turned over into tiles (`pack_tiles`)
-    sums    32 x 32 of c in four tiles, so that each tile of a and of b is used twice
-    blocks  DEPTH numbers of k at most, of ROWS_AT_ONCE panels of a and COLUMNS_AT_ONCE of b: both
-            stay in the second cache
-    fetch   while tiles are multiplied, b's next ones come into the first cache, and the lines of c
-            where the next sums go, two rows at a time: all at once they would hold up the tiles
+    blocks  a thread takes ROWS_AT_ONCE panels of 32 rows of a, DEPTH numbers of k deep, which stay
+            in its second cache, and of b a panel, CHUNK numbers deep, in its first
+    sums    16 x 32 of c in two tiles, so that each tile of a is used twice. They wait in a buffer
+            for the next chunk, and are rounded, if they are to be, once they are complete
+    fetch   while tiles are multiplied, a's next ones come into the first cache, b's next chunk into
+            the second, and the lines of c where the next sums go, a row or two at a time
     lines   factors begin at a line of the cache (`aligned`), or each row of a tile would reach over
-            two; where c does not, its sums go through a buffer that does
-    cores   each takes a part of c's columns, or of its rows where these are more
+            two; where c does not, its sums are copied from the buffer
+    cores   each takes the next rows of c when it is done, or where these are few a part of c's
+            columns
+
+Why not 32 x 32 of c in four tiles, each tile of a and b used twice: while the core's other
+hyperthread is busy, someone else's on a rented machine, a thread has ten registers for its eight
+tiles, and what loads or multiplies waits for one that is in nobody's use. With eight tiles in use a
+`tdpbf16ps` takes 31 ns then, with four 14; with the core to itself 7 either way (Emerald Rapids).
 
 With few rows (generation) reading b is all that counts, so it is not packed: `_each_strip` brings
 32 rows of WIDE columns into pairs in the first cache, and `_each_group` lets b and a change places
@@ -31,8 +38,6 @@ within one loop: the next loop may run on another thread. The assembly stands in
 Numba's cache on the disk looks at no other.
 """
 
-from functools import partial
-
 import numpy as np
 
 from minisft.backend.constants import ceil_div
@@ -42,6 +47,7 @@ from minisft.backend.cpu.compiled.matmul_bfloat16 import result_of, to_bfloat16
 from minisft.backend.cpu.compiled.pack_bfloat16 import (
     DEEP,
     SIDE,
+    blocks,
     lies_in_rows,
     pack,
     pack_tiles,
@@ -49,12 +55,14 @@ from minisft.backend.cpu.compiled.pack_bfloat16 import (
 )
 
 DEPTH = 1024                # numbers of k at most: 64 KiB of a panel
+CHUNK = 256                 # 16 KiB of a panel of b
 ROWS_AT_ONCE = 8            # panels of a
 COLUMNS_AT_ONCE = 16        # panels of b
-AHEAD = 4                   # tiles of b are fetched so many before they are multiplied
 FEW = 16                    # up to so many rows b is not packed
 WIDE = 384                  # columns of b at a time then
 TILE = 1024                 # bytes
+SHARE = TILE // ROWS_AT_ONCE     # bytes of b that half a panel of a fetches, a tile deep
+ROW, SUMS = 4 * SIDE, 2 * TILE      # bytes of a row of 16 x 32 sums, and of all
 
 USED = [*"rax rcx rdx r8 r9 r10 memory flags".split()]
 
@@ -64,44 +72,53 @@ CONFIG[16:32].view(np.uint16)[:] = 64            # bytes of a row, of each of th
 CONFIG[48:56] = 16                               # rows
 
 
-def _begin_text(begin):
-    """Sums begin with "zeros", with the "bias", each of whose rows is the same, or with those of
-    "c". Operands: the bias, or c and bytes to its next row."""
-    if begin == "zeros":
-        return [f"tilezero %tmm{i}" for i in range(4)]
-    if begin == "c":
-        return _of_c("tileloadd {memory}, {tile}")
-    return ["xorl %eax, %eax", *(f"tileloadd {64 * (i % 2)}($0,%rax,1), %tmm{i}" for i in range(4))]
+def _two_text():
+    """Operand: where fourteen addresses and numbers are.
+
+    Rows of a, of b's panel, how many tiles deep; where sums begin, bytes to their next row, where
+    they go, bytes to the next row; what to fetch of a, of b and of c, bytes to its next row; bytes
+    to a's next row, to its next tile, and to that less 16 rows.
+    """
+    given = ("rax", "rcx", "rdx", "rdi", "r9", "rsi", "r8", "r10", "r11", "r12", "r13", "rbx")
+    text = [*(f"movq {8 * i}($0), %{register}" for i, register in enumerate(given)),
+            "leaq (%rbx,%rbx,2), %r14",
+            "tileloadd (%rdi,%r9,1), %tmm0", "tileloadd 64(%rdi,%r9,1), %tmm1",
+            "movq $$128, %r9", "movq 96($0), %rdi", ".p2align 5", "1:",
+            "tileloadd (%rax,%rbx,1), %tmm2"]
+    four = ["prefetcht0 (%r10)", "prefetcht0 (%r10,%rbx)", "prefetcht0 (%r10,%rbx,2)",
+            "prefetcht0 (%r10,%r14)", "leaq (%r10,%rbx,4), %r10"]
+    of_c = ["prefetchw (%r12)", "prefetchw 64(%r12)", "prefetchw 127(%r12)", "addq %r13, %r12"]
+    for half in range(2):
+        text += [f"tileloadd {64 * half}(%rcx,%r9,1), %tmm3",
+                 f"tdpbf16ps %tmm3, %tmm2, %tmm{half}",                                       # (1)
+                 *four, *four, f"prefetcht1 {64 * half}(%r11)", *of_c]
+    return [*text, f"addq $${SHARE}, %r11", "addq %rdi, %rax", f"addq $${2 * TILE}, %rcx",
+            "addq 104($0), %r10", "decq %rdx", "jnz 1b",
+            "tilestored %tmm0, (%rsi,%r8,1)", "tilestored %tmm1, 64(%rsi,%r8,1)"]
 
 
-def _add_text(lines=()):
-    """Operands: a, bytes to its next row, and to its next tile; b's panel; how many tiles deep; c
-    where the next sums will go, bytes to its next row. `lines`: that is fetched, so many bytes into
-    a row, and b's next tiles."""
-    fetch = [*[f"prefetchw {at}(%r10)" for at in lines], "addq $6, %r10"] * bool(lines)
-    ahead = [f"prefetcht0 {AHEAD * 2 * TILE + at}(%rdx)" for at in range(0, 2 * TILE, LINE)]
-    return ["movq $0, %rax", "movq $1, %rcx", "shlq $$4, %rcx", "addq %rax, %rcx", "movq $3, %rdx",
-            "movq $4, %r8", "movq $$128, %r9", "movq $5, %r10", ".p2align 5", "1:",
-            *fetch, "tileloadd (%rax,$1,1), %tmm4", "tileloadd (%rdx,%r9,1), %tmm6",
-            "tdpbf16ps %tmm6, %tmm4, %tmm0",                                              # (1)
-            "tileloadd 64(%rdx,%r9,1), %tmm7", "tdpbf16ps %tmm7, %tmm4, %tmm1",
-            *fetch, "tileloadd (%rcx,$1,1), %tmm5", "tdpbf16ps %tmm6, %tmm5, %tmm2",
-            "tdpbf16ps %tmm7, %tmm5, %tmm3", *ahead * bool(lines),
-            "addq $2, %rax", "addq $2, %rcx", "addq $$2048, %rdx", "decq %r8", "jnz 1b"]
-
-
-def _of_c(instruction, c="$0", row="$1"):
-    """-> the four tiles of c, whose place and bytes to the next row are operands, once each."""
-    text = [f"movq {row}, %rax", "shlq $$4, %rax", f"addq {c}, %rax"]
-    places = (f"({c},{row},1)", f"64({c},{row},1)", f"(%rax,{row},1)", f"64(%rax,{row},1)")
-    return text + [instruction.format(memory=place, tile=f"%tmm{i}")
-                   for i, place in enumerate(places)]
+def _product_text():
+    """Operands: a, bytes to its next row, and to its next tile; b's panel; how many tiles deep; c,
+    bytes to its next row. 32 x 32 sums of little matrices that are at hand (attention_amx.py)."""
+    text = ["movq $0, %rax", "movq $5, %r10", "movq $$128, %r9"]
+    for half in range(2):
+        text += ["movq %rax, %r8", "movq $3, %rcx", "movq $4, %rdx", "tilezero %tmm0",
+                 "tilezero %tmm1", ".p2align 5", "1:",
+                 "tileloadd (%r8,$1,1), %tmm2", "tileloadd (%rcx,%r9,1), %tmm3",
+                 "tdpbf16ps %tmm3, %tmm2, %tmm0", "tileloadd 64(%rcx,%r9,1), %tmm3",          # (1)
+                 "tdpbf16ps %tmm3, %tmm2, %tmm1", "addq $2, %r8", f"addq $${2 * TILE}, %rcx",
+                 "decq %rdx", "jnz 1b",
+                 "tilestored %tmm0, (%r10,$6,1)", "tilestored %tmm1, 64(%r10,$6,1)"]
+        if not half:
+            text += ["movq $1, %rcx", "shlq $$4, %rcx", "addq %rcx, %rax",
+                     "movq $6, %rcx", "shlq $$4, %rcx", "addq %rcx, %r10"]
+    return text
 
 
 def _round_text():
-    """Operands: 32 x 32 float32 numbers, where they go in bfloat16, bytes to its next row."""
+    """Operands: 16 x 32 float32 numbers, where they go in bfloat16, bytes to its next row."""
     text = ["movq $0, %rax", "movq $1, %rcx"]
-    for _ in range(SIDE):
+    for _ in range(16):
         text += ["vmovups (%rax), %zmm16", "vmovups 64(%rax), %zmm17",
                  "vcvtne2ps2bf16 %zmm16, %zmm17, %zmm16", "vmovups %zmm16, (%rcx)",
                  f"addq $${4 * SIDE}, %rax", "addq $2, %rcx"]
@@ -109,11 +126,12 @@ def _round_text():
 
 
 def _move_text():
-    """Operands: 32 x 32 numbers, bytes to their next row, where they go, bytes to its next row."""
-    text = ["movq $0, %rax", "movq $2, %rcx"]
-    for _ in range(SIDE):
-        text += ["vmovups (%rax), %zmm16", "vmovups 64(%rax), %zmm17", "addq $1, %rax",
-                 "vmovups %zmm16, (%rcx)", "vmovups %zmm17, 64(%rcx)", "addq $3, %rcx"]
+    """Operands: 16 x 32 float32 numbers, where they go, bytes to its next row."""
+    text = ["movq $0, %rax", "movq $1, %rcx"]
+    for _ in range(16):
+        text += ["vmovups (%rax), %zmm16", "vmovups 64(%rax), %zmm17",
+                 "vmovups %zmm16, (%rcx)", "vmovups %zmm17, 64(%rcx)",
+                 f"addq $${4 * SIDE}, %rax", "addq $2, %rcx"]
     return text
 
 
@@ -155,18 +173,10 @@ def _group_text():
 
 _configure = jit.assembly(["ldtilecfg ($0)"], ["memory"], 1)
 _release = jit.assembly(["tilerelease"], ["memory"], 0)
-_zeros = jit.assembly(_begin_text("zeros"), USED, 0)
-_bias = jit.assembly(_begin_text("bias"), USED, 1)
-_load = jit.assembly(_begin_text("c"), USED, 2)
-# 32 numbers of c lie in two lines of the cache, or reach over three
-_add, _add_over = (jit.assembly(_add_text(lines), USED, 7)
-                   for lines in ((0, LINE), (0, LINE, 2 * LINE - 1)))
-_store = jit.assembly(_of_c("tilestored {tile}, {memory}"), USED, 2)
-# of little matrices that are at hand (attention_amx.py): as `_add`, but for c where the sums go
-product = jit.assembly([*_begin_text("zeros"), *_add_text(),
-                        *_of_c("tilestored {tile}, {memory}", "$5", "$6")], USED, 7)
+_two = jit.assembly(_two_text(), [*USED, *"r11 r12 r13 r14 rbx rdi rsi".split()], 1)
+product = jit.assembly(_product_text(), USED, 7)
 _round = jit.assembly(_round_text(), [*USED, "zmm16", "zmm17"], 3)
-_move = jit.assembly(_move_text(), [*USED, "zmm16", "zmm17"], 4)
+_move = jit.assembly(_move_text(), [*USED, "zmm16", "zmm17"], 3)
 _pairs = jit.assembly(_pairs_text(), [*USED, *(f"zmm{i}" for i in range(16, 20))], 4)
 _strip = jit.assembly(_strip_text(), USED, 4)
 _group = jit.assembly(_group_text(), USED, 5)
@@ -205,11 +215,10 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None,
     else:
         panels, rows = pack(b.T, SIDE, DEEP // 2), rows_of(a)
         n_rows, n_columns = ceil_div(m, SIDE), len(panels)
-        wide = n_columns >= n_rows
-        parts = [(0, n_rows, part.start, part.stop) if wide else
-                 (part.start, part.stop, 0, n_columns) for part in shares(max(n_rows, n_columns))]
-        fill = partial(_each_rounded if low else _each_sum, begin, bias is not None)
-        row_blocks.each(lambda part: fill(*rows, panels, out, CONFIG, *part), parts)
+        by_rows = n_rows >= min(n_columns, 2 * ROWS_AT_ONCE)
+        parts = [(part.start, part.stop, 0, n_columns) for part in blocks(n_rows, ROWS_AT_ONCE)] \
+            if by_rows else [(0, n_rows, part.start, part.stop) for part in shares(n_columns)]
+        row_blocks.each(lambda part: _each(begin, *rows, panels, out, low, CONFIG, *part), parts)
     return out
 
 
@@ -230,108 +239,75 @@ def _lines(size):
 
 
 @jit.loop()
-def _each_sum(bias, biased, a, tiles, b, c, config, first_row, last_row, first_column, last_column):
-    """What c's columns begin with, and whether that is more than zeros; what `rows_of` gives,
-    panels of b, c (M,N), and which panels: fills that part of c."""
+def _each(bias, a, tiles, b, c, low, config, first_row, last_row, first_column, last_column):
+    """What c's columns begin with, what `rows_of` gives, panels of b, c (M,N), whether it is
+    bfloat16, and which panels: fills that part of c."""
     _configure(config.ctypes.data)
     m, n = c.shape
-    edge = _lines(4 * TILE).view(np.float32).reshape(SIDE, SIDE)
-    at_edge = edge.ctypes.data
-    depth, in_a = 2 * b.shape[1] // DEEP, len(a) // SIDE
-    lined = c.ctypes.data % LINE == 0 and 4 * n % LINE == 0
-    for top in range(first_row, last_row, ROWS_AT_ONCE):
-        bottom = min(top + ROWS_AT_ONCE, last_row)
+    depth, in_a, stride = 2 * b.shape[1] // DEEP, len(a), c.strides[0]
+    deep, half_panels = DEPTH // DEEP, 2 * ROWS_AT_ONCE
+    # from one column's sums to the next one's: only those of deep factors wait for each other
+    apart = half_panels * SUMS if depth > deep else 0
+    sums = _lines(half_panels * SUMS + apart * COLUMNS_AT_ONCE)
+    edge = _lines(SUMS)
+    edge_low = edge[:SUMS // 2].view(np.uint16).reshape(16, SIDE)
+    edge_sums = edge.view(np.float32).reshape(16, SIDE)
+    lined = not low and c.ctypes.data % LINE == 0 and stride % LINE == 0
+    given = np.zeros(14, np.int64)
+    at_given = given.ctypes.data
+    for top in range(2 * first_row, 2 * last_row, half_panels):
+        panels = min(half_panels, 2 * last_row - top, -(-m // 16) - top)
         for left in range(first_column, last_column, COLUMNS_AT_ONCE):
-            for p in range(0, depth, DEPTH // DEEP):
-                count = min(DEPTH // DEEP, depth - p)
+            for p in range(0, depth, deep):
+                count = min(deep, depth - p)
+                steps = -(-count // -(-count // (CHUNK // DEEP)))     # of equal chunks
                 for j in range(left, min(left + COLUMNS_AT_ONCE, last_column)):
-                    columns = min(SIDE, n - j * SIDE)
-                    at_b = b[j].ctypes.data + 2 * TILE * p
-                    first = c[top * SIDE:, j * SIDE:].ctypes.data
-                    for i in range(top, bottom):
-                        if i < in_a:
-                            at_a, next_row, next_tile = a[i * SIDE:].ctypes.data, a.strides[0], 64
-                        else:
-                            at_a, next_row, next_tile = tiles[i - in_a].ctypes.data, 64, 2 * TILE
-                        at_a += p * next_tile
-                        rows = min(SIDE, m - i * SIDE)
-                        whole = rows == SIDE and columns == SIDE
-                        corner = c[i * SIDE:i * SIDE + rows, j * SIDE:j * SIDE + columns]
-                        there = corner.ctypes.data
-                        at_c, stride = (there, 4 * n) if whole and lined else (at_edge, 4 * SIDE)
-                        if p and whole and not lined:
-                            _move(there, 4 * n, at_edge, 4 * SIDE)
-                        elif p and not whole:
-                            _copy(corner, edge)
-                        if p:
-                            _load(at_c, stride)
-                        elif biased:
-                            _bias(bias[j * SIDE:].ctypes.data)
-                        else:
-                            _zeros()
-                        coming = there + 4 * n * SIDE if i + 1 < bottom else first + 4 * SIDE
-                        if lined:
-                            _add(at_a, next_row, next_tile, at_b, count, coming, 4 * n)
-                        else:
-                            _add_over(at_a, next_row, next_tile, at_b, count, coming, 4 * n)
-                        _store(at_c, stride)
-                        if whole and not lined:
-                            _move(at_edge, 4 * SIDE, there, 4 * n)
-                        elif not whole:
-                            _copy(edge, corner)
-    _release()
-
-
-@jit.loop()
-def _each_rounded(bias, biased, a, tiles, b, c, config, first_row, last_row, first_column,
-                  last_column):
-    """As `_each_sum` for c (M,N) in bfloat16; sums that are not complete yet stay in a buffer."""
-    _configure(config.ctypes.data)
-    m, n = c.shape
-    depth, in_a = 2 * b.shape[1] // DEEP, len(a) // SIDE
-    step = 4 * TILE if depth > DEPTH // DEEP else 0     # from one block's sums to the next one's
-    sums = _lines(max(4 * TILE, step * ROWS_AT_ONCE * COLUMNS_AT_ONCE))
-    low = _lines(2 * TILE).view(np.uint16).reshape(SIDE, SIDE)
-    for top in range(first_row, last_row, ROWS_AT_ONCE):
-        bottom = min(top + ROWS_AT_ONCE, last_row)
-        for left in range(first_column, last_column, COLUMNS_AT_ONCE):
-            for p in range(0, depth, DEPTH // DEEP):
-                count = min(DEPTH // DEEP, depth - p)
-                for j in range(left, min(left + COLUMNS_AT_ONCE, last_column)):
-                    columns = min(SIDE, n - j * SIDE)
-                    at_b = b[j].ctypes.data + 2 * TILE * p
-                    first = c[top * SIDE:, j * SIDE:].ctypes.data
-                    at_sums = sums.ctypes.data + step * (j - left) * ROWS_AT_ONCE
-                    for i in range(top, bottom):
-                        if i < in_a:
-                            at_a, next_row, next_tile = a[i * SIDE:].ctypes.data, a.strides[0], 64
-                        else:
-                            at_a, next_row, next_tile = tiles[i - in_a].ctypes.data, 64, 2 * TILE
-                        at_a += p * next_tile
-                        rows = min(SIDE, m - i * SIDE)
-                        corner = c[i * SIDE:i * SIDE + rows, j * SIDE:j * SIDE + columns]
-                        whole = rows == SIDE and columns == SIDE
-                        there = corner.ctypes.data
-                        if p:
-                            _load(at_sums, 4 * SIDE)
-                        elif biased:
-                            _bias(bias[j * SIDE:].ctypes.data)
-                        else:
-                            _zeros()
-                        if p + count < depth:
-                            _add(at_a, next_row, next_tile, at_b, count, at_sums + step, 4 * SIDE)
-                            _store(at_sums, 4 * SIDE)
-                            at_sums += step
-                            continue
-                        coming = there + 2 * n * SIDE if i + 1 < bottom else first + 2 * SIDE
-                        _add(at_a, next_row, next_tile, at_b, count, coming, 2 * n)
-                        _store(at_sums, 4 * SIDE)
-                        if whole:
-                            _round(at_sums, there, 2 * n)
-                        else:
-                            _round(at_sums, low.ctypes.data, 2 * SIDE)
-                            _copy(low, corner)
-                        at_sums += step
+                    for q in range(p, p + count, steps):
+                        now = min(steps, p + count - q)
+                        then = q + now if q + now < p + count else p
+                        following = b[j if then > q else min(j + 1, len(b) - 1), 16 * then:]
+                        given[1], given[2] = b[j, 16 * q:].ctypes.data, now
+                        complete = q + now == depth
+                        for i in range(panels):
+                            row = 16 * (top + i)
+                            at_sums = sums.ctypes.data + SUMS * i + apart * (j - left)
+                            at_c = c.ctypes.data + row * stride + j * SIDE * c.itemsize
+                            whole = row + 16 <= m and (j + 1) * SIDE <= n
+                            if row < in_a:
+                                at_a, next_row, next_tile = a[row:].ctypes.data, a.strides[0], 64
+                                next_a = 16 * next_row
+                            else:
+                                t = (row - in_a) // 16
+                                at_a = tiles[t // 2].ctypes.data + TILE * (t % 2)
+                                next_row, next_tile = 64, 2 * TILE
+                                next_a = tiles.strides[0] - TILE if t % 2 else TILE
+                            given[0] = at_a + q * next_tile
+                            given[11], given[12] = next_row, next_tile
+                            given[13] = next_tile - 16 * next_row
+                            given[7] = given[0] + next_a
+                            given[8] = following.ctypes.data + i * now * SHARE
+                            given[9], given[10] = at_sums, 0
+                            given[3], given[4], given[5], given[6] = at_sums, ROW, at_sums, ROW
+                            if q == 0:
+                                given[3], given[4] = bias[j * SIDE:].ctypes.data, 0
+                            if complete and whole:
+                                given[9] = at_c + (16 * stride if i + 1 < panels else 0)
+                                given[10] = stride
+                                if lined:
+                                    given[5], given[6] = at_c, stride
+                            _two(at_given)
+                            if not complete or whole and lined:
+                                continue
+                            if low:
+                                _round(at_sums, at_c if whole else edge.ctypes.data,
+                                       stride if whole else 2 * SIDE)
+                            else:
+                                _move(at_sums, at_c if whole else edge.ctypes.data,
+                                      stride if whole else ROW)
+                            if not whole and low:
+                                _copy(edge_low, c[row:, j * SIDE:])
+                            elif not whole:
+                                _copy(edge_sums, c[row:, j * SIDE:])
     _release()
 
 

@@ -16,13 +16,9 @@ less. And a core does 16 times as many of these operations as AVX-512 does in fl
     blocks  a thread takes ROWS_AT_ONCE panels of 16 rows of a, DEPTH numbers deep, which stay in
             its second cache, and each panel of 32 columns of b, CHUNK numbers deep, in its first
     sums    16 x 32 of c in two tiles. Each part of a meets those of b in the order `ORDER`, in
-            which one tile at most has to be loaded for a product
+            which one tile at most has to be loaded for a product. Four tiles are in use, for the
+            reason that `matmul_amx.py` gives
     fetch   the next block of a to the first cache, of b to the second, and the lines of c
-
-Why not 32 x 32 of c in four tiles, with half as many loads: while the core's other hyperthread is
-busy, someone else's on a rented machine, a thread has ten registers for its eight tiles, so that
-what loads or multiplies waits for one of those that are in nobody's use. With eight tiles in use a
-product takes 26 ns then, with four 13; with the core to itself 7 either way (one Xeon of 2023).
 
 What is not finite, so large that a sum may overflow, or so small that parts of (1) fall below what
 tiles can hold (1.2e-38 is zero to them), NumPy multiplies.
@@ -35,14 +31,21 @@ from minisft.backend.cpu import jit, processor, row_blocks
 from minisft.backend.cpu.allocator import LINE, aligned
 from minisft.backend.cpu.compiled.matmul_amx import (
     CONFIG,
+    ROW,
+    SUMS,
     TILE,
     _configure,
     _copy,
     _lines,
     _release,
 )
-from minisft.backend.cpu.compiled.matmul_bfloat16 import result_of
-from minisft.backend.cpu.compiled.pack_bfloat16 import DEEP, _turned, lies_in_rows, shares
+from minisft.backend.cpu.compiled.pack_bfloat16 import (
+    DEEP,
+    _turned,
+    blocks,
+    lies_in_rows,
+    shares,
+)
 
 SIDE, WIDE = 16, 32         # rows of a panel of a, columns of one of b
 PARTS = HIGH, MIDDLE, LOW = range(3)
@@ -53,7 +56,6 @@ ROWS_AT_ONCE = 16           # panels of a
 SHARE = 2 * BLOCK // ROWS_AT_ONCE     # bytes of b that each of them fetches
 DEEPEST = 4 * DEPTH         # numbers of k that are packed at a time,
 PACKED = 1 << 24            # and bytes of b
-SUMS = 4 * WIDE             # bytes of a row of sums
 # between them no part of a number that counts and no sum is too large or too small
 SMALL, LARGE = 2.0**-80, 2.0**120
 
@@ -189,7 +191,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None,
         return out
     begin = np.zeros(ceil_div(n, WIDE) * WIDE, np.float32)
     begin[:n] = 0 if bias is None else bias
-    step = max(1, PACKED // (2 * BLOCK * ceil_div(min(k, DEEPEST), DEEP))) * WIDE
+    step = _columns_at_once(k)
     for top in range(0, k, DEEPEST):
         for left in range(0, n, step):
             inner, columns = slice(top, top + DEEPEST), slice(left, left + step)
@@ -199,6 +201,15 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None,
                     out += bias
                 return out
     return out
+
+
+def split_bytes(k: int, n: int) -> int:
+    """-> bytes of what a factor (k,n) on the right is split into at a time."""
+    return 2 * BLOCK * ceil_div(min(k, DEEPEST), DEEP) * ceil_div(min(n, _columns_at_once(k)), WIDE)
+
+
+def _columns_at_once(k):
+    return max(1, PACKED // (2 * BLOCK * ceil_div(min(k, DEEPEST), DEEP))) * WIDE
 
 
 def _fill(a, b, bias, c, fresh):
@@ -213,7 +224,7 @@ def _fill(a, b, bias, c, fresh):
     by_rows = n_rows >= min(n_columns, 2 * ROWS_AT_ONCE)
     parts = [(part.start, part.stop, 0, n_columns) if by_rows else
              (0, n_rows, part.start, part.stop)
-             for part in (_blocks(n_rows) if by_rows else shares(n_columns))]
+             for part in (blocks(n_rows, ROWS_AT_ONCE) if by_rows else shares(n_columns))]
     a_turned = not lies_in_rows(a)
     in_a = row_blocks.each(lambda part: _each(a.T if a_turned else a, a_turned, panels, bias, fresh,
                                               c, CONFIG, *part), parts)
@@ -221,13 +232,6 @@ def _fill(a, b, bias, c, fresh):
     return not (largest_a and largest_b) or (
         min(largest_a, largest_b, largest_a * largest_b) >= SMALL
         and max(largest_a, largest_b, largest_a * largest_b * len(b)) <= LARGE)
-
-
-def _blocks(n):
-    """n panels of a -> slices of ROWS_AT_ONCE at most, as many for each thread."""
-    threads = row_blocks.threads()
-    count = min(n, threads * ceil_div(n, threads * ROWS_AT_ONCE))
-    return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
 @jit.loop()
@@ -269,7 +273,7 @@ def _each(a, turned, b, bias, fresh, c, config, first_row, last_row, first_colum
     at_once = min(ROWS_AT_ONCE, last_row - first_row)
     deep = min(b.shape[1], DEPTH // DEEP)
     packed = _lines(at_once * deep * BLOCK)     # a name, or its memory is given back
-    sums = _lines(at_once * SIDE * SUMS).view(np.float32).reshape(at_once, SIDE, WIDE)
+    sums = _lines(at_once * SUMS).view(np.float32).reshape(at_once, SIDE, WIDE)
     for top in range(first_row, last_row, at_once):
         panels = min(at_once, last_row - top)
         for p in range(0, b.shape[1], deep):
@@ -310,14 +314,14 @@ def _multiply(a, panels, count, b, p, bias, fresh, c, top, sums, first_column, l
             for i in range(panels):
                 row = (top + i) * SIDE
                 whole = lined and row + SIDE <= m and (j + 1) * WIDE <= n
-                at_c, at_sums = c.ctypes.data + row * stride + j * SUMS, sums[i].ctypes.data
+                at_c, at_sums = c.ctypes.data + row * stride + j * ROW, sums[i].ctypes.data
                 given[0] = a + (i * count + q) * BLOCK
                 given[7] = given[0] + count * BLOCK if i + 1 < panels else a + then * BLOCK
                 given[8] = then_b + i * now * SHARE
                 given[9], given[10] = at_sums, 0
                 if whole and coming >= 0:
                     given[9], given[10] = at_c + coming * stride, stride
-                given[3], given[4], given[5], given[6] = at_sums, SUMS, at_sums, SUMS
+                given[3], given[4], given[5], given[6] = at_sums, ROW, at_sums, ROW
                 if q == 0 and fresh:
                     given[3], given[4] = bias[j * WIDE:].ctypes.data, 0     # the same in each row
                 elif q == 0 and whole:
@@ -356,7 +360,7 @@ def _split_square(x, top, left, rest, to, at_largest):
     else:
         rest[:] = 0
         _copy(x[top:, left:], rest)
-        _split_pairs(rest.ctypes.data, SUMS, to, at_largest)
+        _split_pairs(rest.ctypes.data, ROW, to, at_largest)
 
 
 @jit.loop(part="own")

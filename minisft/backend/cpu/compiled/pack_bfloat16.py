@@ -147,6 +147,13 @@ def shares(n: int) -> list[slice]:
     return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
 
+def blocks(n: int, most: int) -> list[slice]:
+    """n pieces of work -> slices of `most` at most, as many for each thread."""
+    threads = row_blocks.threads()
+    count = min(n, threads * ceil_div(n, threads * most))
+    return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
+
+
 @jit.loop()
 def _pack_k(x, panels, start, stop, fast):
     """x (n,k): the numbers of a pair lie side by side."""
