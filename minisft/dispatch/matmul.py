@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from minisft.backend import bfloat16, tf32
 from minisft.backend.array import array_module
@@ -143,6 +144,16 @@ to_bfloat16 = Function("to_bfloat16", _to_bfloat16, [
     Implementation("compiled", (compiled,), lambda: _loops("matmul_bfloat16").to_bfloat16),
     Implementation(FORMULA, (), lambda: _to_bfloat16),
 ])
+
+
+def split_bytes(m: int, k: int, n: int) -> int:
+    """A float32 product (m,k) (k,n) on a CPU -> bytes of what its second factor is split into for
+    AMX at a time; 0 where it is not."""
+    a, b = (as_strided(np.zeros(1, np.float32), shape, (4 * shape[1], 4))
+            for shape in ((m, k), (k, n)))     # nobody reads them
+    if matmul.choose(a, b).name != "AMX x6":
+        return 0
+    return _loops("matmul_float32_amx").split_bytes(k, n)
 
 
 def adds_to_out(a: Any, b: Any) -> bool:

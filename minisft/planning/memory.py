@@ -13,6 +13,7 @@ import numpy as np
 
 from minisft.backend import random
 from minisft.data.batch import token_budget_batches
+from minisft.dispatch.matmul import split_bytes
 from minisft.models.adapters import LoraConfig, from_layer_on
 from minisft.models.config import BertConfig, GPT2Config, Seq2SeqConfig
 from minisft.models.heads import BertClassifier, Classifier, LanguageModel
@@ -168,10 +169,21 @@ def plan(step: Step) -> Plan:
     walk.forward()
     kept = dict(walk.tracker.allocated)
     walk.backward()
+    split = _split_factor(step, walk)
     return Plan(weights, trainable, {name: MOMENTS * n for name, n in trainable.items()}, kept,
-                walk.tracker.at_peak, walk.tracker.largest,
+                walk.tracker.at_peak | ({"split factor": split} if split else {}),
+                walk.tracker.largest,
                 operations.operations(step, first_trainable, sum(trainable.values())),
                 first_trainable)
+
+
+def _split_factor(step, walk):
+    """-> values of the largest factor that a CPU with AMX splits into parts, 0 where none does."""
+    words = step.config.vocab_size if step.task == "complete" or step.sources else 0
+    sides = (walk.encoder, walk.decoder) if isinstance(walk, Seq2SeqWalk) else (walk,)
+    return max(split_bytes(*sizes) for side in sides for sizes in (
+        (side.n, side.c, side.inner), (side.n, side.inner, side.c), (side.c, side.n, side.inner),
+        (side.n, side.c, words), (words, side.n, side.c))) // ITEM
 
 
 def largest_of(lengths: np.ndarray, batch_tokens: int, seed: int, config: Any,
