@@ -63,7 +63,7 @@ def test_loop_in_blocks_matches_formula(name, small_blocks):
 
 
 def test_every_loop_has_a_check():
-    stems = {"softmax", "layer_norm", "gelu", "cross_entropy", "dropout", "adamw",
+    stems = {"softmax", "layer_norm", "gelu", "cross_entropy", "dropout", "adamw", "embedding",
              "attention_amx", "attention_groups", "column_sums", "lora", "matmul_amx",
              "matmul_bfloat16", "matmul_few_rows", "matmul_float32_amx", "residual_layer_norm"}
     found = {path.stem for path in Path(jit.__file__).with_name("compiled").glob("[a-z]*.py")}
@@ -257,9 +257,13 @@ def test_attention_drops_what_the_formula_drops(rng, causal):
 def test_embedding_adds_where_it_is_told(rng):
     w, dy, grad = normal(rng, 5, 3), normal(rng, 6, 3), normal(rng, 5, 3)
     _, cache = embedding.forward(np.array([4, 0, 4, 4, 1, 0]), w)
-    expected = grad + embedding.backward(dy, cache)
+    assert cache.implementation.name == "compiled"
+    expected, plain = grad + embedding.backward(dy, cache), grad.copy()
     assert embedding.backward(dy, cache, grad) is grad
-    np.testing.assert_allclose(grad, expected, rtol=1e-6)
+    assert np.array_equal(grad, expected)
+    assert np.array_equal(grad, ops.embedding.backward(dy, cache.entries, plain))
+    _, cache = embedding.forward(np.array([], int), w)
+    assert not embedding.backward(dy[:0], cache).any()
 
 
 def test_the_optimizer_takes_the_step_of_the_formula(rng):

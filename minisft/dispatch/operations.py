@@ -118,6 +118,8 @@ lora = Operation("lora", ops.lora.forward, [
 
 embedding = Operation("embedding", ops.embedding.forward, [
     Implementation("fused kernel", (KERNELS,), lambda: launch.embedding),
+    Implementation("compiled", (compiled,), lambda: SimpleNamespace(
+        forward=ops.embedding.forward, backward=_loops("embedding").backward)),
     Implementation(FORMULA, (), lambda: ops.embedding),
 ], shapes.embedding)
 

@@ -8,6 +8,7 @@ where Numba is installed.
 """
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from minisft.verify.kernel_checks import (
     of_bfloat16,
     of_cross_entropy,
     of_dropout,
+    of_embedding,
     of_gelu,
     of_layer_norm,
     of_low_gelu,
@@ -49,6 +51,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
         column_sums,
         cross_entropy,
         dropout,
+        embedding,
         gelu,
         layer_norm,
         lora,
@@ -81,6 +84,8 @@ def compiled_checks() -> dict[str, KernelCheck]:
         KernelCheck("compiled cross_entropy", partial(of_cross_entropy, cross_entropy, False)),
         KernelCheck("compiled cross_entropy (all options)",
                     partial(of_cross_entropy, cross_entropy, True)),
+        KernelCheck("compiled embedding", partial(of_embedding, SimpleNamespace(
+            forward=ops.embedding.forward, backward=embedding.backward))),
         KernelCheck("compiled dropout", partial(of_dropout, dropout)),
         KernelCheck("compiled adamw", partial(of_adamw, partial(_clipped_step, adamw))),
         *(KernelCheck(f"compiled attention ({'causal' if causal else 'all keys'}"
