@@ -56,6 +56,7 @@ ROWS_AT_ONCE = 16           # panels of a
 SHARE = 2 * BLOCK // ROWS_AT_ONCE     # bytes of b that each of them fetches
 DEEPEST = 4 * DEPTH         # numbers of k that are packed at a time,
 PACKED = 1 << 24            # and bytes of b
+ALONE = 1 << 18             # numbers of b: fewer are packed by one thread before another wakes
 # between them no part of a number that counts and no sum is too large or too small
 SMALL, LARGE = 2.0**-80, 2.0**120
 
@@ -218,8 +219,9 @@ def _fill(a, b, bias, c, fresh):
     n_rows, n_columns = ceil_div(len(a), SIDE), ceil_div(b.shape[1], WIDE)
     panels = aligned((n_columns, ceil_div(len(b), DEEP), 2 * len(PARTS), 16, 16), np.uint32)
     turned = not lies_in_rows(b)
+    parts = shares(n_columns) if b.size > ALONE else [slice(0, n_columns)]
     in_b = row_blocks.each(lambda part: _pack(b.T if turned else b, turned, panels, part.start,
-                                              part.stop), shares(n_columns))
+                                              part.stop), parts)
     # by columns each thread packs all of a
     by_rows = n_rows >= min(n_columns, 2 * ROWS_AT_ONCE)
     parts = [(part.start, part.stop, 0, n_columns) if by_rows else
