@@ -10,7 +10,7 @@ So six products of bfloat16 factors with float32 sums, as `matmul_amx.py` descri
 of float32 factors (Henry, Tang and Heinecke 2019, "Leveraging the bfloat16 Artificial Intelligence
 Datatype For Higher-Precision Computations"; XLA's BF16_BF16_F32_X6). A tile's instruction rounds
 once for 32 products where a loop rounds 32 times: errors are about those of OpenBLAS's sums, or
-less. And a core does 16 times as many of these operations as AVX-512 does in float32: 2.7 for each.
+less. Tiles do 16 times what AVX-512 does in float32, so six products for one leave 2.7 times.
 
     split   (1), where a factor is packed: 16 x 32 numbers become three tiles, their BLOCK
     blocks  a thread takes ROWS_AT_ONCE panels of 16 rows of a, DEPTH numbers deep, which stay in
@@ -22,6 +22,9 @@ less. And a core does 16 times as many of these operations as AVX-512 does in fl
 
 What is not finite, so large that a sum may overflow, or so small that parts of (1) fall below what
 tiles can hold (1.2e-38 is zero to them), NumPy multiplies.
+
+Some assembly is imported: after changing it delete the folders `__pycache__`, since Numba's cache
+on the disk looks at this file alone.
 """
 
 import numpy as np
