@@ -1,10 +1,13 @@
 """Products of float32 factors on AMX's tiles: as exact as BLAS's, the same bits in any company."""
 
 import multiprocessing
+from functools import partial
 from importlib import import_module
 
 import numpy as np
+import products
 import pytest
+from products import layouts, normal
 
 from minisft.backend import bfloat16
 from minisft.backend.cpu import processor, row_blocks
@@ -15,6 +18,7 @@ REASON = processor.why_not_bfloat16() or processor.why_not_amx()
 here = pytest.mark.skipif(bool(REASON), reason=REASON)
 SIZES = [(1, 1, 1), (2, 1, 7), (7, 31, 1), (16, 32, 32), (31, 97, 53), (50, 2, 96), (97, 256, 49),
          (260, 130, 67), (33, 1100, 40)]
+require_near = partial(products.require_near, limit=4e-7)
 
 
 @pytest.fixture
@@ -26,28 +30,6 @@ def loops():
 def any_size(monkeypatch):
     for name in ("NARROWEST", "SMALLEST"):
         monkeypatch.setitem(amx_in_float32.__globals__, name, 0)
-
-
-def normal(rng, *shape):
-    return rng.standard_normal(shape, dtype=np.float32)
-
-
-def layouts(x):
-    """x (m,n) -> itself in rows and in columns, and with numbers around it that nobody may use."""
-    for turned in (False, True):
-        source = x.T if turned else x
-        around = np.full((source.shape[0] + 2, source.shape[1] + 5), np.nan, np.float32)
-        around[1:-1, 2:-3] = source
-        for laid in (source.copy(), around[1:-1, 2:-3]):
-            yield laid.T if turned else laid
-
-
-def require_near(c, a, b):
-    """The slow twin: sums in float64, beside the sums of absolute products."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    exact = np.einsum("ik,kj->ij", a, b)
-    assert c.shape == exact.shape and c.dtype == np.float32
-    assert (np.abs(c - exact) <= 4e-7 * np.einsum("ik,kj->ij", abs(a), abs(b))).all()
 
 
 @here

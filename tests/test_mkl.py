@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from products import layouts, normal, require_near
 
 from minisft.backend.cpu import mkl, row_blocks
 from minisft.dispatch import linear, matmul, only
@@ -24,28 +25,6 @@ SIZES = [(1, 1, 1), (2, 1, 7), (7, 31, 1), (16, 16, 16), (31, 97, 53), (50, 2, 9
 def any_size(monkeypatch):
     for name in ("NARROWEST", "SMALLEST", "THREADED"):
         monkeypatch.setattr(mkl, name, 0)
-
-
-def normal(rng, *shape):
-    return rng.standard_normal(shape, dtype=np.float32)
-
-
-def layouts(x):
-    """x (m,n) -> itself in rows and in columns, and with numbers around it that nobody may use."""
-    for turned in (False, True):
-        source = x.T if turned else x
-        around = np.full((source.shape[0] + 2, source.shape[1] + 5), np.nan, np.float32)
-        around[1:-1, 2:-3] = source
-        for laid in (source.copy(), around[1:-1, 2:-3]):
-            yield laid.T if turned else laid
-
-
-def require_near(c, a, b):
-    """The slow twin: sums in float64, beside the sums of absolute products."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    exact = np.einsum("ik,kj->ij", a, b)
-    assert c.shape == exact.shape and c.dtype == np.float32
-    assert (np.abs(c - exact) <= 1e-6 * np.einsum("ik,kj->ij", abs(a), abs(b))).all()
 
 
 @here
