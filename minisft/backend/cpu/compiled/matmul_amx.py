@@ -249,9 +249,7 @@ def _each(bias, a, tiles, b, c, low, config, first_row, last_row, first_column, 
     # from one column's sums to the next one's: only those of deep factors wait for each other
     apart = half_panels * SUMS if depth > deep else 0
     sums = _lines(half_panels * SUMS + apart * COLUMNS_AT_ONCE)
-    edge = _lines(SUMS)
-    edge_low = edge[:SUMS // 2].view(np.uint16).reshape(16, SIDE)
-    edge_sums = edge.view(np.float32).reshape(16, SIDE)
+    edge = _lines(16 * SIDE * c.itemsize).view(c.dtype).reshape(16, SIDE)
     lined = not low and c.ctypes.data % LINE == 0 and stride % LINE == 0
     given = np.zeros(14, np.int64)
     at_given = given.ctypes.data
@@ -296,19 +294,21 @@ def _each(bias, a, tiles, b, c, low, config, first_row, last_row, first_column, 
                                 if lined:
                                     given[5], given[6] = at_c, stride
                             _two(at_given)
-                            if not complete or whole and lined:
-                                continue
-                            if low:
-                                _round(at_sums, at_c if whole else edge.ctypes.data,
-                                       stride if whole else 2 * SIDE)
-                            else:
-                                _move(at_sums, at_c if whole else edge.ctypes.data,
-                                      stride if whole else ROW)
-                            if not whole and low:
-                                _copy(edge_low, c[row:, j * SIDE:])
-                            elif not whole:
-                                _copy(edge_sums, c[row:, j * SIDE:])
+                            if complete and whole and not lined:
+                                _hand_over(at_sums, at_c, stride, low)
+                            elif complete and not whole:
+                                _hand_over(at_sums, edge.ctypes.data, edge.strides[0], low)
+                                _copy(edge, c[row:, j * SIDE:])
     _release()
+
+
+@jit.loop(part="own")
+def _hand_over(at_sums, to, next_row, low):
+    """Where complete sums go that no tile can be stored to, and bytes to its next row."""
+    if low:
+        _round(at_sums, to, next_row)
+    else:
+        _move(at_sums, to, next_row)
 
 
 @jit.loop(part="own")
