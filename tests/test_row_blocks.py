@@ -1,6 +1,7 @@
 import multiprocessing
 import threading
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -50,6 +51,14 @@ def test_an_error_reaches_the_caller_and_leaves_the_pool_usable(n_threads):
         with pytest.raises(ZeroDivisionError, match="in a share"):
             row_blocks.each(work, range(8))
     assert row_blocks.each(work, range(4)) == [0, 1, 2, 3]
+
+
+def test_no_thread_keeps_what_it_worked_on(n_threads):
+    items = [np.empty(1) for _ in range(4)]
+    gone = [weakref.ref(item) for item in items]
+    row_blocks.each(np.negative, items)
+    del items
+    assert [item() for item in gone] == [None] * 4
 
 
 def blas_threads():

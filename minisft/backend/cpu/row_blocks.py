@@ -7,10 +7,10 @@ over rows are added in the order of the blocks, so the number of threads changes
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import cache
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -37,9 +37,49 @@ def threads() -> int:
     return available
 
 
+class _Job:
+    """Work that another thread does meanwhile."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work, self.context = work, copy_context()     # which has np.errstate
+        self.error: BaseException | None = None
+        self.running = threading.Lock()
+        self.running.acquire()
+
+    def run(self) -> None:
+        """In the other thread."""
+        try:
+            self.context.run(self.work)
+        except BaseException as error:
+            self.error = error
+        self.running.release()
+
+    def wait(self) -> None:
+        """Until it is done; raises what it has raised."""
+        self.running.acquire()
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
+
+
+class _Workers:
+    """Threads that wait for jobs. Those of concurrent.futures take 60 us more for a job, and a
+    generated token has 50 of them."""
+
+    def __init__(self, n: int) -> None:
+        self.jobs: SimpleQueue[_Job] = SimpleQueue()
+        for i in range(n):
+            threading.Thread(target=self._work, name=f"minisft-rows-{i}", daemon=True).start()
+
+    def _work(self):
+        _inside.share = True
+        while True:
+            self.jobs.get().run()     # and forgets it: nobody may keep a caller's arrays
+
+
 @cache
-def _pool(n):
-    return ThreadPoolExecutor(n, thread_name_prefix="minisft-rows")
+def _workers(n):
+    return _Workers(n)
 
 
 def blocks(n: int, row_bytes: int) -> list[slice]:
@@ -90,7 +130,7 @@ class OneBlasThread:
 one_blas_thread = OneBlasThread()
 
 if hasattr(os, "register_at_fork"):     # a forked process has the pool but not its threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_workers.cache_clear)
     os.register_at_fork(after_in_child=one_blas_thread.reset)
 
 
@@ -131,15 +171,19 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     left = iter(range(len(items)))
 
     def share():     # whoever is free takes the next: cores are not equally fast at any time
-        with alone():
-            for i in left:
-                results[i] = work(items[i])
+        for i in left:
+            results[i] = work(items[i])
 
-    # the context carries np.errstate over to the other threads
-    others = [_pool(threads() - 1).submit(copy_context().run, share) for _ in range(1, n)]
+    others, jobs = [_Job(share) for _ in range(1, n)], _workers(threads() - 1).jobs
+    begun: list[_Job] = []
+    _inside.share = True
     try:
-        share()
-    finally:
         for other in others:
-            other.result()
+            jobs.put(other)
+            begun.append(other)
+        share()     # soon: a thread that wakes while this one has the GIL sleeps once more
+    finally:
+        _inside.share = False
+        for other in begun:
+            other.wait()
     return results
