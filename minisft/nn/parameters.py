@@ -16,7 +16,7 @@ import numpy as np
 from minisft.backend import array
 from minisft.backend.array import Array
 from minisft.backend.constants import ceil_div
-from minisft.backend.cpu.allocator import aligned_zeros
+from minisft.backend.cpu.allocator import aligned, aligned_zeros
 from minisft.dispatch import BFLOAT16, FLOAT16, TF32, rounded
 
 ALIGN = 64           # numbers at whose multiples parameters begin on a card: 128 bytes of 16 bits
@@ -360,8 +360,8 @@ class Parameters:
     def _lay(self, parameters: Sequence[Parameter]) -> tuple[Array, dict[Parameter, Array]]:
         """-> one flat array with these parameters' values, and a view into it for each."""
         # pages that are all written are not zeroed first
-        make = self.xp.empty if self.align == 1 else self.xp.zeros
-        flat = make(sum(map(self._room, parameters)), dtype=self.dtype)
+        make = aligned if self.xp is np and self.align == 1 else self.xp.zeros
+        flat = make((sum(map(self._room, parameters)),), dtype=self.dtype)
         views = self._views(flat, parameters)
         for p, view in views.items():
             there = view[:p.shape[0]]
