@@ -1,6 +1,9 @@
 """The linear map of a few rows: right, the same bits in any company, refused where it must be."""
 
+import shutil
+import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 import pytest
@@ -74,6 +77,27 @@ def test_company_and_threads_change_no_bit(rng, monkeypatch, layout):
         monkeypatch.setattr(row_blocks, "threads", lambda threads=threads: threads)
         for first, last in ((0, 2), (3, 6), (5, 9), (1, 9), (2, 14), (0, 16)):
             assert np.array_equal(linear.forward(x[first:last], w)[0], whole[first:last])
+
+
+def test_the_order_of_fetching_changes_no_bit(rng, monkeypatch, tmp_path):
+    """As on AMD's processors and as on others."""
+    own = import_module("minisft.backend.cpu.compiled.matmul_few_rows")
+    monkeypatch.setattr(processor, "is_amd", lambda: own.BY_TILES)
+    copy = shutil.copy(own.__file__, tmp_path)     # Numba's cache on the disk goes by the file
+    spec = spec_from_file_location("matmul_few_rows_elsewhere", copy)
+    other = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, other)
+    spec.loader.exec_module(other)
+    assert other.BY_TILES is not own.BY_TILES
+    for m in (2, 3, 4, 5, 8, 9, 16):
+        for k in (1, 15, 16, 33, 64, 304, 528):
+            for n in (384, 401, 1201):
+                x, w = normal(rng, m, k), normal(rng, k, n)
+                y = other.matmul(x, w)
+                require_near(y, x, w)
+                assert np.array_equal(y, own.matmul(x, w))
+        x, w = normal(rng, m, 48), np.asfortranarray(normal(rng, 48, 389))
+        assert np.array_equal(other.matmul(x, w), own.matmul(x, w))
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns"])

@@ -68,6 +68,11 @@ def why_not_avx512() -> str:
         f"this processor ({platform.machine()}) has no AVX-512"
 
 
+def is_amd() -> bool:
+    """-> whether AMD made it."""
+    return bool(_features().get("sse4a"))     # nobody else has these instructions
+
+
 def gains_by_bfloat16() -> bool:
     """-> whether those products are faster than float32's.
 

@@ -8,9 +8,11 @@ fast the weights come from memory. BLAS, made for many rows, packs them first.
     tile     24 registers of 16 sums: 8 rows of x, or 4, or 2, and as many columns of w as they
              leave room for; each vector of w that is loaded meets all rows
     rows     w lies in rows: 384 columns of it in blocks of DEPTH rows; a tile takes its sums up
-             from the first cache, adds (1) for the block's k and lays them down again. Meanwhile
-             it fetches its share of the next block, row after row from end to end: read column by
-             column of tiles, memory would give half as much
+             from the first cache, adds (1) for the block's k and lays them down again
+    fetching meanwhile a tile fetches what comes later. Intel's processors read on by themselves
+             wherever they have seen a few lines asked for, and in many rows at once: there it is
+             the tile after the next. On AMD's memory would so give half as much: there it is a
+             share of the next block, row after row from end to end
     columns  w lies in columns (a token table): a tile takes whole columns; a register has the sums
              of one column and row over every 16th k, which are added at the end
     panels   more than 8 rows are two tiles, of which the second finds w in the cache
@@ -25,12 +27,14 @@ other.
 import numpy as np
 
 from minisft.backend.constants import ceil_div
-from minisft.backend.cpu import jit, row_blocks
+from minisft.backend.cpu import jit, processor, row_blocks
 
 LANES, SUMS = 16, 24     # float32 numbers of a register; registers of sums
 TILES = 2, 4, 8          # rows of a tile
 WIDE = LANES * SUMS      # columns of w at a time where it lies in rows
-DEPTH = 32               # rows of w at a time: with the next ones they fit the first two caches
+BY_TILES = not processor.is_amd()
+# rows of w at a time: with what is fetched they fit the first cache, or the first two
+DEPTH = 16 if BY_TILES else 32
 APART = 256              # products of a sum before it is added to the whole
 THREADED = 1 << 19       # numbers of w from which on waking another thread is worth it
 
@@ -60,16 +64,17 @@ def _products(rows, row_of_x, load, vectors, first):
 
 
 def _rows_text(rows, fetches):
-    """Operands: x's panel, w, sums, bytes of a row of w, and the next rows of w to fetch; without
-    `fetches` how many k."""
+    """Operands: x's panel, w, sums, bytes of a row of w, and what of w to fetch; without `fetches`
+    how many k."""
     strips = SUMS // rows
     last = NEXT if fetches else COUNT
     text = _start(X, W, C, STRIDE, last)
     text += [f"vmovups {64 * i}({C}), {z}" for i, z in enumerate(_REGISTERS)]
-    if fetches:     # in each turn a row of 384 columns
-        text += [f"movq $${DEPTH // rows}, {COUNT}"]
+    turns = rows if fetches and not BY_TILES else 1      # their lines are a row of 384 columns
+    if fetches:
+        text += [f"movq $${DEPTH // turns}, {COUNT}"]
     text += [".p2align 5", "1:"]
-    for turn in range(rows if fetches else 1):
+    for turn in range(turns):
         if fetches:
             text += [f"prefetcht0 {64 * (turn * strips + s)}({NEXT})" for s in range(strips)]
         text += _products(rows, lambda r, to: f"vbroadcastss {4 * r}({X}), {to}",
@@ -92,7 +97,8 @@ def _columns_text(rows):
              ".p2align 5", "1:"]
     places = ["(" + base[j // 4] + ("", f",{STRIDE}", f",{STRIDE},2", ",%rax")[j % 4] + ")"
               for j in range(columns)]
-    text += [f"prefetcht0 {64 * j}({NEXT})" for j in range(columns)]
+    to = "t1" if BY_TILES else "t0"     # which cache
+    text += [f"prefetch{to} {64 * j}({NEXT})" for j in range(columns)]
     text += _products(rows, lambda r, to: f"vmovups {64 * r}({X}), {to}",
                       lambda j, to: f"vmovups {places[j]}, {to}", columns,
                       lambda r, j: j * rows + r)
@@ -154,13 +160,21 @@ def _each_strip(x, w, y, start, stop):
                     at_x, at_w = x[p, first:].ctypes.data, at + 4 * s * width
                     at_sums, count = sums[p, s].ctypes.data, min(DEPTH, k - first)
                     if p == 0 and count == DEPTH:
-                        share = at + (DEPTH + s * (DEPTH // rows)) * stride
-                        if rows == 2:
-                            _rows_2(at_x, at_w, at_sums, stride, share)
-                        elif rows == 4:
-                            _rows_4(at_x, at_w, at_sums, stride, share)
+                        if not BY_TILES:
+                            fetch = at + (DEPTH + s * (DEPTH // rows)) * stride
+                        elif s + 2 < rows:
+                            fetch = at_w + 8 * width
+                        elif first + DEPTH < k or g + 1 == stop:
+                            fetch = at + DEPTH * stride + 4 * (s + 2 - rows) * width
                         else:
-                            _rows_8(at_x, at_w, at_sums, stride, share)
+                            fetch = (w.ctypes.data
+                                     + 4 * (min(left + WIDE, n - WIDE) + (s + 2 - rows) * width))
+                        if rows == 2:
+                            _rows_2(at_x, at_w, at_sums, stride, fetch)
+                        elif rows == 4:
+                            _rows_4(at_x, at_w, at_sums, stride, fetch)
+                        else:
+                            _rows_8(at_x, at_w, at_sums, stride, fetch)
                     elif rows == 2:
                         _end_2(at_x, at_w, at_sums, stride, count)
                     elif rows == 4:
