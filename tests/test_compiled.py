@@ -64,8 +64,9 @@ def test_loop_in_blocks_matches_formula(name, small_blocks):
 
 def test_every_loop_has_a_check():
     stems = {"softmax", "layer_norm", "gelu", "cross_entropy", "dropout", "adamw", "embedding",
-             "attention_amx", "attention_groups", "column_sums", "lora", "matmul_amx",
-             "matmul_bfloat16", "matmul_few_rows", "matmul_float32_amx", "residual_layer_norm"}
+             "attention_amx", "attention_decode", "attention_groups", "column_sums", "lora",
+             "matmul_amx", "matmul_bfloat16", "matmul_few_rows", "matmul_float32_amx",
+             "residual_layer_norm"}
     found = {path.stem for path in Path(jit.__file__).with_name("compiled").glob("[a-z]*.py")}
     assert found == stems | {"bits", "exp", "philox", "pack_bfloat16"}     # parts of the others
     here = stems - ({"matmul_bfloat16"} if processor.why_not_avx512_bf16() else set())

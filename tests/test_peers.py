@@ -38,6 +38,7 @@ EXEMPT = {
     ("linear", "MKL"): "no case of a peer is that large; tests/test_mkl.py compares it",
     ("attention", "tensor cores"): "its factors are rounded to 16 bits",
     ("attention", "AMX"): "its factors are rounded to 16 bits",
+    ("attention", "decode"): "no case asks a cache; tests/test_attention_decode.py compares it",
     ("lora", "formula"): "no peer of the sample has it; tests/test_parity_peft.py does",
     ("lora", "16 bits"): "its factors are rounded to 16 bits",
     ("span_cross_entropy", "formula"): "no peer of the sample has it",

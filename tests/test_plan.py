@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -211,7 +212,7 @@ def test_what_the_forward_keeps_is_within_one_percent(name, rng):
 class Counted(np.ndarray):
     """An array that notes the shapes of every matrix product that it takes part in."""
 
-    products = Counter()
+    products, lock = Counter(), threading.Lock()     # several threads multiply
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
         plain = [np.asarray(x) if isinstance(x, Counted) else x for x in inputs]
@@ -219,7 +220,8 @@ class Counted(np.ndarray):
             options["out"] = tuple(np.asarray(x) if isinstance(x, Counted) else x for x in out)
         if ufunc is np.matmul:
             a, b = plain
-            Counted.products[a.shape[-2], a.shape[-1], b.shape[-1]] += int(np.prod(a.shape[:-2]))
+            with Counted.lock:
+                Counted.products[*a.shape[-2:], b.shape[-1]] += int(np.prod(a.shape[:-2]))
         made = getattr(ufunc, method)(*plain, **options)
         if out is not None:
             return out[0]

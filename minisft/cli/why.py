@@ -1,6 +1,7 @@
 """`minisft why`: which implementation of an operation runs, and why the others do not."""
 
 import argparse
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -70,12 +71,13 @@ def _arguments(name: str, args: argparse.Namespace) -> dict[str, Any]:
         return np.broadcast_to(np.zeros((), dtype), shape)
 
     def laid(x: np.ndarray) -> np.ndarray:     # as if it lay in memory, where nobody may look
-        return as_strided(x, strides=(x.shape[1] * x.itemsize, x.itemsize), writeable=False)
+        strides = [x.itemsize * prod(x.shape[i + 1:]) for i in range(x.ndim)]
+        return as_strided(x, strides=strides, writeable=False)
 
     n, width, low = args.tokens * args.texts, args.width, FORMATS[args.precision]
     x, ids = array(n, width), array(n, dtype=np.int64)
     if name == "attention":
-        return _attention(args, array) | {"compute_dtype": low}
+        return _attention(args, array, laid) | {"compute_dtype": low}
     if name == "dropout":
         words = random.Tokens(random.Stream(0, 0), 1, random.MLP_OUT, ids, ids)
         return {"x": x, "words": words, "rate": args.dropout}
@@ -95,11 +97,12 @@ def _arguments(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "squared_norm": {"grads": array(n * width)}}[name]
 
 
-def _attention(args: argparse.Namespace, array: Any) -> dict[str, Any]:
+def _attention(args: argparse.Namespace, array: Any, laid: Any) -> dict[str, Any]:
     queries, head = 1 if args.cached else args.tokens, (args.heads, args.width // args.heads)
     cu_seqlens = np.arange(args.texts + 1) * queries
     capacity = args.tokens + args.cached     # a cache has room for what is yet to come
     keys, stream = array(args.texts * capacity, *head), random.Stream(0, 0)
+    keys = laid(keys) if args.cached else keys
     words = random.Scores(stream, 1, np.arange(args.texts), cu_seqlens, args.heads)
     return {"q": array(args.texts * queries, *head), "k": keys, "v": keys,
             "cu_seqlens": cu_seqlens, "key_starts": np.arange(args.texts) * capacity,

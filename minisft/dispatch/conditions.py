@@ -1,7 +1,7 @@
 """When an implementation takes a call: each condition says why not, or "" where it does."""
 
 from collections.abc import Callable
-from operator import sub
+from operator import add, sub
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,21 @@ def all_ask(site: Site, arguments: dict[str, Any]) -> str:
             and np.asarray(arguments["key_lengths"]).tolist()
             == list(map(sub, edges[1:], edges[:-1])))
     return "" if same else "not every token asks, or keys come from a cache"
+
+
+def one_asks(site: Site, arguments: dict[str, Any]) -> str:
+    """One query of each sequence asks keys that lie in one piece, as a cache does; no dropout."""
+    k, v = arguments["k"], arguments["v"]
+    if not (k.flags.c_contiguous and v.flags.c_contiguous):
+        return "keys and values come from the batch, or lie in several pieces"
+    edges, starts, lengths = (np.asarray(arguments[name]).tolist()
+                              for name in ("cu_seqlens", "key_starts", "key_lengths"))
+    if edges != list(range(len(lengths) + 1)):
+        return "not one query of each sequence asks"
+    if not lengths or min(lengths) < 1 or min(starts) < 0 or \
+            max(map(add, starts, lengths)) > len(k):
+        return "a sequence's keys are not there"
+    return "" if arguments.get("drop") is None else "there is dropout"
 
 
 def packed_keys(site: Site, arguments: dict[str, Any]) -> str:

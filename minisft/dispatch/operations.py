@@ -5,6 +5,7 @@
     row blocks        the same formula on blocks of rows, on all cores
     groups            attention over texts of like length side by side; "compiled groups" with loops
                       between the products
+    decode            attention of one query of each text to a cache on a CPU, read once
     key blocks        attention of long texts, block by block of their keys
     compiled          loops that Numba compiles, minisft/backend/cpu/compiled
     few rows          a linear map of a few rows on a CPU, whose weights are read once
@@ -54,6 +55,7 @@ from minisft.dispatch.conditions import (
     no_kernels,
     on_cpu,
     on_gpu,
+    one_asks,
     own_score_words,
     own_words,
     packed_keys,
@@ -260,6 +262,8 @@ attention = Operation("attention", ops.attention.forward, [
         no_kernels, on_cpu, compiled, computes_in(BFLOAT16, "bfloat16"), amx, all_ask,
         own_score_words, multiple("q", 32), widest("q", 128), at_most(1024)),
         lambda: _loops("attention_amx")),
+    Implementation("decode", (no_kernels, compiled, one_asks), lambda: SimpleNamespace(
+        forward=_loops("attention_decode").forward, backward=ops.attention.backward)),
     # the scores of long texts grow with the square of the length
     Implementation("key blocks", (no_kernels, longer_than(lambda: attention_key_blocks.SHORT)),
                    lambda: attention_key_blocks),

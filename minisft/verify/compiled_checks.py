@@ -47,6 +47,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
     from minisft.backend.cpu.compiled import (
         adamw,
         attention_amx,
+        attention_decode,
         attention_groups,
         column_sums,
         cross_entropy,
@@ -92,6 +93,7 @@ def compiled_checks() -> dict[str, KernelCheck]:
                       f"{', dropout' * drop})",
                       partial(_attention, Groups(attention_groups), 8, causal, drop))
           for causal in (True, False) for drop in (False, True)),
+        KernelCheck("compiled attention_decode", partial(_decode, attention_decode)),
         KernelCheck("compiled bfloat16", partial(of_bfloat16, matmul_bfloat16)),
     ]
     for loops, reason in ((matmul_amx, processor.why_not_amx()),
@@ -180,6 +182,17 @@ def _products(loops, rows, size, put, rounds=True):
 def _clipped_step(adamw, values, grads, m, v, t, groups, scale, limit):
     norm = float(np.sqrt(adamw.squares(grads)[0])) * scale
     adamw.step(values, grads, m, v, t, groups, scale=scale * min(1, limit / norm))
+
+
+def _decode(loops, size, put):
+    """One query of each of three sequences, whose keys fill a part of a cache."""
+    rest = np.arange(4), size * np.arange(3), np.array([1, size, size // 2 + 1])
+    q, k, v, dy = normal((3, 2, 8), (3 * size, 2, 8), (3 * size, 2, 8), (3, 2, 8))
+
+    def of(form):     # the formula's backward takes what the loop keeps
+        return lambda *qkv: form.forward(*qkv, *rest), ops.attention.backward
+
+    return compare(("y", "dq", "dk", "dv"), put, of(loops), of(ops.attention), [q, k, v], dy)
 
 
 def _attention(loops, width, causal, drop, size, put):

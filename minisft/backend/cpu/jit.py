@@ -108,6 +108,30 @@ def assembly(text: list[str], used: list[str], operands: int = 5) -> Callable | 
     return run
 
 
+def prefetching() -> Callable | None:
+    """-> what a loop calls with the address (int64) of a line that it is going to read: the cache
+    fetches it meanwhile. On every processor, and for any address."""
+    if numba() is None:
+        return None
+    from llvmlite import ir
+    from numba import types
+    from numba.core.cgutils import get_or_insert_function
+    from numba.extending import intrinsic
+    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+    to_read, into_all_caches, data = (ir.Constant(number, n) for n in (0, 3, 1))
+
+    @intrinsic
+    def run(context, address):
+        def generate(context, builder, signature, args):
+            function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+            builder.call(function, [builder.inttoptr(args[0], pointer), to_read, into_all_caches,
+                                    data])
+            return context.get_dummy_value()
+        return types.void(types.int64), generate
+    return run
+
+
 def each(work: Callable[[int, int], Result], n: int, row_bytes: int) -> list[Result]:
     """work(start, stop) for blocks of n rows, on all threads -> results in the order of rows."""
     # larger blocks than NumPy's: a loop uses few arrays, and each call costs microseconds
