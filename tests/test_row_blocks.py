@@ -1,5 +1,7 @@
+import gc
 import multiprocessing
 import threading
+import time
 import warnings
 import weakref
 
@@ -59,6 +61,50 @@ def test_no_thread_keeps_what_it_worked_on(n_threads):
     row_blocks.each(np.negative, items)
     del items
     assert [item() for item in gone] == [None] * 4
+
+
+def test_an_error_comes_when_all_threads_are_done(monkeypatch):
+    monkeypatch.setattr(row_blocks, "threads", lambda: 3)
+    arrived, done, made = threading.Barrier(3, timeout=20), [], []
+
+    def work(i):
+        here = np.empty(1)
+        made.append(weakref.ref(here))
+        arrived.wait()
+        if i < 2:
+            raise ZeroDivisionError
+        time.sleep(0.2)
+        done.append(i)
+
+    def fails():
+        try:
+            row_blocks.each(work, range(3))
+        except ZeroDivisionError:
+            return True
+
+    gc.disable()     # an error's frames hold their arrays: none may wait for the collector
+    try:
+        assert [fails() for _ in range(3)] == [True] * 3 and done == [2] * 3
+        assert [array() for array in made] == [None] * 9
+    finally:
+        gc.enable()
+
+
+def test_threads_begin_once_whoever_comes_first(monkeypatch):
+    monkeypatch.setattr(row_blocks, "threads", lambda: 3)
+    monkeypatch.setattr(row_blocks, "_begun", {})
+    begin, before = threading.Barrier(4, timeout=20), threading.active_count()
+
+    def first():
+        begin.wait()
+        assert row_blocks.each(abs, [-1, -2, -3]) == [1, 2, 3]
+
+    callers = [threading.Thread(target=first) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(20)
+    assert threading.active_count() == before + 2
 
 
 def blas_threads():

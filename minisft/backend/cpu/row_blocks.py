@@ -41,7 +41,8 @@ class _Job:
     """Work that another thread does meanwhile."""
 
     def __init__(self, work: Callable[[], None]) -> None:
-        self.work, self.context = work, copy_context()     # which has np.errstate
+        self.work: Callable[[], None] | None = work
+        self.context = copy_context()     # which has np.errstate
         self.error: BaseException | None = None
         self.running = threading.Lock()
         self.running.acquire()
@@ -52,19 +53,27 @@ class _Job:
             self.context.run(self.work)
         except BaseException as error:
             self.error = error
+        self.work = None     # who waits may count on the memory of its arrays
         self.running.release()
 
-    def wait(self) -> None:
-        """Until it is done; raises what it has raised."""
-        self.running.acquire()
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
+
+def _wait(jobs):
+    """Until all are done; raises what the first of them has raised."""
+    for job in jobs:
+        job.running.acquire()
+    errors = [job.error for job in jobs if job.error is not None]
+    for job in jobs:
+        job.error = None
+    try:
+        if errors:
+            raise errors[0]
+    finally:
+        errors.clear()     # else it holds this frame, and this frame holds it
 
 
 class _Workers:
-    """Threads that wait for jobs. Those of concurrent.futures take 60 us more for a job, and a
-    generated token has 50 of them."""
+    """Threads that wait for jobs. Those of concurrent.futures take 50 us more for a job, and a
+    generated token has some 60 of them."""
 
     def __init__(self, n: int) -> None:
         self.jobs: SimpleQueue[_Job] = SimpleQueue()
@@ -74,12 +83,25 @@ class _Workers:
     def _work(self):
         _inside.share = True
         while True:
-            self.jobs.get().run()     # and forgets it: nobody may keep a caller's arrays
+            self.jobs.get().run()
 
 
-@cache
+_begun: dict[int, _Workers] = {}
+_beginning = threading.Lock()
+
+
 def _workers(n):
-    return _Workers(n)
+    if n not in _begun:
+        with _beginning:     # several threads may be the first
+            if n not in _begun:
+                _begun[n] = _Workers(n)
+    return _begun[n]
+
+
+def _forget_workers():
+    global _beginning
+    _begun.clear()
+    _beginning = threading.Lock()
 
 
 def blocks(n: int, row_bytes: int) -> list[slice]:
@@ -130,7 +152,7 @@ class OneBlasThread:
 one_blas_thread = OneBlasThread()
 
 if hasattr(os, "register_at_fork"):     # a forked process has the pool but not its threads
-    os.register_at_fork(after_in_child=_workers.cache_clear)
+    os.register_at_fork(after_in_child=_forget_workers)
     os.register_at_fork(after_in_child=one_blas_thread.reset)
 
 
@@ -184,6 +206,5 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         share()     # soon: a thread that wakes while this one has the GIL sleeps once more
     finally:
         _inside.share = False
-        for other in begun:
-            other.wait()
+        _wait(begun)
     return results
