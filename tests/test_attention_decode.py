@@ -48,6 +48,14 @@ def test_values_and_gradients_are_the_formula_s(rng, lengths, heads, width):
             close(ours, theirs, 2e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.int32, list])
+def test_keys_may_be_given_by_any_whole_numbers(rng, dtype):
+    q, k, v, *rest = asked(rng, [5, 1, 33])
+    given = [a.tolist() if dtype is list else a.astype(dtype) for a in rest]
+    assert np.array_equal(attention.forward(q, k, v, *given)[0],
+                          attention.forward(q, k, v, *rest)[0])
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_single_query_sees_every_key(rng, causal):
     arguments = asked(rng, [9, 4])

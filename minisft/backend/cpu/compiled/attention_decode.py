@@ -24,7 +24,7 @@ def forward(q: np.ndarray, k: np.ndarray, v: np.ndarray, cu_seqlens: np.ndarray,
             drop: None = None) -> tuple[np.ndarray, tuple]:
     """q (B,H,D), k and v (Nk,H,D) each in one piece -> y (B,H,D), cache."""
     _, heads, width = q.shape
-    y, ends = np.empty(q.shape, np.float32), np.cumsum(key_lengths)
+    y, ends = np.empty(q.shape, np.float32), np.cumsum(key_lengths, dtype=np.int64)
     p = np.empty(heads * int(ends[-1]), np.float32)
     arrays = np.ascontiguousarray(q), k, v, np.asarray(key_starts, np.int64), ends, p, y
     row_blocks.each(lambda part: _attend(*arrays, F(1 / sqrt(width)), *part),
