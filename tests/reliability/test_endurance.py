@@ -109,21 +109,25 @@ def test_a_long_training_keeps_memory_and_files(arguments):
         require_constant(*watch([*arguments[:-1], arguments[-1] + "-again"], SECONDS))
 
 
-@pytest.mark.parametrize("step", range(0, 241, 20))
+@pytest.mark.parametrize("step", [0, 1, 5, 60, 119, 120, 121, 180, 235, 239, 240])
 def test_one_step_is_no_leak(step):
+    """A steady leak of 0.6 MB in a minute is found, wherever the step is."""
     memory = 34 + 0.6 * (np.arange(240) >= step)
     require_constant(memory, np.full(240, 5))
-    leak = np.linspace(0, 0.3, 240)
     with pytest.raises(AssertionError):
-        require_constant(memory + leak, np.full(240, 5))
+        require_constant(memory + np.linspace(0, 0.6, 240), np.full(240, 5))
 
 
 @PROC
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", ["bytearray(2000)", "os.open('/dev/null', 0)"])
 def test_planted_leaks_are_found(arguments, kept):
-    """Bytes, or (until the system refuses more of them) files."""
+    """Bytes, or (until the system refuses more of them) files, whatever else happens."""
     memory, files = watch(arguments, 9, 20_000, ("-c", LEAK.format(kept=kept)))
+    if kept.startswith("os"):
+        memory[:] = memory[0]
+    else:
+        files[:] = files[0]
     with pytest.raises(AssertionError):
         require_constant(memory, files)
 
