@@ -11,8 +11,8 @@ fast the weights come from memory. BLAS, made for many rows, packs them first.
              from the first cache, adds (1) for the block's k and lays them down again
     fetching meanwhile a tile fetches what comes later. Intel's processors read on by themselves
              wherever they have seen a few lines asked for, and in many rows at once: there it is
-             the tile after the next. On AMD's memory would so give half as much: there it is a
-             share of the next block, row after row from end to end
+             the tile after the next. On AMD's, memory would give half as much that way: there it
+             is a share of the next block, row after row from end to end
     columns  w lies in columns (a token table): a tile takes whole columns; a register has the sums
              of one column and row over every 16th k, which are added at the end
     panels   more than 8 rows are two tiles, of which the second finds w in the cache
