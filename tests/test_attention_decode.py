@@ -111,8 +111,10 @@ def test_what_it_does_not_take_runs_as_before(rng):
                   (q, k, v, edges, starts - 1, lengths), (q, k, v, edges, starts, lengths + 1),
                   in_float64(arguments)):
         assert chosen(*other) == "formula"
+    without = edges, starts, lengths * [1, 0]
     with pytest.raises(ValueError, match="1 queries but 0 keys"):
-        attention.forward(q, k, v, edges, starts, lengths * [1, 0])
+        attention.forward(q, k, v, *without)
+    assert chosen(q, k, v, *without, False) == "formula"
     with jit.compiled(False):
         assert chosen(*arguments) == "formula"
 
