@@ -197,7 +197,7 @@ def each(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
             results[i] = work(items[i])
 
     others, jobs = [_Job(share) for _ in range(1, n)], _workers(threads() - 1).jobs
-    begun: list[_Job] = []
+    begun: list[_Job] = []     # Ctrl-C may come before all have
     _inside.share = True
     try:
         for other in others:
